@@ -1,0 +1,38 @@
+# Everything runs in .venv, made here with the standard library's venv and pip.
+# Another interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test check bench docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo  ## train, distil, evaluate and export on made-up shapes; results in runs/demo
+	$(BIN)/rtdetrv4 demo --out runs/demo
+
+test: $(VENV)/.installed-dev  ## every test
+	$(BIN)/pytest
+
+check: $(VENV)/.installed-dev  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev  ## every script in benchmarks/
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: $(VENV)/.installed-docs  ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove the environment, caches and built files; runs/ stays
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per extra: an install is repeated only when pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
