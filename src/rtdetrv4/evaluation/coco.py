@@ -1,0 +1,292 @@
+"""COCO average precision, as pycocotools computes it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from rtdetrv4.errors import DatasetError, require
+from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
+
+logger = logging.getLogger(__name__)
+
+
+class GroundTruth(Protocol):
+    """The boxes of one image; the records of a data set have this form."""
+
+    @property
+    def info(self) -> ImageInfo:
+        """Which image, and its size."""
+        ...
+
+    @property
+    def boxes_xyxy_px(self) -> np.ndarray:
+        """(n, 4) float32, pixels of the original image."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64 in [0, K)."""
+        ...
+
+    @property
+    def is_crowd(self) -> np.ndarray:
+        """(n,) bool: a region of many objects, in which detections count neither for nor against."""
+        ...
+
+    @property
+    def areas(self) -> np.ndarray:
+        """(n,) float64, square pixels: of the object, not of its box, where the annotations tell."""
+        ...
+
+
+class ImageDetections(NamedTuple):
+    """What was found in one image, by descending score."""
+
+    boxes_xyxy_px: np.ndarray
+    """(n, 4) float32, pixels of the original image."""
+    scores: np.ndarray
+    """(n,) float32 in [0, 1]."""
+    labels: np.ndarray
+    """(n,) int64 in [0, K)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """The twelve COCO numbers and the AP of every class.
+
+    A number is NaN where it is not defined: nothing of that size, or no box of that class, in the ground truth.
+    `as_dict` gives None for these, so that it can be written as JSON.
+
+    References:
+        https://cocodataset.org/#detection-eval
+    """
+
+    ap: float
+    """Mean over classes and the IoU thresholds 0.50, 0.55, ... 0.95."""
+    ap50: float
+    ap75: float
+    ap_small: float
+    """Objects of less than 32² pixels."""
+    ap_medium: float
+    ap_large: float
+    """Objects of more than 96² pixels."""
+    ar1: float
+    """Recall with at most one detection per image and class; mean over classes and IoU thresholds."""
+    ar10: float
+    ar100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class: Mapping[str, float]
+    """AP of each class, by name."""
+    per_class_ap50: Mapping[str, float]
+    num_images: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for `json.dumps`: None instead of NaN."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: plain(item) for name, item in value.items()}
+            return None if isinstance(value, float) and math.isnan(value) else value
+
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+class CocoEvaluator:
+    """Collects detections image by image and computes COCO metrics over all of `records`.
+
+    An image without detections counts with all its boxes missed. COCO's limit of 100 detections holds per image *and
+    class*, as in pycocotools, so up to 100·K detections per image are of use.
+
+    Across processes: every rank updates with its own images, the states are gathered, and any rank that needs the
+    result merges them. Detections are kept by image, so an image that two ranks have seen counts once.
+
+    Args:
+        records: the ground truth, one per image.
+        classes: names of the K classes that labels refer to.
+
+    Raises:
+        DatasetError: there is no image, or two have the same id.
+    """
+
+    def __init__(self, records: Iterable[GroundTruth], classes: ClassMap) -> None:
+        # By id, as pycocotools goes through them: where scores of two images tie, the order decides.
+        self.records: tuple[GroundTruth, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
+        self.classes = classes
+        self._detections: dict[int, ImageDetections] = {}
+        self._index_of = {record.info.image_id: index for index, record in enumerate(self.records)}
+        if not self.records:
+            raise DatasetError("there are no images to evaluate on; give a data set with a validation split")
+        if len(self._index_of) < len(self.records):
+            raise DatasetError(
+                f"{len(self.records)} images share {len(self._index_of)} image ids; give each image an id of its own"
+            )
+
+    @property
+    def detections(self) -> tuple[ImageDetections, ...]:
+        """What was found in each image, in the order of `records`."""
+        nothing = ImageDetections(
+            np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
+        )
+        return tuple(self._detections.get(record.info.image_id, nothing) for record in self.records)
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._detections.clear()
+
+    def update(self, infos: Sequence[ImageInfo], found: PostprocessedBatch) -> None:
+        """Take in the detections of a batch; those of an image seen before are replaced.
+
+        Args:
+            infos: the B images of the batch.
+            found: their detections, on any device, in any float type.
+
+        Raises:
+            DatasetError: an image is not in the ground truth, or a label is not one of its classes.
+        """
+        scores = found.scores.detach().float().cpu().numpy()
+        labels = found.labels.detach().cpu().numpy()
+        boxes = found.boxes_xyxy_px.detach().float().cpu().numpy()
+        if labels.size and not 0 <= labels.min() <= labels.max() < self.classes.num_classes:
+            raise DatasetError(
+                f"the detections have labels {labels.min()}...{labels.max()}, the data set has classes "
+                f"0...{self.classes.num_classes - 1}; evaluate a model that was trained for these classes"
+            )
+        finite = np.isfinite(scores) & np.isfinite(boxes).all(axis=-1)
+        if not finite.all():
+            logger.warning("%d detections are NaN or infinite and are left out", (~finite).sum())
+        for info, *arrays, keep in zip(infos, boxes, scores, labels, finite, strict=True):
+            if info.image_id not in self._index_of:
+                raise DatasetError(
+                    f"image id {info.image_id} ({info.file_name}) is not among the {len(self.records)} images of the "
+                    "ground truth; evaluate on the split that the evaluator was made for"
+                )
+            self._detections[info.image_id] = ImageDetections(*(array[keep] for array in arrays))
+
+    def state(self) -> dict[int, ImageDetections]:
+        """The detections by image id: plain numpy, to be gathered from all ranks and given to `merge`."""
+        return dict(self._detections)
+
+    def merge(self, states: Iterable[Mapping[int, ImageDetections]]) -> None:
+        """Take in the states of other ranks; this rank's own may be among them."""
+        for state in states:
+            self._detections.update(state)
+
+    def results(self) -> list[dict[str, Any]]:
+        """All detections in COCO's result format, with the category ids of the annotations.
+
+        This is what evaluation servers take, as a JSON file. Boxes are x, y, width, height in pixels.
+        """
+        category_ids = self.classes.category_ids
+        return [
+            {"image_id": record.info.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+            for record, found in zip(self.records, self.detections, strict=True)
+            for box, score, label in zip(
+                _xywh(found.boxes_xyxy_px).tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
+        ]
+
+    def compute(self) -> Metrics:
+        """Metrics over all images and all detections so far."""
+        unseen = len(self.records) - len(self._detections)
+        if unseen:
+            logger.warning("%d of %d images were not evaluated; their boxes count as missed", unseen, len(self.records))
+        coco = require("faster_coco_eval", "train")
+        with _paused_garbage_collection():
+            truth = coco.COCO(self._dataset(self._annotations()))
+            found = coco.COCO(self._dataset(self._predictions()))
+            evaluation = coco.COCOeval_faster(truth, found, "bbox", print_function=logger.debug)
+            evaluation.evaluate()
+            evaluation.accumulate()
+        precision = np.asarray(evaluation.eval["precision"])  # IoU thresholds × recalls × K × areas × limits
+        recall = np.asarray(evaluation.eval["recall"])  # IoU thresholds × K × areas × limits
+        names = self.classes.names
+        return Metrics(
+            ap=_mean(precision[..., 0, -1]),
+            ap50=_mean(precision[0, ..., 0, -1]),
+            ap75=_mean(precision[5, ..., 0, -1]),
+            ap_small=_mean(precision[..., 1, -1]),
+            ap_medium=_mean(precision[..., 2, -1]),
+            ap_large=_mean(precision[..., 3, -1]),
+            ar1=_mean(recall[..., 0, 0]),
+            ar10=_mean(recall[..., 0, 1]),
+            ar100=_mean(recall[..., 0, 2]),
+            ar_small=_mean(recall[..., 1, -1]),
+            ar_medium=_mean(recall[..., 2, -1]),
+            ar_large=_mean(recall[..., 3, -1]),
+            per_class={name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)},
+            per_class_ap50={name: _mean(precision[0, :, k, 0, -1]) for k, name in enumerate(names)},
+            num_images=len(self.records),
+        )
+
+    # COCO's own structure, in which the position of a record stands for its image id and the label for its category id:
+    # the C++ code keeps both as doubles, so that large ids would collide.
+    def _dataset(self, annotations: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "images": [{"id": index} for index in range(len(self.records))],
+            "categories": [{"id": k, "name": name} for k, name in enumerate(self.classes.names)],
+            "annotations": annotations,
+        }
+
+    def _annotations(self) -> list[dict[str, Any]]:
+        records = self.records
+        columns = {
+            "image_id": np.repeat(np.arange(len(records)), [len(record.labels) for record in records]),
+            "category_id": np.concatenate([record.labels for record in records]),
+            "bbox": _xywh(np.concatenate([record.boxes_xyxy_px for record in records])),
+            "area": np.concatenate([record.areas for record in records]),
+            "iscrowd": np.concatenate([record.is_crowd for record in records]).astype(np.int64),
+        }
+        return _rows(columns)
+
+    def _predictions(self) -> list[dict[str, Any]]:
+        detections = self.detections
+        boxes = _xywh(np.concatenate([found.boxes_xyxy_px for found in detections]))
+        columns = {
+            "image_id": np.repeat(np.arange(len(detections)), [len(found.labels) for found in detections]),
+            "category_id": np.concatenate([found.labels for found in detections]),
+            "bbox": boxes,
+            "area": boxes[:, 2] * boxes[:, 3],
+            "score": np.concatenate([found.scores for found in detections]),
+        }
+        return _rows(columns)
+
+
+def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """One dict per row, with ids from 1: the C++ code takes id 0 for "not matched"."""
+    values = (column.tolist() for column in columns.values())
+    keys = ("id", *columns)
+    return [dict(zip(keys, row, strict=True)) for row in zip(range(1, 1 + len(columns["bbox"])), *values, strict=True)]
+
+
+def _xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """(n, 4) float64: left, top, width, height."""
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the defined values (COCO marks the others with -1), or NaN."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else math.nan
+
+
+@contextlib.contextmanager
+def _paused_garbage_collection() -> Iterator[None]:
+    """Building a million dicts makes the collector look through all of them again and again: 3x the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
