@@ -1,0 +1,274 @@
+"""The evaluation as files: numbers in metrics.json, and three pictures to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rtdetrv4.errors import require
+from rtdetrv4.evaluation.coco import CocoEvaluator, Metrics
+from rtdetrv4.evaluation.curves import (
+    CONFIDENCES,
+    IOU_THRESHOLD,
+    RECALLS,
+    Curves,
+    best_confidence,
+    confusion_matrix,
+    operating_curves,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours without the two that are hard to see on white: told apart with any kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_WIDE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Arial Unicode MS",
+)
+_MAX_NAMED_LINES = 10
+_NUM_NAMED_OF_MANY = 5
+_MAX_CLASSES_WITH_COUNTS = 20
+
+
+def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics | None = None) -> dict[str, Any]:
+    """Write metrics.json, confusion_matrix.png, precision_recall.png and f1_confidence.png.
+
+    Args:
+        evaluator: has seen all images.
+        folder: is made if it is not there; files of an earlier report in it are replaced.
+        metrics: what `evaluator.compute()` returned, if it was called already.
+
+    Returns:
+        The contents of metrics.json: the fields of `Metrics`; "confidence", the threshold with the best mean F1; and
+        "classes", with each class's best threshold and its precision, recall and F1 there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = evaluator.classes.names
+    images = (evaluator.records, evaluator.detections, len(names))
+    metrics = metrics or evaluator.compute()
+    curves = operating_curves(*images)
+    mean_f1 = _mean_of_rows(curves.f1)
+    confidence = best_confidence(mean_f1)
+    content = metrics.as_dict() | {
+        "iou_threshold": IOU_THRESHOLD,
+        "confidence": confidence,
+        "classes": {name: _operating_point(curves, k) for k, name in enumerate(names)},
+    }
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    shown_confidence = 0.5 if confidence is None else confidence
+    counts = confusion_matrix(*images, shown_confidence)
+    with require("matplotlib", "train").rc_context({"font.family": _fonts()}):
+        _save(draw_precision_recall(curves, names), folder / "precision_recall.png")
+        _save(draw_f1_confidence(curves, names), folder / "f1_confidence.png")
+        _save(draw_confusion_matrix(counts, names, shown_confidence), folder / "confusion_matrix.png")
+    return content
+
+
+def _operating_point(curves: Curves, k: int) -> dict[str, Any]:
+    confidence = best_confidence(curves.f1[k])
+    point: dict[str, Any] = {"num_boxes": int(curves.num_boxes[k]), "confidence": confidence}
+    for name in ("precision", "recall", "f1"):
+        value = math.nan if confidence is None else getattr(curves, name)[k, round(confidence * (len(CONFIDENCES) - 1))]
+        point[name] = None if math.isnan(value) else float(value)
+    return point
+
+
+def draw_precision_recall(curves: Curves, names: Sequence[str]) -> Figure:
+    """Precision over recall, one line per class and their mean."""
+    ap50 = curves.precision_at_recall.mean(axis=1)
+    labels = [f"{ap:.2f}  {_short(name)}" for ap, name in zip(ap50, names, strict=True)]
+    mean = _mean_of_rows(curves.precision_at_recall)
+    return _draw_lines(
+        RECALLS,
+        curves.precision_at_recall,
+        labels,
+        quality=ap50,
+        mean=mean,
+        mean_label=f"{mean.mean():.2f}  mean",
+        title="Precision and recall, IoU 0.5",
+        axis_labels=("recall", "precision"),
+        legend_title="AP50",
+    )
+
+
+def draw_f1_confidence(curves: Curves, names: Sequence[str]) -> Figure:
+    """F1 over the confidence threshold, one line per class and their mean, with a dot at the best threshold."""
+    best = [best_confidence(f1) for f1 in curves.f1]
+    quality = np.array([math.nan if np.isnan(f1).all() else f1.max() for f1 in curves.f1])
+    labels = [
+        f"{f1:.2f}  at {_threshold(at)}  {_short(name)}" for f1, at, name in zip(quality, best, names, strict=True)
+    ]
+    mean = _mean_of_rows(curves.f1)
+    return _draw_lines(
+        CONFIDENCES,
+        curves.f1,
+        labels,
+        quality=quality,
+        mean=mean,
+        mean_label=f"{mean.max():.2f}  at {_threshold(best_confidence(mean))}  mean",
+        title="F1 by confidence threshold, IoU 0.5",
+        axis_labels=("confidence threshold", "F1"),
+        legend_title="best F1",
+        marked=[*best, best_confidence(mean)],
+    )
+
+
+def draw_confusion_matrix(counts: np.ndarray, names: Sequence[str], confidence: float) -> Figure:
+    """Rows are true classes, columns what they were found as; classes that occur in neither are left out.
+
+    Args:
+        counts: (K+1)×(K+1) as `confusion_matrix` returns them.
+        names: K names.
+        confidence: the threshold that was applied, for the title.
+    """
+    last = len(names)
+    shown = [k for k in range(last) if counts[k].any() or counts[:, k].any()] or list(range(last))
+    counts = counts[np.ix_([*shown, last], [*shown, last])].astype(float)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    share[-1] = counts[-1] / np.maximum(counts.sum(axis=0), 1)  # false positives have no true class to be a share of
+    counts[-1, -1] = share[-1, -1] = np.nan  # what was rightly not found cannot be counted
+    num_shown = len(counts)
+
+    cell = min(max(9.0 / num_shown, 0.16), 0.75)  # inches
+    font = min(max(cell * 18, 5.5), 10)
+    longest = max(len(_short(names[k])) for k in shown)
+    margin = 1.3 + longest * font * 0.6 / 72
+    side = num_shown * cell
+    figure = _figure(max(side, 3.2) + margin + 0.9, max(side, 2.4) + margin + 0.4)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", norm=require("matplotlib.colors", "train").PowerNorm(0.6, 0, 1))
+    labels = [_short(names[k]) for k in shown]
+    ticks = range(num_shown)
+    axes.set_xticks(ticks, [*labels, "missed"], rotation=90 if longest > 3 else 0, fontsize=font, parse_math=False)
+    axes.set_yticks(ticks, [*labels, "no box"], fontsize=font, parse_math=False)
+    axes.set_xlabel("found as")
+    axes.set_ylabel("true class")
+    axes.set_title(
+        f"Boxes by true and predicted class\nconfidence ≥ {confidence:.2f}, IoU ≥ {IOU_THRESHOLD}", loc="left"
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for line in (axes.axhline, axes.axvline):  # set apart what is no class
+        line(num_shown - 1.5, color="#555555", linewidth=0.8)
+    if len(shown) <= _MAX_CLASSES_WITH_COUNTS:
+        for row, column in zip(*np.nonzero(np.nan_to_num(counts)), strict=True):
+            colour = "white" if share[row, column] > 0.45 else "#222222"
+            text = f"{counts[row, column]:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, fraction=0.04, pad=0.03, format="{x:.0%}")
+    bar.set_ticks([0, 0.05, 0.25, 0.5, 0.75, 1])
+    bar.set_label("share of boxes (last row: of detections)", fontsize=8)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _draw_lines(
+    x: np.ndarray,
+    lines: np.ndarray,
+    labels: Sequence[str],
+    *,
+    quality: np.ndarray,
+    mean: np.ndarray,
+    mean_label: str,
+    title: str,
+    axis_labels: tuple[str, str],
+    legend_title: str,
+    marked: Sequence[float | None] = (),
+) -> Figure:
+    """Lines of K classes in [0, 1]², best first in the legend; of many classes only the weakest have a name."""
+    figure = _figure(9, 5)
+    axes = figure.add_subplot()
+    ranked = [k for k in np.argsort(-quality) if not math.isnan(quality[k])]  # NaN: the class has no boxes
+    named = ranked if len(ranked) <= _MAX_NAMED_LINES else ranked[-_NUM_NAMED_OF_MANY:]
+    handles, texts = [], []
+
+    def draw(y: np.ndarray, at: float | None = None, **style: Any) -> Any:
+        (line,) = axes.plot(x, y, **style)
+        if at is not None:
+            axes.plot(
+                at, np.interp(at, x, y), "o", color=style["color"], markersize=6, markeredgecolor="white", zorder=9
+            )
+        return line
+
+    marks = dict(enumerate(marked))
+    if len(ranked) > 1:
+        handles.append(draw(mean, marks.get(len(lines)), color="black", linewidth=2.6, zorder=8))
+        texts.append(mean_label)
+    others = [draw(lines[k], color="#BBBBBB", linewidth=0.6) for k in ranked if k not in named]
+    for i, k in enumerate(named):
+        style = "-" if i < len(_COLOURS) else "--"
+        handles.append(draw(lines[k], marks.get(k), color=_COLOURS[i % len(_COLOURS)], linestyle=style, linewidth=1.6))
+        texts.append(labels[k])
+    if others:
+        handles.insert(1, others[0])
+        texts.insert(1, f"{len(others)} others; below, the {len(named)} weakest")
+
+    _style_unit_square(axes, *axis_labels)
+    axes.set_title(title, loc="left")
+    if not ranked:
+        axes.text(0.5, 0.5, "no boxes in the ground truth", ha="center", va="center", backgroundcolor="white")
+        return figure
+    # Texts are set afterwards: matplotlib leaves out labels that begin with an underscore, and a class may.
+    legend = axes.legend(
+        handles, [str(i) for i in range(len(handles))], title=legend_title, alignment="left", frameon=False,
+        loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0,
+    )  # fmt: skip
+    for text, content in zip(legend.get_texts(), texts, strict=True):
+        text.set_text(content)
+        text.set_parse_math(False)
+    return figure
+
+
+def _style_unit_square(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x_label, ylabel=y_label)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.grid(color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure in inches that belongs to no global state."""
+    return require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
+
+
+def _fonts() -> list[str]:
+    """Matplotlib's own font, then those of this machine that have Chinese, Japanese or Korean class names."""
+    installed = {font.name for font in require("matplotlib.font_manager", "train").fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in installed)]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
+    with warnings.catch_warnings():  # letters that no font has show as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(path, dpi=150)
+
+
+def _mean_of_rows(rows: np.ndarray) -> np.ndarray:
+    """Mean over classes that have boxes; zeros where none has."""
+    defined = rows[~np.isnan(rows).all(axis=1)]
+    return defined.mean(axis=0) if len(defined) else np.zeros(rows.shape[1])
+
+
+def _threshold(confidence: float | None) -> str:
+    return "–" if confidence is None else f"{confidence:.2f}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:22] + "…"
