@@ -1,0 +1,147 @@
+"""Gradient-guided Adaptive Modulation: steers the weight λ of the distillation loss.
+
+References:
+    RT-DETRv4, arXiv 2510.25257, section 3.3; the default rule is the released code's (docs/divergences.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from rtdetrv4.distillation.student import DistillationStudent
+from rtdetrv4.ops.collectives import mean_over_ranks
+
+Rule = Literal["released", "paper", "fixed"]
+Reason = Literal["below", "above", "inside", "reset", "refinement", "fixed"]
+
+SMALLEST_SHARE = 1e-6
+"""Percent; below it the share counts as unmeasured and λ returns to its default."""
+FACTOR_RANGE = (0.1, 10.0)
+"""λ changes by no more than this in an epoch."""
+
+
+class ModulationReport(NamedTuple):
+    """What GAM saw and did at the end of an epoch."""
+
+    weight: float
+    """λ for the next epoch."""
+    share: float
+    """r̄: AIFI's mean share of the L1 gradient in the epoch, in percent."""
+    reason: Reason
+
+
+def next_weight(
+    weight: float,
+    share: float,
+    *,
+    rho: float,
+    delta: float,
+    default_weight: float,
+    refinement: bool,
+    rule: Literal["released", "paper"] = "released",
+) -> tuple[float, Reason]:
+    """One step of GAM.
+
+    Inside the band [ρ−δ, ρ+δ] λ stays; outside, the far edge of the band is aimed at, because only a part of AIFI's
+    gradient comes from distillation.
+
+    Args:
+        weight: λ.
+        share: r̄ in percent.
+        rho: middle of the band, percent.
+        delta: half width of the band, percent.
+        default_weight: λ where the share is not measurable, and from the refinement stage on.
+        refinement: whether the next epoch belongs to the refinement stage.
+        rule: "released" scales λ by the ratio of odds, "paper" by the ratio of shares.
+    """
+    if share < SMALLEST_SHARE:
+        return default_weight, "reset"
+    if refinement:
+        return default_weight, "refinement"
+    if share < rho - delta:
+        target, reason = rho + delta, "below"
+    elif share > rho + delta:
+        target, reason = rho - delta, "above"
+    else:
+        return weight, "inside"
+    ratio = _odds(target) / _odds(share) if rule == "released" else target / share
+    low, high = FACTOR_RANGE
+    return weight * min(max(ratio, low), high), reason
+
+
+def _odds(percent: float) -> float:
+    return percent / (100 - percent)
+
+
+class Modulation:
+    """Owns λ: measures AIFI's share of the gradient each step, and adapts λ once per epoch.
+
+    Every rank ends an epoch with the same λ. Nothing in a step waits for the device.
+
+    Args:
+        weight: λ at the start.
+        rho: middle of the target band, percent.
+        delta: half width of the target band, percent.
+        default_weight: λ where the share is not measurable, and from the refinement stage on.
+        rule: "released", "paper", or "fixed" (λ never changes; the share is still measured).
+    """
+
+    def __init__(
+        self, weight: float, *, rho: float = 0.0, delta: float = 0.0, default_weight: float = 0.0, rule: Rule = "fixed"
+    ) -> None:
+        self.weight = weight
+        self.rho = rho
+        self.delta = delta
+        self.default_weight = default_weight
+        self.rule: Rule = rule
+        self._sum: Tensor | float = 0.0
+        self._steps: Tensor | float = 0.0
+
+    @torch.no_grad()
+    def observe(self, student: DistillationStudent) -> None:
+        """Add this step's share; call after the last backward of a step, before clipping.
+
+        A step whose gradients are not finite is not counted.
+        """
+        aifi = gradient_l1(student.detector.hybrid_encoder.aifi)
+        share = 100 * aifi / gradient_l1(student)
+        finite = share.isfinite()
+        self._sum = self._sum + torch.where(finite, share, 0.0)
+        self._steps = self._steps + finite
+
+    def end_epoch(self, *, refinement: bool) -> ModulationReport:
+        """Adapt λ to the mean share of the epoch, and start a new mean; a collective call."""
+        total = torch.stack([torch.as_tensor(self._sum, dtype=torch.float32), torch.as_tensor(self._steps).float()])
+        share_sum, steps = mean_over_ranks(total).tolist()
+        share = share_sum / max(steps, 1.0)
+        reason: Reason = "fixed"
+        if self.rule != "fixed":
+            self.weight, reason = next_weight(
+                self.weight,
+                share,
+                rho=self.rho,
+                delta=self.delta,
+                default_weight=self.default_weight,
+                refinement=refinement,
+                rule=self.rule,
+            )
+        self._sum = self._steps = 0.0
+        return ModulationReport(self.weight, share, reason)
+
+    def state_dict(self) -> dict[str, float]:
+        """λ and the running mean, so that a run can resume in the middle of an epoch."""
+        return {"weight": self.weight, "share_sum": float(self._sum), "steps": float(self._steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.weight = float(state["weight"])
+        self._sum, self._steps = float(state["share_sum"]), float(state["steps"])
+
+
+def gradient_l1(module: nn.Module) -> Tensor:
+    """Σ|g| over the parameters of `module` that have a gradient; a scalar on their device."""
+    return get_total_norm((p.grad for p in module.parameters() if p.grad is not None), norm_type=1.0)

@@ -1,0 +1,31 @@
+"""What is trained: the detector with the injector beside it. This is the module that DDP wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from rtdetrv4.distillation.injector import Injector
+from rtdetrv4.types import DetectorOutput, Target
+
+
+class DistillationStudent(nn.Module):
+    """A detector and, unless distillation is off, the projector of its F5.
+
+    Args:
+        detector: returns a `DetectorOutput` and has `hybrid_encoder.aifi`.
+        injector: None trains without distillation.
+    """
+
+    def __init__(self, detector: nn.Module, injector: Injector | None = None) -> None:
+        super().__init__()
+        self.detector = detector
+        self.injector = injector
+
+    def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[DetectorOutput, Tensor | None]:
+        """B×3×H×W images in [0, 1] → the detector's output, and F5 in the teacher's space (B×D×h×w)."""
+        output: DetectorOutput = self.detector(images, targets)
+        if self.injector is None or output.training is None:
+            return output, None
+        return output, self.injector(output.training.f5)

@@ -1,0 +1,29 @@
+"""The detector family, from shared blocks."""
+
+from rtdetrv4.models.attention import DeformableAttention, SelfAttention
+from rtdetrv4.models.backbone import Backbone
+from rtdetrv4.models.decoder import BoxDecoder, DecoderLayer, DistributionDecoder
+from rtdetrv4.models.denoising import ContrastiveDenoising
+from rtdetrv4.models.detector import DetectionModel, fuse
+from rtdetrv4.models.hybrid_encoder import AIFI, CCFF, HybridEncoder
+from rtdetrv4.models.layers import ConvNorm
+from rtdetrv4.models.postprocess import postprocess
+from rtdetrv4.models.query_selection import QuerySelection
+
+__all__ = [
+    "AIFI",
+    "CCFF",
+    "Backbone",
+    "BoxDecoder",
+    "ContrastiveDenoising",
+    "ConvNorm",
+    "DecoderLayer",
+    "DeformableAttention",
+    "DetectionModel",
+    "DistributionDecoder",
+    "HybridEncoder",
+    "QuerySelection",
+    "SelfAttention",
+    "fuse",
+    "postprocess",
+]

@@ -1,0 +1,248 @@
+"""Decoders: fine-grained distribution refinement (RT-DETRv4, DEIM, D-FINE), and plain iterative boxes (RT-DETRv2).
+
+References:
+    D-FINE, arXiv 2410.13842, section 4; RT-DETR, arXiv 2304.08069; RT-DETRv2, arXiv 2407.17140.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rtdetrv4.models.attention import DeformableAttention, SelfAttention
+from rtdetrv4.models.layers import MLP, Activation, activation
+from rtdetrv4.models.query_selection import init_box_head, init_score_head
+from rtdetrv4.ops.boxes import full_precision, inverse_sigmoid
+from rtdetrv4.ops.distribution import decode_boxes, expected_offset, weighting
+from rtdetrv4.types import HeadOutput
+
+FLOAT16_MAX = 65504.0
+
+
+class Gate(nn.Module):
+    """A learned, per-channel mixture of two streams instead of their sum (D-FINE, section 4.3: "target gating")."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * dim, 2 * dim)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, residual: Tensor, update: Tensor) -> Tensor:
+        """Two B×Q×C → B×Q×C."""
+        keep, take = self.gate(torch.cat((residual, update), dim=-1)).sigmoid().chunk(2, dim=-1)
+        return self.norm(keep * residual + take * update)
+
+
+class ResidualNorm(nn.Module):
+    """The ordinary post-norm residual sum."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, residual: Tensor, update: Tensor) -> Tensor:
+        """Two B×Q×C → B×Q×C."""
+        return self.norm(residual + update)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable cross-attention into the pyramid, feed-forward.
+
+    Args:
+        gated: mix the cross-attention's result in by a gate, and sample the pyramid as it is (D-FINE); otherwise by a
+            residual sum, with value and output projections (RT-DETRv2).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, ffn_dim: int, num_points: Sequence[int], *, gated: bool, act: Activation
+    ) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attention = DeformableAttention(dim, num_heads, num_points, project_values=not gated)
+        self.mix = Gate(dim) if gated else ResidualNorm(dim)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.act = activation(act)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm3 = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self, x: Tensor, position: Tensor, reference: Tensor, pyramid: Sequence[Tensor], allowed: Tensor | None
+    ) -> Tensor:
+        """Queries B×Q×C with positions B×Q×C and reference boxes B×Q×4 → B×Q×C."""
+        x = self.norm1(x + self.self_attention(x, position, allowed))
+        x = self.mix(x, self.cross_attention(x + position, reference, pyramid))
+        x = x + self.linear2(self.act(self.linear1(x)))
+        return self.norm3(x.clamp(-FLOAT16_MAX, FLOAT16_MAX))
+
+
+class LocationQuality(nn.Module):
+    """Raises or lowers class logits by how peaked the edge distributions are (LQE; D-FINE, section 4.3)."""
+
+    def __init__(self, act: Activation, num_top: int = 4, hidden_dim: int = 64) -> None:
+        super().__init__()
+        self.num_top = num_top
+        self.mlp = MLP(4 * (num_top + 1), hidden_dim, 1, 2, act)
+        init_box_head(self.mlp)
+
+    def forward(self, logits: Tensor, corners: Tensor) -> Tensor:
+        """Class logits B×Q×K and edge logits B×Q×4×R → B×Q×K."""
+        top = corners.softmax(dim=-1).topk(self.num_top, dim=-1).values
+        peaks = torch.cat((top, top.mean(dim=-1, keepdim=True)), dim=-1)
+        return logits + self.mlp(peaks.flatten(-2))
+
+
+class DistributionDecoder(nn.Module):
+    """Every layer refines, for each edge, a distribution over offsets of the first layer's box.
+
+    Args:
+        layers: built layers; the first `eval_index + 1` of them run at inference.
+        eval_index: the layer whose predictions count; negative counts from the end.
+        reg_max: R − 1.
+        reg_scale: box sizes are cut into this many units; see `ops.distribution`.
+    """
+
+    weighting: Tensor
+
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        dim: int,
+        num_classes: int,
+        *,
+        eval_index: int = -1,
+        reg_max: int = 32,
+        reg_scale: float = 4.0,
+        act: Activation,
+    ) -> None:
+        super().__init__()
+        self.reg_scale = reg_scale
+        self.eval_index = range(len(layers))[eval_index]
+        self.register_buffer("weighting", weighting(reg_max, reg_scale), persistent=False)
+        self.query_position = MLP(4, 2 * dim, dim, 2, act)
+        self.layers = nn.ModuleList(layers)
+        self.pre_box_head = MLP(dim, dim, 4, 3, act)
+        self.box_heads = nn.ModuleList(MLP(dim, dim, 4 * (reg_max + 1), 3, act) for _ in layers)
+        self.score_heads: nn.ModuleList = nn.ModuleList(nn.Linear(dim, num_classes) for _ in layers)
+        self.quality: nn.ModuleList = nn.ModuleList(LocationQuality(act) for _ in layers)
+        for layer in self.query_position.layers:
+            nn.init.xavier_uniform_(layer.weight)
+        for head in (self.pre_box_head, *self.box_heads):
+            init_box_head(head)
+        for head in self.score_heads:
+            init_score_head(head)
+
+    def forward(
+        self, content: Tensor, reference_logits: Tensor, pyramid: Sequence[Tensor], allowed: Tensor | None = None
+    ) -> HeadOutput:
+        """Decode.
+
+        Args:
+            content: B×Q×C.
+            reference_logits: B×Q×4, before the sigmoid.
+            pyramid: maps B×C×h×w, finest first.
+            allowed: Q×Q attention mask, see `denoising.attention_allowed`.
+
+        Returns:
+            All layers in train mode; in eval mode only layer `eval_index`, with L = 1 and no `pre_…`.
+        """
+        x = content
+        reference = reference_logits.sigmoid()
+        initial, pre_logits, pre_boxes = reference, None, None
+        previous, corners = torch.zeros_like(x), None
+        logits, boxes, distributions = [], [], []
+        for index, (layer, box_head) in enumerate(zip(self.layers, self.box_heads, strict=True)):
+            position = self.query_position(reference).clamp(-10, 10)
+            x = layer(x, position, reference, pyramid, allowed)
+            if index == 0:
+                pre_boxes = (full_precision(self.pre_box_head(x)) + inverse_sigmoid(reference)).sigmoid()
+                initial = pre_boxes.detach()
+                if self.training:
+                    pre_logits = self.score_heads[0](x)
+            step = full_precision(box_head(x + previous)).unflatten(-1, (4, -1))
+            corners = step if corners is None else step + corners
+            box = decode_boxes(initial, expected_offset(corners, self.weighting), self.reg_scale)
+            if self.training or index == self.eval_index:
+                logits.append(self.quality[index](self.score_heads[index](x), corners))
+                boxes.append(box)
+                distributions.append(corners)
+                if not self.training:
+                    break
+            reference, previous = box.detach(), x.detach()
+        return HeadOutput(
+            torch.stack(logits), torch.stack(boxes), torch.stack(distributions), initial, pre_logits, pre_boxes
+        )
+
+    def deploy(self) -> None:
+        """Drop what inference does not run: later layers, and the class heads of earlier ones."""
+        end = self.eval_index + 1
+        self.layers, self.box_heads = self.layers[:end], self.box_heads[:end]
+        idle = [nn.Identity() for _ in range(self.eval_index)]
+        self.score_heads = nn.ModuleList([*idle, self.score_heads[self.eval_index]])
+        self.quality = nn.ModuleList([*idle, self.quality[self.eval_index]])
+
+
+class BoxDecoder(nn.Module):
+    """Every layer moves the boxes of the one before (RT-DETRv2).
+
+    Args:
+        position_layers: depth of the MLP from reference boxes to query positions; DEIM's RT-DETRv2 has 3 of width C,
+            the original 2 of width 2C.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        dim: int,
+        num_classes: int,
+        *,
+        eval_index: int = -1,
+        position_layers: int = 2,
+        act: Activation,
+    ) -> None:
+        super().__init__()
+        self.eval_index = range(len(layers))[eval_index]
+        self.query_position = MLP(4, dim if position_layers == 3 else 2 * dim, dim, position_layers, act)
+        self.layers = nn.ModuleList(layers)
+        self.box_heads: nn.ModuleList = nn.ModuleList(MLP(dim, dim, 4, 3, act) for _ in layers)
+        self.score_heads: nn.ModuleList = nn.ModuleList(nn.Linear(dim, num_classes) for _ in layers)
+        for layer in self.query_position.layers:
+            nn.init.xavier_uniform_(layer.weight)
+        for head in self.box_heads:
+            init_box_head(head)
+        for head in self.score_heads:
+            init_score_head(head)
+
+    def forward(
+        self, content: Tensor, reference_logits: Tensor, pyramid: Sequence[Tensor], allowed: Tensor | None = None
+    ) -> HeadOutput:
+        """As `DistributionDecoder.forward`, without distributions and `pre_…`."""
+        x = content
+        reference = reference_logits.sigmoid()
+        attached: Tensor = reference
+        logits, boxes = [], []
+        for index, (layer, box_head) in enumerate(zip(self.layers, self.box_heads, strict=True)):
+            x = layer(x, self.query_position(reference), reference, pyramid, allowed)
+            step = full_precision(box_head(x))
+            if self.training or index == self.eval_index:
+                # "Look forward twice": a layer's box also trains the layer before it.
+                boxes.append((step + inverse_sigmoid(attached)).sigmoid())
+                logits.append(self.score_heads[index](x))
+                if not self.training:
+                    break
+            attached = (step + inverse_sigmoid(reference)).sigmoid()
+            reference = attached.detach()
+        return HeadOutput(torch.stack(logits), torch.stack(boxes))
+
+    def deploy(self) -> None:
+        """Drop what inference does not run: later layers, and the class heads of earlier ones."""
+        end = self.eval_index + 1
+        self.layers, self.box_heads = self.layers[:end], self.box_heads[:end]
+        idle = [nn.Identity() for _ in range(self.eval_index)]
+        self.score_heads = nn.ModuleList([*idle, self.score_heads[self.eval_index]])

@@ -1,0 +1,98 @@
+"""Contrastive denoising: noised copies of the true boxes as extra queries, in groups that cannot see each other.
+
+References:
+    DINO, arXiv 2203.03605, section 3.3; RT-DETR's implementation of it (label noise 0.5, box noise 1.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rtdetrv4.ops.boxes import cxcywh_from_xyxy, inverse_sigmoid, xyxy_from_cxcywh
+from rtdetrv4.types import DenoisingGroups, Target
+
+
+class DenoisingQueries(NamedTuple):
+    """Extra queries that stand before the selected ones: N = 2 · Tmax · G of them."""
+
+    content: Tensor
+    """B×N×C."""
+    reference_logits: Tensor
+    """B×N×4."""
+    groups: DenoisingGroups
+
+
+def group_layout(num_denoising: int, max_targets: int) -> DenoisingGroups:
+    """As many groups as `num_denoising` allows, at least one; none if no image has a box."""
+    if max_targets == 0:
+        return DenoisingGroups(0, 0)
+    return DenoisingGroups(max(num_denoising // max_targets, 1), max_targets)
+
+
+def attention_allowed(groups: DenoisingGroups, num_queries: int, *, device: torch.device | None = None) -> Tensor:
+    """(N+Q)×(N+Q) bool, True where a query (row) may see another (column).
+
+    A group sees itself and the selected queries; these see each other only.
+    """
+    size = 2 * groups.max_targets
+    own = torch.arange(groups.num_groups, device=device).repeat_interleave(size)
+    own = torch.cat((own, own.new_full((num_queries,), -1)))
+    return (own[:, None] == own[None]) | (own[None] == -1)
+
+
+class ContrastiveDenoising(nn.Module):
+    """Makes denoising queries from targets.
+
+    Args:
+        num_classes: K.
+        dim: C.
+        num_denoising: about how many positives; the number of groups is this divided by the most boxes in an image.
+        label_noise: share of labels replaced, half of it in effect (a random label is drawn with p = label_noise / 2).
+        box_noise: how far a side moves, in half widths and heights: positives up to 1×, negatives 1× to 2×.
+    """
+
+    def __init__(self, num_classes: int, dim: int, num_denoising: int, label_noise: float, box_noise: float) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_denoising = num_denoising
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+        self.class_embedding = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
+
+    def forward(self, targets: Sequence[Target]) -> DenoisingQueries:
+        """Draw noise for the targets of a batch.
+
+        A batch without any box gives no queries, but still reaches the embedding, so that every rank of a distributed
+        run has the same graph.
+        """
+        weight = self.class_embedding.weight
+        groups = group_layout(self.num_denoising, max(len(target.labels) for target in targets))
+        if groups.max_targets == 0:
+            empty = weight[:0].expand(len(targets), 0, -1)
+            return DenoisingQueries(empty + 0 * weight.sum(), weight.new_zeros(len(targets), 0, 4), groups)
+        repeats = 2 * groups.num_groups
+        padding = self.num_classes
+        labels = pad_sequence([t.labels for t in targets], batch_first=True, padding_value=padding).repeat(1, repeats)
+        boxes = pad_sequence([t.boxes for t in targets], batch_first=True).repeat(1, repeats, 1)
+        real = labels != padding
+        negative = torch.arange(repeats, device=labels.device).remainder(2).repeat_interleave(groups.max_targets)
+
+        if self.label_noise > 0:
+            swapped = (torch.rand_like(labels, dtype=torch.float32) < 0.5 * self.label_noise) & real
+            labels = torch.where(swapped, torch.randint_like(labels, self.num_classes), labels)
+        if self.box_noise > 0:
+            boxes = self._move_sides(boxes, negative[None, :, None])
+        return DenoisingQueries(self.class_embedding(labels), inverse_sigmoid(boxes), groups)
+
+    def _move_sides(self, boxes: Tensor, negative: Tensor) -> Tensor:
+        distance = torch.rand_like(boxes) + negative
+        sign = torch.randint_like(boxes, 2) * 2 - 1
+        reach = 0.5 * boxes[..., 2:].repeat(1, 1, 2) * self.box_noise
+        moved = (xyxy_from_cxcywh(boxes) + sign * distance * reach).clamp(0, 1)
+        # Sides may have crossed; a negative width is read as its size, as the released code does.
+        return cxcywh_from_xyxy(moved).abs()

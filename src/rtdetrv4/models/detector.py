@@ -1,0 +1,108 @@
+"""The detector: backbone → hybrid encoder → query selection → decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rtdetrv4.models.backbone import Backbone
+from rtdetrv4.models.decoder import BoxDecoder, DistributionDecoder
+from rtdetrv4.models.denoising import ContrastiveDenoising, attention_allowed
+from rtdetrv4.models.hybrid_encoder import HybridEncoder
+from rtdetrv4.models.layers import fuse_conv_norms
+from rtdetrv4.models.query_selection import QuerySelection
+from rtdetrv4.types import DetectorOutput, EncoderOutput, HeadOutput, Target, TrainingOutput
+
+
+class DetectionModel(nn.Module):
+    """Images in, class logits and boxes out. A plain module: nothing of training, of DSI or of files is in it.
+
+    Args:
+        memory_projections: one module per level between the encoder's width and the decoder's, where these differ.
+        denoising: None trains without denoising queries.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        hybrid_encoder: HybridEncoder,
+        query_selection: QuerySelection,
+        decoder: DistributionDecoder | BoxDecoder,
+        *,
+        memory_projections: nn.ModuleList | None = None,
+        denoising: ContrastiveDenoising | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.hybrid_encoder = hybrid_encoder
+        self.memory_projections = memory_projections
+        self.query_selection = query_selection
+        self.denoising = denoising
+        self.decoder = decoder
+
+    def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> DetectorOutput:
+        """Detect.
+
+        Args:
+            images: B×3×H×W, RGB in [0, 1]; H and W multiples of 32.
+            targets: one per image; in train mode they make the denoising queries.
+
+        Returns:
+            Logits B×Q×K and boxes B×Q×4 (cxcywh in [0, 1]) of the last layer; in train mode also `training`.
+        """
+        encoded: EncoderOutput = self.hybrid_encoder(self.backbone(images))
+        pyramid = encoded.pyramid
+        if self.memory_projections is not None:
+            pyramid = tuple(project(level) for project, level in zip(self.memory_projections, pyramid, strict=True))
+        selected = self.query_selection(pyramid)
+        content, reference = selected.content, selected.reference_logits
+        if not self.training:
+            head: HeadOutput = self.decoder(content, reference, pyramid)
+            return DetectorOutput(head.logits[-1], head.boxes[-1])
+
+        if self.denoising is None or targets is None:
+            head = self.decoder(content, reference, pyramid)
+            training = TrainingOutput(head, selected.logits, selected.boxes, encoded.f5)
+        else:
+            noised = self.denoising(targets)
+            allowed = attention_allowed(noised.groups, content.shape[1], device=content.device)
+            both: HeadOutput = self.decoder(
+                torch.cat((noised.content.to(content.dtype), content), dim=1),
+                torch.cat((noised.reference_logits, reference), dim=1),
+                pyramid,
+                allowed,
+            )
+            denoised, head = _split_queries(both, noised.content.shape[1])
+            training = TrainingOutput(head, selected.logits, selected.boxes, encoded.f5, denoised, noised.groups)
+        return DetectorOutput(head.logits[-1], head.boxes[-1], training)
+
+    def aifi_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters whose share of the gradient GAM watches."""
+        return self.hybrid_encoder.aifi.parameters()
+
+
+def _split_queries(head: HeadOutput, first: int) -> tuple[HeadOutput, HeadOutput]:
+    """The first `first` queries, and the others."""
+
+    def part(keep: slice) -> HeadOutput:
+        return HeadOutput(
+            head.logits[:, :, keep],
+            head.boxes[:, :, keep],
+            None if head.corners is None else head.corners[:, :, keep],
+            None if head.reference is None else head.reference[:, keep],
+            None if head.pre_logits is None else head.pre_logits[:, keep],
+            None if head.pre_boxes is None else head.pre_boxes[:, keep],
+        )
+
+    return part(slice(None, first)), part(slice(first, None))
+
+
+def fuse(model: DetectionModel) -> DetectionModel:
+    """A copy for deployment: batch norms folded into convolutions, training-only parts dropped, eval mode."""
+    fused = fuse_conv_norms(model)
+    assert isinstance(fused, DetectionModel)
+    fused.denoising = None
+    fused.decoder.deploy()
+    return fused

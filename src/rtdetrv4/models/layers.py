@@ -1,0 +1,154 @@
+"""Convolutional blocks of the encoder, the MLP, and their fusing for deployment."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Activation = Literal["relu", "silu", "gelu", "none"]
+
+
+def activation(name: Activation) -> nn.Module:
+    """The activation module of that name."""
+    return {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "none": nn.Identity}[name]()
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, activation."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1, act: Activation
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False
+        )
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W → B×C'×H/stride×W/stride."""
+        return self.act(self.norm(self.conv(x)))
+
+
+class RepVGGBlock(nn.Module):
+    """A 3×3 and a 1×1 convolution side by side; one 3×3 convolution when fused.
+
+    References:
+        RepVGG, arXiv 2101.03697 (without the identity branch, as in RT-DETR).
+    """
+
+    def __init__(self, channels: int, act: Activation) -> None:
+        super().__init__()
+        self.conv3x3 = ConvNorm(channels, channels, 3, act="none")
+        self.conv1x1: ConvNorm | None = ConvNorm(channels, channels, 1, act="none")
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W → B×C×H×W."""
+        y = self.conv3x3(x)
+        if self.conv1x1 is not None:
+            y = y + self.conv1x1(x)
+        return self.act(y)
+
+    def fuse(self) -> None:
+        """Fold the 1×1 branch into the 3×3 one; both must be fused with their norms already."""
+        if self.conv1x1 is None:
+            return
+        point, square = self.conv1x1.conv, self.conv3x3.conv
+        assert point.bias is not None and square.bias is not None
+        square.weight.data += F.pad(point.weight, (1, 1, 1, 1))
+        square.bias.data += point.bias
+        self.conv1x1 = None
+
+
+class CSPRepBlock(nn.Module):
+    """Two 1×1 branches, one through RepVGG blocks, added; widened by a last 1×1 where the widths differ.
+
+    References:
+        RT-DETR, arXiv 2304.08069, figure 4 (the fusion block of CCFF).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, expansion: float, act: Activation) -> None:
+        super().__init__()
+        hidden = int(out_channels * expansion)
+        self.deep = ConvNorm(in_channels, hidden, 1, act=act)
+        self.shortcut = ConvNorm(in_channels, hidden, 1, act=act)
+        self.blocks = nn.Sequential(*(RepVGGBlock(hidden, act) for _ in range(depth)))
+        self.widen = nn.Identity() if hidden == out_channels else ConvNorm(hidden, out_channels, 1, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×Cin×H×W → B×Cout×H×W."""
+        return self.widen(self.blocks(self.deep(x)) + self.shortcut(x))
+
+
+class ELANRepBlock(nn.Module):
+    """Split in two halves; the second passes two [CSP block, 3×3] in a row; all four pieces are concatenated.
+
+    References:
+        GELAN of YOLOv9, arXiv 2402.13616; used as D-FINE's fusion block, arXiv 2410.13842, section 4.3.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, expansion: float, act: Activation) -> None:
+        super().__init__()
+        inner = int(expansion * out_channels / 2)
+        self.split = ConvNorm(in_channels, 2 * out_channels, 1, act=act)
+        self.first = nn.Sequential(
+            CSPRepBlock(out_channels, inner, depth, 1.0, act), ConvNorm(inner, inner, 3, act=act)
+        )
+        self.second = nn.Sequential(CSPRepBlock(inner, inner, depth, 1.0, act), ConvNorm(inner, inner, 3, act=act))
+        self.merge = ConvNorm(2 * out_channels + 2 * inner, out_channels, 1, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×Cin×H×W → B×Cout×H×W."""
+        kept, passed = self.split(x).chunk(2, dim=1)
+        first = self.first(passed)
+        return self.merge(torch.cat((kept, passed, first, self.second(first)), dim=1))
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int, act: Activation) -> None:
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in_dim) → (…, out_dim)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self.act(layer(x))
+        return last(x)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The output layer, which heads initialise to zero."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+
+def fuse_conv_norms(module: nn.Module) -> nn.Module:
+    """A copy in eval mode with every convolution that feeds a batch norm folded into one, RepVGG branches too.
+
+    Relies on the two standing next to each other in definition order, as in this package and in timm's HGNetV2 and
+    ResNet; `tests/unit/models` checks that outputs before and after agree to 1e-4.
+    """
+    fused = copy.deepcopy(module).eval()
+    for parent in list(fused.modules()):
+        children = list(parent.named_children())
+        for (name, conv), (norm_name, norm) in zip(children[:-1], children[1:], strict=True):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    for block in list(fused.modules()):
+        if isinstance(block, RepVGGBlock):
+            block.fuse()
+    return fused

@@ -1,0 +1,1 @@
+"""Pure tensor functions: boxes, edge distributions, deformable sampling, collectives."""

@@ -1,0 +1,30 @@
+"""Reductions over ranks that do nothing when there is one."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without an initialised process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Elementwise mean over all ranks, on every rank; a collective call."""
+    ranks = world_size()
+    if ranks == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / ranks
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Elementwise sum over all ranks, on every rank; a collective call."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total

@@ -1,0 +1,186 @@
+"""Names of the released checkpoints (RT-DETRv4, DEIM, D-FINE, RT-DETRv2) ↔ ours, from one table.
+
+A row holds the same name twice, released and ours; `{i}`, `{j}` stand for a number and `{rest}` for what follows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from rtdetrv4.errors import WeightsError
+
+Row = tuple[str, str]
+
+_ATTENTION: list[Row] = [
+    ("self_attn.in_proj_weight", "{attention}.in_proj.weight"),
+    ("self_attn.in_proj_bias", "{attention}.in_proj.bias"),
+    ("self_attn.out_proj.{rest}", "{attention}.out_proj.{rest}"),
+]
+
+
+def _rows(released: str, ours: str, parts: Iterable[Row], **fields: str) -> list[Row]:
+    """Prefix every row of a block, filling `fields` in on our side."""
+
+    def fill(template: str) -> str:
+        for name, value in fields.items():
+            template = template.replace(f"{{{name}}}", value)
+        return template
+
+    return [(released + row[0], ours + fill(row[1])) for row in parts]
+
+
+def _csp(released: str, ours: str) -> list[Row]:
+    return _rows(
+        released,
+        ours,
+        [
+            ("conv1.{rest}", "deep.{rest}"),
+            ("conv2.{rest}", "shortcut.{rest}"),
+            ("conv3.{rest}", "widen.{rest}"),
+            ("bottlenecks.{j}.conv1.{rest}", "blocks.{j}.conv3x3.{rest}"),
+            ("bottlenecks.{j}.conv2.{rest}", "blocks.{j}.conv1x1.{rest}"),
+        ],
+    )
+
+
+def _fusion(released: str, ours: str) -> list[Row]:
+    return [
+        *_csp(released, ours),
+        (released + "cv1.{rest}", ours + "split.{rest}"),
+        *_csp(released + "cv2.0.", ours + "first.0."),
+        (released + "cv2.1.{rest}", ours + "first.1.{rest}"),
+        *_csp(released + "cv3.0.", ours + "second.0."),
+        (released + "cv3.1.{rest}", ours + "second.1.{rest}"),
+        (released + "cv4.{rest}", ours + "merge.{rest}"),
+    ]
+
+
+_RESNET_BLOCK: list[Row] = [
+    (f"branch2{letter}.{released}.{{rest}}", f"{ours}{number}.{{rest}}")
+    for number, letter in enumerate("abc", start=1)
+    for released, ours in (("conv", "conv"), ("norm", "bn"))
+] + [
+    # Strided shortcuts pool before the convolution, which puts one more level into the released name.
+    ("short.conv.conv.{rest}", "downsample.1.{rest}"),
+    ("short.conv.norm.{rest}", "downsample.2.{rest}"),
+    ("short.conv.weight", "downsample.1.weight"),
+    ("short.norm.{rest}", "downsample.2.{rest}"),
+]
+
+_BACKBONE: list[Row] = [
+    ("backbone.stem.{rest}", "backbone.body.stem.{rest}"),
+    ("backbone.stages.{i}.{rest}", "backbone.body.stages_{i}.{rest}"),
+    ("backbone.conv1.conv1_1.conv.{rest}", "backbone.body.conv1.0.{rest}"),
+    ("backbone.conv1.conv1_1.norm.{rest}", "backbone.body.conv1.1.{rest}"),
+    ("backbone.conv1.conv1_2.conv.{rest}", "backbone.body.conv1.3.{rest}"),
+    ("backbone.conv1.conv1_2.norm.{rest}", "backbone.body.conv1.4.{rest}"),
+    ("backbone.conv1.conv1_3.conv.{rest}", "backbone.body.conv1.6.{rest}"),
+    ("backbone.conv1.conv1_3.norm.{rest}", "backbone.body.bn1.{rest}"),
+    *(
+        row
+        for stage in range(4)
+        for row in _rows(
+            f"backbone.res_layers.{stage}.blocks.{{i}}.", f"backbone.body.layer{stage + 1}.{{i}}.", _RESNET_BLOCK
+        )
+    ),
+]
+
+_ENCODER: list[Row] = [
+    ("encoder.input_proj.{i}.{rest}", "hybrid_encoder.projections.{i}.{rest}"),
+    *_rows("encoder.encoder.0.layers.0.", "hybrid_encoder.aifi.", _ATTENTION, attention="attention"),
+    ("encoder.encoder.0.layers.0.{rest}", "hybrid_encoder.aifi.{rest}"),
+    ("encoder.lateral_convs.{i}.{rest}", "hybrid_encoder.ccff.laterals.{i}.{rest}"),
+    *_fusion("encoder.fpn_blocks.{i}.", "hybrid_encoder.ccff.top_down.{i}."),
+    ("encoder.downsample_convs.{i}.0.cv1.{rest}", "hybrid_encoder.ccff.downsamples.{i}.0.{rest}"),
+    ("encoder.downsample_convs.{i}.0.cv2.{rest}", "hybrid_encoder.ccff.downsamples.{i}.1.{rest}"),
+    ("encoder.downsample_convs.{i}.{rest}", "hybrid_encoder.ccff.downsamples.{i}.{rest}"),
+    *_fusion("encoder.pan_blocks.{i}.", "hybrid_encoder.ccff.bottom_up.{i}."),
+    ("encoder.feature_projector.0.{rest}", "injector.projector.{rest}"),
+]
+
+_DECODER_LAYER: list[Row] = [
+    *_ATTENTION,
+    ("cross_attn.{rest}", "cross_attention.{rest}"),
+    ("gateway.{rest}", "mix.{rest}"),
+    ("norm2.{rest}", "mix.norm.{rest}"),
+    ("{rest}", "{rest}"),
+]
+
+_DECODER: list[Row] = [
+    ("decoder.input_proj.{i}.{rest}", "memory_projections.{i}.{rest}"),
+    ("decoder.enc_output.proj.{rest}", "query_selection.projection.{rest}"),
+    ("decoder.enc_output.norm.{rest}", "query_selection.norm.{rest}"),
+    ("decoder.enc_score_head.{rest}", "query_selection.score_head.{rest}"),
+    ("decoder.enc_bbox_head.{rest}", "query_selection.box_head.{rest}"),
+    ("decoder.denoising_class_embed.{rest}", "denoising.class_embedding.{rest}"),
+    ("decoder.query_pos_head.{rest}", "decoder.query_position.{rest}"),
+    ("decoder.pre_bbox_head.{rest}", "decoder.pre_box_head.{rest}"),
+    ("decoder.dec_score_head.{i}.{rest}", "decoder.score_heads.{i}.{rest}"),
+    ("decoder.dec_bbox_head.{i}.{rest}", "decoder.box_heads.{i}.{rest}"),
+    ("decoder.decoder.lqe_layers.{i}.reg_conf.{rest}", "decoder.quality.{i}.mlp.{rest}"),
+    *_rows("decoder.decoder.layers.{i}.", "decoder.layers.{i}.", _DECODER_LAYER, attention="self_attention"),
+]
+
+TABLE: tuple[Row, ...] = (*_BACKBONE, *_ENCODER, *_DECODER)
+
+#: Constants that the released code stores and ours computes from the input size and the recipe.
+CONSTANTS = (
+    "decoder.up",
+    "decoder.reg_scale",
+    "decoder.anchors",
+    "decoder.valid_mask",
+    "decoder.decoder.up",
+    "decoder.decoder.reg_scale",
+    "num_points_scale",
+)
+
+_FIELDS = {"{i}": r"(?P<i>\d+)", "{j}": r"(?P<j>\d+)", "{rest}": r"(?P<rest>.+)"}
+
+
+def _compile(source: str, destination: str) -> tuple[re.Pattern[str], str]:
+    pattern = re.escape(source)
+    template = destination
+    for field, group in _FIELDS.items():
+        pattern = pattern.replace(re.escape(field), group, 1)
+        template = template.replace(field, rf"\g<{field[1:-1]}>")
+    return re.compile(pattern), template
+
+
+_TO_OURS = [_compile(released, ours) for released, ours in TABLE]
+
+
+def our_name(released: str) -> str | None:
+    """Our name of a released tensor; None for a constant that ours computes.
+
+    Raises:
+        WeightsError: no row of the table fits.
+    """
+    if released.endswith(CONSTANTS):
+        return None
+    for pattern, template in _TO_OURS:
+        if match := pattern.fullmatch(released):
+            return match.expand(template)
+    raise WeightsError(
+        f'The checkpoint has a tensor "{released}", which no released RT-DETRv4, DEIM, D-FINE or RT-DETRv2 model has. '
+        "Give a checkpoint of one of these, or one written by this package."
+    )
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A released state dict under our names; `injector.…` holds the projector of DSI, where there is one."""
+    return dict(_renamed(state))
+
+
+def _renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for released, tensor in state.items():
+        name = our_name(released.removeprefix("module."))
+        if name is not None:
+            yield name, tensor
+
+
+def looks_released(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of the released code."""
+    return any(name.removeprefix("module.").startswith("encoder.input_proj.") for name in state)
