@@ -1,0 +1,28 @@
+"""What can be set, and to what: recipes, model sizes, and how to override them. Plain data, no torch."""
+
+from __future__ import annotations
+
+from rtdetrv4.config.recipe import (
+    from_yaml,
+    load_recipe,
+    override,
+    parse_assignment,
+    recipe_names,
+    setting_names,
+    to_yaml,
+)
+from rtdetrv4.config.schema import Recipe
+from rtdetrv4.config.variants import VARIANTS, Variant
+
+__all__ = [
+    "VARIANTS",
+    "Recipe",
+    "Variant",
+    "from_yaml",
+    "load_recipe",
+    "override",
+    "parse_assignment",
+    "recipe_names",
+    "setting_names",
+    "to_yaml",
+]

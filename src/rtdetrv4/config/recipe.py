@@ -1,0 +1,317 @@
+"""Recipes as files: load, extend, override, write.
+
+A recipe file is YAML. `extends: NAME_OR_PATH` starts from another recipe, so that a file holds only what differs:
+
+```yaml
+extends: rtdetrv4-s
+schedule: {epochs: 50, batch: 16}
+```
+
+Settings have dotted names (`schedule.epochs`); the few that everyone changes also have a short one (`epochs`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, TypeGuard
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rtdetrv4.config.schema import Recipe
+from rtdetrv4.errors import ConfigError, did_you_mean
+
+SHORT_NAMES: Mapping[str, str] = {
+    "amp": "run.amp",
+    "batch": "schedule.batch",
+    "data": "data.path",
+    "device": "run.device",
+    "epochs": "schedule.epochs",
+    "imgsz": "model.image_size",
+    "lr": "optimizer.lr",
+    "out": "run.out",
+    "seed": "run.seed",
+    "teacher": "distillation.teacher",
+    "workers": "data.workers",
+}
+"""What users of this field call the settings they change most."""
+
+_SHIPPED = resources.files("rtdetrv4.config") / "recipes"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The shipped recipes, one for each model."""
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.is_file()))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A shipped recipe by name, or a YAML file by path.
+
+    Raises:
+        ConfigError: there is no such recipe, or it is not a valid one.
+    """
+    return _validate(_load_settings(str(name_or_path), Path(), ()), str(name_or_path))
+
+
+def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with some settings changed.
+
+    Args:
+        recipe: where to start.
+        changes: values by dotted name, by short name, or nested as in YAML. A short name whose value is None is left
+            alone (a caller's keyword that was not given); `teacher="none"` turns distillation off.
+
+    Unless `schedule.scaling` is "published", what depends on a changed setting follows it as long as it is not changed
+    itself: the stages keep their share of `epochs`, the learning rate goes with the square root of `batch`, and
+    the backbone's learning rate keeps its ratio to `lr`.
+
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type, out of range, or contradicts another.
+    """
+    before = _flatten(recipe.model_dump())
+    return _validate(_follow(before, _resolve(changes, "")), "")
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`"schedule.epochs=50"` → `("schedule.epochs", 50)`; the value is YAML.
+
+    Raises:
+        ConfigError: there is no `=`, or what follows is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f'Got "{text}", expected NAME=VALUE such as schedule.epochs=50.')
+    return name.strip(), _parse_yaml(value, name.strip())
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe, every setting written out."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+
+
+def from_yaml(text: str) -> Recipe:
+    """The inverse of `to_yaml`; also accepts `extends`.
+
+    Raises:
+        ConfigError: the text is not a valid recipe.
+    """
+    return _validate(_read_settings(text, "text", Path(), ()), "")
+
+
+# ---- settings as a flat mapping: dotted name → value ----------------------------------------------------------------
+
+
+@cache
+def setting_names() -> tuple[str, ...]:
+    """Every setting by dotted name."""
+    return tuple(_leaves(Recipe, ""))
+
+
+def _leaves(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, leaf = name.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return nested
+
+
+def _resolve(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Changes by dotted name; refuses names that no recipe has."""
+    known = set(setting_names())
+    resolved: dict[str, Any] = {}
+    for name, value in _flatten(changes).items():
+        if name in SHORT_NAMES:
+            if value is None:
+                continue
+            if name == "teacher" and value == "none":
+                value = None
+            elif name == "out":
+                value = str(value)
+            name = SHORT_NAMES[name]
+        if name not in known:
+            raise ConfigError(f"{where}{_unknown(name)}")
+        resolved[name] = value
+    return resolved
+
+
+def _unknown(name: str) -> str:
+    inside = [known for known in setting_names() if known.startswith(f"{name}.")]
+    if inside:
+        return f'"{name}" is a group of settings, expected one of them: {", ".join(inside)}.'
+    leaf = name.rpartition(".")[2]
+    by_leaf = {known.rpartition(".")[2]: known for known in reversed(setting_names())}
+    if leaf in by_leaf:
+        suggestion = f' Did you mean "{by_leaf[leaf]}"?'
+    elif not (suggestion := did_you_mean(name, (*SHORT_NAMES, *setting_names()))):
+        near = difflib.get_close_matches(leaf, by_leaf, n=1)
+        suggestion = f' Did you mean "{by_leaf[near[0]]}"?' if near else ""
+    return f'"{name}" is not a setting.{suggestion}'
+
+
+def _follow(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings after `changes`, with those that depend on a changed one adjusted; see `override`."""
+    after = {**before, **changes}
+    if after.get("schedule.scaling") == "published":
+        return after
+
+    def growth(name: str) -> float:
+        old, new = before.get(name), after.get(name)
+        # What is not a positive number is left to validation, which names it.
+        return new / old if _is_number(old) and _is_number(new) and old > 0 and new > 0 else 1.0
+
+    def adjust(name: str, new: Callable[[Any], Any]) -> None:
+        if name not in changes and _is_number(before.get(name)):
+            after[name] = new(before[name])
+
+    epochs, old_epochs = growth("schedule.epochs"), before.get("schedule.epochs")
+    for name in ("basic_epochs", "mosaic_until", "flat_epoch", "refine_from"):
+        adjust(f"schedule.{name}", lambda boundary: _round(boundary * epochs))
+    if _is_number(old_epochs):
+        # Measured from the start like the boundaries, so that it goes on meeting the one at the same epoch.
+        adjust(
+            "schedule.no_aug_epochs", lambda tail: _round(old_epochs * epochs) - _round((old_epochs - tail) * epochs)
+        )
+    batch = growth("schedule.batch")
+    adjust("optimizer.lr", lambda lr: lr * math.sqrt(batch))
+    lr_growth = growth("optimizer.lr")
+    adjust("optimizer.backbone_lr", lambda lr: lr * lr_growth)
+    return after
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _round(value: float) -> int:
+    """To the nearest whole number, halves up."""
+    return math.floor(value + 0.5)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _load_settings(name_or_path: str, folder: Path, children: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of a shipped recipe or a file, parents included; paths are relative to `folder`."""
+    shipped, path = _SHIPPED / f"{name_or_path}.yaml", folder / name_or_path
+    if shipped.is_file():
+        source, place = shipped, Path()
+    elif path.is_file():
+        source, place = path, path.parent
+    elif path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f'Recipe file "{path}" does not exist.')
+    else:
+        raise ConfigError(
+            f'"{name_or_path}" is neither a model nor a recipe file.{did_you_mean(name_or_path, recipe_names())} '
+            "See `rtdetrv4 models`."
+        )
+    if str(source) in children:
+        raise ConfigError(f'Recipe "{name_or_path}" extends itself.')
+    return _read_settings(source.read_text(encoding="utf-8"), name_or_path, place, (*children, str(source)))
+
+
+def _read_settings(text: str, name: str, folder: Path, children: tuple[str, ...]) -> dict[str, Any]:
+    content = _parse_yaml(text, name) or {}
+    if not isinstance(content, dict):
+        raise ConfigError(f'Recipe "{name}": got {_show(content)}, expected settings such as "epochs: 50".')
+    parent = content.pop("extends", None)
+    before = _load_settings(str(parent), folder, children) if parent is not None else {}
+    return _follow(before, _resolve(content, f'Recipe "{name}": '))
+
+
+def _validate(flat: Mapping[str, Any], name: str) -> Recipe:
+    try:
+        return Recipe.model_validate(_nest(flat))
+    except ValidationError as error:
+        where = f'Recipe "{name}": ' if name else ""
+        raise ConfigError(where + _describe(error)) from error
+
+
+def _describe(error: ValidationError) -> str:
+    """One line: the first setting that is wrong, what was got and expected."""
+    first, *others = error.errors(include_url=False)
+    # A union reports each of its members, with the member's name after the setting's.
+    setting = _setting_of(first["loc"])
+    alternatives = [first, *(other for other in others if _setting_of(other["loc"]) == setting)]
+    expected = " or ".join(
+        each["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("expected ")
+        for each in alternatives
+    )
+    num_others = len(others) - len(alternatives) + 1
+    more = f" (And {num_others} more.)" if num_others else ""
+    stop = "" if expected.endswith(("?", ".")) else "."
+    if first["type"] == "missing":
+        return f"{setting} is not set; extend a shipped recipe, such as rtdetrv4-s, to have every setting.{more}"
+    if setting not in setting_names():  # settings that contradict each other: the message names them
+        return f"{setting}{'.' if setting else ''}{expected}{stop}{more}"
+    return f"{setting}: got {_show(first['input'])}, expected {expected}{stop}{more}"
+
+
+def _setting_of(location: tuple[int | str, ...]) -> str:
+    """`("model", "pretrained_backbone", "bool")` → `"model.pretrained_backbone"`."""
+    dotted = ".".join(map(str, location))
+    return next((name for name in setting_names() if dotted == name or dotted.startswith(f"{name}.")), dotted)
+
+
+def _show(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+# ---- YAML 1.2 scalars -----------------------------------------------------------------------------------------------
+
+# PyYAML reads YAML 1.1, where `1e-4` is text, `off` is a boolean and `16:9` is a number. None of that is meant here.
+_SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: ClassVar = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read as text."""
+
+
+for _kind, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f'"{name}" is not valid YAML{line}: {getattr(error, "problem", None) or error}.') from error

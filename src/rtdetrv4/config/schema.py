@@ -1,0 +1,328 @@
+"""What a recipe may say: every setting with its type, range, default and meaning.
+
+A recipe is plain data. Classes never receive it: `rtdetrv4.build` reads it and passes plain values on. Settings that
+differ between models have no default here; the shipped recipes give them. `Recipe.model_json_schema()` is the same
+information for editors.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from rtdetrv4.config.variants import VARIANTS
+from rtdetrv4.errors import did_you_mean
+
+
+def parse_image_size(value: Any) -> Any:
+    """`640`, `"640"`, `"480x640"` or `[480, 640]` → (height, width), both multiples of 32.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\d+(x\d+)?", value):
+        numbers = [int(part) for part in value.split("x")]
+        value = numbers if len(numbers) == 2 else numbers[0]
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = (value, value)
+    if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value)):
+        raise ValueError("expected one number for a square, or HEIGHTxWIDTH such as 480x640")
+    for side in value:
+        if side < 32 or side % 32:
+            below = max(side // 32 * 32, 32)
+            raise ValueError(f"expected multiples of 32, such as {below} or {below + 32}")
+    return tuple(value)
+
+
+def parse_device(value: Any) -> Any:
+    """`auto`, `cpu`, `mps`, `xpu`, `cuda`, `cuda:1`; the bare index `1` means `cuda:1`.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    text = str(value)
+    if re.fullmatch(r"\d+", text):
+        return f"cuda:{text}"
+    if re.fullmatch(r"\d+(,\d+)+", text):
+        devices = text.count(",") + 1
+        raise ValueError(
+            f"expected one device, for a process drives one; for {devices} of them, replace `rtdetrv4` by: "
+            f"accelerate launch --num-processes {devices} --module rtdetrv4.cli"
+        )
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise ValueError("expected auto, cpu, cuda, cuda:INDEX, mps or xpu")
+    return text
+
+
+def _model_name(value: Any) -> Any:
+    if value not in VARIANTS:
+        raise ValueError(f"expected a model listed by `rtdetrv4 models`.{did_you_mean(str(value), VARIANTS)}")
+    return value
+
+
+def _pair(value: Any) -> Any:
+    # YAML has lists where Python has tuples; the numbers inside stay strict.
+    if not (isinstance(value, list | tuple) and len(value) == 2):
+        raise ValueError("expected two numbers, such as [0.5, 1.5]")
+    return tuple(value)
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+
+class ModelConfig(_Section):
+    """Which network, and how its queries are made."""
+
+    name: Annotated[str, BeforeValidator(_model_name)] = Field(description="One of `rtdetrv4 models`.")
+    image_size: Annotated[tuple[int, int], BeforeValidator(parse_image_size)] = Field(
+        default=(640, 640), description="Input (height, width), multiples of 32; images are stretched to it."
+    )
+    num_queries: AtLeastOne = Field(default=300, description="Queries per image, the most objects that can be found.")
+    num_denoising: Count = Field(
+        default=100, description="Denoising queries per image in training; 0 turns denoising off."
+    )
+    label_noise: Probability = Field(
+        default=0.5, description="Share of denoising queries whose label is drawn anew (halved)."
+    )
+    box_noise: NonNegative = Field(default=1.0, description="Largest shift of a denoising box, in halves of its sides.")
+    pretrained_backbone: bool | str = Field(
+        default=True,
+        description="Start from ImageNet weights (downloaded by timm), from a file, or from scratch (false).",
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+
+
+class DataConfig(_Section):
+    """Where images and boxes are."""
+
+    path: str | None = Field(
+        default=None,
+        description="A data set: a folder in COCO or Roboflow layout, or a YAML file naming the COCO JSON files.",
+    )
+    workers: Count = Field(default=4, description="Processes that load images; 0 loads in the training process.")
+
+
+class AugmentConfig(_Section):
+    """How training images are varied. Probabilities are per image; 0 turns an item off."""
+
+    mosaic: Probability = Field(description="Four images in one; such an image gets no zoom-out and no IoU crop.")
+    mixup: Probability = Field(description="Per batch: blend every image with its neighbour in the batch.")
+    photometric: Probability = Field(
+        default=0.5, description="Brightness, contrast, saturation, hue and channel order."
+    )
+    zoom_out: Probability = Field(default=0.5, description="Place the image on a larger black canvas.")
+    iou_crop: Probability = Field(default=0.8, description="Crop so that boxes keep a minimum overlap.")
+    flip: Probability = Field(default=0.5, description="Mirror left to right.")
+    multi_scale_repeat: AtLeastOne | None = Field(
+        description="Every batch gets a size between 3/4 and 5/4 of the base size; the base size is listed this many "
+        "times among them. null: always the base size."
+    )
+    mosaic_rotation: NonNegative = Field(default=10.0, description="Largest rotation of a mosaic, in degrees.")
+    mosaic_translation: Probability = Field(
+        default=0.1, description="Largest shift of a mosaic, as a share of its side."
+    )
+    mosaic_scale: Annotated[tuple[float, float], BeforeValidator(_pair)] = Field(
+        default=(0.5, 1.5), description="Smallest and largest zoom of a mosaic."
+    )
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> AugmentConfig:
+        low, high = self.mosaic_scale
+        if not 0 < low <= high:
+            raise ValueError(f"mosaic_scale: expected 0 < smallest <= largest, got [{low}, {high}]")
+        return self
+
+
+class LossWeights(_Section):
+    """Weights of the terms. The weight of distillation is `distillation.weight`."""
+
+    cls: NonNegative = Field(default=1.0, description="Classification: MAL or VFL.")
+    bbox: NonNegative = Field(default=5.0, description="L1 distance of boxes.")
+    giou: NonNegative = Field(default=2.0, description="Generalised IoU of boxes.")
+    fgl: NonNegative = Field(default=0.15, description="Fine-grained localization (D-FINE); 0 for plain box heads.")
+    ddf: NonNegative = Field(
+        default=1.5, description="Decoupled distillation focal loss (D-FINE); 0 for plain box heads."
+    )
+
+
+class MatcherConfig(_Section):
+    """Costs of the Hungarian matching."""
+
+    cls: NonNegative = Field(default=2.0, description="Focal-style class cost.")
+    bbox: NonNegative = Field(default=5.0, description="L1 distance of boxes.")
+    giou: NonNegative = Field(default=2.0, description="Generalised IoU of boxes.")
+    alpha: Probability = Field(default=0.25, description="α of the class cost.")
+    gamma: NonNegative = Field(default=2.0, description="γ of the class cost.")
+
+
+class LossConfig(_Section):
+    """What is minimised, apart from distillation."""
+
+    classification: Literal["mal", "vfl"] = Field(description="Matchability-aware (DEIM) or varifocal loss.")
+    gamma: NonNegative = Field(description="γ of the classification loss.")
+    alpha: Probability = Field(default=0.75, description="Weight of negatives in VFL; MAL has none.")
+    union_matching: bool = Field(
+        default=True, description="Pool the matches of all layers for boxes and local terms (D-FINE)."
+    )
+    weights: LossWeights = LossWeights()
+    matcher: MatcherConfig = MatcherConfig()
+
+
+class DistillationConfig(_Section):
+    """Deep Semantic Injector (DSI) and its weight λ under Gradient-guided Adaptive Modulation (GAM)."""
+
+    teacher: str | None = Field(
+        default=None,
+        description="A frozen vision foundation model, needed for training only; null trains without a teacher.",
+    )
+    teacher_weights: str | None = Field(
+        default=None, description="A file with the teacher's weights, instead of a download."
+    )
+    mode: Literal["gam", "gam_paper", "fixed", "off"] = Field(
+        default="fixed",
+        description="λ after each epoch: by GAM as released, by GAM as in the paper, constant, "
+        "or off (no teacher is loaded).",
+    )
+    weight: NonNegative = Field(default=5.0, description="λ at the start.")
+    rho: Annotated[float, Field(gt=0, lt=100)] = Field(
+        default=11.0, description="ρ: AIFI's wanted share of the gradient, in percent."
+    )
+    delta: NonNegative = Field(default=1.0, description="δ: half the width of the band around ρ, in percent.")
+    default_weight: NonNegative = Field(
+        default=20.0, description="λ in the refinement stage, and when the share cannot be measured."
+    )
+
+    @model_validator(mode="after")
+    def _band_is_inside_percent(self) -> DistillationConfig:
+        if not 0 < self.rho - self.delta <= self.rho + self.delta < 100:
+            raise ValueError(
+                f"delta: expected the band rho ± delta to lie between 0 and 100 percent, got {self.rho} ± {self.delta}"
+            )
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a teacher takes part in training."""
+        return self.teacher is not None and self.mode != "off"
+
+
+class OptimizerConfig(_Section):
+    """AdamW and its parameter groups."""
+
+    lr: Positive = Field(description="Learning rate of everything but the backbone, at `schedule.batch`.")
+    backbone_lr: NonNegative = Field(description="Learning rate of the backbone.")
+    backbone_norm_lr: Literal["backbone", "head"] = Field(
+        description="Which of the two learning rates the backbone's norm layers get."
+    )
+    weight_decay: NonNegative = Field(
+        default=1e-4, description="Decay of weights; norm layers outside the backbone get none."
+    )
+    decay_backbone_norm: bool = Field(description="Whether the backbone's norm layers decay.")
+    decay_bias: bool = Field(description="Whether biases outside the backbone and outside norm layers decay.")
+    betas: Annotated[tuple[Probability, Probability], BeforeValidator(_pair)] = Field(
+        default=(0.9, 0.999), description="AdamW's averaging of the gradient and of its square."
+    )
+    clip_norm: NonNegative = Field(default=0.1, description="Largest gradient norm; 0 clips nothing.")
+
+
+class ScheduleConfig(_Section):
+    """How long to train, and when what changes. Epochs count from 0; a boundary beyond `epochs` is never reached."""
+
+    epochs: AtLeastOne = Field(description="Passes over the training images.")
+    batch: AtLeastOne = Field(description="Images per optimizer step, over all devices and accumulated batches.")
+    warmup_steps: Count = Field(default=2000, description="Steps of quadratic warm-up.")
+    flat_epoch: Count = Field(description="The learning rate stays flat until here, then falls along a cosine.")
+    no_aug_epochs: Count = Field(description="Epochs at the end, at the lowest learning rate.")
+    lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="Lowest learning rate, as a share of the highest; 1 keeps it constant after warm-up."
+    )
+    basic_epochs: Count = Field(default=4, description="Epochs at the start with only flip and resize.")
+    mosaic_until: Count = Field(description="Mosaic and mixup end here.")
+    refine_from: Count = Field(
+        description="Refinement begins here: only flip and resize, one scale, from the best weights so far."
+    )
+    scaling: Literal["auto", "published"] = Field(
+        default="auto",
+        description="auto: stages follow `epochs`, learning rates follow `batch`, and short runs get a short warm-up "
+        "and EMA. published: every number is taken as written.",
+    )
+
+    @model_validator(mode="after")
+    def _stages_are_in_order(self) -> ScheduleConfig:
+        if max(self.basic_epochs, self.mosaic_until) > self.refine_from:
+            raise ValueError(
+                f"refine_from: expected at least basic_epochs ({self.basic_epochs}) and mosaic_until "
+                f"({self.mosaic_until}), got {self.refine_from}"
+            )
+        return self
+
+
+class EmaConfig(_Section):
+    """The exponential moving average of the weights, which is what is evaluated and saved."""
+
+    decay: Decay = Field(default=0.9999, description="Share of the old average kept at each step, after warm-up.")
+    warmup: AtLeastOne = Field(
+        default=1000, description="Horizon of the warm-up, in steps: decay · (1 − e^(−n/warmup))."
+    )
+    restart_decay: Decay = Field(default=0.9999, description="Decay in the refinement stage.")
+
+
+class RunConfig(_Section):
+    """Where and how the training runs."""
+
+    out: str = Field(default="runs/train", description="Folder for weights, checkpoints and logs.")
+    seed: Count = Field(default=0, description="Seed of everything random.")
+    device: Annotated[str, BeforeValidator(parse_device)] = Field(
+        default="auto", description="auto, cpu, cuda, cuda:INDEX, mps or xpu; an index alone means cuda."
+    )
+    amp: Literal["auto", "bf16", "fp16", "off"] = Field(
+        default="auto", description="Mixed precision. auto: bf16 where the device has it, otherwise off."
+    )
+    accumulate: AtLeastOne = Field(
+        default=1, description="Cut each batch into this many parts, one after the other: less memory, more time."
+    )
+    log_every: AtLeastOne = Field(default=50, description="Steps between two lines of the log.")
+    eval_every: AtLeastOne = Field(
+        default=1, description="Epochs between two evaluations; the last epoch is always evaluated."
+    )
+    val_batch: AtLeastOne | None = Field(
+        default=None, description="Images per batch in evaluation; null: as in training."
+    )
+
+
+class Recipe(_Section):
+    """Everything that decides how a detector is trained."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig
+    loss: LossConfig
+    distillation: DistillationConfig = DistillationConfig()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    ema: EmaConfig = EmaConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _batch_can_be_cut(self) -> Recipe:
+        if self.schedule.batch % self.run.accumulate:
+            raise ValueError(
+                f"run.accumulate: expected a divisor of schedule.batch ({self.schedule.batch}), "
+                f"got {self.run.accumulate}"
+            )
+        return self

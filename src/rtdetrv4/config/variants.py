@@ -1,0 +1,154 @@
+"""The dimensions of every model, and what has been published about it.
+
+Sizes are those of the released models. rtdetrv4-n was never released: it is the N architecture of DEIM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One model as plain values.
+
+    Attributes:
+        backbone: a timm model.
+        out_indices: the stages of it that go into the pyramid, finest first.
+        freeze_stem: whether the layers before the backbone's first stage are not trained.
+        freeze_backbone_norm: whether the backbone's batch norms keep their pretrained statistics and weights.
+        hidden_dim: channels of the hybrid encoder.
+        encoder_ffn: inner width of AIFI's feed-forward network.
+        encoder_blocks: fusion blocks of D-FINE ("elan") or RT-DETR ("csp").
+        depth_mult: depth of the fusion blocks, relative to three RepVGG blocks.
+        expansion: inner width of the fusion blocks.
+        decoder_dim: channels of the decoder; another `hidden_dim` is projected to it.
+        decoder_ffn: inner width of the decoder's feed-forward networks.
+        decoder_layers: decoder layers in training.
+        eval_index: the layer whose predictions count at inference; layers after it are dropped on deployment.
+        num_points: sampling points of the cross-attention per pyramid level, finest first.
+        head: D-FINE's edge distributions, or RT-DETR's plain boxes (with value and output projections in the
+            cross-attention, and a residual sum instead of a gate).
+        reg_max: bins of an edge distribution minus one; only for "distribution".
+        reg_scale: curvature of the bins' weighting W(n); only for "distribution".
+        activation: of the decoder's feed-forward networks and MLPs.
+        query_position_layers: layers of the MLP that turns references into query positions.
+        image_size: (height, width) the model was published with.
+        num_parameters: after deployment, with 80 classes, as counted in the released code.
+        coco_ap: AP on COCO val2017 in percent, as published; None where we know of no number.
+        latency_ms: on a T4 with TensorRT FP16 at batch 1, as published.
+    """
+
+    backbone: str
+    out_indices: tuple[int, ...] = (1, 2, 3)
+    freeze_stem: bool = False
+    freeze_backbone_norm: bool = False
+    hidden_dim: int = 256
+    encoder_ffn: int = 1024
+    encoder_blocks: Literal["elan", "csp"] = "elan"
+    depth_mult: float = 1.0
+    expansion: float = 1.0
+    decoder_dim: int = 256
+    decoder_ffn: int = 1024
+    decoder_layers: int
+    eval_index: int = -1
+    num_points: tuple[int, ...] = (3, 6, 3)
+    head: Literal["distribution", "box"] = "distribution"
+    reg_max: int = 32
+    reg_scale: float = 4.0
+    activation: Literal["silu", "relu"] = "silu"
+    query_position_layers: int = 2
+    image_size: tuple[int, int] = (640, 640)
+    num_parameters: int | None = None
+    coco_ap: float | None = None
+    latency_ms: float | None = None
+
+
+# D-FINE's architecture with SiLU, which DEIM and RT-DETRv4 share: the sizes N to X.
+_N = Variant(
+    backbone="hgnetv2_b0",
+    out_indices=(2, 3),
+    hidden_dim=128,
+    encoder_ffn=512,
+    depth_mult=0.5,
+    expansion=0.34,
+    decoder_dim=128,
+    decoder_ffn=512,
+    decoder_layers=3,
+    num_points=(6, 6),
+    num_parameters=3_753_799,
+)
+_S = Variant(backbone="hgnetv2_b0", depth_mult=0.34, expansion=0.5, decoder_layers=3, num_parameters=10_237_491)
+_M = Variant(backbone="hgnetv2_b2", depth_mult=0.67, decoder_layers=4, num_parameters=19_248_189)
+_L = Variant(backbone="hgnetv2_b4", decoder_layers=6, num_parameters=30_769_891)
+_X = Variant(
+    backbone="hgnetv2_b5",
+    hidden_dim=384,
+    encoder_ffn=2048,
+    decoder_layers=6,
+    reg_scale=8.0,
+    num_parameters=61_695_555,
+)
+
+# RT-DETRv2: ResNet-d backbones, RT-DETR's fusion blocks, plain boxes.
+_R18 = Variant(
+    backbone="resnet18d",
+    out_indices=(2, 3, 4),
+    encoder_blocks="csp",
+    expansion=0.5,
+    decoder_layers=3,
+    num_points=(4, 4, 4),
+    head="box",
+    activation="relu",
+    num_parameters=19_980_176,
+)
+_R34 = replace(_R18, backbone="resnet34d", decoder_layers=4, num_parameters=31_237_380)
+# From R50 on, the released RT-DETRv2 models keep stem and batch norms as ImageNet left them.
+_R50 = replace(_R18, backbone="resnet50d", expansion=1.0, decoder_layers=6, num_parameters=42_092_652)
+_R50_FROZEN = replace(_R50, freeze_stem=True, freeze_backbone_norm=True)
+_R50M = replace(_R50_FROZEN, expansion=0.5, eval_index=2, num_parameters=36_389_484)
+_R101 = replace(_R50_FROZEN, backbone="resnet101d", hidden_dim=384, encoder_ffn=2048, num_parameters=74_768_364)
+
+_VARIANTS = {
+    "rtdetrv4-n": _N,
+    "rtdetrv4-s": replace(_S, coco_ap=49.7, latency_ms=3.66),
+    "rtdetrv4-m": replace(_M, coco_ap=53.5, latency_ms=5.91),
+    "rtdetrv4-l": replace(_L, coco_ap=55.4, latency_ms=8.07),
+    "rtdetrv4-x": replace(_X, coco_ap=57.0, latency_ms=12.90),
+    "deim-n": _N,
+    "deim-s": _S,
+    "deim-m": _M,
+    "deim-l": _L,
+    "deim-x": _X,
+    "dfine-n": replace(_N, activation="relu"),
+    "dfine-s": replace(_S, activation="relu"),
+    "dfine-m": replace(_M, activation="relu"),
+    # The released code does not count frozen norms, so these two have fewer parameters than DEIM's.
+    "dfine-l": replace(_L, activation="relu", freeze_stem=True, freeze_backbone_norm=True, num_parameters=30_724_195),
+    "dfine-x": replace(_X, activation="relu", freeze_stem=True, freeze_backbone_norm=True, num_parameters=61_601_635),
+    "rtdetrv2-r18": _R18,
+    "rtdetrv2-r34": _R34,
+    "rtdetrv2-r50m": _R50M,
+    "rtdetrv2-r50": _R50_FROZEN,
+    "rtdetrv2-r101": _R101,
+    "deim-rtdetrv2-r18": replace(_R18, activation="silu", query_position_layers=3, num_parameters=19_979_152),
+    "deim-rtdetrv2-r50": replace(_R50, activation="silu", query_position_layers=3, num_parameters=42_144_876),
+    # For tests and demonstrations: the same parts, as small as they go.
+    "test": Variant(
+        backbone="hgnetv2_b0",
+        hidden_dim=32,
+        encoder_ffn=64,
+        depth_mult=0.34,
+        expansion=0.5,
+        decoder_dim=32,
+        decoder_ffn=64,
+        decoder_layers=2,
+        image_size=(64, 64),
+    ),
+}
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(_VARIANTS)
+"""Every model by name."""
