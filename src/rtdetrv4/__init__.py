@@ -1,0 +1,67 @@
+"""RT-DETRv4: train, evaluate and export real-time detection transformers taught by vision foundation models.
+
+Names are imported when they are first used: `import rtdetrv4` costs nothing, and what needs no torch works without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rtdetrv4.build import create_model
+    from rtdetrv4.config import load_recipe
+    from rtdetrv4.detector import Detector
+    from rtdetrv4.errors import (
+        ConfigError,
+        DatasetError,
+        ExportError,
+        MissingDependencyError,
+        NonFiniteError,
+        RTDETRError,
+        SourceError,
+        WeightsError,
+    )
+    from rtdetrv4.runtime.detections import Detections
+
+    __version__: str
+
+__all__ = [
+    "ConfigError",
+    "DatasetError",
+    "Detections",
+    "Detector",
+    "ExportError",
+    "MissingDependencyError",
+    "NonFiniteError",
+    "RTDETRError",
+    "SourceError",
+    "WeightsError",
+    "__version__",
+    "create_model",
+    "load_recipe",
+]
+
+_HOMES = {
+    "Detections": "rtdetrv4.runtime.detections",
+    "Detector": "rtdetrv4.detector",
+    "create_model": "rtdetrv4.build",
+    "load_recipe": "rtdetrv4.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("rtdetrv4")
+    if name not in __all__:
+        raise AttributeError(f"module 'rtdetrv4' has no attribute {name!r}")
+    errors = importlib.import_module("rtdetrv4.errors")
+    if name in ("Detector", "create_model"):
+        errors.require("torch", "torch")
+    home = _HOMES.get(name)
+    return getattr(importlib.import_module(home) if home else errors, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,368 @@
+"""`rtdetrv4 train | val | predict | export | models | demo`: the verbs of `Detector` on the command line.
+
+A user's mistake is one line on stderr and exit code 2; an interrupted command ends with exit code 130. Whatever is
+slow to import is imported inside the commands, so that help and mistakes are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+import rtdetrv4
+from rtdetrv4.errors import ConfigError, RTDETRError
+
+if TYPE_CHECKING:
+    from rtdetrv4 import Detections, Detector
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+
+# What a command needs beyond the base install.
+_EXTRAS = {"train": "train", "val": "train", "export": "export", "demo": "demo"}
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not public under its own name in every typer
+
+
+class _Commands(typer.core.TyperGroup):
+    """Ends an interrupted command with an exit code: what typer itself does and prints depends on its version."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="rtdetrv4",
+    help="Real-time object detection transformers, taught by vision foundation models.",
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="A model (see `rtdetrv4 models`), weights, or a recipe file.", show_default=False
+    ),
+]
+_Trained = Annotated[
+    str, typer.Option("--model", "-m", help="Trained weights (.safetensors) or an exported .onnx file.")
+]
+_Data = Annotated[str, typer.Option("--data", "-d", help="Data set: a folder with COCO annotations, or a YAML file.")]
+_ImageSize = Annotated[
+    str | None, typer.Option("--imgsz", help="Image size: 640, or HEIGHTxWIDTH such as 480x640.", show_default=False)
+]
+_Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (or 1), mps.", show_default=False)
+]
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(rtdetrv4.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("rtdetrv4").setLevel(logging.INFO)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", "-d", help="Data set: a folder with COCO annotations, or a YAML file.", show_default=False
+        ),
+    ] = None,
+    model: _Model = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Start from these weights.", show_default=False)
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Foundation model to learn from; `none` for none.", show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default=False)] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images per optimizer step, over all devices.", show_default=False)
+    ] = None,
+    imgsz: _ImageSize = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=False)] = None,
+    device: _Device = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that load images.", show_default=False)] = None,
+    amp: Annotated[
+        str | None, typer.Option(help="Mixed precision: auto, bf16, fp16 or off.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting: --set optimizer.weight_decay=1e-4", metavar="NAME=VALUE"),
+    ] = None,
+) -> None:
+    """Train a detector. What is not given comes from the model's recipe."""
+    from rtdetrv4.config import parse_assignment
+    from rtdetrv4.config.schema import RunConfig
+
+    if resume and model is None:
+        model = str(Path(out or RunConfig().out, "recipe.yaml"))
+        if not Path(model).is_file():
+            raise ConfigError(f"There is no run to resume: {model} does not exist. Name the run's folder with --out.")
+    if data is None and not _is_recipe(model):
+        raise ConfigError("Missing option --data: a folder with COCO annotations.")
+    overrides = dict(parse_assignment(text) for text in settings or ())
+    given = _given(
+        epochs=epochs,
+        batch=batch,
+        imgsz=_image_size(imgsz),
+        teacher=teacher,
+        lr=lr,
+        device=_device(device),
+        workers=workers,
+        seed=seed,
+        amp=amp,
+        out=out,
+    )
+    result = _detector(model, weights).train(data, resume=resume, overrides=overrides, **given)
+    _print_metrics(result.metrics)
+    print(f"Weights: {result.weights}")
+
+
+@app.command()
+def val(
+    data: _Data,
+    model: _Trained,
+    split: Annotated[str, typer.Option(help="Part of the data set: train, val or test.")] = "val",
+    batch: Annotated[int | None, typer.Option(help="Images per batch.", show_default=False)] = None,
+    imgsz: _ImageSize = None,
+    device: _Device = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write the metrics to this JSON file.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure COCO average precision."""
+    given = _given(batch=batch, imgsz=_image_size(imgsz))
+    metrics = _detector(model, device=_device(device)).val(data, split=split, **given)
+    _print_metrics(metrics.as_dict())
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(metrics.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def predict(
+    source: Annotated[str, typer.Argument(help="Image, video, folder, glob pattern, or camera index.")],
+    model: _Trained,
+    conf: Annotated[float, typer.Option(help="Smallest confidence of a detection.", min=0, max=1)] = 0.25,
+    imgsz: _ImageSize = None,
+    device: _Device = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for annotated pictures and predictions.jsonl.")
+    ] = Path("runs/predict"),
+) -> None:
+    """Find objects in images and videos. An exported .onnx file needs no torch."""
+    out.mkdir(parents=True, exist_ok=True)
+    pictures: Counter[str] = Counter()
+    with Path(out, "predictions.jsonl").open("w", encoding="utf-8") as lines:
+        for detections in _predictions(model, source, conf, _image_size(imgsz), _device(device)):
+            stem = Path(detections.path).stem if detections.path else "frame"
+            # The frames of a video, and images of one name in several folders, are told apart by a number.
+            picture = f"{stem}-{pictures[stem]:06d}.jpg" if pictures[stem] else f"{stem}.jpg"
+            pictures[stem] += 1
+            detections.save(out / picture)
+            lines.write(detections.to_json() + "\n")
+            counts = Counter(detections.class_name).most_common()
+            print(f"{picture}: {', '.join(f'{count} {label}' for label, count in counts) or 'nothing'}")
+    print(f"Results: {out}")
+
+
+@app.command()
+def export(
+    model: _Trained,
+    format: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",  # noqa: A002
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.", show_default=False)
+    ] = None,
+    imgsz: _ImageSize = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default=False)] = None,
+    dynamic: Annotated[bool, typer.Option(help="Any batch size, or 1 only.")] = True,
+    device: _Device = None,
+) -> None:
+    """Write a file for other runtimes, compared with PyTorch."""
+    given = _given(out=out, imgsz=_image_size(imgsz), opset=opset)
+    path = _detector(model, device=_device(device)).export(format, dynamic=dynamic, **given)
+    print(f"Exported: {path}")
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="Print the recipe of this model instead.")] = None,
+) -> None:
+    """List the models, or print a model's recipe as YAML."""
+    from rtdetrv4.config import VARIANTS, load_recipe, to_yaml
+
+    if name is not None:
+        print(to_yaml(load_recipe(name)), end="")
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title="Models",
+        caption="Accuracy and speed as published for COCO val2017, T4 with TensorRT FP16; not measured here.",
+    )
+    table.add_column("model", style="bold", no_wrap=True)
+    table.add_column("backbone", no_wrap=True)
+    for column in ("image size", "parameters (M)", "AP", "latency (ms)"):
+        table.add_column(column, justify="right")
+    for name, variant in VARIANTS.items():
+        if variant.num_parameters is None:  # the model for tests
+            continue
+        table.add_row(
+            name,
+            variant.backbone,
+            "×".join(map(str, variant.image_size)),
+            f"{variant.num_parameters / 1e6:.2f}",
+            "" if variant.coco_ap is None else f"{variant.coco_ap:.1f}",
+            "" if variant.latency_ms is None else f"{variant.latency_ms:.2f}",
+        )
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/demo"),
+) -> None:
+    """Train, evaluate and export a small detector on made-up shapes."""
+    from rtdetrv4.demo import run_demo
+
+    run_demo(out)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: arguments; None takes those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 130 if interrupted.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    command = next((arg for arg in args if not arg.startswith("-")), "")
+    try:
+        code = app(args, prog_name="rtdetrv4", standalone_mode=False)
+    except _UsageError as error:
+        return _mistake(_usage_message(error))
+    except RTDETRError as error:
+        return _mistake(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "rtdetrv4").partition(".")[0]
+        if package == "rtdetrv4":
+            raise
+        extra = _EXTRAS.get(command, "torch")
+        return _mistake(f'{package} is not installed; install it with: pip install "rtdetrv4[{extra}]"')
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _mistake(f"{error.filename}: {error.strerror}")
+    if code == EXIT_INTERRUPTED:
+        again = f"; go on with: {shlex.join(['rtdetrv4', *args, *(() if '--resume' in args else ('--resume',))])}"
+        print(f"interrupted{again if command == 'train' else ''}", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _mistake(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_MISTAKE
+
+
+def _usage_message(error: Any) -> str:
+    possibilities = getattr(error, "possibilities", None)
+    if possibilities:
+        return f'{error.message}. Did you mean "{possibilities[0]}"?'
+    message = error.format_message()
+    if re.search(r"unexpected extra argument.*=", message):
+        return f'{message}. Options are written "--epochs 50", other settings "--set name=value".'
+    return message
+
+
+def _is_recipe(model: str | None) -> bool:
+    return model is not None and Path(model).suffix in (".yaml", ".yml")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the others keep the defaults of `Detector`."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    from rtdetrv4.config.schema import parse_image_size
+
+    try:
+        return None if text is None else parse_image_size(text)
+    except ValueError as error:
+        raise ConfigError(f'--imgsz: got "{text}", {error}.') from None
+
+
+def _device(text: str | None) -> str | None:
+    from rtdetrv4.config.schema import parse_device
+
+    try:
+        return None if text is None else parse_device(text)
+    except ValueError as error:
+        raise ConfigError(f'--device: got "{text}", {error}.') from None
+
+
+def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
+    if model is not None and Path(model).suffix == ".safetensors":
+        model, weights = None, model  # weights know their model
+    return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
+
+
+def _predictions(
+    model: str, source: str, conf: float, imgsz: tuple[int, int] | None, device: str | None
+) -> Iterable[Detections]:
+    if Path(model).suffix != ".onnx":
+        return _detector(model, device=device).predict(source, conf=conf, stream=True, **_given(imgsz=imgsz))
+    if imgsz or device:
+        raise ConfigError("--imgsz and --device do not apply to an exported model: its image size is fixed.")
+    from rtdetrv4.runtime.sessions import OnnxSession
+
+    return OnnxSession(model).stream(source, conf)
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4f}")
+    for label, value in metrics.get("per_class", {}).items():
+        table.add_row(f"ap of {label}", "" if value is None else f"{value:.4f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

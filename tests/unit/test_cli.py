@@ -1,0 +1,302 @@
+"""The command line, with a stand-in for the detector."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import rtdetrv4
+from rtdetrv4 import Detections
+from rtdetrv4.cli import main
+from rtdetrv4.errors import DatasetError
+
+
+def detections(path: str | None) -> Detections:
+    """Two cats and a dog."""
+    return Detections(
+        xyxy=np.array([[0, 0, 5, 5]] * 3, dtype=np.float32),
+        confidence=np.array([0.9, 0.8, 0.7], dtype=np.float32),
+        class_id=np.array([0, 1, 0]),
+        names=("cat", "dog"),
+        image=np.zeros((8, 8, 3), dtype=np.uint8),
+        path=path,
+    )
+
+
+class FakeDetector:
+    """Remembers how it was called."""
+
+    calls: ClassVar[list[tuple[str, tuple[Any, ...], dict[str, Any]]]]
+    error: BaseException | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._note("init", args, options)
+
+    def _note(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self.calls.append((name, args, options))
+        if name != "init" and self.error is not None:
+            raise self.error
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        self._note("train", args, options)
+        return SimpleNamespace(metrics={"ap": 0.5}, weights=Path("runs/x/weights.safetensors"))
+
+    def val(self, *args: Any, **options: Any) -> Any:
+        self._note("val", args, options)
+        metrics = {"ap": 0.5, "ap_small": None, "num_images": 3, "per_class": {"cat": 0.25, "dog": None}}
+        return SimpleNamespace(as_dict=lambda: metrics)
+
+    def predict(self, *args: Any, **options: Any) -> Any:
+        self._note("predict", args, options)
+        return map(detections, ["a/cat.png", "b/cat.png", None])
+
+    def export(self, *args: Any, **options: Any) -> Path:
+        self._note("export", args, options)
+        return Path("weights.onnx")
+
+
+@pytest.fixture(autouse=True)
+def detector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeDetector]:
+    class Detector(FakeDetector):
+        calls: ClassVar[list[tuple[str, tuple[Any, ...], dict[str, Any]]]] = []
+
+    monkeypatch.setitem(vars(rtdetrv4), "Detector", Detector)
+    monkeypatch.chdir(tmp_path)
+    return Detector
+
+
+def run(args: str) -> int:
+    return main(args.split())
+
+
+def mistake(args: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistaken command writes."""
+    assert run(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def test_train_passes_on_what_was_given(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
+    args = (
+        "train --data d --model rtdetrv4-m --weights w.safetensors --teacher none --epochs 5 --batch 8 --imgsz 480x640 "
+        "--lr 1e-4 --device 1 --workers 0 --amp bf16 --seed 3 --out runs/x "
+        "--set optimizer.clip_norm=1e-1 --set run.amp=off"
+    )
+    assert run(args) == 0
+    assert detector.calls == [
+        ("init", (), {"model": "rtdetrv4-m", "weights": "w.safetensors"}),
+        (
+            "train",
+            ("d",),
+            {
+                "epochs": 5,
+                "batch": 8,
+                "imgsz": (480, 640),
+                "teacher": "none",
+                "lr": 1e-4,
+                "device": "cuda:1",
+                "workers": 0,
+                "amp": "bf16",
+                "seed": 3,
+                "out": "runs/x",
+                "resume": False,
+                "overrides": {"optimizer.clip_norm": 0.1, "run.amp": "off"},
+            },
+        ),
+    ]
+    assert "runs/x/weights.safetensors" in capsys.readouterr().out
+
+
+def test_train_leaves_the_rest_to_the_recipe(detector: type[FakeDetector]) -> None:
+    assert main(["train", "--data", "d"]) == 0
+    assert detector.calls == [("init", (), {}), ("train", ("d",), {"resume": False, "overrides": {}})]
+
+
+def test_resume_needs_only_the_folder(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no run to resume" in mistake("train --resume --out runs/x", capsys)
+    Path("runs/x").mkdir(parents=True)
+    Path("runs/x/recipe.yaml").write_text("extends: deim-s\n")
+    assert run("train --resume --out runs/x") == 0
+    assert detector.calls == [
+        ("init", (), {"model": str(Path("runs/x/recipe.yaml"))}),
+        ("train", (None,), {"out": "runs/x", "resume": True, "overrides": {}}),
+    ]
+
+
+def test_val_prints_and_writes_metrics(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("val --data d --model runs/x/weights.safetensors --batch 4 --device cpu --out a/m.json") == 0
+    assert detector.calls == [
+        ("init", (), {"weights": "runs/x/weights.safetensors", "device": "cpu"}),
+        ("val", ("d",), {"split": "val", "batch": 4}),
+    ]
+    out = capsys.readouterr().out
+    assert "0.5000" in out
+    assert "ap of cat" in out
+    assert json.loads(Path("a/m.json").read_text())["per_class"] == {"cat": 0.25, "dog": None}
+
+
+def test_predict_saves_pictures_and_records(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict photos --model w.safetensors --conf 0.5 --out found") == 0
+    assert detector.calls[1] == ("predict", ("photos",), {"conf": 0.5, "stream": True})
+    assert "cat.jpg: 2 cat, 1 dog" in capsys.readouterr().out
+    records = [json.loads(line) for line in Path("found/predictions.jsonl").read_text().splitlines()]
+    assert [record["path"] for record in records] == ["a/cat.png", "b/cat.png", None]
+    assert [found["name"] for found in records[0]["detections"]] == ["cat", "dog", "cat"]
+    assert sorted(path.name for path in Path("found").glob("*.jpg")) == ["cat-000001.jpg", "cat.jpg", "frame.jpg"]
+
+
+def test_predict_runs_exported_models_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        def __init__(self, path: str) -> None:
+            assert path == "w.onnx"
+
+        def stream(self, source: str, conf: float) -> Any:
+            assert (source, conf) == ("photos", 0.25)
+            return iter([detections("cat.png")])
+
+    monkeypatch.setattr("rtdetrv4.runtime.sessions.OnnxSession", Session)
+    assert run("predict photos --model w.onnx --out found") == 0
+    assert Path("found/cat.jpg").is_file()
+
+
+def test_export(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export --model w.safetensors --imgsz 320 --opset 18 --no-dynamic --out x.onnx") == 0
+    options = {"dynamic": False, "out": "x.onnx", "imgsz": (320, 320), "opset": 18}
+    assert detector.calls[1] == ("export", ("onnx",), options)
+    assert "weights.onnx" in capsys.readouterr().out
+
+
+def test_demo_runs_the_demonstration(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+    monkeypatch.setitem(sys.modules, "rtdetrv4.demo", SimpleNamespace(run_demo=folders.append))
+    assert run("demo --out runs/d") == 0
+    assert folders == [Path("runs/d")]
+
+
+def test_models_lists_every_model_but_the_one_for_tests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "rtdetrv4-s" in out
+    assert "deim-rtdetrv2-r50" in out
+    assert "test" not in out
+    assert out.count("hgnetv2_b0") == 6
+
+
+def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "deim-m"]) == 0
+    assert rtdetrv4.load_recipe("deim-m").schedule.epochs == 102
+    assert "epochs: 102" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("trian", "Did you mean 'train'?"),
+        ("train --data d --epocs 5", 'No such option: --epocs. Did you mean "--epochs"?'),
+        ("train --data d epochs=5", 'Options are written "--epochs 50", other settings "--set name=value".'),
+        ("train --data d --epochs many", "'--epochs'"),
+        ("train", "Missing option --data: a folder with COCO annotations."),
+        ("train --data d --imgsz 650", '--imgsz: got "650", expected multiples of 32, such as 640 or 672.'),
+        ("train --data d --device gpu", '--device: got "gpu", expected auto, cpu, cuda, cuda:INDEX, mps or xpu.'),
+        ("train --data d --set epochs", 'Got "epochs", expected NAME=VALUE'),
+        ("val --data d", "--model"),
+        ("predict a --model w.safetensors --conf 3", "'--conf'"),
+        ("predict a --model w.onnx --imgsz 320", "do not apply to an exported model"),
+        ("models rtdetrv4_s", 'Did you mean "rtdetrv4-s"?'),
+    ],
+)
+def test_a_mistake_is_one_line(args: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in mistake(args, capsys)
+
+
+def test_errors_of_the_package_are_one_line(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
+    detector.error = DatasetError("No annotations in d.\nExpected a JSON file.")
+    assert mistake("train --data d", capsys) == "No annotations in d. Expected a JSON file."
+
+
+def test_files_that_cannot_be_opened_are_one_line(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector.error = PermissionError(13, "Permission denied", "runs/x")
+    assert mistake("train --data d", capsys) == "runs/x: Permission denied"
+
+
+@pytest.mark.parametrize(("command", "extra"), [("train --data d", "train"), ("export --model w", "export")])
+def test_a_missing_package_names_its_extra(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str], command: str, extra: str
+) -> None:
+    detector.error = ModuleNotFoundError("No module named 'scipy.optimize'", name="scipy.optimize")
+    line = mistake(command, capsys)
+    assert line == f'scipy is not installed; install it with: pip install "rtdetrv4[{extra}]"'
+
+
+def test_errors_that_are_not_the_users_are_not_hidden(detector: type[FakeDetector]) -> None:
+    detector.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--data", "d"])
+
+
+def test_an_interrupted_training_tells_how_to_go_on(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector.error = KeyboardInterrupt()
+    assert main(["train", "--data", "my data", "--out", "runs/x"]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "interrupted; go on with: rtdetrv4 train --data 'my data' --out runs/x --resume"
+    assert run("export --model w.safetensors") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from rtdetrv4.cli import main
+for args in (["--help"], ["train", "--help"], ["models"], ["models", "rtdetrv4-s"]):
+    assert main(args) == 0
+print("heavy:", sorted({"torch", "timm", "numpy", "cv2", "accelerate", "scipy"} & set(sys.modules)))
+"""
+    assert run_python(code).splitlines()[-1] == "heavy: []"
+
+
+def test_importing_the_package_imports_only_the_package() -> None:
+    code = """
+import sys
+import rtdetrv4
+print(sorted(name for name in sys.modules if name.startswith("rtdetrv4")), "torch" in sys.modules)
+"""
+    assert run_python(code).strip() == "['rtdetrv4'] False"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == importlib.metadata.version("rtdetrv4") == rtdetrv4.__version__
+
+
+def test_public_names_are_sorted_and_unknown_ones_refused() -> None:
+    assert rtdetrv4.__all__ == sorted(rtdetrv4.__all__)
+    assert set(rtdetrv4.__all__) <= set(dir(rtdetrv4))
+    assert rtdetrv4.ConfigError is importlib.import_module("rtdetrv4.errors").ConfigError
+    with pytest.raises(AttributeError, match="has no attribute 'Detektor'"):
+        _ = rtdetrv4.Detektor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_without_torch_the_detector_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(vars(rtdetrv4), "Detector")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(rtdetrv4.MissingDependencyError, match=r'pip install "rtdetrv4\[torch\]"'):
+        _ = rtdetrv4.Detector
