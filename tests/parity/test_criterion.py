@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import golden
 import numpy as np
 import pytest
 import torch
 
+import golden
 from rtdetrv4.distillation import alignment_loss
 from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.losses.matcher import flatten_targets

@@ -107,7 +107,7 @@ class Modulation:
 
         A step whose gradients are not finite is not counted.
         """
-        aifi = gradient_l1(student.detector.hybrid_encoder.aifi)
+        aifi = gradient_l1(student.aifi)
         share = 100 * aifi / gradient_l1(student)
         finite = share.isfinite()
         self._sum = self._sum + torch.where(finite, share, 0.0)

@@ -134,8 +134,8 @@ def load_teacher(name: str = DEFAULT_TEACHER, weights: str | Path | None = None,
     except (OSError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(
-            f'Weights of the teacher "{name}" could not be loaded ({reason}). Check the connection and the licence gate '
-            "of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
+            f'Weights of the teacher "{name}" could not be loaded ({reason}). Check the connection and the '
+            "licence gate of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
             f'e.g. "vit_base_patch14_dinov2.lvd142m" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
         ) from error
     return _from_timm(body, name)

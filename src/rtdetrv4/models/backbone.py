@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ class Backbone(nn.Module):
         pretrained: True loads timm's weights from the hub, a path loads them from a file.
         freeze_stem: do not train what stands before the first stage.
         freeze_norm: keep batch norms at their loaded statistics and affine parameters.
-        first_shortcut: give the first block of a ResNet a convolutional shortcut, as PaddlePaddle's ResNet-18-d and -34-d
-            (and so the released RT-DETRv2) have and timm's do not.
+        first_shortcut: give the first block of a ResNet a convolutional shortcut, as PaddlePaddle's ResNet-18-d and
+            -34-d (and so the released RT-DETRv2) have and timm's do not.
 
     Raises:
         ConfigError: timm does not know `name`.
@@ -55,7 +56,7 @@ class Backbone(nn.Module):
             )
         source = {"file": str(pretrained)} if isinstance(pretrained, str | Path) else None
         try:
-            self.body = timm.create_model(
+            self.body: Any = timm.create_model(
                 name,
                 pretrained=bool(pretrained),
                 features_only=True,

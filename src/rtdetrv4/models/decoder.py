@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rtdetrv4.models.attention import DeformableAttention, SelfAttention
 from rtdetrv4.models.layers import MLP, Activation, activation
-from rtdetrv4.models.query_selection import init_box_head, init_score_head
+from rtdetrv4.models.query_selection import box_head, score_head
 from rtdetrv4.ops.boxes import full_precision, inverse_sigmoid
 from rtdetrv4.ops.distribution import decode_boxes, expected_offset, weighting
 from rtdetrv4.types import HeadOutput
@@ -89,7 +89,7 @@ class LocationQuality(nn.Module):
         super().__init__()
         self.num_top = num_top
         self.mlp = MLP(4 * (num_top + 1), hidden_dim, 1, 2, act)
-        init_box_head(self.mlp)
+        self.mlp.zero_last()
 
     def forward(self, logits: Tensor, corners: Tensor) -> Tensor:
         """Class logits B×Q×K and edge logits B×Q×4×R → B×Q×K."""
@@ -125,18 +125,12 @@ class DistributionDecoder(nn.Module):
         self.reg_scale = reg_scale
         self.eval_index = range(len(layers))[eval_index]
         self.register_buffer("weighting", weighting(reg_max, reg_scale), persistent=False)
-        self.query_position = MLP(4, 2 * dim, dim, 2, act)
+        self.query_position = _position_head(2 * dim, dim, 2, act)
         self.layers = nn.ModuleList(layers)
-        self.pre_box_head = MLP(dim, dim, 4, 3, act)
-        self.box_heads = nn.ModuleList(MLP(dim, dim, 4 * (reg_max + 1), 3, act) for _ in layers)
-        self.score_heads: nn.ModuleList = nn.ModuleList(nn.Linear(dim, num_classes) for _ in layers)
+        self.pre_box_head = box_head(dim, 4, act)
+        self.box_heads: nn.ModuleList = nn.ModuleList(box_head(dim, 4 * (reg_max + 1), act) for _ in layers)
+        self.score_heads: nn.ModuleList = nn.ModuleList(score_head(dim, num_classes) for _ in layers)
         self.quality: nn.ModuleList = nn.ModuleList(LocationQuality(act) for _ in layers)
-        for layer in self.query_position.layers:
-            nn.init.xavier_uniform_(layer.weight)
-        for head in (self.pre_box_head, *self.box_heads):
-            init_box_head(head)
-        for head in self.score_heads:
-            init_score_head(head)
 
     def forward(
         self, content: Tensor, reference_logits: Tensor, pyramid: Sequence[Tensor], allowed: Tensor | None = None
@@ -157,7 +151,7 @@ class DistributionDecoder(nn.Module):
         initial, pre_logits, pre_boxes = reference, None, None
         previous, corners = torch.zeros_like(x), None
         logits, boxes, distributions = [], [], []
-        for index, (layer, box_head) in enumerate(zip(self.layers, self.box_heads, strict=True)):
+        for index, (layer, head) in enumerate(zip(self.layers, self.box_heads, strict=True)):
             position = self.query_position(reference).clamp(-10, 10)
             x = layer(x, position, reference, pyramid, allowed)
             if index == 0:
@@ -165,7 +159,7 @@ class DistributionDecoder(nn.Module):
                 initial = pre_boxes.detach()
                 if self.training:
                     pre_logits = self.score_heads[0](x)
-            step = full_precision(box_head(x + previous)).unflatten(-1, (4, -1))
+            step = full_precision(head(x + previous)).unflatten(-1, (4, -1))
             corners = step if corners is None else step + corners
             box = decode_boxes(initial, expected_offset(corners, self.weighting), self.reg_scale)
             if self.training or index == self.eval_index:
@@ -208,16 +202,10 @@ class BoxDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.eval_index = range(len(layers))[eval_index]
-        self.query_position = MLP(4, dim if position_layers == 3 else 2 * dim, dim, position_layers, act)
+        self.query_position = _position_head(dim if position_layers == 3 else 2 * dim, dim, position_layers, act)
         self.layers = nn.ModuleList(layers)
-        self.box_heads: nn.ModuleList = nn.ModuleList(MLP(dim, dim, 4, 3, act) for _ in layers)
-        self.score_heads: nn.ModuleList = nn.ModuleList(nn.Linear(dim, num_classes) for _ in layers)
-        for layer in self.query_position.layers:
-            nn.init.xavier_uniform_(layer.weight)
-        for head in self.box_heads:
-            init_box_head(head)
-        for head in self.score_heads:
-            init_score_head(head)
+        self.box_heads: nn.ModuleList = nn.ModuleList(box_head(dim, 4, act) for _ in layers)
+        self.score_heads: nn.ModuleList = nn.ModuleList(score_head(dim, num_classes) for _ in layers)
 
     def forward(
         self, content: Tensor, reference_logits: Tensor, pyramid: Sequence[Tensor], allowed: Tensor | None = None
@@ -227,9 +215,9 @@ class BoxDecoder(nn.Module):
         reference = reference_logits.sigmoid()
         attached: Tensor = reference
         logits, boxes = [], []
-        for index, (layer, box_head) in enumerate(zip(self.layers, self.box_heads, strict=True)):
+        for index, (layer, head) in enumerate(zip(self.layers, self.box_heads, strict=True)):
             x = layer(x, self.query_position(reference), reference, pyramid, allowed)
-            step = full_precision(box_head(x))
+            step = full_precision(head(x))
             if self.training or index == self.eval_index:
                 # "Look forward twice": a layer's box also trains the layer before it.
                 boxes.append((step + inverse_sigmoid(attached)).sigmoid())
@@ -246,3 +234,12 @@ class BoxDecoder(nn.Module):
         self.layers, self.box_heads = self.layers[:end], self.box_heads[:end]
         idle = [nn.Identity() for _ in range(self.eval_index)]
         self.score_heads = nn.ModuleList([*idle, self.score_heads[self.eval_index]])
+
+
+def _position_head(hidden_dim: int, dim: int, num_layers: int, act: Activation) -> MLP:
+    """From reference boxes to query positions."""
+    head = MLP(4, hidden_dim, dim, num_layers, act)
+    for parameter in head.parameters():
+        if parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter)
+    return head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +77,6 @@ class DetectionModel(nn.Module):
             denoised, head = _split_queries(both, noised.content.shape[1])
             training = TrainingOutput(head, selected.logits, selected.boxes, encoded.f5, denoised, noised.groups)
         return DetectorOutput(head.logits[-1], head.boxes[-1], training)
-
-    def aifi_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters whose share of the gradient GAM watches."""
-        return self.hybrid_encoder.aifi.parameters()
 
 
 def _split_queries(head: HeadOutput, first: int) -> tuple[HeadOutput, HeadOutput]:

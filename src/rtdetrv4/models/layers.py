@@ -127,12 +127,10 @@ class MLP(nn.Module):
             x = self.act(layer(x))
         return last(x)
 
-    @property
-    def last(self) -> nn.Linear:
-        """The output layer, which heads initialise to zero."""
-        layer = self.layers[-1]
-        assert isinstance(layer, nn.Linear)
-        return layer
+    def zero_last(self) -> None:
+        """Make the output zero, whatever the input."""
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
 
 def fuse_conv_norms(module: nn.Module) -> nn.Module:

@@ -58,11 +58,9 @@ class QuerySelection(nn.Module):
         self.num_queries = num_queries
         self.projection = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.score_head = nn.Linear(dim, num_classes)
-        self.box_head = MLP(dim, dim, 4, 3, act)
+        self.score_head = score_head(dim, num_classes)
+        self.box_head = box_head(dim, 4, act)
         nn.init.xavier_uniform_(self.projection.weight)
-        init_score_head(self.score_head)
-        init_box_head(self.box_head)
 
     def forward(self, pyramid: Sequence[Tensor]) -> SelectedQueries:
         """Maps B×C×h×w, finest first → the selected queries."""
@@ -84,12 +82,15 @@ class QuerySelection(nn.Module):
         )
 
 
-def init_score_head(head: nn.Linear, prior: float = 0.01) -> None:
-    """Start every class at probability `prior` (focal loss initialisation)."""
+def score_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
+    """Class logits, every class starting at probability `prior` (focal loss initialisation)."""
+    head = nn.Linear(dim, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
+    return head
 
 
-def init_box_head(head: MLP) -> None:
-    """Start at "no change"."""
-    nn.init.zeros_(head.last.weight)
-    nn.init.zeros_(head.last.bias)
+def box_head(dim: int, out_dim: int, act: Activation) -> MLP:
+    """A three-layer MLP that starts at "no change"."""
+    head = MLP(dim, dim, out_dim, 3, act)
+    head.zero_last()
+    return head

@@ -22,11 +22,11 @@ def weighting(reg_max: int, reg_scale: float, up: float = 0.5) -> Tensor:
 
     The inner bins grow geometrically up to ±up·reg_scale; the two outer ones stand at ±2·up·reg_scale.
     """
-    bound = abs(up) * abs(reg_scale)
+    bound = torch.tensor([abs(up) * abs(reg_scale)])
+    # Powers are rounded to float32 as in the released code, which its checkpoints were trained with.
     step = (bound + 1) ** (2 / (reg_max - 2))
-    right = [step**n - 1 for n in range(1, reg_max // 2)]
-    left = [-value for value in reversed(right)]
-    return torch.tensor([-2 * bound, *left, 0.0, *right, 2 * bound], dtype=torch.float32)
+    right = torch.cat([step**n - 1 for n in range(1, reg_max // 2)])
+    return torch.cat((-2 * bound, -right.flip(0), torch.zeros(1), right, 2 * bound))
 
 
 def expected_offset(corners: Tensor, weights: Tensor) -> Tensor:
