@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -34,12 +33,13 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not public und
 
 
 class _Commands(typer.core.TyperGroup):
-    """Ends an interrupted command with an exit code: what typer itself does and prints depends on its version."""
+    """Says how to go on after Ctrl-C; what typer itself does and prints depends on its version."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:  # training says in it where it stopped
+            print(" ".join(f"interrupted. {stop}".split()), file=sys.stderr)
             return EXIT_INTERRUPTED
 
 
@@ -285,9 +285,6 @@ def main(args: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         return _mistake(f"{error.filename}: {error.strerror}")
-    if code == EXIT_INTERRUPTED:
-        again = f"; go on with: {shlex.join(['rtdetrv4', *args, *(() if '--resume' in args else ('--resume',))])}"
-        print(f"interrupted{again if command == 'train' else ''}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

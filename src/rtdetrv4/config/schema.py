@@ -300,6 +300,12 @@ class RunConfig(_Section):
     eval_every: AtLeastOne = Field(
         default=1, description="Epochs between two evaluations; the last epoch is always evaluated."
     )
+    patience: AtLeastOne | None = Field(
+        default=None, description="Stop after this many evaluations in a row without a better score; null: never."
+    )
+    max_skipped: AtLeastOne = Field(
+        default=10, description="Give up after this many steps in a row with a loss or gradient of NaN or infinity."
+    )
     val_batch: AtLeastOne | None = Field(
         default=None, description="Images per batch in evaluation; null: as in training."
     )
