@@ -1,0 +1,48 @@
+"""From an image to what the network takes; evaluation and exported models share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+
+def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Stretch an image to a size, bilinearly; the aspect ratio is not kept.
+
+    Bilinear interpolation looks at four pixels only. So an image that is larger at least twice, both ways, is first
+    averaged down by a power of two: thin things in large photos would otherwise break into dots.
+
+    Args:
+        image: H×W×3 uint8.
+        size_hw: the new height and width.
+
+    Returns:
+        h×w×3 uint8; `image` itself where it has that size already.
+    """
+    height, width = image.shape[:2]
+    reduction = 1
+    while min(height / size_hw[0], width / size_hw[1]) >= 2 * reduction:
+        reduction *= 2
+    if reduction > 1:
+        image = cv2.resize(image, (-(-width // reduction), -(-height // reduction)), interpolation=cv2.INTER_AREA)
+    if image.shape[:2] == tuple(size_hw):
+        return image
+    return cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def preprocess(images: Sequence[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:
+    """The input of the network.
+
+    Args:
+        images: B images, H×W×3 uint8 RGB, each of a size of its own.
+        size_hw: height and width that the network takes.
+
+    Returns:
+        B×3×h×w float32 in [0, 1], contiguous.
+    """
+    batch = np.empty((len(images), 3, *size_hw), dtype=np.float32)
+    for i, image in enumerate(images):
+        np.divide(resize(image, size_hw).transpose(2, 0, 1), np.float32(255), out=batch[i])
+    return batch

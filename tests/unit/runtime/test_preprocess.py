@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from rtdetrv4.runtime import preprocess, resize
+
+
+def test_resize_is_bilinear_as_in_torch() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    for size_hw in ((64, 32), (32, 96), (20, 30)):
+        ours = resize(image, size_hw)
+        channels_first = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        theirs = torch.nn.functional.interpolate(channels_first, size=size_hw, mode="bilinear", antialias=False)[0]
+        assert ours.shape == (*size_hw, 3)
+        assert np.abs(ours - theirs.permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_large_images_are_averaged_first_so_that_thin_lines_stay() -> None:
+    image = np.zeros((400, 400, 3), dtype=np.uint8)
+    image[::8] = 255
+    assert np.ptp(cv2.resize(image, (50, 50))) == 0  # what plain bilinear sampling makes of it: nothing is left
+    assert abs(resize(image, (50, 50)).mean() - image.mean()) < 1
+
+
+def test_an_image_of_the_right_size_is_not_touched() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    assert resize(image, (32, 64)) is image
+
+
+def test_preprocess_gives_a_contiguous_float_batch() -> None:
+    red, wide = np.zeros((10, 20, 3), np.uint8), np.zeros((7, 90, 3), np.uint8)
+    red[..., 0] = 255
+    wide[..., 2] = 51
+    batch = preprocess([red, wide, np.asfortranarray(red)], (32, 64))
+    assert batch.shape == (3, 3, 32, 64)
+    assert batch.dtype == np.float32
+    assert batch.flags.c_contiguous
+    np.testing.assert_allclose(batch.mean(axis=(2, 3)), ([[1, 0, 0], [0, 0, 0.2], [1, 0, 0]]), rtol=1e-6)
+
+
+def test_preprocess_divides_as_torch_does() -> None:
+    """Bit for bit, so that a model sees the same numbers in training and after export."""
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    expected = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    np.testing.assert_array_equal(preprocess([image], (16, 16))[0], expected.numpy())
