@@ -1,0 +1,213 @@
+"""Whatever a user may want detections in, as a stream of RGB images."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import http.client
+import itertools
+import logging
+import os
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from rtdetrv4.errors import SourceError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+MAX_DOWNLOAD_BYTES = 64 * 1024 * 1024
+DOWNLOAD_TIMEOUT_S = 15
+
+
+class Frame(NamedTuple):
+    """One image of a source."""
+
+    image: np.ndarray
+    """H×W×3 uint8 RGB."""
+    path: str | None
+    """The file, URL or camera it came from; None for images that were in memory."""
+    number: int
+    """Its position in the source, from 0: the frame number, in a video."""
+
+
+def read_source(source: Any) -> Iterator[Frame]:
+    """Read images one at a time, as they are asked for.
+
+    Args:
+        source: one of
+
+            - the path of an image or a video; photos are turned upright as their EXIF data say;
+            - a folder (its images, by name) or a glob pattern such as ``"photos/**/*.jpg"``; damaged files among them
+              are left out with a warning;
+            - the URL of an image, http(s), at most 64 MiB; or of a video stream, ``rtsp://...``;
+            - a camera: its number, as 0 or "0";
+            - a NumPy array, H×W×3 (or N×H×W×3) uint8 **RGB**. OpenCV's arrays are BGR, which no one can see from the
+              numbers: turn them round with ``image[..., ::-1]``;
+            - a PIL image, taken as it is;
+            - a torch tensor, 3×H×W (or N×3×H×W) RGB: uint8, or float in [0, 1];
+            - a list, generator or other iterable of these.
+
+    Raises:
+        SourceError: the source does not exist or is of no known kind (at once); an image in it cannot be read (when it
+            is its turn).
+    """
+    return (Frame(image, path, number) for number, (image, path) in enumerate(_open(source)))
+
+
+def _open(source: Any) -> Iterator[tuple[np.ndarray, str | None]]:
+    if isinstance(source, str | os.PathLike):
+        return _open_name(os.fspath(source))
+    if isinstance(source, int):
+        return _open_video(source)
+    if isinstance(source, np.ndarray):
+        return _open_array(source, "an array")
+    if hasattr(source, "detach") and hasattr(source, "cpu"):
+        return _open_array(_array_of_tensor(source), "a tensor")
+    if hasattr(source, "convert") and hasattr(source, "mode"):
+        return _open_array(np.array(source.convert("RGB")), "a PIL image")
+    if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
+        return itertools.chain.from_iterable(map(_open, source))
+    raise SourceError(
+        f"cannot read images from {type(source).__name__}; give a path, folder, glob pattern, URL, camera number, "
+        "NumPy array, PIL image, tensor, or a list of these"
+    )
+
+
+def _open_name(name: str) -> Iterator[tuple[np.ndarray, str | None]]:
+    if name.startswith(("http://", "https://")):
+        return iter([(_decode(_download(name), name), name)])
+    if "://" in name:
+        return _open_video(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise SourceError(f"{path} has no images; expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}")
+        return _open_files(files)
+    if path.exists():
+        return _open_file(str(path))
+    if name.isdecimal():
+        return _open_video(int(name))
+    if not glob.has_magic(name):
+        raise SourceError(f"{path} does not exist")
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
+    files = sorted(file for file in matches if Path(file).suffix.lower() in suffixes)
+    if not files:
+        raise SourceError(f"no image or video matches {path}")
+    return _open_files(files)
+
+
+def _open_file(file: str) -> Iterator[tuple[np.ndarray, str | None]]:
+    if Path(file).suffix.lower() in VIDEO_SUFFIXES:
+        return _open_video(file)
+    return iter([(_read_image(file), file)])
+
+
+def _open_files(files: Iterable[str]) -> Iterator[tuple[np.ndarray, str | None]]:
+    """The images of files that nobody named one by one, so that a damaged one is no reason to stop."""
+    num_read = 0
+    for file in files:
+        try:
+            frames = _open_file(file)
+        except SourceError as error:
+            logger.warning("%s; left out", error)
+            continue
+        num_read += 1
+        yield from frames
+    if not num_read:
+        raise SourceError("none of the images could be read; the warnings above name them")
+
+
+def _read_image(file: str) -> np.ndarray:
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read: {error.strerror}") from error
+    return _decode(data, file)
+
+
+def _decode(data: bytes, name: str) -> np.ndarray:
+    """H×W×3 uint8 RGB of any image file: 16 bit is brought down to 8, grey becomes RGB, alpha is dropped."""
+    with _quiet_opencv():
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR) if data else None
+    if image is None:
+        raise SourceError(f"{name} is not an image that can be read, or is damaged ({len(data)} bytes)")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            data = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise SourceError(f"{url} cannot be downloaded: {error}") from error
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise SourceError(f"{url} is larger than {MAX_DOWNLOAD_BYTES // 1024**2} MiB; download it and give its path")
+    return data
+
+
+def _open_video(source: str | int) -> Iterator[tuple[np.ndarray, str | None]]:
+    name = f"camera {source}" if isinstance(source, int) else source
+    with _quiet_opencv():
+        video = cv2.VideoCapture(source)
+        is_read, frame = video.read()
+    if not is_read:
+        video.release()
+        raise SourceError(f"{name} gives no pictures: it cannot be opened, or holds no video that OpenCV can decode")
+
+    def frames() -> Iterator[tuple[np.ndarray, str | None]]:
+        current = frame
+        try:
+            while current is not None:
+                yield cv2.cvtColor(current, cv2.COLOR_BGR2RGB), name
+                current = video.read()[1]
+        finally:
+            video.release()
+
+    return frames()
+
+
+def _open_array(array: np.ndarray, kind: str) -> Iterator[tuple[np.ndarray, str | None]]:
+    if array.dtype != np.uint8 or array.ndim not in {3, 4} or array.shape[-1] != 3 or not array.size:
+        raise SourceError(
+            f"{kind} of shape {array.shape} and type {array.dtype} is no image; "
+            "expected H×W×3 uint8 RGB, or N×H×W×3 for several"
+        )
+    return ((image, None) for image in (array if array.ndim == 4 else [array]))
+
+
+def _array_of_tensor(tensor: Any) -> np.ndarray:
+    """Channels last and uint8, from a tensor on any device; torch itself is not needed for it."""
+    if tensor.ndim not in {3, 4} or tensor.shape[-3] != 3:
+        raise SourceError(
+            f"a tensor of shape {tuple(tensor.shape)} is no image; expected 3×H×W RGB, or N×3×H×W for several"
+        )
+    if tensor.is_floating_point():
+        array = tensor.detach().float().cpu().numpy()
+        if array.size and not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
+            raise SourceError(
+                f"a float tensor with values {array.min():.3g}...{array.max():.3g} is no image; expected [0, 1], "
+                "without mean and standard deviation taken out"
+            )
+        array = (array * 255).round().clip(0, 255).astype(np.uint8)
+    else:
+        array = tensor.detach().cpu().numpy()
+    return np.ascontiguousarray(np.moveaxis(array, -3, -1))
+
+
+@contextlib.contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """OpenCV writes its own lines to stderr about what cannot be read; ours says it once."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import http.server
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rtdetrv4.errors import SourceError
+from rtdetrv4.runtime import read_source, sources
+
+
+def make_image(seed: int = 0, height: int = 24, width: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def test_file_is_read_as_rgb(tmp_path: Path) -> None:
+    path = write(tmp_path / "ünïcode name.png", make_image())
+    for given in (path, str(path)):
+        (frame,) = read_source(given)
+        np.testing.assert_array_equal(frame.image, make_image())
+        assert frame[1:] == (str(path), 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_any_kind_of_png_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    grey = make_image()[..., 0]
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 256)
+    else:
+        image = Image.fromarray(np.repeat(grey[..., None], 3, axis=2)).convert(mode)
+    image.save(tmp_path / "a.png")
+    (frame,) = read_source(tmp_path / "a.png")
+    assert frame.image.dtype == np.uint8
+    assert frame.image.shape == (24, 40, 3)
+    if mode != "P":
+        np.testing.assert_array_equal(frame.image[..., 0], grey)
+
+
+def test_photos_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(make_image()).save(tmp_path / "a.jpg", exif=exif)
+    (frame,) = read_source(tmp_path / "a.jpg")
+    assert frame.image.shape == (40, 24, 3)
+
+
+def test_folder_and_glob_in_order_of_names(tmp_path: Path) -> None:
+    for seed, name in enumerate(["b.png", "a.PNG", "sub/c.png"]):
+        write(tmp_path / name, make_image(seed))
+    (tmp_path / "notes.txt").write_text("no image")
+    assert [Path(frame.path or "").name for frame in read_source(tmp_path)] == ["a.PNG", "b.png"]
+    found = list(read_source(str(tmp_path / "**" / "*")))
+    assert [Path(frame.path or "").name for frame in found] == ["a.PNG", "b.png", "c.png"]
+    assert [frame.number for frame in found] == [0, 1, 2]
+    np.testing.assert_array_equal(found[2].image, make_image(2))
+
+
+def test_damaged_files_of_a_folder_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a.png", make_image())
+    (tmp_path / "b.png").write_bytes(b"not an image")
+    assert len(list(read_source(tmp_path))) == 1
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "b.png is not an image that can be read, or is damaged (12 bytes); left out" in caplog.text
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(SourceError, match="none of the images could be read"):
+        list(read_source(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["empty.jpg", "half.png", "text.jpg", "half.jpg"])
+def test_damaged_file_is_one_clear_error(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = write(tmp_path / f"whole{Path(name).suffix}", make_image(0, 200, 200)).read_bytes()
+    content = {"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello"}[Path(name).stem]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=rf"{name} is not an image that can be read, or is damaged") as error:
+        list(read_source(tmp_path / name))
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_sources_that_are_not_there_fail_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for source, message in [
+        (tmp_path / "missing.jpg", "does not exist"),
+        (tmp_path, "has no images; expected files ending in .avif"),
+        (str(tmp_path / "*.jpg"), "no image or video matches"),
+        ("99", "camera 99 gives no pictures"),
+        (99, "camera 99 gives no pictures"),
+        (3.5, "cannot read images from float"),
+        (None, "cannot read images from NoneType"),
+        (b"bytes", "cannot read images from bytes"),
+    ]:
+        with pytest.raises(SourceError, match=message):
+            read_source(source)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_images_in_memory() -> None:
+    image = make_image()
+    channels_first = torch.from_numpy(image).permute(2, 0, 1)
+    for source in (
+        image,
+        Image.fromarray(image),
+        channels_first,
+        channels_first / 255,
+        (channels_first / 255).double(),
+    ):
+        (frame,) = read_source(source)
+        np.testing.assert_array_equal(frame.image, image)
+        assert frame.image.flags.c_contiguous
+        assert frame[1:] == (None, 0)
+    for batch in (np.stack([image, image]), torch.stack([channels_first, channels_first]).requires_grad_(False)):
+        assert [frame.number for frame in read_source(batch)] == [0, 1]
+    (frame,) = read_source((channels_first / 255).requires_grad_())
+    np.testing.assert_array_equal(frame.image, image)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            np.zeros((3, 24, 40), np.uint8),
+            r"an array of shape \(3, 24, 40\) and type uint8 .* expected H×W×3 uint8 RGB",
+        ),
+        (np.zeros((24, 40, 3)), "type float64"),
+        (np.zeros((24, 40), np.uint8), "an array of shape"),
+        (np.zeros((0, 40, 3), np.uint8), "an array of shape"),
+        (torch.zeros(24, 40, 3), r"a tensor of shape \(24, 40, 3\) is no image; expected 3×H×W"),
+        (torch.full((3, 8, 8), 200.0), r"values 200...200 is no image; expected \[0, 1\]"),
+        (torch.full((3, 8, 8), torch.nan), r"values nan...nan is no image"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "type int64"),
+    ],
+)
+def test_what_is_no_image_is_refused(source: object, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        read_source(source)
+
+
+def test_lists_and_generators_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", make_image(1))
+    frames = list(read_source([path, make_image(2), [Image.fromarray(make_image(3))]]))
+    assert [frame.number for frame in frames] == [0, 1, 2]
+    assert [frame.path for frame in frames] == [str(path), None, None]
+
+    asked: list[int] = []
+
+    def generate() -> Iterator[np.ndarray]:
+        for seed in range(100):
+            asked.append(seed)
+            yield make_image(seed)
+
+    stream = read_source(generate())
+    np.testing.assert_array_equal(next(stream).image, make_image(0))
+    assert asked == [0]
+    with pytest.raises(SourceError, match="does not exist"):
+        list(read_source([path, tmp_path / "missing.png"]))
+
+
+def test_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("OpenCV was built without video")
+    for level in (0, 100, 200):
+        writer.write(np.full((48, 64, 3), (level, 0, 0), np.uint8))  # blue, as OpenCV sees it
+    writer.release()
+    frames = list(read_source(path))
+    assert [frame.number for frame in frames] == [0, 1, 2]
+    assert {frame.path for frame in frames} == {str(path)}
+    for frame, level in zip(frames, (0, 100, 200), strict=True):
+        assert frame.image[..., 2].mean() == pytest.approx(level, abs=8)
+        assert frame.image[..., 0].mean() == pytest.approx(0, abs=8)
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    with pytest.raises(SourceError, match=r"b.mp4 gives no pictures"):
+        read_source(tmp_path / "b.mp4")
+
+
+def test_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write(tmp_path / "a.png", make_image()).read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/a.png" else 404)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        (frame,) = read_source(f"{url}/a.png")
+        np.testing.assert_array_equal(frame.image, make_image())
+        assert frame.path == f"{url}/a.png"
+        with pytest.raises(SourceError, match="cannot be downloaded: HTTP Error 404"):
+            read_source(f"{url}/b.png")
+        monkeypatch.setattr(sources, "MAX_DOWNLOAD_BYTES", 100)
+        with pytest.raises(SourceError, match="is larger than"):
+            read_source(f"{url}/a.png")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    with pytest.raises(SourceError, match="cannot be downloaded"):
+        read_source(f"{url}/a.png")
