@@ -1,0 +1,162 @@
+"""What was found in one image."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from rtdetrv4.errors import ConfigError, SourceError, did_you_mean, require
+from rtdetrv4.runtime.draw import draw_boxes
+
+
+class Detection(NamedTuple):
+    """One found object."""
+
+    xyxy: np.ndarray
+    """(4,) float32, pixels."""
+    confidence: float
+    class_id: int
+    name: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """The n objects found in an image, by descending confidence.
+
+    `len(found)` is their number; iterating gives one `Detection` after the other; indexing with a number, slice, mask
+    or list gives `Detections` of these only, as in supervision: ``found[found.confidence > 0.8]``.
+    """
+
+    xyxy: np.ndarray
+    """(n, 4) float32: left, top, right, bottom in pixels of the image, inside it."""
+    confidence: np.ndarray
+    """(n,) float32 in [0, 1]."""
+    class_id: np.ndarray
+    """(n,) int64, an index into `names`."""
+    names: tuple[str, ...]
+    """Names of all K classes."""
+    image: np.ndarray | None = None
+    """H×W×3 uint8 RGB, or None."""
+    path: str | None = None
+    """Where the image came from."""
+
+    @classmethod
+    def from_predictions(
+        cls,
+        scores: np.ndarray,
+        labels: np.ndarray,
+        boxes_xyxy_px: np.ndarray,
+        *,
+        names: tuple[str, ...],
+        image: np.ndarray,
+        path: str | None = None,
+        conf: float | Mapping[str, float] = 0.0,
+    ) -> Detections:
+        """Those of a model's predictions that are confident enough, cut off at the border of the image.
+
+        Args:
+            scores: (n,) in descending order.
+            labels: (n,) in [0, K).
+            boxes_xyxy_px: (n, 4), pixels of `image`.
+            names: K class names.
+            image: H×W×3 uint8 RGB.
+            path: where the image came from.
+            conf: as in `filter`.
+        """
+        height, width = image.shape[:2]
+        boxes = np.asarray(boxes_xyxy_px, dtype=np.float32).reshape(-1, 4).clip(0, [width, height] * 2)
+        found = cls(
+            boxes.astype(np.float32),
+            np.asarray(scores, dtype=np.float32),
+            np.asarray(labels, dtype=np.int64),
+            names,
+            image,
+            path,
+        )
+        return found.filter(conf)
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def __iter__(self) -> Iterator[Detection]:
+        for xyxy, confidence, class_id in zip(self.xyxy, self.confidence.tolist(), self.class_id.tolist(), strict=True):
+            yield Detection(xyxy, confidence, class_id, self.names[class_id])
+
+    def __getitem__(self, index: int | slice | list[int] | np.ndarray) -> Detections:
+        if isinstance(index, int | np.integer):
+            index = [int(index)]
+        return replace(self, xyxy=self.xyxy[index], confidence=self.confidence[index], class_id=self.class_id[index])
+
+    def __repr__(self) -> str:
+        counts = Counter(self.class_name).most_common()
+        found = ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
+        return f"Detections({found}{f' in {self.path}' if self.path else ''})"
+
+    @property
+    def class_name(self) -> list[str]:
+        """The name of each detection's class."""
+        return [self.names[k] for k in self.class_id.tolist()]
+
+    def filter(self, conf: float | Mapping[str, float]) -> Detections:
+        """Only detections of at least this confidence.
+
+        Args:
+            conf: one threshold, or one for each class by name; classes that are not named are left out.
+        """
+        if isinstance(conf, Mapping):
+            unknown = [name for name in conf if name not in self.names]
+            if unknown:
+                raise ConfigError(f'there is no class "{unknown[0]}".{did_you_mean(unknown[0], self.names)}')
+            thresholds = np.array([conf.get(name, np.inf) for name in self.names], dtype=np.float32)[self.class_id]
+        else:
+            thresholds = conf
+        return self[self.confidence >= thresholds]
+
+    def plot(self) -> np.ndarray:
+        """The image with boxes, class names and confidences drawn on it: H×W×3 uint8 RGB."""
+        if self.image is None:
+            raise SourceError("these detections were made without an image to draw on")
+        labels = [f"{name} {confidence:.2f}" for _, confidence, _, name in self]
+        return draw_boxes(self.image, self.xyxy, self.class_id, labels)
+
+    def save(self, path: str | Path) -> Path:
+        """Write `plot()` to an image file; the folder is made if it is not there."""
+        path = Path(path)
+        picture = cv2.cvtColor(self.plot(), cv2.COLOR_RGB2BGR)
+        try:
+            data = cv2.imencode(path.suffix, picture)[1]
+        except cv2.error as error:
+            raise ConfigError(f'cannot write images as "{path.suffix}" ({path}); use .jpg or .png') from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
+        return path
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Plain Python values, one dict per detection: class_id, name, confidence and xyxy."""
+        return [
+            {"class_id": class_id, "name": name, "confidence": confidence, "xyxy": xyxy.tolist()}
+            for xyxy, confidence, class_id, name in self
+        ]
+
+    def to_json(self) -> str:
+        """`as_dicts` with the path and the size of the image, as one JSON object."""
+        height, width = self.image.shape[:2] if self.image is not None else (None, None)
+        content = {"path": self.path, "height": height, "width": width, "detections": self.as_dicts()}
+        return json.dumps(content, ensure_ascii=False)
+
+    def to_supervision(self) -> Any:
+        """A `supervision.Detections`, for its trackers, zones and annotators."""
+        supervision = require("supervision", "train")
+        return supervision.Detections(
+            xyxy=self.xyxy,
+            confidence=self.confidence,
+            class_id=self.class_id,
+            data={"class_name": np.array(self.class_name, dtype=np.str_)},
+        )

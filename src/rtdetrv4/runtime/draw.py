@@ -1,0 +1,117 @@
+"""Boxes and labels on an image."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Told apart with any kind of colour vision: Okabe and Ito's, the dark blue made brighter. Further classes get hues as
+# far apart as possible.
+_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#8C6BFF")
+_GOLDEN_RATIO = 0.618034
+_WIDE_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "wqy-zenhei.ttc",
+    "msyh.ttc",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+    "DejaVuSans.ttf",
+)
+_MIN_FONT_SIZE = 9
+_MAX_HIDDEN = 0.35
+
+Colour = tuple[int, int, int]
+
+
+def colour_of_class(class_id: int) -> Colour:
+    """RGB of a class: always the same, and distinct for the first few dozen."""
+    if class_id < len(_COLOURS):
+        return tuple(bytes.fromhex(_COLOURS[class_id][1:]))  # pyright: ignore[reportReturnType]
+    hue = class_id * _GOLDEN_RATIO % 1
+    saturation, value = ((0.9, 0.95), (0.5, 1.0), (0.85, 0.65))[class_id % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Draw boxes with their labels; line width and letters grow with the image.
+
+    A label goes to a corner of its box where it hides neither another label nor an object. Where boxes are so dense
+    that there is no such place it is left out, and the colour tells the class.
+
+    Args:
+        image: H×W×3 uint8 RGB; it is not changed.
+        xyxy: (n, 4), pixels; those first in order get the best places for their labels.
+        class_ids: (n,), which choose the colours.
+        labels: n texts.
+
+    Returns:
+        H×W×3 uint8 RGB.
+    """
+    height, width = image.shape[:2]
+    boxes = np.asarray(xyxy, dtype=np.float64).reshape(-1, 4).round().clip(0, [width - 1, height - 1] * 2)
+    colours = [colour_of_class(int(class_id)) for class_id in class_ids]
+    scale = (height * width) ** 0.5
+    typical_box = float(np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1))) if len(boxes) else scale
+    line = max(1, round(min(scale / 300, typical_box / 15)))
+    font = _font("".join(labels).isascii(), max(_MIN_FONT_SIZE, round(min(scale / 38, typical_box / 2.5))))
+
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    for box, colour in reversed(list(zip(boxes, colours, strict=True))):
+        draw.rectangle(tuple(box), outline=colour, width=line)
+
+    _, above, _, below = draw.textbbox((0, 0), "Ág_", font=font)  # the same height for all labels
+    pad = max(1, round((below - above) / 7))
+    placed = np.zeros((0, 4))
+    for box, colour, label in zip(boxes, colours, labels, strict=True):
+        size = (math.ceil(draw.textlength(label, font=font)) + 2 * pad, math.ceil(below - above) + pad)
+        place = _free_place(box, size, (height, width), placed, boxes)
+        if place is None:
+            continue
+        placed = np.concatenate([placed, place[None]])
+        draw.rectangle(tuple(place - [0, 0, 1, 1]), fill=colour)
+        is_bright = np.dot(colour, (0.299, 0.587, 0.114)) > 110
+        corner = (place[0] + pad, place[1] + pad / 2 - above)
+        draw.text(corner, label, font=font, fill="black" if is_bright else "white")
+    return np.array(canvas)
+
+
+def _free_place(
+    box: np.ndarray, size: tuple[float, float], image_hw: tuple[int, int], placed: np.ndarray, boxes: np.ndarray
+) -> np.ndarray | None:
+    """The best place for a label of a size (width, height): its rectangle, or None if there is none."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    for y in (y1 - height, y1, y2 + 1, y2 - height + 1):
+        for x in (x1, x2 - width + 1):
+            x = max(0, min(x, image_hw[1] - width))
+            place = np.array([x, y, x + width, y + height])
+            is_inside = y >= 0 and place[2] <= image_hw[1] and place[3] <= image_hw[0]
+            if is_inside and not _hidden(placed, place).any() and _hidden(boxes, place).max() <= _MAX_HIDDEN:
+                return place
+    return None
+
+
+def _hidden(boxes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """The share of each box that lies under the rectangle `place`."""
+    sides = np.minimum(boxes[:, 2:], place[2:]) - np.maximum(boxes[:, :2], place[:2])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return sides.clip(min=0).prod(axis=1) / np.maximum(area, 1)
+
+
+@functools.lru_cache(maxsize=32)
+def _font(is_ascii: bool, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font; for text in other scripts, one of this machine's that has them."""
+    if not is_ascii:
+        for name in _WIDE_FONTS:
+            try:
+                return ImageFont.truetype(name, size)
+            except OSError:
+                continue
+    return ImageFont.load_default(size)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rtdetrv4.errors import ConfigError, SourceError
+from rtdetrv4.runtime import Detections, draw_boxes
+from rtdetrv4.runtime.draw import colour_of_class
+
+NAMES = ("cat", "dog", "细胞")
+
+
+def make_detections(image: np.ndarray | None = None) -> Detections:
+    return Detections.from_predictions(
+        np.array([0.9, 0.6, 0.3]),
+        np.array([1, 0, 1]),
+        np.array([[10, 10, 50, 40], [-5, 20, 30, 90], [60, 5, 200, 70]]),
+        names=NAMES,
+        image=np.full((80, 120, 3), 128, np.uint8) if image is None else image,
+        path="a.jpg",
+    )
+
+
+def test_boxes_are_cut_off_at_the_border_and_types_are_fixed() -> None:
+    found = make_detections()
+    assert found.xyxy.tolist() == [[10, 10, 50, 40], [0, 20, 30, 80], [60, 5, 120, 70]]
+    assert (found.xyxy.dtype, found.confidence.dtype, found.class_id.dtype) == (np.float32, np.float32, np.int64)
+
+
+def test_length_iteration_and_indexing() -> None:
+    found = make_detections()
+    assert len(found) == 3
+    first = next(iter(found))
+    assert (first.class_id, first.name, first.confidence) == (1, "dog", pytest.approx(0.9))
+    assert first.xyxy.tolist() == [10, 10, 50, 40]
+    assert found.class_name == ["dog", "cat", "dog"]
+    assert found[1].class_name == ["cat"]
+    assert found[-1].xyxy.tolist() == [[60, 5, 120, 70]]
+    assert found[1:].class_name == ["cat", "dog"]
+    assert found[found.class_id == 1].confidence == pytest.approx([0.9, 0.3])
+    assert found[[2, 0]].confidence == pytest.approx([0.3, 0.9])
+    assert found[1].image is found.image
+    assert repr(found) == "Detections(2 dog, 1 cat in a.jpg)"
+
+
+def test_filter_by_one_threshold_or_one_per_class() -> None:
+    found = make_detections()
+    assert len(found.filter(0.6)) == 2  # 0.6 is enough, in spite of rounding
+    assert found.filter({"dog": 0.2}).class_name == ["dog", "dog"]
+    assert found.filter({"dog": 0.5, "cat": 0.7}).class_name == ["dog"]
+    with pytest.raises(ConfigError, match=r'there is no class "dig"\. Did you mean "dog"\?'):
+        found.filter({"dig": 0.2})
+
+
+def test_nothing_found() -> None:
+    found = make_detections().filter(0.95)
+    assert len(found) == 0
+    assert list(found) == found.as_dicts() == []
+    assert found.xyxy.shape == (0, 4)
+    assert found.image is not None
+    np.testing.assert_array_equal(found.plot(), found.image)
+    assert repr(found) == "Detections(nothing in a.jpg)"
+    assert len(found.to_supervision()) == 0
+
+
+def test_plain_values_and_json() -> None:
+    found = make_detections()
+    assert found.as_dicts()[0] == {
+        "class_id": 1, "name": "dog", "confidence": pytest.approx(0.9), "xyxy": [10, 10, 50, 40],
+    }  # fmt: skip
+    content = json.loads(found.to_json())
+    assert content["detections"] == found.as_dicts()
+    assert (content["path"], content["height"], content["width"]) == ("a.jpg", 80, 120)
+
+
+def test_to_supervision() -> None:
+    theirs = make_detections().to_supervision()
+    assert theirs.xyxy.tolist() == [[10, 10, 50, 40], [0, 20, 30, 80], [60, 5, 120, 70]]
+    assert theirs.class_id.tolist() == [1, 0, 1]
+    assert theirs.data["class_name"].tolist() == ["dog", "cat", "dog"]
+    assert theirs[theirs.class_id == 1].confidence == pytest.approx([0.9, 0.3])
+
+
+def test_save_writes_the_plot(tmp_path: Path) -> None:
+    found = make_detections()
+    path = found.save(tmp_path / "new" / "å.png")
+    read = cv2.cvtColor(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(read, found.plot())
+    with pytest.raises(ConfigError, match=r'cannot write images as ".xyz"'):
+        found.save(tmp_path / "a.xyz")
+
+
+def test_without_an_image_there_is_nothing_to_draw_on() -> None:
+    found = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), NAMES)
+    with pytest.raises(SourceError, match="without an image"):
+        found.plot()
+    assert json.loads(found.to_json())["height"] is None
+
+
+def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class() -> None:
+    image = np.zeros((200, 300, 3), np.uint8)
+    drawn = draw_boxes(image, np.array([[50, 80, 200, 150]]), np.array([1]), ["dog 0.90"])
+    assert not image.any()
+    for y, x in ((120, 50), (120, 200), (150, 120)):
+        assert tuple(drawn[y, x]) == colour_of_class(1)
+    assert not drawn[100:140, 60:190].any()  # nothing inside
+    label = drawn[60:80, 50:120].reshape(-1, 3)
+    assert (label == colour_of_class(1)).all(axis=1).sum() > 150  # above: the label
+    assert not drawn[:50].any()
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (16, 16), (30, 2000), (2000, 30), (1500, 2500)])
+def test_any_image_size(hw: tuple[int, int]) -> None:
+    height, width = hw
+    boxes = np.array([[0, 0, width, height], [width / 2, 0, width, height], [width - 1, height - 1, width, height]])
+    drawn = draw_boxes(
+        np.zeros((*hw, 3), np.uint8), boxes, np.array([0, 1, 2]), ["cat 0.9", "a long class name 0.8", "细"]
+    )
+    assert drawn.shape == (*hw, 3)
+    assert drawn.any()
+
+
+def test_labels_hide_neither_each_other_nor_small_objects() -> None:
+    """Twice the same box and a small one above: the labels must leave the small box and each other visible."""
+    boxes = np.array([[100, 100, 300, 250], [100, 100, 300, 250], [100, 78, 118, 96]])
+    drawn = draw_boxes(np.zeros((400, 400, 3), np.uint8), boxes, np.array([0, 1, 2]), ["first 0.9", "second 0.8", ""])
+    assert tuple(drawn[96, 110]) == tuple(drawn[78, 110]) == colour_of_class(2)
+    for class_id in (0, 1):
+        of_class = (drawn == colour_of_class(class_id)).all(axis=2)
+        assert of_class.sum(axis=1).max() > 40
+
+
+def test_colours_of_many_classes_differ() -> None:
+    assert len({colour_of_class(k) for k in range(80)}) == 80
+
+
+def test_the_runtime_needs_no_torch() -> None:
+    code = (
+        "import sys; import rtdetrv4.runtime; "
+        "bad = {'torch', 'matplotlib', 'supervision', 'onnxruntime'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
