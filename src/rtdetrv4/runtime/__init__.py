@@ -1,0 +1,19 @@
+"""Running detectors without torch: images in, detections out."""
+
+from rtdetrv4.runtime.detections import Detection, Detections
+from rtdetrv4.runtime.draw import draw_boxes
+from rtdetrv4.runtime.preprocess import preprocess, resize
+from rtdetrv4.runtime.sessions import ExportMetadata, OnnxSession
+from rtdetrv4.runtime.sources import Frame, read_source
+
+__all__ = [
+    "Detection",
+    "Detections",
+    "ExportMetadata",
+    "Frame",
+    "OnnxSession",
+    "draw_boxes",
+    "preprocess",
+    "read_source",
+    "resize",
+]

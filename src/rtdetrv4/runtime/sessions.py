@@ -1,0 +1,190 @@
+"""Exported models, run without torch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from rtdetrv4.errors import ExportError, require
+from rtdetrv4.runtime.detections import Detections
+from rtdetrv4.runtime.preprocess import preprocess
+from rtdetrv4.runtime.sources import Frame, read_source
+
+METADATA_KEY = "rtdetrv4"
+NUM_TOP = 300
+
+
+class ExportMetadata(NamedTuple):
+    """What an exported file says about itself: all that is needed to run it, in any language."""
+
+    model: str
+    names: tuple[str, ...]
+    """K class names."""
+    category_ids: tuple[int, ...]
+    """The ids these classes had in the annotations."""
+    image_size: tuple[int, int]
+    """Height and width of the input."""
+    outputs: Literal["postprocessed", "raw"]
+    """"postprocessed": `scores` B×N, `labels` B×N, `boxes` B×N×4 xyxy in [0, 1] of the image, by descending score.
+    "raw": `logits` B×Q×K and `boxes` B×Q×4 cxcywh in [0, 1]."""
+    version: str
+    """Of rtdetrv4."""
+    resize: str = "stretch"
+    """See `rtdetrv4.runtime.preprocess.resize`."""
+    scale: str = "1/255"
+    channels: str = "RGB"
+
+    def to_json(self) -> str:
+        """The value to store under the key "rtdetrv4"."""
+        return json.dumps(self._asdict(), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ExportMetadata:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ExportError: something is missing, or asks for what this version cannot do.
+        """
+        try:
+            fields = json.loads(text)
+            metadata = cls(**fields)._replace(
+                **{key: tuple(fields[key]) for key in ("names", "category_ids", "image_size")}
+            )
+        except (ValueError, TypeError) as error:
+            raise ExportError(
+                f"the metadata of the exported model cannot be read ({error}); export it again"
+            ) from error
+        known = {"resize": {"stretch"}, "scale": {"1/255"}, "channels": {"RGB"}, "outputs": {"postprocessed", "raw"}}
+        for key, values in known.items():
+            value = getattr(metadata, key)
+            if value not in values:
+                raise ExportError(
+                    f'the exported model wants {key} "{value}", known is {" or ".join(sorted(values))}; '
+                    f"it was written by rtdetrv4 {metadata.version}, install that version"
+                )
+        return metadata
+
+
+class OnnxSession:
+    """A detector exported to ONNX, run by onnxruntime.
+
+    Args:
+        path: a file that `Detector.export("onnx")` wrote.
+        providers: onnxruntime's execution providers in order of preference; by default CUDA where it is installed, and
+            the CPU.
+
+    Attributes:
+        metadata: what the file says about itself: class names, input size, and so on.
+
+    Raises:
+        ExportError: the file is missing or broken, or was not written by this package.
+    """
+
+    def __init__(self, path: str | Path, providers: Sequence[str] | None = None) -> None:
+        runtime = require("onnxruntime", "export")
+        if not Path(path).is_file():
+            raise ExportError(f'{path} does not exist; write it with Detector.export("onnx")')
+        if providers is None:
+            available = runtime.get_available_providers()
+            providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise ExportError(f"onnxruntime cannot load {path}: {error}") from error
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            raise ExportError(f'{path} has no metadata of rtdetrv4; write it with Detector.export("onnx")')
+        self.metadata = ExportMetadata.from_json(text)
+        model_input = self._session.get_inputs()[0]
+        self._dtype = np.float16 if model_input.type == "tensor(float16)" else np.float32
+        self._fixed_batch: int | None = model_input.shape[0] if isinstance(model_input.shape[0], int) else None
+
+    def predict(self, source: Any, conf: float | Mapping[str, float] = 0.25, batch: int = 1) -> list[Detections]:
+        """What is in the images; see `stream`, which keeps no more than a batch of them in memory."""
+        return list(self.stream(source, conf, batch))
+
+    def stream(self, source: Any, conf: float | Mapping[str, float] = 0.25, batch: int = 1) -> Iterator[Detections]:
+        """What is in the images, one after the other.
+
+        Args:
+            source: a path, folder, video, camera, array and more: see `rtdetrv4.runtime.read_source`.
+            conf: least confidence; one for all classes, or one for each by name.
+            batch: how many images to run at once. A file exported with a fixed batch size goes by that.
+        """
+        frames = read_source(source)
+        return itertools.chain.from_iterable(
+            self._detect(chunk, conf) for chunk in _chunks(frames, self._fixed_batch or batch)
+        )
+
+    def _detect(self, frames: list[Frame], conf: float | Mapping[str, float]) -> Iterator[Detections]:
+        for frame, scores, labels, boxes in zip(frames, *self.run([frame.image for frame in frames]), strict=False):
+            height, width = frame.image.shape[:2]
+            yield Detections.from_predictions(
+                scores,
+                labels,
+                boxes * np.array([width, height] * 2, dtype=np.float32),
+                names=self.metadata.names,
+                image=frame.image,
+                path=frame.path,
+                conf=conf,
+            )
+
+    def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The network's answer to a batch, with nothing left out.
+
+        Args:
+            images: B images, H×W×3 uint8 RGB.
+
+        Returns:
+            Scores B×N in descending order, labels B×N, and boxes B×N×4, xyxy in [0, 1] of each image.
+        """
+        inputs = preprocess(images, self.metadata.image_size).astype(self._dtype, copy=False)
+        if self._fixed_batch is not None:
+            inputs = np.concatenate(
+                [inputs, np.zeros_like(inputs, shape=(self._fixed_batch - len(images), *inputs.shape[1:]))]
+            )
+        feed = {self._session.get_inputs()[0].name: inputs}
+        if self.metadata.outputs == "raw":
+            logits, boxes = self._session.run(["logits", "boxes"], feed)
+            scores, labels, boxes = postprocess(logits, boxes)
+        else:
+            scores, labels, boxes = self._session.run(["scores", "labels", "boxes"], feed)
+        return scores[: len(images)], labels[: len(images)], boxes[: len(images)]
+
+
+def postprocess(
+    logits: np.ndarray, boxes: np.ndarray, num_top: int = NUM_TOP
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `num_top` best (query, class) pairs of each image, by descending score. One query may give two labels.
+
+    Args:
+        logits: B×Q×K.
+        boxes: B×Q×4, cxcywh in [0, 1].
+        num_top: at most Q·K are returned.
+
+    Returns:
+        Scores B×N in [0, 1], labels B×N, boxes B×N×4 xyxy in [0, 1].
+    """
+    num_classes = logits.shape[-1]
+    flat = logits.astype(np.float32).reshape(len(logits), -1)
+    num_top = min(num_top, flat.shape[1])
+    best = np.argpartition(-flat, num_top - 1, axis=1)[:, :num_top]
+    order = np.argsort(-np.take_along_axis(flat, best, axis=1), axis=1, kind="stable")
+    index = np.take_along_axis(best, order, axis=1)
+    scores = np.exp(-np.logaddexp(0, -np.take_along_axis(flat, index, axis=1)))  # the sigmoid, without overflow
+    centre, half = boxes[..., :2].astype(np.float32), boxes[..., 2:].astype(np.float32) / 2
+    corners = np.concatenate([centre - half, centre + half], axis=-1)
+    return scores, index % num_classes, np.take_along_axis(corners, index[..., None] // num_classes, axis=1)
+
+
+def _chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    iterator = iter(frames)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

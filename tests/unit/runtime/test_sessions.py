@@ -1,0 +1,152 @@
+"""OnnxSession on small graphs whose answer is known: the scores are the mean red, green and blue of the image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import torch
+
+from rtdetrv4.errors import ExportError
+from rtdetrv4.models.postprocess import postprocess as torch_postprocess
+from rtdetrv4.runtime import ExportMetadata, OnnxSession
+from rtdetrv4.runtime.sessions import METADATA_KEY, postprocess
+
+METADATA = ExportMetadata(
+    model="test",
+    names=("red", "green", "blue"),
+    category_ids=(7, 8, 30056),
+    image_size=(32, 64),
+    outputs="postprocessed",
+    version="0.1.0",
+)
+POSTPROCESSED = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    graph ({dtype}[{batch}, 3, 32, 64] images)
+        => ({dtype}[batch, 3] scores, int64[batch, 3] labels, {dtype}[batch, 3, 4] boxes)
+    <int64[2] space = {{2, 3}}, int64[1,3] classes = {{0, 1, 2}}, float[4] box = {{0.25, 0.5, 0.75, 1.25}},
+     int64[1] last = {{2}}>
+    {{
+        scores = ReduceMean<keepdims=0>(images, space)
+        zeros = Sub(scores, scores)
+        zeros_int = Cast<to=7>(zeros)
+        labels = Add(zeros_int, classes)
+        column = Unsqueeze(zeros, last)
+        typed_box = CastLike(box, column)
+        boxes = Add(column, typed_box)
+    }}
+"""
+RAW = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    graph (float[batch, 3, 32, 64] images) => (float[batch, 1, 3] logits, float[batch, 1, 4] boxes)
+    <int64[2] space = {2, 3}, float[4] box = {0.5, 0.5, 0.5, 1.0}, float half = {0.5}, int64[1] query = {1},
+     int64[1] first = {0}, int64[1] one = {1}, int64[1] last = {2}>
+    {
+        mean = ReduceMean<keepdims=0>(images, space)
+        centred = Sub(mean, half)
+        logits = Unsqueeze(centred, query)
+        zeros = Sub(logits, logits)
+        column = Slice(zeros, first, one, last)
+        boxes = Add(column, box)
+    }
+"""
+
+
+def write_model(
+    folder: Path, graph: str | None = None, metadata: str | None = "", *, dtype: str = "float", batch: str = "batch"
+) -> Path:
+    model = onnx.parser.parse_model(graph or POSTPROCESSED.format(dtype=dtype, batch=batch))
+    if metadata is not None:
+        onnx.helper.set_model_props(model, {METADATA_KEY: metadata or METADATA.to_json()})
+    onnx.save(model, str(folder / "model.onnx"))
+    return folder / "model.onnx"
+
+
+def plain_image(red: int, green: int, blue: int, height: int = 50, width: int = 200) -> np.ndarray:
+    return np.full((height, width, 3), (red, green, blue), np.uint8)
+
+
+def test_predict_finds_what_the_graph_says(tmp_path: Path) -> None:
+    session = OnnxSession(write_model(tmp_path))
+    assert session.metadata == METADATA
+    images = [plain_image(255, 0, 102), plain_image(0, 128, 0, 100, 100)]
+    first, second = session.predict(images, conf=0.3)
+    assert first.class_name == ["red", "blue"]
+    assert first.confidence == pytest.approx([1, 0.4], abs=1e-5)
+    np.testing.assert_allclose(first.xyxy, [[50, 25, 150, 50]] * 2)  # cut off at the lower border
+    assert first.image is images[0]
+    assert second.class_name == ["green"]
+    np.testing.assert_allclose(second.xyxy, [[25, 50, 75, 100]])
+
+
+@pytest.mark.parametrize(("batch", "dtype"), [("batch", "float"), ("4", "float"), ("1", "float"), ("batch", "float16")])
+def test_any_number_of_images_runs_with_any_batch_size(batch: str, dtype: str, tmp_path: Path) -> None:
+    session = OnnxSession(write_model(tmp_path, batch=batch, dtype=dtype))
+    images = [plain_image(25 * i, 0, 0) for i in range(7)]
+    for asked in (1, 3, 16):
+        found = session.predict(images, conf={"red": 0.0}, batch=asked)
+        assert [d.confidence[0] for d in found] == pytest.approx([25 * i / 255 for i in range(7)], abs=1e-3)
+
+
+def test_stream_reads_no_further_than_it_must(tmp_path: Path) -> None:
+    session = OnnxSession(write_model(tmp_path))
+    images = iter([plain_image(255, 0, 0)] * 5)
+    assert next(session.stream(images, batch=2)).class_name == ["red"]
+    assert len(list(images)) == 3
+
+
+def test_raw_outputs_are_postprocessed_here(tmp_path: Path) -> None:
+    session = OnnxSession(write_model(tmp_path, RAW, METADATA._replace(outputs="raw").to_json()))
+    (found,) = session.predict(plain_image(0, 255, 128), conf=0.4)
+    assert found.class_name == ["green", "blue"]
+    assert found.confidence == pytest.approx(1 / (1 + np.exp(-np.array([0.5, 128 / 255 - 0.5]))), abs=1e-6)
+    np.testing.assert_allclose(found.xyxy, [[50, 0, 150, 50]] * 2)
+
+
+def test_numpy_postprocess_equals_torch() -> None:
+    rng = np.random.default_rng(0)
+    logits = (rng.standard_normal((2, 50, 11)) * 4).astype(np.float32)
+    boxes = rng.random((2, 50, 4), dtype=np.float32)
+    for num_top in (300, 10_000):
+        ours = postprocess(logits, boxes, num_top)
+        theirs = torch_postprocess(torch.from_numpy(logits), torch.from_numpy(boxes), torch.ones(2, 2), num_top)
+        for mine, their in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(mine, their.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_postprocess_of_extreme_logits() -> None:
+    scores, labels, _ = postprocess(np.array([[[-500.0, 500.0, -100.0]]], np.float32), np.zeros((1, 1, 4), np.float32))
+    assert labels.tolist() == [[1, 2, 0]]
+    assert scores.tolist() == [[1, pytest.approx(np.exp(-100)), 0]]
+
+
+def test_metadata_survives_the_round_trip() -> None:
+    metadata = METADATA._replace(names=("细胞", 'a "quoted" name', "x"))
+    assert ExportMetadata.from_json(metadata.to_json()) == metadata
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "has no metadata of rtdetrv4"),
+        ("{", "the metadata of the exported model cannot be read"),
+        ('{"model": "x"}', "the metadata of the exported model cannot be read"),
+        (json.dumps(METADATA._asdict() | {"unknown": 1}), "the metadata of the exported model cannot be read"),
+        (METADATA._replace(resize="letterbox").to_json(), 'wants resize "letterbox", known is stretch.*rtdetrv4 0.1.0'),
+    ],
+)
+def test_metadata_that_cannot_be_used(metadata: str | None, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=message):
+        OnnxSession(write_model(tmp_path, metadata=metadata))
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not exist"):
+        OnnxSession(tmp_path / "missing.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(ExportError, match=r"onnxruntime cannot load .*broken.onnx"):
+        OnnxSession(tmp_path / "broken.onnx")
