@@ -1,0 +1,121 @@
+"""How long one batch takes, step by step, on this machine.
+
+    python benchmarks/latency.py --models rtdetrv4-s --device cuda --dtype float16
+
+Weights are random, which changes no timing: the graph has no branch on values. Decoding a JPEG is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rtdetrv4 import create_model
+from rtdetrv4.models import fuse, postprocess
+from rtdetrv4.runtime import preprocess
+
+PHOTO_HW = (720, 1280)
+
+
+def milliseconds(work: Callable[[], Any], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median and 90th percentile of `repeats` runs, each waited for, after a warm-up."""
+    times = []
+    for _ in range(repeats + max(repeats // 5, 3)):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1000 * (time.perf_counter() - start))
+    measured = times[-repeats:]
+    return {"median": round(float(np.median(measured)), 3), "p90": round(float(np.percentile(measured, 90)), 3)}
+
+
+@torch.inference_mode()
+def measure(name: str, device: torch.device, dtype: torch.dtype, batch: int, size: int, repeats: int) -> dict[str, Any]:
+    """Latencies of one model in milliseconds per batch."""
+    model = fuse(create_model(name)).to(device, dtype)
+    photos = [np.random.default_rng(0).integers(0, 256, (*PHOTO_HW, 3), dtype=np.uint8)] * batch
+    sizes_hw = torch.tensor([PHOTO_HW] * batch, device=device)
+
+    def load() -> torch.Tensor:
+        return torch.from_numpy(preprocess(photos, (size, size))).to(device, dtype)
+
+    images = load()
+    output = model(images)
+
+    def everything() -> None:
+        output = model(load())
+        postprocess(output.logits, output.boxes, sizes_hw).boxes_xyxy_px.cpu()
+
+    return {
+        "model": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "preprocess": milliseconds(load, device, repeats),
+        "network": milliseconds(lambda: model(images), device, repeats),
+        "postprocess": milliseconds(lambda: postprocess(output.logits, output.boxes, sizes_hw), device, repeats),
+        "end_to_end": milliseconds(everything, device, repeats),
+    }
+
+
+def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """One bar per model, cut into the three steps."""
+    figure = Figure(figsize=(7, 1 + 0.5 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    left = np.zeros(len(rows))
+    for part in ("preprocess", "network", "postprocess"):
+        medians = np.array([row[part]["median"] for row in rows])
+        axes.barh([row["model"] for row in rows], medians, left=left, label=part)
+        left += medians
+    axes.invert_yaxis()
+    axes.set(xlabel="median ms per batch", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measure every model that is named, and write latency.json and latency.png."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["rtdetrv4-s", "rtdetrv4-m", "rtdetrv4-l", "rtdetrv4-x"])
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    args = parser.parse_args()
+
+    hardware = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else platform.processor()
+    setting = {
+        "device": f"{args.device} ({hardware or platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "dtype": args.dtype,
+        "batch": args.batch,
+        "image_size": [args.size, args.size],
+        "photo_size": list(PHOTO_HW),
+        "repeats": args.repeats,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    print(json.dumps(setting))
+    rows = []
+    for name in args.models:
+        rows.append(measure(name, args.device, getattr(torch, args.dtype), args.batch, args.size, args.repeats))
+        print(json.dumps(rows[-1]))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "latency.json").write_text(json.dumps({"setting": setting, "models": rows}, indent=2) + "\n")
+    draw(rows, f"{setting['device']}, {args.dtype}, batch {args.batch}", args.out / "latency.png")
+
+
+if __name__ == "__main__":
+    main()
