@@ -69,7 +69,7 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, batch: int, siz
 
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """One bar per model, cut into the three steps."""
-    figure = Figure(figsize=(7, 1 + 0.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7, 1.5 + 0.4 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     left = np.zeros(len(rows))
@@ -79,7 +79,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         left += medians
     axes.invert_yaxis()
     axes.set(xlabel="median ms per batch", title=title)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150)
 
 
