@@ -1,0 +1,235 @@
+"""From a recipe and a data set to a training run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from rtdetrv4.build.models import find_variant
+from rtdetrv4.config import Recipe
+from rtdetrv4.config.schema import DistillationConfig, LossConfig
+from rtdetrv4.config.variants import Variant
+from rtdetrv4.data.dataset import DetectionDataset
+from rtdetrv4.data.formats import Source, Splits
+from rtdetrv4.data.loader import DetectionLoader, build_loader
+from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher
+from rtdetrv4.distillation.modulation import Rule
+from rtdetrv4.errors import DatasetError
+from rtdetrv4.evaluation import CocoEvaluator, Metrics
+from rtdetrv4.losses import Criterion, HungarianMatcher
+from rtdetrv4.models import DetectionModel
+from rtdetrv4.training import (
+    ModelEma,
+    Trainer,
+    TrainingData,
+    adamw,
+    default_observers,
+    make_accelerator,
+    parameter_groups,
+    scale_schedule,
+    split_batch,
+    validate,
+)
+from rtdetrv4.types import ClassMap
+
+
+def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
+    """The criterion of a recipe for a model."""
+    costs = loss.matcher
+    return Criterion(
+        HungarianMatcher(costs.cls, costs.bbox, costs.giou, costs.alpha, costs.gamma),
+        classification=loss.classification,
+        alpha=loss.alpha,
+        gamma=loss.gamma,
+        union_matching=loss.union_matching,
+        local_terms=variant.head == "distribution",
+        reg_max=variant.reg_max,
+        reg_scale=variant.reg_scale,
+    )
+
+
+def loss_weights(loss: LossConfig) -> dict[str, float]:
+    """Weights by the names of the criterion's terms."""
+    weights = loss.weights.model_dump()
+    return {loss.classification: weights.pop("cls"), **weights}
+
+
+def build_modulation(distillation: DistillationConfig) -> Modulation:
+    """The owner of λ."""
+    rules: dict[str, Rule] = {"gam": "released", "gam_paper": "paper", "fixed": "fixed"}
+    return Modulation(
+        distillation.weight,
+        rho=distillation.rho,
+        delta=distillation.delta,
+        default_weight=distillation.default_weight,
+        rule=rules[distillation.mode],
+    )
+
+
+def build_trainer(
+    recipe: Recipe,
+    splits: Splits,
+    detector: DetectionModel,
+    *,
+    accelerator: Accelerator | None = None,
+    teacher: Teacher | None = None,
+) -> Trainer:
+    """A training run.
+
+    Args:
+        recipe: everything that can be set.
+        splits: the data; `train` must be there.
+        detector: with a head for the classes of `splits.train`; from `build_detector`, perhaps with weights loaded.
+        accelerator: device and ranks; None makes one from the recipe.
+        teacher: instead of the one the recipe names.
+
+    Raises:
+        ConfigError: settings that contradict each other or the machine.
+        DatasetError: there is nothing to train on.
+        WeightsError: the teacher's weights cannot be loaded.
+    """
+    if splits.train is None:
+        raise DatasetError("The data set has no training part. Give one with train/ or instances_train*.json.")
+    accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
+    if teacher is None and recipe.distillation.is_on and recipe.distillation.teacher is not None:
+        teacher = load_teacher(recipe.distillation.teacher, recipe.distillation.teacher_weights)
+    variant = find_variant(recipe.model.name)
+    injector = None if teacher is None else Injector(variant.hidden_dim, teacher.dim)
+    student = DistillationStudent(detector, injector).to(accelerator.device)
+
+    data = _training_data(recipe, splits.train, accelerator)
+    schedule = recipe.schedule
+    plan = scale_schedule(
+        epochs=schedule.epochs,
+        steps_per_epoch=max(len(data.loader) // recipe.run.accumulate, 1),
+        warmup_steps=schedule.warmup_steps,
+        flat_epoch=schedule.flat_epoch,
+        no_aug_epochs=schedule.no_aug_epochs,
+        lr_gamma=schedule.lr_gamma,
+        basic_epochs=schedule.basic_epochs,
+        mosaic_until=schedule.mosaic_until,
+        refine_from=schedule.refine_from,
+        ema_decay=recipe.ema.decay,
+        ema_warmup=recipe.ema.warmup,
+        ema_restart_decay=recipe.ema.restart_decay,
+        scaling=schedule.scaling,
+    )
+    optimizer = adamw(
+        parameter_groups(
+            student,
+            lr=recipe.optimizer.lr,
+            backbone_lr=recipe.optimizer.backbone_lr,
+            weight_decay=recipe.optimizer.weight_decay,
+            backbone_norm_lr=recipe.optimizer.backbone_norm_lr,
+            decay_backbone_norm=recipe.optimizer.decay_backbone_norm,
+            decay_bias=recipe.optimizer.decay_bias,
+        ),
+        betas=recipe.optimizer.betas,
+    )
+    out = Path(recipe.run.out)
+    return Trainer(
+        student=student,
+        ema=ModelEma(student, plan.ema_decay, plan.ema_warmup),
+        optimizer=optimizer,
+        plan=plan,
+        data=data,
+        criterion=build_criterion(recipe.loss, variant),
+        weights=loss_weights(recipe.loss),
+        evaluate=None if splits.val is None else build_evaluation(recipe, splits.val, accelerator),
+        accelerator=accelerator,
+        out=out,
+        teacher=None if teacher is None else teacher.to(accelerator.device),
+        modulation=None if teacher is None else build_modulation(recipe.distillation),
+        observers=default_observers(out, log_every=recipe.run.log_every),
+        clip_norm=recipe.optimizer.clip_norm,
+        accumulate=recipe.run.accumulate,
+        eval_every=recipe.run.eval_every,
+        patience=recipe.run.patience,
+        max_skipped=recipe.run.max_skipped,
+        seed=recipe.run.seed,
+        recipe=recipe.model_dump(mode="json"),
+        metadata=weights_metadata(recipe, splits.train.classes, teacher),
+    )
+
+
+def build_evaluation(
+    recipe: Recipe, source: Source, accelerator: Accelerator, evaluator: CocoEvaluator | None = None
+) -> Callable[[nn.Module], Metrics]:
+    """A function from a detector to its metrics on `source`; with several ranks a collective call.
+
+    Args:
+        recipe: image size, batch and workers.
+        source: labelled by the classes of the detector.
+        accelerator: device and ranks.
+        evaluator: filled on the way, for a report; None makes one.
+    """
+    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=recipe.run.accumulate)
+    loader = build_loader(
+        DetectionDataset(source, recipe.model.image_size),
+        recipe.run.val_batch or per_rank,
+        recipe.data.workers,
+        shuffle=False,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    return partial(
+        validate,
+        loader=loader,
+        evaluator=evaluator or CocoEvaluator(source.records, source.classes),
+        image_size=recipe.model.image_size,
+    )
+
+
+def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None) -> dict[str, Any]:
+    """What `weights.safetensors` says about itself: how to build the detector, and where it comes from."""
+    return {
+        "model": recipe.model.name,
+        "names": list(classes.names),
+        "category_ids": list(classes.category_ids),
+        "image_size": list(recipe.model.image_size),
+        "num_queries": recipe.model.num_queries,
+        "teacher": None if teacher is None else {"name": teacher.name, "licence": teacher.licence},
+        "version": importlib.metadata.version("rtdetrv4"),
+    }
+
+
+def _training_data(recipe: Recipe, source: Source, accelerator: Accelerator) -> TrainingData:
+    augment = recipe.augment
+    stage = AugmentStage(
+        mosaic=augment.mosaic,
+        mixup=augment.mixup,
+        photometric=augment.photometric,
+        zoom_out=augment.zoom_out,
+        iou_crop=augment.iou_crop,
+        flip=augment.flip,
+        rotation=augment.mosaic_rotation,
+        translation=augment.mosaic_translation,
+        min_scale=augment.mosaic_scale[0],
+        max_scale=augment.mosaic_scale[1],
+    )
+    ranks, rank, seed = accelerator.num_processes, accelerator.process_index, recipe.run.seed
+    loader: DetectionLoader = build_loader(
+        DetectionDataset(source, recipe.model.image_size, stage, seed),
+        split_batch(recipe.schedule.batch, ranks=ranks, accumulate=recipe.run.accumulate),
+        recipe.data.workers,
+        shuffle=True,
+        seed=seed,
+        rank=rank,
+        world_size=ranks,
+        drop_last=True,
+    )
+    return TrainingData(
+        loader=loader,
+        augment=stage,
+        image_size=recipe.model.image_size,
+        multi_scale_repeat=augment.multi_scale_repeat,
+        seed=seed,
+        rank=rank,
+    )
