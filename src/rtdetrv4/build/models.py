@@ -1,0 +1,142 @@
+"""From a model's name or recipe to the detector: the whole network is one nested constructor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from rtdetrv4.config import Recipe
+from rtdetrv4.config.variants import VARIANTS, Variant
+from rtdetrv4.errors import ConfigError, did_you_mean
+from rtdetrv4.models import (
+    AIFI,
+    CCFF,
+    Backbone,
+    BoxDecoder,
+    ContrastiveDenoising,
+    ConvNorm,
+    DecoderLayer,
+    DetectionModel,
+    DistributionDecoder,
+    HybridEncoder,
+    QuerySelection,
+)
+
+NUM_HEADS = 8
+
+
+def find_variant(name: str) -> Variant:
+    """The dimensions of a model.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    if name not in VARIANTS:
+        raise ConfigError(f'There is no model "{name}".{did_you_mean(name, VARIANTS)} Known: {", ".join(VARIANTS)}.')
+    return VARIANTS[name]
+
+
+def create_model(
+    name: str = "rtdetrv4-s",
+    num_classes: int = 80,
+    *,
+    pretrained_backbone: bool | str | Path = False,
+    num_queries: int = 300,
+    num_denoising: int = 100,
+    label_noise: float = 0.5,
+    box_noise: float = 1.0,
+) -> DetectionModel:
+    """A detector with fresh heads, in train mode.
+
+    Args:
+        name: a key of `VARIANTS`, see `rtdetrv4 models`.
+        num_classes: K.
+        pretrained_backbone: True loads ImageNet weights from the hub through timm, a path loads them from a file.
+        num_queries: Q; in no parameter's shape.
+        num_denoising: about how many denoising positives an image gets; 0 trains without.
+        label_noise: see `ContrastiveDenoising`.
+        box_noise: see `ContrastiveDenoising`.
+
+    Raises:
+        ConfigError: there is no such model.
+        WeightsError: the backbone's weights cannot be loaded.
+    """
+    v = find_variant(name)
+    dim = v.decoder_dim
+    backbone = Backbone(
+        v.backbone,
+        v.out_indices,
+        pretrained=pretrained_backbone,
+        freeze_stem=v.freeze_stem,
+        freeze_norm=v.freeze_backbone_norm,
+        first_shortcut=v.backbone in ("resnet18d", "resnet34d"),
+    )
+    return DetectionModel(
+        backbone,
+        HybridEncoder(
+            backbone.channels,
+            v.hidden_dim,
+            aifi=AIFI(v.hidden_dim, NUM_HEADS, v.encoder_ffn),
+            ccff=CCFF(
+                v.hidden_dim,
+                len(backbone.channels),
+                blocks=v.encoder_blocks,
+                depth=round(3 * v.depth_mult),
+                expansion=v.expansion,
+                act="silu",
+            ),
+        ),
+        QuerySelection(dim, num_classes, num_queries, v.activation),
+        _decoder(v, num_classes),
+        memory_projections=_memory_projections(v, len(backbone.channels)),
+        denoising=ContrastiveDenoising(num_classes, dim, num_denoising, label_noise, box_noise)
+        if num_denoising > 0
+        else None,
+    )
+
+
+def _decoder(v: Variant, num_classes: int) -> DistributionDecoder | BoxDecoder:
+    distribution = v.head == "distribution"
+    layers = [
+        DecoderLayer(v.decoder_dim, NUM_HEADS, v.decoder_ffn, v.num_points, gated=distribution, act=v.activation)
+        for _ in range(v.decoder_layers)
+    ]
+    if distribution:
+        return DistributionDecoder(
+            layers,
+            v.decoder_dim,
+            num_classes,
+            eval_index=v.eval_index,
+            reg_max=v.reg_max,
+            reg_scale=v.reg_scale,
+            act=v.activation,
+        )
+    return BoxDecoder(
+        layers,
+        v.decoder_dim,
+        num_classes,
+        eval_index=v.eval_index,
+        position_layers=v.query_position_layers,
+        act=v.activation,
+    )
+
+
+def _memory_projections(v: Variant, num_levels: int) -> nn.ModuleList | None:
+    if v.hidden_dim == v.decoder_dim and v.head == "distribution":
+        return None
+    return nn.ModuleList(ConvNorm(v.hidden_dim, v.decoder_dim, 1, act="none") for _ in range(num_levels))
+
+
+def build_detector(recipe: Recipe, num_classes: int) -> DetectionModel:
+    """The detector of a recipe."""
+    model = recipe.model
+    return create_model(
+        model.name,
+        num_classes,
+        pretrained_backbone=model.pretrained_backbone,
+        num_queries=model.num_queries,
+        num_denoising=model.num_denoising,
+        label_noise=model.label_noise,
+        box_noise=model.box_noise,
+    )
