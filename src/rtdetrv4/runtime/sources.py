@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import http.client
+import io
 import itertools
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
 from rtdetrv4.errors import SourceError
 
@@ -136,11 +138,14 @@ def _read_image(file: str) -> np.ndarray:
 
 def _decode(data: bytes, name: str) -> np.ndarray:
     """H×W×3 uint8 RGB of any image file: 16 bit is brought down to 8, grey becomes RGB, alpha is dropped."""
-    with _quiet_opencv():
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR) if data else None
-    if image is None:
-        raise SourceError(f"{name} is not an image that can be read, or is damaged ({len(data)} bytes)")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.array(upright.convert("RGB"))
+    except Exception as error:  # what Pillow raises depends on how a file is damaged
+        raise SourceError(f"{name} is not an image that can be read, or is damaged ({len(data)} bytes)") from error
 
 
 def _download(url: str) -> bytes:
@@ -205,9 +210,10 @@ def _array_of_tensor(tensor: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """OpenCV writes its own lines to stderr about what cannot be read; ours says it once."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    """OpenCV writes several lines to stderr about a video that it cannot open; ours is enough."""
+    settings: Any = getattr(cv2.utils, "logging", cv2)  # in OpenCV 4 at the top level
+    level = settings.setLogLevel(0)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        settings.setLogLevel(level)
