@@ -9,10 +9,10 @@ import numpy as np
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Stretch an image to a size, bilinearly; the aspect ratio is not kept.
+    """Stretch an image to a size; the aspect ratio is not kept.
 
-    Bilinear interpolation looks at four pixels only. So an image that is larger at least twice, both ways, is first
-    averaged down by a power of two: thin things in large photos would otherwise break into dots.
+    A side that shrinks is averaged, so that thin things do not break into dots; a side that grows is interpolated
+    bilinearly.
 
     Args:
         image: H×W×3 uint8.
@@ -21,15 +21,12 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     Returns:
         h×w×3 uint8; `image` itself where it has that size already.
     """
-    height, width = image.shape[:2]
-    reduction = 1
-    while min(height / size_hw[0], width / size_hw[1]) >= 2 * reduction:
-        reduction *= 2
-    if reduction > 1:
-        image = cv2.resize(image, (-(-width // reduction), -(-height // reduction)), interpolation=cv2.INTER_AREA)
-    if image.shape[:2] == tuple(size_hw):
-        return image
-    return cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+    small = (min(image.shape[0], size_hw[0]), min(image.shape[1], size_hw[1]))
+    if small != image.shape[:2]:
+        image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
+    if small != tuple(size_hw):
+        image = cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+    return image
 
 
 def preprocess(images: Sequence[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:

@@ -4,24 +4,35 @@ import cv2
 import numpy as np
 import torch
 
+from rtdetrv4.data import transforms
 from rtdetrv4.runtime import preprocess, resize
 
 
-def test_resize_is_bilinear_as_in_torch() -> None:
+def as_torch(image: np.ndarray, size_hw: tuple[int, int], mode: str) -> np.ndarray:
+    channels_first = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    return torch.nn.functional.interpolate(channels_first, size=size_hw, mode=mode)[0].permute(1, 2, 0).numpy()
+
+
+def test_sides_that_grow_are_bilinear_and_sides_that_shrink_are_averaged() -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
-    for size_hw in ((64, 32), (32, 96), (20, 30)):
-        ours = resize(image, size_hw)
-        channels_first = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-        theirs = torch.nn.functional.interpolate(channels_first, size=size_hw, mode="bilinear", antialias=False)[0]
-        assert ours.shape == (*size_hw, 3)
-        assert np.abs(ours - theirs.permute(1, 2, 0).numpy()).max() <= 1
+    assert np.abs(resize(image, (64, 96)) - as_torch(image, (64, 96), "bilinear")).max() <= 1
+    assert np.abs(resize(image, (15, 25)) - as_torch(image, (15, 25), "area")).max() <= 1
+    narrow = as_torch(image, (30, 10), "area").round().astype(np.uint8)
+    assert np.abs(resize(image, (60, 10)) - as_torch(narrow, (60, 10), "bilinear")).max() <= 2
 
 
-def test_large_images_are_averaged_first_so_that_thin_lines_stay() -> None:
+def test_thin_lines_of_large_images_stay() -> None:
     image = np.zeros((400, 400, 3), dtype=np.uint8)
     image[::8] = 255
     assert np.ptp(cv2.resize(image, (50, 50))) == 0  # what plain bilinear sampling makes of it: nothing is left
     assert abs(resize(image, (50, 50)).mean() - image.mean()) < 1
+
+
+def test_the_loader_resizes_in_the_same_way() -> None:
+    """What is evaluated is what is deployed."""
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    for size_hw in ((64, 64), (96, 96), (32, 128), (128, 32), (70, 90)):
+        np.testing.assert_array_equal(resize(image, size_hw), transforms.resize(image, size_hw))
 
 
 def test_an_image_of_the_right_size_is_not_touched() -> None:
