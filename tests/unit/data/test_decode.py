@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from rtdetrv4.data.decode import read_image
+from rtdetrv4.errors import DatasetError
+
+SIZE_HW = (48, 64)
+
+
+def gradient(height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """Red grows to the right, green downwards: any turn or swapped channel shows."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), np.full_like(x, 40)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "tolerance"),
+    [
+        ("a.png", "RGB", 0),
+        ("a.bmp", "RGB", 0),
+        ("a.tiff", "RGB", 0),
+        ("a.jpg", "RGB", 10),
+        ("a.jpg", "CMYK", 10),
+        ("a.webp", "RGB", 12),
+        ("a.png", "RGBA", 0),
+        ("a.png", "P", 60),
+        ("a.gif", "RGB", 30),
+    ],
+)
+def test_kinds_of_files(tmp_path: Path, name: str, mode: str, tolerance: int) -> None:
+    Image.fromarray(gradient()).convert(mode).save(tmp_path / name)
+    image = read_image(tmp_path / name, SIZE_HW)
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - gradient()).max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_grey_images_have_three_equal_channels(tmp_path: Path, name: str, mode: str) -> None:
+    Image.fromarray(gradient()).convert(mode).save(tmp_path / name)
+    image = read_image(tmp_path / name, SIZE_HW)
+    assert image.shape == (*SIZE_HW, 3)
+    assert np.ptp(image, axis=2).max() == 0
+    assert np.ptp(image) > 50
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 48 * 64).reshape(SIZE_HW).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), grey)
+    image = read_image(tmp_path / "a.png", SIZE_HW)
+    assert np.abs(image[..., 0] - grey / 257.0).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+@pytest.mark.parametrize(
+    ("scale", "expected_hw"),
+    [(2.0, (401, 603)), (0.51, (401, 603)), (0.5, (201, 302)), (0.2, (101, 151)), (0.01, (51, 76))],
+)
+def test_reads_no_more_pixels_than_needed(
+    tmp_path: Path, name: str, scale: float, expected_hw: tuple[int, int]
+) -> None:
+    Image.fromarray(gradient(401, 603)).save(tmp_path / name, quality=95)
+    image = read_image(tmp_path / name, (401, 603), scale)
+    assert image.shape[:2] == expected_hw
+    assert np.abs(image.astype(int) - gradient(*expected_hw)).max() <= 8
+
+
+def _save_turned(path: Path, orientation: int) -> None:
+    """A file that viewers turn to `gradient()`."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = Image.fromarray(gradient())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (image.transpose(undo[orientation]) if orientation in undo else image).save(path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
+def test_exif_turns_the_image_as_its_annotations_see_it(tmp_path: Path, orientation: int) -> None:
+    _save_turned(tmp_path / "a.jpg", orientation)
+    image = read_image(tmp_path / "a.jpg", SIZE_HW)
+    assert np.abs(image.astype(int) - gradient()).max() <= 8
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_exif_is_ignored_if_boxes_were_drawn_on_the_lying_image(tmp_path: Path, orientation: int) -> None:
+    _save_turned(tmp_path / "a.jpg", orientation)
+    with Image.open(tmp_path / "a.jpg") as lying:
+        expected = np.asarray(lying)
+    image = read_image(tmp_path / "a.jpg", (64, 48))
+    assert np.abs(image.astype(int) - expected).max() <= 2
+
+
+def test_a_resized_copy_is_read_and_another_shape_is_not(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", (480, 640)).shape == (48, 64, 3)
+    with pytest.raises(DatasetError, match="is 64×48 pixels, but its annotations are for 64×64"):
+        read_image(tmp_path / "a.png", (64, 64))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+@pytest.mark.parametrize("keep", [0, 10, 300])
+def test_damaged_files(tmp_path: Path, name: str, keep: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:keep])
+    with pytest.raises(DatasetError, match="is damaged or not an image"):
+        read_image(tmp_path / name, SIZE_HW)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="cannot be read: No such file"):
+        read_image(tmp_path / "a.jpg", SIZE_HW)
+
+
+def test_jpeg_with_rubbish_behind_its_end_is_fine(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "a.jpg", quality=95)
+    with (tmp_path / "a.jpg").open("ab") as file:
+        file.write(b"\0" * 100)
+    assert read_image(tmp_path / "a.jpg", SIZE_HW).shape == (*SIZE_HW, 3)
