@@ -1,0 +1,221 @@
+"""A source as training or evaluation samples of one size."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rtdetrv4.data.decode import read_image
+from rtdetrv4.data.mosaic import draw_mosaic, paint
+from rtdetrv4.data.records import Record, Source
+from rtdetrv4.data.transforms import (
+    AugmentStage,
+    Window,
+    centres_inside,
+    clip_boxes,
+    draw_iou_crop,
+    draw_zoom_out,
+    flip_matrix,
+    map_boxes,
+    photometric,
+    place,
+    resize,
+)
+from rtdetrv4.errors import DatasetError
+from rtdetrv4.types import ImageInfo, Target
+
+MAX_UNREADABLE_SHARE = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """One image, ready to be batched."""
+
+    image: Tensor
+    """3×H×W uint8 RGB, a view of H×W×3 memory."""
+    target: Target
+    info: ImageInfo
+
+
+class _UnreadableError(Exception):
+    """An image file cannot be decoded; it is reported already."""
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Images of a source, augmented for training or plainly stretched for evaluation.
+
+    A sample depends on nothing but (seed, epoch, index): not on the number of workers, nor on what was drawn before.
+
+    An image that cannot be decoded is reported once. In training the next readable sample stands in for it; in
+    evaluation it is black, so that its objects count as missed.
+
+    Args:
+        source: the images and boxes.
+        image_size: (H, W) of the samples.
+        stage: augmentation to begin with, or None to evaluate.
+        seed: of all augmentation.
+    """
+
+    def __init__(
+        self, source: Source, image_size: tuple[int, int], stage: AugmentStage | None = None, seed: int = 0
+    ) -> None:
+        self.source = source
+        self.image_size = image_size
+        self._training = stage is not None
+        self._seed = seed
+        # Workers live through all epochs with their own copy of this object: what changes lies in shared memory.
+        self._state = torch.zeros(1 + len(AugmentStage._fields), dtype=torch.float64).share_memory_()
+        self._unreadable = torch.zeros(len(source.records), dtype=torch.bool).share_memory_()
+        self.set_epoch(0, stage or AugmentStage())
+
+    def __len__(self) -> int:
+        return len(self.source.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of image `index`.
+
+        Raises:
+            DatasetError: more than a tenth of the images cannot be decoded.
+        """
+        if not self._training:
+            return self._plain(index)
+        epoch, stage = int(self._state[0]), AugmentStage(*self._state[1:].tolist())
+        for stand_in in range(len(self)):
+            shifted = (index + stand_in) % len(self)
+            try:
+                return self._augmented(shifted, stage, np.random.default_rng((self._seed, epoch, shifted)))
+            except _UnreadableError:
+                continue
+        raise DatasetError(f"none of the {len(self)} images in {self.source.image_dir} can be read")
+
+    def set_epoch(self, epoch: int, stage: AugmentStage) -> None:
+        """Draw anew for `epoch`, and augment as `stage` says; reaches running workers too."""
+        self._state.copy_(torch.tensor([epoch, *stage], dtype=torch.float64))
+
+    @property
+    def num_unreadable(self) -> int:
+        """How many images could not be decoded so far, in all workers."""
+        return int(self._unreadable.sum())
+
+    def _plain(self, index: int) -> Sample:
+        record = self.source.records[index]
+        size_hw = (record.info.height, record.info.width)
+        scale = max(self.image_size[0] / size_hw[0], self.image_size[1] / size_hw[1])
+        try:
+            image = resize(self._read(index, scale), self.image_size)
+        except _UnreadableError:
+            image = np.zeros((*self.image_size, 3), np.uint8)
+        boxes, labels = _trained_boxes(record)
+        return self._sample(
+            image, boxes / np.tile(size_hw[::-1], 2) * np.tile(self.image_size[::-1], 2), labels, record
+        )
+
+    def _augmented(self, index: int, stage: AugmentStage, rng: Generator) -> Sample:
+        record = self.source.records[index]
+        if rng.random() < stage.mosaic:
+            image, boxes, labels = self._mosaic(index, stage, rng)
+        else:
+            image, boxes, labels = self._cropped(index, stage, rng)
+        return self._sample(image, boxes, labels, record)
+
+    def _cropped(
+        self, index: int, stage: AugmentStage, rng: Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
+        """Pixels, boxes in them, and labels of one image after zoom-out, IoU crop, flip and photometric changes."""
+        record = self.source.records[index]
+        boxes, labels = _trained_boxes(record)
+        size_hw = (record.info.height, record.info.width)
+        window = Window(0, 0, size_hw[1], size_hw[0])
+        if rng.random() < stage.zoom_out:
+            window = draw_zoom_out(rng, size_hw)
+        if rng.random() < stage.iou_crop:
+            window = draw_iou_crop(rng, boxes, window)
+            kept = centres_inside(boxes, window)
+            boxes, labels = boxes[kept], labels[kept]
+        flip = rng.random() < stage.flip
+
+        out_hw = self.image_size
+        pixels = self._read(index, max(out_hw[0] / window.height, out_hw[1] / window.width))
+        placement = place(window, size_hw, pixels.shape[:2], out_hw)  # pyright: ignore[reportArgumentType]
+        shown_hw = (_length(placement.out_rows), _length(placement.out_columns))
+        # The fill around a zoomed-out image stays black, as it is put there after the colours were changed.
+        shown = photometric(resize(pixels[placement.rows, placement.columns], shown_hw), rng, stage.photometric)
+        if shown_hw == out_hw:
+            image = shown
+        else:
+            image = np.zeros((*out_hw, 3), np.uint8)
+            image[placement.out_rows, placement.out_columns] = shown
+        matrix = placement.matrix
+        if flip:
+            image, matrix = _flip(image), flip_matrix(matrix, out_hw[1])
+        boxes, kept = clip_boxes(map_boxes(boxes, matrix), out_hw, (window.height, window.width))
+        return image, boxes[kept], labels[kept]
+
+    def _mosaic(
+        self, index: int, stage: AugmentStage, rng: Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
+        """Pixels, boxes in them, and labels of a mosaic of this image and three others."""
+        indices = [index, *rng.integers(len(self), size=3).tolist()]
+        records = [self.source.records[i] for i in indices]
+        sizes_hw = np.array([(record.info.height, record.info.width) for record in records], dtype=np.int32)
+        matrices, canvas_hw = draw_mosaic(rng, sizes_hw, self.image_size, stage)
+        if rng.random() < stage.flip:
+            matrices = flip_matrix(matrices, self.image_size[1])
+
+        image = np.zeros((*self.image_size, 3), np.uint8)
+        boxes, labels = [], []
+        for i, record, matrix in zip(indices, records, matrices, strict=True):
+            size_hw = (record.info.height, record.info.width)
+            pixels = self._read(i, float(np.linalg.norm(matrix[:, :2], ord=2)))
+            paint(image, pixels, size_hw, matrix)
+            own_boxes, own_labels = _trained_boxes(record)
+            boxes.append(map_boxes(own_boxes, matrix))
+            labels.append(own_labels)
+        clipped, kept = clip_boxes(np.concatenate(boxes), self.image_size, canvas_hw)
+        return photometric(image, rng, stage.photometric), clipped[kept], np.concatenate(labels)[kept]
+
+    def _read(self, index: int, scale: float) -> NDArray[np.uint8]:
+        if self._unreadable[index]:
+            raise _UnreadableError
+        info = self.source.records[index].info
+        try:
+            return read_image(self.source.image_dir / info.file_name, (info.height, info.width), scale)
+        except DatasetError as error:
+            self._unreadable[index] = True
+            if self.num_unreadable > MAX_UNREADABLE_SHARE * len(self):
+                raise DatasetError(
+                    f"{self.num_unreadable} of {len(self)} images cannot be read, the last because {error}; "
+                    "replace the files, or delete their entries from the annotations"
+                ) from error
+            logger.warning("%s; %s", error, "left out" if self._training else "its objects count as missed")
+            raise _UnreadableError from error
+
+    def _sample(
+        self, image: NDArray[np.uint8], boxes_xyxy_px: NDArray[np.float64], labels: NDArray[np.int64], record: Record
+    ) -> Sample:
+        height, width = self.image_size
+        low, high = boxes_xyxy_px[:, :2], boxes_xyxy_px[:, 2:]
+        boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / [width, height, width, height]
+        target = Target(torch.from_numpy(labels.copy()), torch.from_numpy(boxes.astype(np.float32)))
+        return Sample(torch.from_numpy(image).permute(2, 0, 1), target, record.info)
+
+
+def _trained_boxes(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Boxes and labels without the crowds, which are regions and not objects."""
+    return record.boxes_xyxy_px[~record.is_crowd], record.labels[~record.is_crowd]
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
+
+
+def _flip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(image[:, ::-1])

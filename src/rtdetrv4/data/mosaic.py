@@ -1,0 +1,79 @@
+"""Mosaic: four images in one sample, more objects per step for one-to-one matching (DEIM, section 3.1: Dense O2O)."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from rtdetrv4.data.transforms import AugmentStage
+
+SUBPIXEL_BITS = 4
+
+
+def draw_mosaic(
+    rng: Generator, sizes_hw: NDArray[np.int32], out_hw: tuple[int, int], stage: AugmentStage
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """Where four images go.
+
+    As in the released code: every image is scaled to cover a tile of half the sample (its short side fills a square
+    tile, its long side reaches over); the largest scaled sides set the tiles of a 2×2 canvas, with an image in the top
+    left of each; the canvas is rotated, scaled and shifted about its centre, and stretched to the sample.
+
+    Args:
+        rng: source of randomness.
+        sizes_hw: (4, 2), top left, top right, bottom left, bottom right.
+        out_hw: the size of the sample.
+        stage: how far to rotate, scale and shift.
+
+    Returns:
+        (4, 2, 3): for each image the affine map from its pixels to the sample's; and the size (h, w) of the canvas.
+    """
+    cover = np.max(np.array(out_hw) / 2 / sizes_hw, axis=1, keepdims=True)
+    scaled_hw = np.maximum(np.floor(sizes_hw * cover + 1e-6), 1)
+    tile_hw = scaled_hw.max(axis=0)
+    canvas_wh = 2 * tile_hw[::-1]
+
+    angle = np.deg2rad(rng.uniform(-stage.rotation, stage.rotation))
+    shift = np.rint(rng.uniform(-stage.translation, stage.translation, 2) * canvas_wh)
+    scale = rng.uniform(stage.min_scale, stage.max_scale)
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    stretch = np.array(out_hw[::-1]) / canvas_wh
+
+    corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * tile_hw[::-1]
+    linear = stretch[:, None] * turn * (scaled_hw / sizes_hw)[:, None, ::-1]
+    offset = stretch * ((corners - canvas_wh / 2) @ turn.T + canvas_wh / 2 + shift)
+    return np.concatenate([linear, offset[:, :, None]], axis=2), (int(2 * tile_hw[0]), int(2 * tile_hw[1]))
+
+
+def paint(
+    canvas: NDArray[np.uint8], image: NDArray[np.uint8], size_hw: tuple[int, int], matrix: NDArray[np.float64]
+) -> None:
+    """Warp `image` onto the part of `canvas` that it covers.
+
+    Args:
+        canvas: H×W×3, changed in place.
+        image: the pixels, of any resolution.
+        size_hw: the size in pixels that `matrix` maps from.
+        matrix: (2, 3), to pixels of the canvas.
+    """
+    height, width = image.shape[:2]
+    corners = np.array([[0, 0], [size_hw[1], 0], [size_hw[1], size_hw[0]], [0, size_hw[0]]]) @ matrix[:, :2].T
+    corners += matrix[:, 2]
+    limit = canvas.shape[1::-1]
+    left, top = np.clip(np.floor(corners.min(axis=0)), 0, limit).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(corners.max(axis=0)), 0, limit).astype(int).tolist()
+    if left >= right or top >= bottom:
+        return
+
+    # OpenCV counts from pixel centres: its (0, 0) is our (0.5, 0.5), on both sides of the map.
+    warp = matrix.copy()
+    warp[:, :2] *= [size_hw[1] / width, size_hw[0] / height]
+    warp[:, 2] += warp[:, :2] @ [0.5, 0.5] - 0.5 - [left, top]
+    size = (right - left, bottom - top)
+    pixels = cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    # Replicated edges under a mask leave no dark seams between tiles, as blending with the background would.
+    outline = np.rint((corners - [left, top] - 0.5) * 2**SUBPIXEL_BITS).astype(np.int32)
+    mask = cv2.fillConvexPoly(np.zeros(size[::-1], np.uint8), outline, 255, shift=SUBPIXEL_BITS)
+    cv2.copyTo(pixels, mask, canvas[top:bottom, left:right])

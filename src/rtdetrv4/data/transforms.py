@@ -1,0 +1,239 @@
+"""Augmentation of one image: the crop is drawn on the boxes alone, then the pixels are resampled once.
+
+The distributions are those of torchvision.transforms.v2 (RandomZoomOut, RandomIoUCrop, RandomPhotometricDistort,
+SanitizeBoundingBoxes, RandomHorizontalFlip, Resize), which the released models were trained with. There every step
+makes a new image; here geometry is one affine matrix, and images stay uint8 H×W×3 RGB until they are on the device.
+
+Points are in continuous pixels: the first pixel of a row covers x from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+ZOOM_OUT_RANGE = (1.0, 4.0)
+CROP_OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+"""Least IoU with a box that a crop may be asked for; one choice more asks for no crop at all."""
+CROP_SCALE = (0.3, 1.0)
+CROP_ASPECT = (0.5, 2.0)
+CROP_TRIALS = 40
+BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
+MIN_SIDE = 1.0
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+class AugmentStage(NamedTuple):
+    """What training does to images in one stretch of epochs. The first six are probabilities."""
+
+    mosaic: float = 0.0
+    """Of a sample to be a mosaic of four images; a mosaic is not zoomed out or cropped."""
+    mixup: float = 0.0
+    """Of a batch to be blended with itself (`batch.mix_up`)."""
+    photometric: float = 0.0
+    """Of each of brightness, contrast, saturation, hue and channel order to change."""
+    zoom_out: float = 0.0
+    iou_crop: float = 0.0
+    flip: float = 0.0
+    """Of a left-right flip."""
+    rotation: float = 10.0
+    """Of a mosaic: at most, in degrees."""
+    translation: float = 0.1
+    """Of a mosaic: at most, as a part of its sides."""
+    min_scale: float = 0.5
+    max_scale: float = 1.5
+
+
+class Window(NamedTuple):
+    """The rectangle that becomes the sample, in pixels of the source image; it may reach beyond the image."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def draw_zoom_out(rng: Generator, size_hw: tuple[int, int]) -> Window:
+    """A window up to four times as wide and high as the image, somewhere around it."""
+    height, width = size_hw
+    factor = rng.uniform(*ZOOM_OUT_RANGE)
+    out_width, out_height = int(width * factor), int(height * factor)
+    right, down = rng.random(2)
+    return Window(-int((out_width - width) * right), -int((out_height - height) * down), out_width, out_height)
+
+
+def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Window) -> Window:
+    """A part of `window` that keeps the centre of a box, and as much of one as a drawn IoU demands (SSD, section 2.2).
+
+    Args:
+        rng: source of randomness.
+        boxes_xyxy_px: (n, 4), in pixels of the source image.
+        window: what to crop.
+
+    Returns:
+        The crop; or `window`, when "no crop" was drawn or there are no boxes.
+    """
+    if not len(boxes_xyxy_px):
+        return window
+    boxes = boxes_xyxy_px - np.array([window.left, window.top] * 2)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    box_areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    size = np.array([window.width, window.height])
+    while True:
+        choice = int(rng.integers(len(CROP_OVERLAPS) + 1))
+        if choice == len(CROP_OVERLAPS):
+            return window
+        # All trials at once, the first good one wins: the same distribution as trying one after the other.
+        sides = (size * rng.uniform(*CROP_SCALE, size=(CROP_TRIALS, 2))).astype(np.int64)
+        low = ((size - sides) * rng.random((CROP_TRIALS, 2))).astype(np.int64)
+        high = low + sides
+        within = np.all((low[:, None] < centres) & (centres < high[:, None]), axis=2)
+        inner_low = np.maximum(low[:, None], boxes[:, :2])
+        inner = np.prod(np.clip(np.minimum(high[:, None], boxes[:, 2:]) - inner_low, 0, None), axis=2)
+        overlap = inner / (np.prod(sides, axis=1)[:, None] + box_areas - inner).clip(min=1e-9)
+        aspect = sides[:, 0] / sides[:, 1].clip(min=1)
+        good = np.any(within & (overlap >= CROP_OVERLAPS[choice]), axis=1) & (sides.min(axis=1) > 0)
+        good &= (aspect >= CROP_ASPECT[0]) & (aspect <= CROP_ASPECT[1])
+        if good.any():
+            trial = int(good.argmax())
+            (left, top), (width, height) = low[trial].tolist(), sides[trial].tolist()
+            return Window(window.left + left, window.top + top, width, height)
+
+
+def centres_inside(boxes_xyxy_px: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
+    """(n,): the boxes that stay after a crop."""
+    centres = (boxes_xyxy_px[:, :2] + boxes_xyxy_px[:, 2:]) / 2
+    low, sides = np.array([window.left, window.top]), np.array([window.width, window.height])
+    return np.all((centres > low) & (centres < low + sides), axis=1)
+
+
+class Placement(NamedTuple):
+    """Which pixels of an image go where in the sample, both whole pixels, and the affine map that this amounts to."""
+
+    rows: slice
+    columns: slice
+    out_rows: slice
+    out_columns: slice
+    matrix: NDArray[np.float64]
+    """(2, 3): source pixels, at the annotated size, to sample pixels; without the flip."""
+
+
+def place(window: Window, size_hw: tuple[int, int], shape_hw: tuple[int, int], out_hw: tuple[int, int]) -> Placement:
+    """Stretch `window` to `out_hw`.
+
+    Edges are rounded to whole pixels first, by which they move half a pixel at most, and the matrix describes the
+    rounded map exactly: boxes fit their pixels, and a plain resize does the work of a warp, better and faster.
+
+    Args:
+        window: in pixels of the source image.
+        size_hw: the size of the source image that its boxes are written for.
+        shape_hw: the size of the array that holds it, perhaps decoded smaller.
+        out_hw: the size of the sample.
+    """
+    columns, out_columns, scale_x, offset_x = _place_axis(window.left, window.width, size_hw[1], shape_hw[1], out_hw[1])
+    rows, out_rows, scale_y, offset_y = _place_axis(window.top, window.height, size_hw[0], shape_hw[0], out_hw[0])
+    matrix = np.array([[scale_x, 0.0, offset_x], [0.0, scale_y, offset_y]])
+    return Placement(rows, columns, out_rows, out_columns, matrix)
+
+
+def _place_axis(start: int, length: int, size: int, pixels: int, out: int) -> tuple[slice, slice, float, float]:
+    low, high = max(start, 0), min(start + length, size)
+    first = min(round(low * pixels / size), pixels - 1)
+    last = max(round(high * pixels / size), first + 1)
+    out_first = min(round((low - start) * out / length), out - 1)
+    out_last = max(round((high - start) * out / length), out_first + 1)
+    scale = (out_last - out_first) / (last - first) * pixels / size
+    return slice(first, last), slice(out_first, out_last), scale, out_first - first * size / pixels * scale
+
+
+def resize(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Stretch to `size_hw`: averaging along a side that shrinks, so that nothing aliases, else bilinear."""
+    small = (min(image.shape[0], size_hw[0]), min(image.shape[1], size_hw[1]))
+    if small != image.shape[:2]:
+        image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)  # pyright: ignore[reportAssignmentType]
+    if small != size_hw:
+        image = cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_LINEAR)  # pyright: ignore[reportAssignmentType]
+    return image
+
+
+def flip_matrix(matrix: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """`matrix` (…, 2, 3) followed by a left-right flip of a sample `width` pixels wide."""
+    flipped = matrix.copy()
+    flipped[..., 0, :] *= -1
+    flipped[..., 0, 2] += width
+    return flipped
+
+
+def map_boxes(boxes_xyxy_px: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The upright boxes around boxes (n, 4) mapped by an affine `matrix` (2, 3)."""
+    corners = boxes_xyxy_px[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+
+
+def clip_boxes(
+    boxes_xyxy_px: NDArray[np.float64], out_hw: tuple[int, int], frame_hw: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Cut boxes (n, 4) off at the edges of the sample; (n,): those of which enough is left.
+
+    That is a pixel on each side, in the sample and before it was stretched from `frame_hw` to `out_hw`.
+    """
+    limit = np.array([out_hw[1], out_hw[0]], dtype=np.float64)
+    clipped = np.clip(boxes_xyxy_px, 0.0, np.tile(limit, 2))
+    least = MIN_SIDE * np.maximum(1.0, limit / [frame_hw[1], frame_hw[0]])
+    return clipped, np.all(clipped[:, 2:] - clipped[:, :2] >= least, axis=1)
+
+
+def photometric(image: NDArray[np.uint8], rng: Generator, probability: float) -> NDArray[np.uint8]:
+    """Brightness, contrast, saturation, hue and channel order, each changed with `probability`.
+
+    All but the hue are linear in RGB and run as one colour matrix, without rounding in between.
+
+    Args:
+        image: H×W×3 RGB.
+        rng: source of randomness.
+        probability: of each change.
+    """
+    brighten, contrast, saturate, turn_hue, permute, contrast_first = rng.random(6)
+    factors = rng.uniform(*np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE]).T)
+    order = rng.permutation(3)
+
+    colour = np.eye(3, 4)
+    if brighten < probability:
+        colour *= factors[0]
+    if contrast < probability and contrast_first < 0.5:
+        colour = _contrast(colour, image, factors[1])
+    if saturate < probability:
+        colour = (factors[2] * np.eye(3) + (1 - factors[2]) * LUMA) @ colour
+    if turn_hue < probability:
+        image = _turn_hue(_recolour(image, colour), factors[3])
+        colour = np.eye(3, 4)
+    if contrast < probability and contrast_first >= 0.5:
+        colour = _contrast(colour, image, factors[1])
+    if permute < probability:
+        colour = colour[order]
+    return _recolour(image, colour)
+
+
+def _contrast(colour: NDArray[np.float64], image: NDArray[np.uint8], factor: float) -> NDArray[np.float64]:
+    """`colour` (3, 4), then a blend with the mean grey of what it makes of `image`."""
+    grey = LUMA @ colour @ [*cv2.mean(image)[:3], 1.0]
+    colour = factor * colour
+    colour[:, 3] += (1 - factor) * grey
+    return colour
+
+
+def _turn_hue(image: NDArray[np.uint8], turn: float) -> NDArray[np.uint8]:
+    """Rotate the hue by `turn` of a full circle, which uint8 arithmetic closes by itself."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(turn * 256) % 256)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # pyright: ignore[reportReturnType]
+
+
+def _recolour(image: NDArray[np.uint8], colour: NDArray[np.float64]) -> NDArray[np.uint8]:
+    if np.array_equal(colour, np.eye(3, 4)):
+        return image
+    return cv2.transform(image, colour.astype(np.float32))  # pyright: ignore[reportReturnType]
