@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtdetrv4.data.dataset import DetectionDataset
+from rtdetrv4.data.formats import read_coco
+from rtdetrv4.data.loader import DetectionLoader, ShardSampler, build_loader
+from rtdetrv4.data.records import Source
+from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.errors import DatasetError
+from rtdetrv4.types import Batch
+
+FULL = AugmentStage(mosaic=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
+
+
+@pytest.fixture
+def source(tmp_path: Path, write_coco: Callable[..., Path]) -> Source:
+    boxes = [{"image_id": i, "bbox": [5, 5, 10 + i, 20]} for i in range(11)]
+    return read_coco(write_coco(tmp_path, boxes, num_images=11, suffix=".jpg"))
+
+
+def ids(loader: DetectionLoader) -> list[list[int]]:
+    return [[info.image_id for info in batch.infos] for batch in loader]
+
+
+def equal(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a.images, b.images)
+        and a.infos == b.infos
+        and all(torch.equal(x, y) for s, t in zip(a.targets, b.targets, strict=True) for x, y in zip(s, t, strict=True))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_workers_change_nothing_and_follow_the_epoch(source: Source) -> None:
+    runs = []
+    for workers in (0, 2):
+        dataset = DetectionDataset(source, (32, 64), FULL, seed=5)
+        loader = build_loader(dataset, 4, workers, shuffle=True, seed=5, drop_last=True)
+        epochs = []
+        for epoch, stage in enumerate((FULL, FULL, AugmentStage())):
+            dataset.set_epoch(epoch, stage)
+            loader.sampler.set_epoch(epoch)
+            epochs.append(list(loader))
+        runs.append(epochs)
+    for alone, spread in zip(*runs, strict=True):
+        assert equal(alone, spread)
+    assert not equal(runs[0][0], runs[0][1])
+    assert len(runs[0][0]) == 2
+    assert len(loader) == 2
+
+
+def test_resuming_in_the_middle_of_an_epoch(source: Source) -> None:
+    loader = build_loader(DetectionDataset(source, (32, 32), FULL), 3, 0, shuffle=True, drop_last=True)
+    loader.sampler.set_epoch(4)
+    whole = list(loader)
+    state = loader.sampler.state_dict()
+    loader.sampler.set_epoch(4, start_batch=2)
+    assert equal(list(loader), whole[2:])
+    assert len(loader) == 3
+    loader.sampler.load_state_dict(state)
+    assert equal(list(loader), whole)
+
+
+def test_orders_differ_between_epochs_and_seeds(source: Source) -> None:
+    dataset = DetectionDataset(source, (32, 32))
+    loader = build_loader(dataset, 4, 0, shuffle=True, seed=1)
+    first = ids(loader)
+    assert sorted(chain(*first)) == list(range(11))
+    loader.sampler.set_epoch(1)
+    assert ids(loader) != first
+    assert ids(build_loader(dataset, 4, 0, shuffle=True, seed=2)) != first
+    assert ids(build_loader(dataset, 4, 0, shuffle=False)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_evaluation_sees_every_image_once(source: Source, world_size: int) -> None:
+    dataset = DetectionDataset(source, (32, 32))
+    seen = []
+    for rank in range(world_size):
+        loader = build_loader(dataset, 2, 0, shuffle=False, rank=rank, world_size=world_size)
+        batches = ids(loader)
+        assert len(batches) == len(loader)
+        seen += chain(*batches)
+    assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_training_ranks_get_equal_and_different_shares(source: Source, world_size: int) -> None:
+    dataset = DetectionDataset(source, (32, 32))
+    shares = [
+        ids(build_loader(dataset, 2, 0, True, seed=7, rank=rank, world_size=world_size, drop_last=True))
+        for rank in range(world_size)
+    ]
+    assert {len(share) for share in shares} == {11 // world_size // 2}
+    seen = list(chain(*chain(*shares)))
+    assert len(set(seen)) == len(seen)
+
+
+def test_fewer_images_than_a_batch_are_one_batch(source: Source) -> None:
+    dataset = DetectionDataset(source, (32, 32))
+    for world_size, expected in ((1, 11), (2, 5)):
+        loader = build_loader(dataset, 16, 0, shuffle=True, world_size=world_size, drop_last=True)
+        assert [len(batch) for batch in ids(loader)] == [expected]
+        assert len(loader) == 1
+
+
+def test_more_ranks_than_images_in_evaluation() -> None:
+    shares = [list(ShardSampler(2, 1, False, 0, rank, 4, even=False)) for rank in range(4)]
+    assert shares == [[0], [1], [], []]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_is_one_line(source: Source, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyTorch waits this long for a worker that failed.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    for index in range(3):
+        (source.image_dir / f"{index}.jpg").unlink()
+    loader = build_loader(DetectionDataset(source, (32, 32)), 4, workers, shuffle=False)
+    with pytest.raises(DatasetError, match=r"^2 of 11 images cannot be read.*1\.jpg cannot be read") as error:
+        list(loader)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_images_are_counted_across_workers(source: Source) -> None:
+    (source.image_dir / "3.jpg").unlink()
+    dataset = DetectionDataset(source, (32, 32))
+    list(build_loader(dataset, 4, 2, shuffle=False))
+    assert dataset.num_unreadable == 1
