@@ -1,0 +1,63 @@
+"""Device, number format and ranks of a run."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import patch_environment
+from torch import nn
+
+from rtdetrv4.errors import ConfigError
+
+
+def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", "off"] = "auto") -> Accelerator:
+    """The Accelerator of this process: of one device, or of one rank if torchrun or `accelerate launch` started it.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu". With several ranks each takes the device of its number.
+        amp: number format of the model's forward pass (losses are float32 always). "auto" is bf16 on GPUs that
+            compute in it, else off.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot compute in that format.
+    """
+    kind = device.partition(":")[0]
+    here = _kind_of_accelerator()
+    if kind not in ("auto", "cpu", here):
+        raise ConfigError(f'PyTorch finds no device "{device}" here, only {here}; use device="auto".')
+    on_cpu = "cpu" in (kind, here)
+    chosen = {} if kind in ("auto", "cpu") or "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": device}
+    # accelerate keeps one device and number format per process, but a notebook may train twice.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with patch_environment(**chosen):
+        found = PartialState(cpu=on_cpu).device
+        assert found is not None
+        if amp == "auto":
+            amp = "bf16" if found.type == "cuda" and torch.cuda.get_device_capability(found) >= (8, 0) else "off"
+        if amp == "fp16" and found.type == "cpu":
+            raise ConfigError('amp="fp16" needs a GPU; on a CPU use amp="bf16" or amp="off".')
+        try:
+            return Accelerator(cpu=on_cpu, mixed_precision="no" if amp == "off" else amp)
+        except ValueError as error:
+            raise ConfigError(f'amp="{amp}" does not work on {found}: {error} Use amp="off".') from error
+
+
+def synchronise_norms(model: nn.Module, accelerator: Accelerator) -> None:
+    """Let batch norms share their statistics between GPUs, so that a batch counts as one.
+
+    Frozen ones stay as they are. So do those on CPUs, where PyTorch cannot: each rank normalises with its own images.
+    """
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.BatchNorm2d:
+                    setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
+
+def _kind_of_accelerator() -> str:
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if current is None else current.type

@@ -1,0 +1,152 @@
+"""`curves.png`: what happened in a run, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Okabe and Ito's palette: colour-blind readers can tell these apart.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#777777",
+)
+TERMS = (
+    ("loss", "all, weighted", GREY),
+    ("mal", "mal", BLUE),
+    ("vfl", "vfl", BLUE),
+    ("giou", "giou", GREEN),
+    ("bbox", "bbox", ORANGE),
+    ("fgl", "fgl", PURPLE),
+    ("ddf_aux_0", "ddf", SKY),
+    ("distill", "distill", RED),
+)
+
+
+def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Losses, AP, distillation and learning rate by epoch.
+
+    Args:
+        records: of a `log.jsonl`.
+        path: of a PNG; replaced at once, so that a viewer never sees half a picture.
+    """
+    epochs = [record for record in records if record["type"] == "epoch"]
+    runs = [record for record in records if record["type"] == "run"]
+    if not epochs:
+        return
+    distilled = [record for record in epochs if record["modulation"] is not None]
+    figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
+    if distilled:
+        losses, ap, distillation, lr = figure.subplots(2, 2, sharex=True).flat
+        _draw_distillation(distillation, distilled, runs[-1]["share_band"] if runs else None)
+        bottom = (distillation, lr)
+    else:
+        figure.set_size_inches(13, 4)
+        losses, ap, lr = bottom = figure.subplots(1, 3, sharex=True).flat
+    _draw_losses(losses, epochs)
+    _draw_ap(ap, epochs)
+    _draw_lr(lr, records, epochs)
+    for axes in (losses, ap, lr, *bottom):
+        axes.grid(color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines["top"].set_visible(False)
+        _draw_stages(axes, epochs, named=axes in (losses, ap))
+    for axes in bottom:
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    losses.set_xlim(0, max(epochs[-1]["epoch"], 2))
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+
+
+def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
+    axes.set_title("training losses of the final layer, unweighted", loc="left")
+    for name, label, colour in TERMS:
+        x, y = _series(epochs, lambda record, name=name: record["losses"].get(name))
+        if any(value > 0 for value in y):
+            axes.plot(x, y, color=colour, label=label, **_style(x, dashed=name == "loss"))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter("")
+    axes.legend(ncols=4, frameon=False, fontsize="small")
+
+
+def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
+    axes.set_title("validation, EMA weights", loc="left")
+    for name, label, colour in (("ap50", "AP50", SKY), ("ap", "AP", BLUE)):
+        x, y = _series(epochs, lambda record, name=name: record["metrics"].get(name))
+        axes.plot(x, [100 * value for value in y], color=colour, label=label, **_style(x))
+    axes.set_ylim(bottom=0)
+    x, y = _series(epochs, lambda record: record["metrics"].get("ap"))
+    if x:
+        best = max(range(len(x)), key=lambda index: (y[index], x[index]))
+        axes.plot(x[best], 100 * y[best], "o", color=BLUE, label=f"best AP {100 * y[best]:.1f}, epoch {x[best]:g}")
+        axes.legend(loc="lower right", frameon=False, fontsize="small")
+    else:
+        axes.text(0.5, 0.5, "not evaluated yet", color=GREY, ha="center", transform=axes.transAxes)
+
+
+def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]], band: Sequence[float] | None) -> None:
+    axes.set_title("distillation", loc="left")
+    x, weight = _series(epochs, lambda record: record["distill_weight"])
+    axes.step(x, weight, where="mid", color=RED, **_style(x))
+    axes.set_ylabel("weight λ", color=RED)
+    axes.set_ylim(0, 1.15 * max(weight) or 1)
+    right = axes.twinx()
+    x, share = _series(epochs, lambda record: record["modulation"]["share"])
+    right.plot(x, share, color=BLUE, **_style(x))
+    right.set_ylabel("AIFI's share of the gradient, %", color=BLUE)
+    right.set_ylim(0, 1.15 * max(share) or 1)
+    right.spines["top"].set_visible(False)
+    if band is not None:
+        right.axhspan(*band, color=BLUE, alpha=0.12, linewidth=0, label="wanted share")
+        right.set_ylim(0, 1.15 * max(*share, *band))
+        right.legend(loc="lower right", frameon=False, fontsize="small")
+
+
+def _draw_lr(axes: Axes, records: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]]) -> None:
+    axes.set_title("learning rate, highest group", loc="left")
+    steps_per_epoch = epochs[-1]["step"] / epochs[-1]["epoch"]
+    points = sorted({record["step"] / steps_per_epoch: record["lr"] for record in records if "lr" in record}.items())
+    axes.plot(*zip(*points, strict=True), color=GREEN, **_style(points))
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+
+def _draw_stages(axes: Axes, epochs: Sequence[dict[str, Any]], *, named: bool) -> None:
+    for index, (stage, group) in enumerate(groupby(epochs, key=lambda record: record["stage"])):
+        members = list(group)
+        first, last = members[0]["epoch"] - 1, members[-1]["epoch"]
+        if index % 2:
+            axes.axvspan(first, last, color="#f4f4f4", linewidth=0, zorder=0)
+        if named:
+            axes.annotate(
+                stage,
+                (first, 1),
+                (3, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                va="top",
+                fontsize="x-small",
+                color=GREY,
+            )
+
+
+def _series(epochs: Sequence[dict[str, Any]], value_of: Any) -> tuple[list[float], list[float]]:
+    pairs = [(record["epoch"], value_of(record)) for record in epochs]
+    return [x for x, y in pairs if y is not None], [y for _, y in pairs if y is not None]
+
+
+def _style(points: Sequence[Any], *, dashed: bool = False) -> dict[str, Any]:
+    return {"linewidth": 1.6, "linestyle": "--" if dashed else "-", "marker": "." if len(points) < 25 else None}

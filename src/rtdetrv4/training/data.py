@@ -1,0 +1,64 @@
+"""What a run trains on, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rtdetrv4.data.batch import draw_mixup, draw_size
+from rtdetrv4.data.loader import DetectionLoader
+from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.training.plan import Stage
+from rtdetrv4.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """A loader under a plan. Whatever is random here depends on the seed, the epoch and the step only.
+
+    Args:
+        loader: of this rank, of a training data set.
+        augment: what the recipe does to images where the stage of the plan lets it.
+        image_size: (H, W) that images are loaded in.
+        multi_scale_repeat: see `data.batch.multi_scales`; None trains at one size.
+        seed: of sizes and MixUp.
+        rank: of this process; ranks share sizes but not MixUp.
+    """
+
+    loader: DetectionLoader
+    augment: AugmentStage
+    image_size: tuple[int, int]
+    multi_scale_repeat: int | None = None
+    seed: int = 0
+    rank: int = 0
+
+    def batches(self, epoch: int, stage: Stage, start: int) -> Iterable[Batch]:
+        """The batches of an epoch from number `start` on: uint8, at `image_size`."""
+        self.loader.dataset.set_epoch(epoch, self.allowed(stage))  # type: ignore[attr-defined]
+        self.loader.sampler.set_epoch(epoch, start)
+        return self.loader
+
+    def size(self, epoch: int, step: int, stage: Stage) -> tuple[int, int]:
+        """(H, W) to train at in an optimizer step."""
+        repeat = self.multi_scale_repeat if stage.multi_scale else None
+        return draw_size(self.image_size, repeat, self.seed, epoch, step)
+
+    def mixup(self, epoch: int, number: int, stage: Stage) -> float | None:
+        """The share of its own image that each sample keeps in the batch of this number, or None for no MixUp."""
+        return draw_mixup(self.allowed(stage).mixup, self.seed, epoch, number, self.rank)
+
+    def allowed(self, stage: Stage) -> AugmentStage:
+        """The recipe's augmentation without what the stage leaves out; flips are part of every stage."""
+        augment = self.augment
+        return augment._replace(
+            mosaic=augment.mosaic * stage.mosaic,
+            mixup=augment.mixup * stage.mixup,
+            photometric=augment.photometric * stage.photometric,
+            zoom_out=augment.zoom_out * stage.geometric,
+            iou_crop=augment.iou_crop * stage.geometric,
+        )
+
+    @property
+    def num_unreadable(self) -> int:
+        """Images that could not be decoded so far."""
+        return self.loader.dataset.num_unreadable  # type: ignore[attr-defined]

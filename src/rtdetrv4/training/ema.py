@@ -1,0 +1,70 @@
+"""An exponential moving average of the student: what is validated, saved, and refined."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class ModelEma(Generic[Model]):
+    """Averaged parameters; buffers (batch norm statistics) are copied.
+
+    The decay of update n is decay · (1 − e^(−n / warmup)): while n is small the average forgets quickly what it
+    started from.
+
+    Args:
+        model: not wrapped by DDP; copied.
+        decay: final decay. 1 / (1 − decay) steps is how far the average looks back.
+        warmup: time constant of the rise, in steps; 0 for none.
+    """
+
+    def __init__(self, model: Model, decay: float, warmup: float) -> None:
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.warmup = warmup
+        self.num_updates = 0
+
+    def decay_at(self, update: int) -> float:
+        """Decay of an update, counted from 1."""
+        return self.decay * (1 - math.exp(-update / self.warmup)) if self.warmup > 0 else self.decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards `model`; once per optimizer step."""
+        self.num_updates += 1
+        average = get_ema_multi_avg_fn(self.decay_at(self.num_updates))
+        average(list(self.module.parameters()), list(model.parameters()), self.num_updates)
+        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    @torch.no_grad()
+    def restore_buffers(self, model: nn.Module) -> None:
+        """Give `model` the buffers that it had at the last update, as if there had been no forward pass since."""
+        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            theirs.copy_(mine)
+
+    def restart(self, model: nn.Module, decay: float) -> None:
+        """Begin the refinement stage: `model` continues from the averaged weights, and the average with another decay.
+
+        The number of updates goes on. Starting it again would make the average follow every step of the model for a
+        while, and so throw away what it has averaged.
+        """
+        model.load_state_dict(self.module.state_dict())
+        self.decay = decay
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, decay and counter."""
+        return {"module": self.module.state_dict(), "decay": self.decay, "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The opposite of `state_dict`."""
+        self.module.load_state_dict(state["module"])
+        self.decay = state["decay"]
+        self.num_updates = state["num_updates"]

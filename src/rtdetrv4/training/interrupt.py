@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM as a wish that the loop grants when its state is whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupt:
+    """While it is entered, the first SIGINT or SIGTERM sets `requested`; a second Ctrl-C raises KeyboardInterrupt.
+
+    A SIGTERM after another signal is ignored: torchrun answers Ctrl-C by sending one to its ranks, which have seen the
+    Ctrl-C themselves. Outside the main thread, where Python allows no handlers, signals keep their usual effect.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._raises = False
+        self._process = os.getpid()
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._process = os.getpid()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    @contextmanager
+    def raising(self, active: bool = True) -> Iterator[None]:
+        """Inside, the first signal raises KeyboardInterrupt: for work that may be dropped."""
+        self._raises = active
+        try:
+            if active and self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raises = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A forked loader worker has inherited this handler. It leaves Ctrl-C to the main process, which still needs
+            # it, and dies of SIGTERM, which the main process sends it at the end.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        again = self.requested
+        self.requested = True
+        if (again and number == signal.SIGINT) or (self._raises and not again):
+            raise KeyboardInterrupt
+        if not again:
+            logger.warning("Stopping after this step. Press Ctrl-C again to stop at once, without saving.")

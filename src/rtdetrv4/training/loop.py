@@ -1,0 +1,324 @@
+"""The training loop. Whatever changes the numbers is a line in this file; observers only watch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from rtdetrv4.data.batch import mix_up, prepare_batch
+from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher, alignment_loss
+from rtdetrv4.errors import ConfigError
+from rtdetrv4.evaluation import Metrics
+from rtdetrv4.losses import Criterion, weighted_sum
+from rtdetrv4.ops.collectives import mean_over_ranks
+from rtdetrv4.training.accelerator import synchronise_norms
+from rtdetrv4.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from rtdetrv4.training.data import TrainingData
+from rtdetrv4.training.ema import ModelEma
+from rtdetrv4.training.interrupt import Interrupt
+from rtdetrv4.training.nonfinite import nonfinite_error, nonfinite_terms
+from rtdetrv4.training.observers import EpochReport, Observer, RunInfo, RunResult, StepReport
+from rtdetrv4.training.plan import Plan, Stage
+from rtdetrv4.training.position import Position
+from rtdetrv4.training.state import RunState
+from rtdetrv4.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """A training run, made of built parts.
+
+    Args:
+        student: the detector with the injector beside it, on the device.
+        ema: of `student`.
+        optimizer: of `student`, with `initial_lr` in every group.
+        plan: stages, learning rates, lengths.
+        data: training batches.
+        criterion: loss terms, unweighted.
+        weights: of these terms, by base name.
+        evaluate: the metrics of a detector; with several ranks a collective call with the same result on every one.
+            None if there is nothing to validate on: then the last weights are the best.
+        accelerator: device, number format, ranks.
+        out: folder that rank 0 writes to.
+        teacher: None trains without distillation. On the device; neither wrapped by DDP nor saved.
+        modulation: owner of λ, the weight of the distillation loss; needed with a teacher.
+        observers: told on rank 0 what happens.
+        clip_norm: largest gradient norm; 0 clips nothing.
+        accumulate: batches per optimizer step. Losses are normalised by the boxes of each batch, then averaged.
+        eval_every: epochs between evaluations; the last epoch is evaluated always.
+        patience: stop after so many evaluations in a row without a better score.
+        max_skipped: give up after so many steps in a row whose loss or gradient is NaN or infinite.
+        seed: of what is random in the model; each rank adds its number.
+        recipe: plain values that say how the run was made; kept in checkpoints.
+        metadata: plain values that say how to build and use the detector; kept in weights.safetensors.
+    """
+
+    student: DistillationStudent
+    ema: ModelEma[DistillationStudent]
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    data: TrainingData
+    criterion: Criterion
+    weights: Mapping[str, float]
+    evaluate: Callable[[nn.Module], Metrics] | None
+    accelerator: Accelerator
+    out: Path
+    teacher: Teacher | None = None
+    modulation: Modulation | None = None
+    observers: Sequence[Observer] = ()
+    clip_norm: float = 0.1
+    accumulate: int = 1
+    eval_every: int = 1
+    patience: int | None = None
+    max_skipped: int = 10
+    seed: int = 0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.teacher is not None and self.modulation is None:
+            raise ConfigError("A teacher needs a modulation, which owns the weight of the distillation loss.")
+        synchronise_norms(self.student, self.accelerator)
+        self.model, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
+        self.state = RunState(
+            self.student, self.ema, self.optimizer, self.modulation, self.plan, self.accelerator, self.recipe
+        )
+        self.interrupt = Interrupt()
+        if not self.accelerator.is_main_process:
+            self.observers = ()
+
+    @property
+    def at(self) -> Position:
+        """Where the run is."""
+        return self.state.position
+
+    def run(self, resume: Path | None = None) -> RunResult:
+        """Train to the end of the plan, or from where the checkpoint `resume` was written.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM. last.pt is written, and the message says how to go on.
+            NonFiniteError: too many steps in a row were not finite.
+        """
+        set_seed(self.seed, device_specific=True)
+        if resume is not None:
+            self.state.load_state_dict(load_checkpoint(resume))
+        for observer in self.observers:
+            observer.run_start(self._info())
+        is_complete = False
+        try:
+            with self.interrupt:
+                while self.at.epoch < self.plan.epochs and not self.at.is_out_of_patience(self.patience):
+                    self._train_epoch()
+                    self._finish_epoch()
+            is_complete = True
+        finally:
+            result = RunResult(self.out, self.at.best_epoch, self.at.best_score, self.at.best_metrics, is_complete)
+            for observer in self.observers:
+                observer.run_end(result)
+        return result
+
+    def _train_epoch(self) -> None:
+        at, stage = self.at, self.plan.stage(self.at.epoch)
+        if at.step == 0 and at.epoch == self.plan.refine_from:
+            self._restart_from_best()
+        self.started, self.num_images = time.monotonic(), 0
+        batches = iter(self.data.batches(at.epoch, stage, at.step * self.accumulate))
+        self.model.train()
+        while at.step < self.plan.steps_per_epoch:
+            report, stop = self._step(list(islice(batches, self.accumulate)), stage)
+            at.step += 1
+            for observer in self.observers:
+                observer.step_end(report)
+            if stop:
+                self._stop()
+
+    def _step(self, batches: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
+        """One optimizer step; also tells whether any rank was asked to stop."""
+        at, accelerator, student = self.at, self.accelerator, self.student
+        assert batches, "the loader has fewer batches than the plan"
+        step = at.epoch * self.plan.steps_per_epoch + at.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.lr(step, group["initial_lr"])
+        weights = dict(self.weights)
+        if self.modulation is not None:
+            weights["distill"] = self.modulation.weight
+        size = self.data.size(at.epoch, at.step, stage)
+
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches, start=at.step * self.accumulate):
+            is_last = batch is batches[-1]
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
+                batch = prepare_batch(batch, size, accelerator.device)
+                if (ratio := self.data.mixup(at.epoch, number, stage)) is not None:
+                    batch = mix_up(batch, ratio)
+                output, projected = self.model(batch.images, batch.targets)  # float32, whatever computed it
+                terms = self.criterion(output, batch.targets)
+                if projected is not None:
+                    terms["distill"] = self._alignment(projected, batch.images, weights["distill"])
+                loss = weighted_sum(terms, weights)
+                accelerator.backward(loss / len(batches))
+            for name, value in {"loss": loss, **terms}.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(batches)
+        accelerator.unscale_gradients(self.optimizer)
+        if self.modulation is not None:
+            self.modulation.observe(student)
+        norm = get_total_norm([p.grad for p in student.parameters() if p.grad is not None])
+
+        # The one time that a step waits for the device. Every rank decides on the same means over ranks.
+        stop = norm.new_tensor(float(self.interrupt.requested))
+        *means, mean_norm, mean_stop = mean_over_ranks(torch.stack([*sums.values(), norm, stop])).tolist()
+        losses = dict(zip(sums, means, strict=True))
+        is_finite = math.isfinite(losses["loss"]) and math.isfinite(mean_norm)
+        if is_finite:
+            if self.clip_norm:
+                clip_grads_with_norm_(student.parameters(), self.clip_norm, norm)
+            self.optimizer.step()
+            self.ema.update(student)
+            at.add(losses)
+        else:
+            self._skip(losses, batches)
+
+        num_images = accelerator.num_processes * sum(len(batch.targets) for batch in batches)
+        self.num_images += num_images
+        report = StepReport(
+            epoch=at.epoch + 1,
+            step=step + 1,
+            losses=losses,
+            grad_norm=mean_norm,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            distill_weight=weights.get("distill"),
+            num_images=num_images,
+            is_finite=is_finite,
+        )
+        return report, mean_stop > 0
+
+    def _alignment(self, projected: Tensor, images: Tensor, weight: float) -> Tensor:
+        """L_DSI of a batch. At λ = 0 the teacher rests, but DDP still waits for a gradient of the injector."""
+        if self.teacher is None or weight == 0:
+            return 0 * projected.sum()
+        with self.accelerator.autocast():
+            teacher_map = self.teacher(images, (projected.shape[-2], projected.shape[-1]))
+        return alignment_loss(projected, teacher_map)
+
+    def _skip(self, losses: Mapping[str, float], batches: Sequence[Batch]) -> None:
+        """Leave the model as it is after a step that was not finite; give up after too many of these in a row."""
+        at, scaler = self.at, self.accelerator.scaler
+        at.num_skipped += 1
+        at.num_skipped_in_row += 1
+        self.ema.restore_buffers(self.student)  # the forward pass has put NaN into batch norm statistics
+        bad = nonfinite_terms(losses)
+        if scaler is not None:
+            scaler.update()
+        if scaler is None or bad != ["gradient"]:  # in fp16, overflowing gradients are how the scaler finds its scale
+            logger.warning("Epoch %d, step %d left out: %s not finite.", at.epoch + 1, at.step + 1, ", ".join(bad))
+        if at.num_skipped_in_row >= self.max_skipped:
+            path = self.out / "nonfinite.json"
+            raise nonfinite_error(path, at, losses, self.student, batches, self.accelerator.mixed_precision)
+
+    def _finish_epoch(self) -> None:
+        """Validate, adapt λ, and save; then the epoch is over."""
+        at, plan = self.at, self.plan
+        metrics = self._validate()  # may be interrupted, so nothing has changed yet
+        if self.evaluate is None:
+            is_best = at.judge(None, {})
+        else:
+            is_best = metrics is not None and at.judge(metrics.ap, metrics.as_dict())
+        weight = modulated = None
+        if self.modulation is not None:
+            weight = self.modulation.weight
+            modulated = self.modulation.end_epoch(refinement=plan.stage(at.epoch + 1).refinement)
+        seconds = time.monotonic() - self.started
+        report = EpochReport(
+            epoch=at.epoch + 1,
+            step=(at.epoch + 1) * plan.steps_per_epoch,
+            stage=plan.stage(at.epoch).name,
+            losses=at.means(),
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            metrics={} if metrics is None else metrics.as_dict(),
+            best_score=at.best_score,
+            is_best=is_best,
+            distill_weight=weight,
+            modulation=modulated,
+            num_skipped=at.num_skipped,
+            num_unreadable=self.data.num_unreadable,
+            seconds=seconds,
+            images_per_second=self.num_images / seconds,
+        )
+        at.next_epoch()
+        self._save("last.pt", *(["best.pt"] if is_best else []))
+        if is_best and self.accelerator.is_main_process:
+            metadata = {**self.metadata, "trained": True, "epoch": at.epoch, "metrics": report.metrics}
+            save_weights(self.ema.module.detector, self.out / "weights.safetensors", metadata)
+        for observer in self.observers:
+            observer.epoch_end(report)
+
+    def _validate(self) -> Metrics | None:
+        """Metrics of the EMA, or None if this epoch is not evaluated."""
+        number = self.at.epoch + 1
+        if self.evaluate is None or (number % self.eval_every and number < self.plan.epochs):
+            return None
+        broadcast(list(self.ema.module.buffers()))  # batch norm statistics differ between ranks
+        if self.accelerator.num_processes > 1:
+            return self.evaluate(self.ema.module.detector)
+        try:
+            with self.interrupt.raising():
+                return self.evaluate(self.ema.module.detector)
+        except KeyboardInterrupt:
+            self._stop()
+
+    def _restart_from_best(self) -> None:
+        """Begin the refinement stage from the best weights so far, read by rank 0 and sent to the others."""
+        path = self.out / "best.pt"
+        if self.at.best_epoch is not None and self.accelerator.is_main_process:
+            if path.is_file():
+                self.ema.module.load_state_dict(load_checkpoint(path)["ema"]["module"])
+            else:
+                logger.warning("%s is gone; refinement goes on from the last weights.", path)
+        broadcast(list(self.ema.module.state_dict().values()))
+        self.ema.restart(self.student, self.plan.ema_restart_decay)
+
+    def _save(self, *names: str) -> None:
+        state = self.state.state_dict()
+        if self.accelerator.is_main_process:
+            save_checkpoint(state, *(self.out / name for name in names))
+
+    def _stop(self) -> NoReturn:
+        self._save("last.pt")
+        raise KeyboardInterrupt(
+            f"Stopped in epoch {self.at.epoch + 1} of {self.plan.epochs} after {self.at.step} of "
+            f"{self.plan.steps_per_epoch} steps. Everything is in {self.out / 'last.pt'}; "
+            "the same command with --resume goes on from there."
+        )
+
+    def _info(self) -> RunInfo:
+        modulation = self.modulation
+        return RunInfo(
+            out=self.out,
+            plan=self.plan,
+            epoch=self.at.epoch,
+            step=self.at.epoch * self.plan.steps_per_epoch + self.at.step,
+            device=str(self.accelerator.device),
+            amp={"no": "off"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
+            num_ranks=self.accelerator.num_processes,
+            num_parameters=sum(p.numel() for p in self.student.parameters() if p.requires_grad),
+            teacher=None if self.teacher is None else self.teacher.name,
+            share_band=None
+            if modulation is None or modulation.rule == "fixed"
+            else (modulation.rho - modulation.delta, modulation.rho + modulation.delta),
+        )

@@ -1,0 +1,328 @@
+"""What watches a run: progress, logs, pictures. Observers change nothing and are told on rank 0 only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from rtdetrv4.distillation import ModulationReport
+from rtdetrv4.training.curves import draw_curves
+from rtdetrv4.training.plan import Plan
+
+
+class RunInfo(NamedTuple):
+    """Told once, before the first step."""
+
+    out: Path
+    plan: Plan
+    epoch: int
+    """Epochs done before, by the run that is resumed; 0 in a new run."""
+    step: int
+    """Optimizer steps done before."""
+    device: str
+    amp: str
+    num_ranks: int
+    num_parameters: int
+    """Trainable ones."""
+    teacher: str | None
+    share_band: tuple[float, float] | None
+    """Where GAM wants AIFI's share of the gradient, in percent."""
+
+
+class StepReport(NamedTuple):
+    """Told after each optimizer step. Epochs and steps count from 1; numbers are means over ranks."""
+
+    epoch: int
+    step: int
+    losses: Mapping[str, float]
+    """The unweighted terms, and "loss", their weighted sum."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    """The highest of all parameter groups."""
+    distill_weight: float | None
+    """λ."""
+    num_images: int
+    is_finite: bool
+    """Otherwise the step was skipped."""
+
+
+class EpochReport(NamedTuple):
+    """Told after each epoch, when its checkpoints are written. Epochs and steps count from 1."""
+
+    epoch: int
+    step: int
+    stage: str
+    losses: Mapping[str, float]
+    """Means over the epoch: the unweighted terms, and "loss", their weighted sum."""
+    lr: float
+    metrics: Mapping[str, Any]
+    """Empty if the epoch was not evaluated."""
+    best_score: float | None
+    is_best: bool
+    distill_weight: float | None
+    """λ, as it was in the epoch."""
+    modulation: ModulationReport | None
+    num_skipped: int
+    """Steps of the run that were not finite."""
+    num_unreadable: int
+    """Images of the run that could not be decoded."""
+    seconds: float
+    images_per_second: float
+
+
+class RunResult(NamedTuple):
+    """Told at the end, however it came about, and returned by the loop."""
+
+    out: Path
+    best_epoch: int | None
+    best_score: float | None
+    best_metrics: Mapping[str, Any]
+    is_complete: bool
+
+
+class Observer(Protocol):
+    """Something that watches a run."""
+
+    def run_start(self, info: RunInfo) -> None:
+        """Before the first step."""
+
+    def step_end(self, report: StepReport) -> None:
+        """After each optimizer step."""
+
+    def epoch_end(self, report: EpochReport) -> None:
+        """After each epoch."""
+
+    def run_end(self, result: RunResult) -> None:
+        """When the run is complete, interrupted, or has failed."""
+
+
+def default_observers(out: Path, *, log_every: int = 50, console: Console | None = None) -> list[Observer]:
+    """Progress on the terminal, `log.jsonl`, TensorBoard and `curves.png`."""
+    return [
+        TerminalProgress(log_every, console or Console(stderr=True)),
+        JsonLog(out / "log.jsonl", log_every),
+        TensorBoard(out / "tensorboard", log_every),
+        Curves(out / "log.jsonl", out / "curves.png"),
+    ]
+
+
+class TerminalProgress:
+    """A progress bar on a terminal; plain lines in a file or a pipe. One line per epoch in both."""
+
+    def __init__(self, log_every: int, console: Console) -> None:
+        self.log_every = log_every
+        self.console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = TaskID(0)
+
+    def run_start(self, info: RunInfo) -> None:
+        """What is trained, on what."""
+        self._plan = info.plan
+        self._first_step, self._started = info.step, time.monotonic()
+        ranks = f" × {info.num_ranks}" if info.num_ranks > 1 else ""
+        self._print(
+            f"{info.num_parameters / 1e6:.2f} M parameters on {info.device}{ranks}, amp {info.amp}, "
+            f"teacher {info.teacher or 'none'}, {info.plan.epochs} epochs × {info.plan.steps_per_epoch} steps, "
+            f"results in {info.out}"
+        )
+        if info.step:
+            self._print(f"resumed after {info.step} steps")
+        self._task = self._bar.add_task("", total=info.plan.steps_per_epoch, status="")
+        self._bar.start()
+
+    def step_end(self, report: StepReport) -> None:
+        """Move the bar, or print a line now and then."""
+        done = (report.step - 1) % self._plan.steps_per_epoch + 1
+        epoch = f"epoch {report.epoch}/{self._plan.epochs}"
+        status = f"loss {report.losses['loss']:.3f}  left {self._left(report.step)}"
+        self._bar.update(self._task, completed=done, description=epoch, status=status)
+        if not self.console.is_terminal and report.step % self.log_every == 0:
+            self._print(f"{epoch}  step {done}/{self._plan.steps_per_epoch}  lr {report.lr:.2e}  {status}")
+
+    def epoch_end(self, report: EpochReport) -> None:
+        """One line."""
+        parts = [
+            f"epoch {report.epoch}/{self._plan.epochs}",
+            f"{report.stage:<10}",
+            f"loss {_number(report.losses, 'loss')}",
+        ]
+        if report.metrics:
+            best = "best" if report.is_best else f"best {_percent(report.best_score)}"
+            parts.append(f"AP {_percent(report.metrics['ap'])} ({best})  AP50 {_percent(report.metrics['ap50'])}")
+        if report.modulation is not None:
+            parts.append(
+                f"distill {_number(report.losses, 'distill')}  λ {report.distill_weight:.3g}  "
+                f"AIFI {report.modulation.share:.2f} %"
+            )
+        if report.num_skipped:
+            parts.append(f"{report.num_skipped} steps skipped")
+        if report.num_unreadable:
+            parts.append(f"{report.num_unreadable} images unreadable")
+        parts.append(f"{report.images_per_second:.1f} images/s  left {self._left(report.step)}")
+        self._print("  ".join(parts))
+
+    def run_end(self, result: RunResult) -> None:
+        """Where the results are."""
+        self._bar.stop()
+        if result.is_complete:
+            best = (
+                ""
+                if result.best_score is None
+                else f"best AP {_percent(result.best_score)} in epoch {result.best_epoch}; "
+            )
+            self._print(f"done: {best}weights in {result.out / 'weights.safetensors'}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _left(self, step: int) -> str:
+        passed = time.monotonic() - self._started
+        seconds = round(passed / max(step - self._first_step, 1) * (self._plan.total_steps - step))
+        return str(timedelta(seconds=seconds))
+
+
+class JsonLog:
+    """One JSON object per line: {"type": "run" | "step" | "epoch", …}. NaN and infinity are null.
+
+    A resumed run continues the file: what an earlier run logged after the checkpoint is dropped first.
+    """
+
+    def __init__(self, path: Path, log_every: int) -> None:
+        self.path = path
+        self.log_every = log_every
+
+    def run_start(self, info: RunInfo) -> None:
+        """A new file, or the old one up to where the run goes on."""
+        kept = [r for r in read_log(self.path) if r["step"] <= info.step] if info.step else []
+        # The epoch that was over, but not yet validated, when the checkpoint was written is logged when it is.
+        kept = [r for r in kept if r["type"] != "epoch" or r["epoch"] <= info.epoch]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", encoding="utf-8") as file:
+            file.writelines(_json_line(record) for record in kept)
+        plan = asdict(info.plan)
+        self._write("run", info._replace(plan=plan, out=str(info.out))._asdict())  # type: ignore[arg-type]
+
+    def step_end(self, report: StepReport) -> None:
+        """Every `log_every` steps."""
+        if report.step % self.log_every == 0:
+            self._write("step", report._asdict())
+
+    def epoch_end(self, report: EpochReport) -> None:
+        """Each epoch."""
+        modulation = None if report.modulation is None else report.modulation._asdict()
+        self._write("epoch", {**report._asdict(), "modulation": modulation})
+
+    def run_end(self, result: RunResult) -> None:
+        """Nothing: every line is written already."""
+
+    def _write(self, kind: str, record: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_json_line({"type": kind, **record}))
+
+
+class TensorBoard:
+    """Scalars for `tensorboard --logdir`."""
+
+    def __init__(self, folder: Path, log_every: int) -> None:
+        self.folder = folder
+        self.log_every = log_every
+
+    def run_start(self, info: RunInfo) -> None:
+        """Open; what an earlier run logged after the checkpoint is hidden."""
+        self._writer = SummaryWriter(str(self.folder), purge_step=info.step + 1)
+
+    def step_end(self, report: StepReport) -> None:
+        """Every `log_every` steps."""
+        if report.step % self.log_every == 0:
+            scalars = {f"step/{name}": value for name, value in report.losses.items()}
+            self._add({**scalars, "step/grad_norm": report.grad_norm, "step/lr": report.lr}, report.step)
+
+    def epoch_end(self, report: EpochReport) -> None:
+        """Each epoch."""
+        scalars = {f"epoch/{name}": value for name, value in report.losses.items()}
+        scalars |= {f"val/{name}": value for name, value in report.metrics.items() if isinstance(value, float)}
+        scalars |= {
+            f"val/ap/{name}": value for name, value in report.metrics.get("per_class", {}).items() if value is not None
+        }
+        if report.modulation is not None:
+            scalars |= {"distill/weight": report.distill_weight, "distill/aifi_share": report.modulation.share}
+        self._add(scalars, report.step)
+
+    def run_end(self, result: RunResult) -> None:
+        """Close."""
+        self._writer.close()
+
+    def _add(self, scalars: Mapping[str, Any], step: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+
+class Curves:
+    """`curves.png`, drawn anew each epoch from the log."""
+
+    def __init__(self, log: Path, picture: Path) -> None:
+        self.log = log
+        self.picture = picture
+
+    def run_start(self, info: RunInfo) -> None:
+        """Nothing yet."""
+
+    def step_end(self, report: StepReport) -> None:
+        """Nothing."""
+
+    def epoch_end(self, report: EpochReport) -> None:
+        """Draw."""
+        draw_curves(read_log(self.log), self.picture)
+
+    def run_end(self, result: RunResult) -> None:
+        """Nothing."""
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a `log.jsonl`, oldest first; none if there is no such file. A line cut short is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, float):
+            return float(f"{value:.7g}") if math.isfinite(value) else None
+        return value
+
+    return json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _number(values: Mapping[str, float], name: str) -> str:
+    return f"{values[name]:.3f}" if name in values else "–"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"

@@ -1,0 +1,66 @@
+"""Where a training run is, and what it has seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Position:
+    """Plain values, the same on every rank, in every checkpoint."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Optimizer steps done in the epoch that is under way."""
+    best_epoch: int | None = None
+    """Number, from 1, of the epoch that ended with the best weights."""
+    best_score: float | None = None
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    evaluations_without_gain: int = 0
+    num_skipped: int = 0
+    """Steps that were not finite."""
+    num_skipped_in_row: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of every loss term, over the steps of the epoch."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Count a finite step."""
+        self.num_skipped_in_row = 0
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """Of every loss term, over the finite steps of the epoch."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+    def judge(self, score: float | None, metrics: Mapping[str, Any]) -> bool:
+        """Whether the weights with this score are the best so far; of equals the later are, which have seen more.
+
+        Args:
+            score: None if nothing is ever evaluated; NaN if there is nothing to find in the images.
+            metrics: what the score is taken from.
+        """
+        if score is not None:
+            score = -1.0 if math.isnan(score) else score
+            best = -math.inf if self.best_score is None else self.best_score
+            self.evaluations_without_gain = 0 if score > best else self.evaluations_without_gain + 1
+            if score < best:
+                return False
+        self.best_epoch, self.best_score, self.best_metrics = self.epoch + 1, score, dict(metrics)
+        return True
+
+    def is_out_of_patience(self, patience: int | None) -> bool:
+        """Whether `patience` evaluations in a row brought nothing."""
+        return patience is not None and self.evaluations_without_gain >= patience
+
+    def next_epoch(self) -> None:
+        """The epoch is over."""
+        self.epoch += 1
+        self.step = 0
+        self.sums, self.counts = {}, {}

@@ -1,0 +1,95 @@
+"""Everything of a run that changes, and how it goes into a checkpoint and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from rtdetrv4.distillation import DistillationStudent, Modulation
+from rtdetrv4.errors import ConfigError
+from rtdetrv4.training.checkpoint import rng_state, set_rng_state
+from rtdetrv4.training.ema import ModelEma
+from rtdetrv4.training.plan import Plan
+from rtdetrv4.training.position import Position
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunState:
+    """The owners of state, each with its own `state_dict`, under one roof.
+
+    The teacher is not among them: it does not change.
+
+    Args:
+        student: not wrapped by DDP.
+        ema: of it.
+        optimizer: of it.
+        modulation: owner of λ, if there is one.
+        plan: fixed, kept to see that a run is resumed with the plan it began with.
+        accelerator: owner of the fp16 loss scale.
+        recipe: plain values that say how the run was made; kept for the reader of a checkpoint.
+        position: where the run is.
+    """
+
+    student: DistillationStudent
+    ema: ModelEma[DistillationStudent]
+    optimizer: torch.optim.Optimizer
+    modulation: Modulation | None
+    plan: Plan
+    accelerator: Accelerator
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    position: Position = field(default_factory=Position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on as if nothing had happened; a collective call."""
+        scaler = self.accelerator.scaler
+        return {
+            "student": self.student.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "modulation": None if self.modulation is None else self.modulation.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "position": asdict(self.position),
+            "plan": asdict(self.plan),
+            "recipe": dict(self.recipe),
+            "rng": gather_object([rng_state(self.accelerator.device)]),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the run was that wrote `state`.
+
+        Raises:
+            ConfigError: it had another plan.
+        """
+        plan = asdict(self.plan)
+        changed = [
+            f"{name} {state['plan'].get(name)}, now {plan[name]}"
+            for name in plan
+            if state["plan"].get(name) != plan[name]
+        ]
+        if changed:
+            raise ConfigError(
+                f"A run goes on with the plan it began with, but that had {'; '.join(changed)}. Resume with the same "
+                "settings, data and batch, or start a new run from its weights.safetensors."
+            )
+        scaler = self.accelerator.scaler
+        self.student.load_state_dict(state["student"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.modulation is not None and state["modulation"] is not None:
+            self.modulation.load_state_dict(state["modulation"])
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.position = Position(**state["position"])
+        before, now = len(state["rng"]), self.accelerator.num_processes
+        if before == now:
+            set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
+        else:
+            logger.warning("The run had %d processes and now has %d: it will not repeat bit for bit.", before, now)

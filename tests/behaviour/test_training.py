@@ -1,0 +1,429 @@
+"""What the training loop does and does not do."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from rtdetrv4.build import create_model
+from rtdetrv4.data.dataset import DetectionDataset
+from rtdetrv4.data.loader import build_loader
+from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.errors import NonFiniteError
+from rtdetrv4.evaluation import CocoEvaluator
+from rtdetrv4.losses import Criterion, HungarianMatcher
+from rtdetrv4.training import default_observers, validate
+from rtdetrv4.training.checkpoint import load_checkpoint
+from small_training import (
+    CLASSES,
+    SIZE,
+    WEIGHTS,
+    assert_same,
+    make_detector,
+    make_plan,
+    make_trainer,
+    score_of_weights,
+    with_frozen_norms,
+    write_images,
+)
+
+
+class Recorder:
+    """Keeps everything it is told."""
+
+    def __init__(self):
+        self.steps, self.epochs, self.results = [], [], []
+
+    def run_start(self, info):
+        self.info = info
+
+    def step_end(self, report):
+        self.steps.append(report)
+
+    def epoch_end(self, report):
+        self.epochs.append(report)
+
+    def run_end(self, result):
+        self.results.append(result)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"), 8)
+
+
+@pytest.fixture(scope="module")
+def four_epochs(source, tmp_path_factory):
+    recorder = Recorder()
+    trainer = make_trainer(source, tmp_path_factory.mktemp("run"), observers=[recorder])
+    trainer.run()
+    return trainer, recorder
+
+
+def scores(*values: float):
+    """An evaluation that returns these scores in turn."""
+    coming = iter(values)
+
+    def evaluate(detector: nn.Module):
+        metrics = score_of_weights(detector)
+        object.__setattr__(metrics, "ap", next(coming))
+        return metrics
+
+    return evaluate
+
+
+def one_epoch(steps: int = 2, **changes):
+    return make_plan(epochs=1, steps_per_epoch=steps, refine_from=1, warmup_steps=0, **changes)
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+# ---- not finite -----------------------------------------------------------------------------------------------------
+
+
+class Poison:
+    """A criterion some of whose steps are not finite."""
+
+    def __init__(self, steps: set[int], kind: str):
+        self.criterion, self.steps, self.kind, self.calls = Criterion(HungarianMatcher()), steps, kind, 0
+
+    def __call__(self, output, targets):
+        terms = self.criterion(output, targets)
+        self.calls += 1
+        if self.calls in self.steps:
+            if self.kind == "gradient":  # finite value, infinite slope
+                terms["bbox"] = terms["bbox"] + (0 * output.boxes.sum()).sqrt()
+            else:
+                terms["giou"] = terms["giou"] * float(self.kind)
+        return terms
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
+def test_a_step_that_is_not_finite_is_left_out(source, tmp_path, kind, caplog):
+    recorder = Recorder()
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(4), batch=2, observers=[recorder])
+    trainer.criterion = Poison({2}, kind)
+    seen = []
+    step = trainer._step
+
+    def watched(*args):
+        before = snapshot(trainer.student)
+        result = step(*args)
+        seen.append(all(torch.equal(before[name], tensor) for name, tensor in trainer.student.state_dict().items()))
+        return result
+
+    trainer._step = watched
+    trainer.run()
+    assert seen == [False, True, False, False]  # batch norm statistics included
+    assert [report.is_finite for report in recorder.steps] == [True, False, True, True]
+    assert recorder.epochs[0].num_skipped == 1
+    assert math.isfinite(recorder.epochs[0].losses["loss"])
+    assert trainer.ema.num_updates == 3
+    assert "step 2 left out: " + ("gradient" if kind == "gradient" else "loss, giou") in caplog.text
+
+
+def test_nan_images_leave_no_trace_in_the_statistics(source, tmp_path):
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(2), evaluate=None)
+    calls = []
+
+    def poison(module, inputs):
+        calls.append(inputs)
+        return inputs[0] * (math.nan if len(calls) == 2 else 1), *inputs[1:]
+
+    trainer.student.detector.backbone.register_forward_pre_hook(poison)
+    trainer.run()
+    assert trainer.state.position.num_skipped == 1
+    assert all(tensor.isfinite().all() for tensor in trainer.student.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in trainer.ema.module.state_dict().values())
+
+
+def test_too_many_such_steps_in_a_row_end_the_run_with_a_report(source, tmp_path):
+    recorder = Recorder()
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(4), batch=2, max_skipped=3, observers=[recorder])
+    trainer.criterion = Poison({2, 3, 4}, "nan")
+    with pytest.raises(NonFiniteError, match=r"3 training steps in a row.* loss, giou.*nonfinite\.json.*amp") as error:
+        trainer.run()
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert report["terms_not_finite"] == ["loss", "giou"]
+    assert report["losses"]["giou"] == "nan"
+    assert (report["epoch"], report["step_of_epoch"]) == (1, 4)
+    assert len(report["images"]) == 2
+    assert "detector.decoder" in " ".join(report["gradients_not_finite"])
+    assert "\n" not in str(error.value)
+    assert [result.is_complete for result in recorder.results] == [False]
+
+
+def test_single_bad_steps_do_not_add_up(source, tmp_path):
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(4), batch=2, max_skipped=2)
+    trainer.criterion = Poison({1, 3}, "nan")
+    trainer.run()
+    assert trainer.state.position.num_skipped == 2
+
+
+# ---- distillation ---------------------------------------------------------------------------------------------------
+
+
+def test_weight_share_and_raw_loss_of_distillation_are_reported(four_epochs):
+    _, recorder = four_epochs
+    used = [epoch.distill_weight for epoch in recorder.epochs]
+    assert used[0] == 5.0
+    assert used[1:] == [epoch.modulation.weight for epoch in recorder.epochs[:-1]]
+    assert used[3] == 10.0  # refinement: the default weight
+    assert recorder.epochs[2].modulation.reason == "refinement"
+    assert all(0 < epoch.modulation.share < 100 for epoch in recorder.epochs)
+    for epoch in recorder.epochs:
+        steps = [report.losses for report in recorder.steps if report.epoch == epoch.epoch]
+        assert epoch.losses["distill"] == pytest.approx(sum(step["distill"] for step in steps) / len(steps))
+        assert 0 < epoch.losses["distill"] < 2
+        for step in steps:
+            weights = WEIGHTS | {"distill": epoch.distill_weight}
+            total = sum(weights[name.partition("_")[0]] * value for name, value in step.items() if name != "loss")
+            assert step["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_teacher_is_not_saved(four_epochs):
+    trainer, _ = four_epochs
+    state = load_checkpoint(trainer.out / "last.pt")
+    assert state["student"].keys() == state["ema"]["module"].keys() == trainer.student.state_dict().keys()
+    assert not [name for name in state["student"] if "teacher" in name or "network" in name]
+    with safe_open(trainer.out / "weights.safetensors", "pt") as file:
+        assert set(file.keys()) == set(trainer.student.detector.state_dict())
+
+
+def test_without_weight_the_teacher_rests(source, tmp_path):
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(), rule="fixed")
+    trainer.modulation.weight = 0.0
+    trainer.teacher.network = None  # would fail if it were called
+    trainer.run()
+    assert trainer.student.injector.projector.weight.grad is not None
+
+
+def test_without_a_teacher_there_is_no_distillation(source, tmp_path):
+    recorder = Recorder()
+    make_trainer(source, tmp_path, plan=one_epoch(), distil=False, observers=[recorder]).run()
+    assert "distill" not in recorder.steps[0].losses
+    assert recorder.epochs[0].modulation is recorder.epochs[0].distill_weight is None
+    assert load_checkpoint(tmp_path / "last.pt")["modulation"] is None
+
+
+# ---- steps ----------------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    # As many boxes in each part as in the other, and no statistics over the batch: then parts add up exactly.
+    source = write_images(tmp_path / "images", 1)
+    source = source._replace(records=source.records * 4)
+
+    def make(out: str, **options):
+        torch.manual_seed(0)
+        detector = with_frozen_norms(make_detector(num_denoising=0))
+        weights = WEIGHTS | {"ddf": 0.0}  # balanced by counts of the batch
+        plan = one_epoch(1)
+        return make_trainer(
+            source, tmp_path / out, plan=plan, detector=detector, weights=weights, augment=AugmentStage(), **options
+        )
+
+    whole, parts = make("whole"), make("parts", accumulate=2)
+    before = snapshot(whole.student)
+    whole.run()
+    parts.run()
+    assert parts.ema.num_updates == whole.ema.num_updates == 1
+    assert parts.data.loader.batch_size == 2
+    gain = parts.student.state_dict()
+    for name, expected in whole.student.state_dict().items():
+        torch.testing.assert_close(gain[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+    assert any(not torch.equal(before[name], gain[name]) for name in before)
+
+
+def test_gradients_are_clipped_before_the_step(source, tmp_path):
+    recorder = Recorder()
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(1), clip_norm=0.1, observers=[recorder])
+    trainer.run()
+    norms = [p.grad.norm() for p in trainer.student.parameters() if p.grad is not None]
+    assert recorder.steps[0].grad_norm > 1
+    assert torch.stack(norms).norm().item() == pytest.approx(0.1, rel=1e-3)
+
+
+def test_learning_rates_keep_their_ratio(four_epochs):
+    trainer, _ = four_epochs
+    assert {(group["lr"], group["initial_lr"]) for group in trainer.optimizer.param_groups} == {
+        (5e-4, 1e-3),
+        (2.5e-4, 5e-4),
+    }
+
+
+def test_the_forward_pass_is_bf16_and_losses_are_float32(source, tmp_path):
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(1), amp="bf16")
+    inside, outside = [], []
+    trainer.student.detector.hybrid_encoder.aifi.linear1.register_forward_hook(lambda m, i, o: inside.append(o.dtype))
+    criterion = trainer.criterion
+
+    def watched(output, targets):
+        assert not torch.is_autocast_enabled("cpu")
+        outside.extend([output.logits.dtype, output.training.queries.corners.dtype, output.training.f5.dtype])
+        return criterion(output, targets)
+
+    trainer.criterion = watched
+    trainer.run()
+    assert inside[0] == torch.bfloat16
+    assert set(outside) == {torch.float32}
+    assert {p.dtype for p in trainer.student.parameters()} == {torch.float32}
+
+
+def test_a_loss_scale_is_taken_out_before_gradients_are_used(source, tmp_path):
+    """Fp16 needs a GPU; its scaler does not."""
+    recorders = {scale: Recorder() for scale in (None, 1024.0)}
+    for scale, recorder in recorders.items():
+        trainer = make_trainer(source, tmp_path, plan=one_epoch(2), observers=[recorder])
+        if scale is not None:
+            with_scaler(trainer, scale)
+        trainer.run()
+    plain, scaled = recorders.values()
+    assert [s.grad_norm for s in scaled.steps] == pytest.approx([s.grad_norm for s in plain.steps], rel=1e-4)
+    assert scaled.epochs[0].modulation.share == pytest.approx(plain.epochs[0].modulation.share, rel=1e-4)
+
+
+def test_an_overflow_lowers_the_scale_and_is_no_alarm(source, tmp_path, caplog):
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(2), evaluate=None)
+    with_scaler(trainer, 1e38)
+    trainer.run()
+    assert trainer.accelerator.scaler.get_scale() == pytest.approx(0.25e38)
+    assert trainer.state.position.num_skipped == 2
+    assert caplog.text == ""
+    assert load_checkpoint(tmp_path / "last.pt")["scaler"]["scale"] == pytest.approx(0.25e38)
+
+
+def with_scaler(trainer, scale: float) -> None:
+    """As accelerate sets it up for fp16."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.accelerator.scaler = trainer.optimizer.scaler = scaler
+    trainer.accelerator.backward = lambda loss: scaler.scale(loss).backward()
+    trainer.accelerator.unscale_gradients = lambda optimizer: scaler.unscale_(optimizer.optimizer)
+    trainer.optimizer.__setstate__({})
+
+
+# ---- epochs ---------------------------------------------------------------------------------------------------------
+
+
+def test_refinement_begins_with_the_best_weights(source, tmp_path):
+    # The second epoch is refinement at a learning rate of zero, so that it ends as it begins: with the best weights.
+    plan = make_plan(epochs=3, flat_epoch=1, no_aug_epochs=1, lr_gamma=0.0, refine_from=2, ema_restart_decay=0.7)
+    trainer = make_trainer(source, tmp_path, plan=plan, evaluate=scores(0.9, 0.1, 0.2))
+    trainer.run()
+    best, last = load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt")
+    assert (best["position"]["epoch"], last["position"]["epoch"]) == (1, 3)
+    parameters = [name for name, _ in trainer.student.named_parameters()]
+    for state in (last["student"], last["ema"]["module"]):
+        assert_same(*({name: s[name] for name in parameters} for s in (state, best["ema"]["module"])))
+    assert last["ema"]["decay"] == 0.7
+    assert last["ema"]["num_updates"] == 6
+    assert trainer.student.detector.decoder.layers[0].linear1.weight.requires_grad
+
+
+def test_refinement_goes_on_without_a_lost_best(source, tmp_path, caplog):
+    trainer = make_trainer(source, tmp_path, plan=make_plan(epochs=2, refine_from=1))
+    finish = trainer._finish_epoch
+
+    def lose():
+        finish()
+        (tmp_path / "best.pt").unlink(missing_ok=True)
+
+    trainer._finish_epoch = lose
+    trainer.run()
+    assert "best.pt is gone" in caplog.text
+
+
+def test_best_and_last(source, tmp_path):
+    recorder = Recorder()
+    plan = make_plan(steps_per_epoch=1, refine_from=4)
+    result = make_trainer(source, tmp_path, plan=plan, evaluate=scores(0.2, 0.5, 0.5, 0.3), observers=[recorder]).run()
+    assert [epoch.is_best for epoch in recorder.epochs] == [True, True, True, False]
+    assert (result.best_epoch, result.best_score, result.best_metrics["ap"]) == (3, 0.5, 0.5)
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert best["position"]["epoch"] == 3
+    assert load_checkpoint(tmp_path / "last.pt")["position"]["epoch"] == 4
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["rtdetrv4"])
+        name = "decoder.layers.0.linear1.weight"
+        assert torch.equal(file.get_tensor(name), best["ema"]["module"][f"detector.{name}"])
+    assert (metadata["epoch"], metadata["metrics"]["ap"], metadata["trained"]) == (3, 0.5, True)
+
+
+def test_the_average_is_what_is_evaluated(source, tmp_path):
+    seen = []
+
+    def evaluate(detector):
+        seen.append(detector)
+        return score_of_weights(detector)
+
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(), evaluate=evaluate)
+    trainer.run()
+    assert seen == [trainer.ema.module.detector]
+
+
+def test_patience(source, tmp_path):
+    plan = make_plan(epochs=6, steps_per_epoch=1, refine_from=6)
+    trainer = make_trainer(source, tmp_path, plan=plan, evaluate=scores(0.2, 0.5, 0.5, 0.4), patience=2)
+    result = trainer.run()
+    assert result.is_complete
+    assert trainer.at.epoch == 4
+    assert result.best_epoch == 3
+
+
+def test_evaluations_may_be_rarer_than_epochs(source, tmp_path):
+    recorder = Recorder()
+    plan = make_plan(epochs=3, steps_per_epoch=1, refine_from=3)
+    make_trainer(source, tmp_path, plan=plan, eval_every=2, evaluate=scores(0.2, 0.1), observers=[recorder]).run()
+    assert [bool(epoch.metrics) for epoch in recorder.epochs] == [False, True, True]
+    assert [epoch.is_best for epoch in recorder.epochs] == [False, True, False]
+
+
+def test_without_validation_the_last_weights_are_the_best(source, tmp_path):
+    plan = make_plan(epochs=2, steps_per_epoch=1, refine_from=1)
+    trainer = make_trainer(source, tmp_path, plan=plan, evaluate=None)
+    result = trainer.run()
+    assert (result.best_epoch, result.best_score) == (2, None)
+    assert_same(load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt"))
+
+
+def test_images_without_boxes_are_learned_from(tmp_path):
+    source = write_images(tmp_path / "images", 4, empty=(0, 1, 2, 3))
+    recorder = Recorder()
+    make_trainer(source, tmp_path, plan=one_epoch(1), observers=[recorder]).run()
+    assert recorder.steps[0].is_finite
+    assert recorder.steps[0].losses["mal"] > 0
+
+
+def test_everything_together_on_one_short_run(source, tmp_path, caplog):
+    """The real `test` model, real validation, all observers."""
+    dataset = DetectionDataset(source, SIZE)
+    loader = build_loader(dataset, 3, 0, shuffle=False)
+    evaluator = CocoEvaluator(source.records, CLASSES)
+
+    def evaluate(detector):
+        return validate(detector, loader, evaluator, image_size=SIZE)
+
+    observers = default_observers(tmp_path, log_every=1)
+    detector = create_model("test", num_classes=3, num_queries=20, num_denoising=8)
+    trainer = make_trainer(
+        source, tmp_path, detector=detector, plan=one_epoch(), evaluate=evaluate, observers=observers
+    )
+    result = trainer.run()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "best.pt",
+        "curves.png",
+        "last.pt",
+        "log.jsonl",
+        "tensorboard",
+        "weights.safetensors",
+    }
+    assert evaluate(trainer.ema.module.detector).as_dict() == result.best_metrics
+    assert result.best_metrics["num_images"] == 8
+    assert caplog.text == ""
