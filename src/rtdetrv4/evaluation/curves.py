@@ -120,8 +120,6 @@ def match(found: ImageDetections, truth: GroundTruth, *, same_class: bool) -> np
         class and does not count.
     """
     matches = np.full(len(found.scores), _UNMATCHED)
-    if not len(found.scores) or not len(truth.labels):
-        return matches
     is_own = found.labels[:, None] == truth.labels
     overlap = _overlaps(found.boxes_xyxy_px, truth.boxes_xyxy_px, truth.is_crowd)
     matches[(overlap >= IOU_THRESHOLD)[:, truth.is_crowd].any(axis=1, where=is_own[:, truth.is_crowd])] = _IGNORED

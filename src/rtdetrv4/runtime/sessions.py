@@ -124,7 +124,7 @@ class OnnxSession:
         )
 
     def _detect(self, frames: list[Frame], conf: float | Mapping[str, float]) -> Iterator[Detections]:
-        for frame, scores, labels, boxes in zip(frames, *self.run([frame.image for frame in frames]), strict=False):
+        for frame, scores, labels, boxes in zip(frames, *self.run([frame.image for frame in frames]), strict=True):
             height, width = frame.image.shape[:2]
             yield Detections.from_predictions(
                 scores,
@@ -147,9 +147,7 @@ class OnnxSession:
         """
         inputs = preprocess(images, self.metadata.image_size).astype(self._dtype, copy=False)
         if self._fixed_batch is not None:
-            inputs = np.concatenate(
-                [inputs, np.zeros_like(inputs, shape=(self._fixed_batch - len(images), *inputs.shape[1:]))]
-            )
+            inputs = np.pad(inputs, ((0, self._fixed_batch - len(images)), (0, 0), (0, 0), (0, 0)))
         feed = {self._session.get_inputs()[0].name: inputs}
         if self.metadata.outputs == "raw":
             logits, boxes = self._session.run(["logits", "boxes"], feed)

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from rtdetrv4.evaluation import CocoEvaluator, ImageDetections, write_report
 from rtdetrv4.evaluation.curves import best_confidence, confusion_matrix, match, operating_curves
+from rtdetrv4.evaluation.report import draw_f1_confidence, draw_precision_recall
 from rtdetrv4.types import ClassMap, ImageInfo
 
 PICTURES = ("confusion_matrix.png", "f1_confidence.png", "precision_recall.png")
@@ -142,6 +144,22 @@ def test_report_files_tell_the_same_as_the_metrics(tmp_path: Path) -> None:
         assert picture is not None
         assert min(picture.shape[:2]) > 400
         assert picture.std() > 5  # not blank
+
+
+def test_legends_tell_quality_threshold_and_name() -> None:
+    """As they are written, though matplotlib hides labels that begin with an underscore."""
+    truth = make_record([LEFT, RIGHT, LOW], [0, 0, 1])
+    found = make_found([LEFT, FAR, RIGHT, LOW], [0.9, 0.6, 0.3, 0.5], [0, 0, 0, 1])
+    curves = operating_curves([truth], [found], 3)
+
+    def legend(figure: Figure) -> list[str]:
+        return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+    names = ("_$x$", "dog", "no boxes")
+    assert legend(draw_f1_confidence(curves, names)) == [
+        "0.90  at 0.15  mean", "1.00  at 0.25  dog", "0.80  at 0.15  _$x$",
+    ]  # fmt: skip
+    assert legend(draw_precision_recall(curves, names)) == ["0.92  mean", "1.00  dog", "0.83  _$x$"]
 
 
 @pytest.mark.parametrize(
