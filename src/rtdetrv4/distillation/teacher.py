@@ -120,7 +120,7 @@ def load_teacher(name: str = DEFAULT_TEACHER, weights: str | Path | None = None,
     if name == PIP_TEACHER:
         return _pip_teacher()
     if not timm.is_model(name.partition(".")[0]):
-        known = [*timm.list_pretrained(), PIP_TEACHER]
+        known = [*timm.list_models(), *timm.list_pretrained(), PIP_TEACHER]
         raise ConfigError(f'Teacher "{name}" is not a timm model.{did_you_mean(name, known)} See `timm.list_models()`.')
     overlay = None if weights is None else {"file": str(weights), "url": "", "hf_hub_id": None}
     if weights is not None and not Path(weights).is_file():

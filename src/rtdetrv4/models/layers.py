@@ -142,9 +142,12 @@ def fuse_conv_norms(module: nn.Module) -> nn.Module:
     fused = copy.deepcopy(module).eval()
     for parent in list(fused.modules()):
         children = list(parent.named_children())
-        for (name, conv), (norm_name, norm) in zip(children[:-1], children[1:], strict=True):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+        for (name, child), (norm_name, norm) in zip(children[:-1], children[1:], strict=True):
+            owner = parent
+            if isinstance(child, nn.Sequential) and len(child) > 0:  # ResNet-d's stem ends in the convolution
+                owner, (name, child) = child, list(child.named_children())[-1]
+            if isinstance(child, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(owner, name, fuse_conv_bn_eval(child, norm))
                 setattr(parent, norm_name, nn.Identity())
     for block in list(fused.modules()):
         if isinstance(block, RepVGGBlock):

