@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
@@ -155,9 +156,10 @@ class DetectionDataset(Dataset[Sample]):
             image[placement.out_rows, placement.out_columns] = shown
         matrix = placement.matrix
         if flip:
-            image, matrix = _flip(image), flip_matrix(matrix, out_hw[1])
+            image = cv2.flip(image, 1)
+            matrix = flip_matrix(matrix, out_hw[1])
         boxes, kept = clip_boxes(map_boxes(boxes, matrix), out_hw, (window.height, window.width))
-        return image, boxes[kept], labels[kept]
+        return image, boxes[kept], labels[kept]  # pyright: ignore[reportReturnType]
 
     def _mosaic(
         self, index: int, stage: AugmentStage, rng: Generator
@@ -170,12 +172,12 @@ class DetectionDataset(Dataset[Sample]):
         if rng.random() < stage.flip:
             matrices = flip_matrix(matrices, self.image_size[1])
 
+        scales = np.linalg.norm(matrices[..., :2], ord=2, axis=(1, 2)).tolist()
         image = np.zeros((*self.image_size, 3), np.uint8)
         boxes, labels = [], []
-        for i, record, matrix in zip(indices, records, matrices, strict=True):
+        for i, record, matrix, scale in zip(indices, records, matrices, scales, strict=True):
             size_hw = (record.info.height, record.info.width)
-            pixels = self._read(i, float(np.linalg.norm(matrix[:, :2], ord=2)))
-            paint(image, pixels, size_hw, matrix)
+            paint(image, self._read(i, scale), size_hw, matrix)
             own_boxes, own_labels = _trained_boxes(record)
             boxes.append(map_boxes(own_boxes, matrix))
             labels.append(own_labels)
@@ -215,7 +217,3 @@ def _trained_boxes(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int6
 
 def _length(part: slice) -> int:
     return part.stop - part.start
-
-
-def _flip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(image[:, ::-1])
