@@ -22,7 +22,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#777777",
 )
 TERMS = (
-    ("loss", "all, weighted", GREY),
+    ("loss", "total, weighted", GREY),
     ("mal", "mal", BLUE),
     ("vfl", "vfl", BLUE),
     ("giou", "giou", GREEN),
@@ -52,26 +52,26 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         bottom = (distillation, lr)
     else:
         figure.set_size_inches(13, 4)
-        losses, ap, lr = bottom = figure.subplots(1, 3, sharex=True).flat
+        losses, ap, lr = bottom = list(figure.subplots(1, 3, sharex=True).flat)
     _draw_losses(losses, epochs)
     _draw_ap(ap, epochs)
     _draw_lr(lr, records, epochs)
     for axes in (losses, ap, lr, *bottom):
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.spines["top"].set_visible(False)
-        _draw_stages(axes, epochs, named=axes in (losses, ap))
+        axes.spines[["top", "right"]].set_visible(False)
+        _draw_stages(axes, epochs, named=axes is lr)
     for axes in bottom:
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    losses.set_xlim(0, max(epochs[-1]["epoch"], 2))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    losses.set_xlim(0, 1.02 * max(epochs[-1]["epoch"], 2))
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="png")
     temporary.replace(path)
 
 
 def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
-    axes.set_title("training losses of the final layer, unweighted", loc="left")
+    axes.set_title("training losses of the last layer, unweighted", loc="left")
     for name, label, colour in TERMS:
         x, y = _series(epochs, lambda record, name=name: record["losses"].get(name))
         if any(value > 0 for value in y):
@@ -79,11 +79,11 @@ def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter("")
-    axes.legend(ncols=4, frameon=False, fontsize="small")
+    axes.legend(ncols=4, frameon=False, fontsize="small", columnspacing=1.2, handlelength=1.4)
 
 
 def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
-    axes.set_title("validation, EMA weights", loc="left")
+    axes.set_title("validation of the averaged weights, %", loc="left")
     for name, label, colour in (("ap50", "AP50", SKY), ("ap", "AP", BLUE)):
         x, y = _series(epochs, lambda record, name=name: record["metrics"].get(name))
         axes.plot(x, [100 * value for value in y], color=colour, label=label, **_style(x))
@@ -91,7 +91,9 @@ def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     x, y = _series(epochs, lambda record: record["metrics"].get("ap"))
     if x:
         best = max(range(len(x)), key=lambda index: (y[index], x[index]))
-        axes.plot(x[best], 100 * y[best], "o", color=BLUE, label=f"best AP {100 * y[best]:.1f}, epoch {x[best]:g}")
+        axes.plot(
+            x[best], 100 * y[best], "o", color=BLUE, zorder=3, label=f"best AP {100 * y[best]:.1f}, epoch {x[best]:g}"
+        )
         axes.legend(loc="lower right", frameon=False, fontsize="small")
     else:
         axes.text(0.5, 0.5, "not evaluated yet", color=GREY, ha="center", transform=axes.transAxes)
@@ -108,7 +110,7 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]], band: Seque
     right.plot(x, share, color=BLUE, **_style(x))
     right.set_ylabel("AIFI's share of the gradient, %", color=BLUE)
     right.set_ylim(0, 1.15 * max(share) or 1)
-    right.spines["top"].set_visible(False)
+    right.spines[["top", "left"]].set_visible(False)
     if band is not None:
         right.axhspan(*band, color=BLUE, alpha=0.12, linewidth=0, label="wanted share")
         right.set_ylim(0, 1.15 * max(*share, *band))
@@ -121,24 +123,27 @@ def _draw_lr(axes: Axes, records: Sequence[dict[str, Any]], epochs: Sequence[dic
     points = sorted({record["step"] / steps_per_epoch: record["lr"] for record in records if "lr" in record}.items())
     axes.plot(*zip(*points, strict=True), color=GREEN, **_style(points))
     axes.set_ylim(bottom=0)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1e}" if value else "0"))
 
 
 def _draw_stages(axes: Axes, epochs: Sequence[dict[str, Any]], *, named: bool) -> None:
-    for index, (stage, group) in enumerate(groupby(epochs, key=lambda record: record["stage"])):
-        members = list(group)
-        first, last = members[0]["epoch"] - 1, members[-1]["epoch"]
+    for index, (stage, members) in enumerate(groupby(epochs, key=lambda record: record["stage"])):
+        numbers = [record["epoch"] for record in members]
+        first, last = numbers[0] - 1, numbers[-1]
         if index % 2:
-            axes.axvspan(first, last, color="#f4f4f4", linewidth=0, zorder=0)
+            axes.axvspan(first, last, color="#f3f3f3", linewidth=0, zorder=0)
         if named:
+            is_narrow = last - first < 0.2 * epochs[-1]["epoch"]
             axes.annotate(
                 stage,
-                (first, 1),
-                (3, -3),
+                ((first + last) / 2, 0),
+                (0, 4),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
-                va="top",
-                fontsize="x-small",
+                ha="center",
+                va="bottom",
+                rotation=90 if is_narrow else 0,
+                fontsize="small",
                 color=GREY,
             )
 

@@ -41,14 +41,12 @@ class ModelEma(Generic[Model]):
         self.num_updates += 1
         average = get_ema_multi_avg_fn(self.decay_at(self.num_updates))
         average(list(self.module.parameters()), list(model.parameters()), self.num_updates)
-        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        _copy_buffers(model, self.module)
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module) -> None:
         """Give `model` the buffers that it had at the last update, as if there had been no forward pass since."""
-        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            theirs.copy_(mine)
+        _copy_buffers(self.module, model)
 
     def restart(self, model: nn.Module, decay: float) -> None:
         """Begin the refinement stage: `model` continues from the averaged weights, and the average with another decay.
@@ -68,3 +66,8 @@ class ModelEma(Generic[Model]):
         self.module.load_state_dict(state["module"])
         self.decay = state["decay"]
         self.num_updates = state["num_updates"]
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    if buffers := list(target.buffers()):
+        torch._foreach_copy_(buffers, list(source.buffers()))

@@ -98,6 +98,7 @@ class Trainer:
         self.state = RunState(
             self.student, self.ema, self.optimizer, self.modulation, self.plan, self.accelerator, self.recipe
         )
+        self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.interrupt = Interrupt()
         if not self.accelerator.is_main_process:
             self.observers = ()
@@ -178,7 +179,7 @@ class Trainer:
         accelerator.unscale_gradients(self.optimizer)
         if self.modulation is not None:
             self.modulation.observe(student)
-        norm = get_total_norm([p.grad for p in student.parameters() if p.grad is not None])
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
         # The one time that a step waits for the device. Every rank decides on the same means over ranks.
         stop = norm.new_tensor(float(self.interrupt.requested))
@@ -187,7 +188,7 @@ class Trainer:
         is_finite = math.isfinite(losses["loss"]) and math.isfinite(mean_norm)
         if is_finite:
             if self.clip_norm:
-                clip_grads_with_norm_(student.parameters(), self.clip_norm, norm)
+                clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
             self.optimizer.step()
             self.ema.update(student)
             at.add(losses)

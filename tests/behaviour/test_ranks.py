@@ -1,0 +1,58 @@
+"""Two processes train as one does: gloo on the CPU."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+import two_ranks
+from rtdetrv4.training.checkpoint import load_checkpoint
+from small_training import assert_same
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    mp.spawn(two_ranks.run, (folder, port), nprocs=2)
+    return folder
+
+
+def load(folder, name):
+    return [torch.load(folder / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_ranks_are_one_with_twice_the_batch(folder, tmp_path):
+    first, second = load(folder, "equal")
+    assert (first.pop("rank"), second.pop("rank")) == (0, 1)
+    assert_same(first, second)
+    alone = two_ranks.make_equal(tmp_path)
+    before = {name: tensor.clone() for name, tensor in alone.student.state_dict().items()}
+    alone.run()
+    assert first["weight"] == pytest.approx(alone.modulation.weight, rel=1e-5)
+    assert first["weight"] != 5.0
+    for name, tensor in alone.student.state_dict().items():
+        torch.testing.assert_close(first["student"][name], tensor, rtol=0, atol=1e-5, msg=name)
+    moved = max((before[name] - tensor).abs().max().item() for name, tensor in first["student"].items())
+    assert moved > 1e-3
+
+
+def test_ranks_agree_on_bad_steps_on_stopping_and_on_lambda(folder):
+    # Ctrl-C on one rank stopped both after the same step (two_ranks.py), and resuming repeats the run bit for bit.
+    first, second = load(folder, "ordinary")
+    assert first["position"] == second["position"]
+    assert first["position"]["num_skipped"] == 1
+    assert first["weight"] == second["weight"]
+    parameters = [name for name in first["student"] if "running" not in name and "num_batches" not in name]
+    for part in ("student", "ema"):
+        assert_same(*({name: facts[part][name] for name in parameters} for facts in (first, second)))
+
+
+def test_each_rank_has_its_own_random_state(folder):
+    state = load_checkpoint(folder / "cut" / "last.pt")
+    first, second = state["rng"]
+    assert not torch.equal(first["torch"], second["torch"])
