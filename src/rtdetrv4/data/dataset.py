@@ -27,9 +27,9 @@ from rtdetrv4.data.transforms import (
     map_boxes,
     photometric,
     place,
-    resize,
 )
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.runtime.preprocess import resize
 from rtdetrv4.types import ImageInfo, Target
 
 MAX_UNREADABLE_SHARE = 0.1
@@ -109,9 +109,9 @@ class DetectionDataset(Dataset[Sample]):
     def _plain(self, index: int) -> Sample:
         record = self.source.records[index]
         size_hw = (record.info.height, record.info.width)
-        scale = max(self.image_size[0] / size_hw[0], self.image_size[1] / size_hw[1])
         try:
-            image = resize(self._read(index, scale), self.image_size)
+            # Every pixel is read, as in prediction: a metric must hold for what users will run.
+            image = resize(self._read(index, scale=1.0), self.image_size)
         except _UnreadableError:
             image = np.zeros((*self.image_size, 3), np.uint8)
         boxes, labels = _trained_boxes(record)

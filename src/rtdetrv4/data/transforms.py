@@ -150,16 +150,6 @@ def _place_axis(start: int, length: int, size: int, pixels: int, out: int) -> tu
     return slice(first, last), slice(out_first, out_last), scale, out_first - first * size / pixels * scale
 
 
-def resize(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Stretch to `size_hw`: averaging along a side that shrinks, so that nothing aliases, else bilinear."""
-    small = (min(image.shape[0], size_hw[0]), min(image.shape[1], size_hw[1]))
-    if small != image.shape[:2]:
-        image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)  # pyright: ignore[reportAssignmentType]
-    if small != size_hw:
-        image = cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_LINEAR)  # pyright: ignore[reportAssignmentType]
-    return image
-
-
 def flip_matrix(matrix: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     """`matrix` (…, 2, 3) followed by a left-right flip of a sample `width` pixels wide."""
     flipped = matrix.copy()

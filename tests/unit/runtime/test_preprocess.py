@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
-from rtdetrv4.data import transforms
-from rtdetrv4.runtime import preprocess, resize
+from rtdetrv4.data.batch import prepare_images
+from rtdetrv4.data.dataset import DetectionDataset
+from rtdetrv4.data.records import Record, Source
+from rtdetrv4.runtime import preprocess, read_source, resize
+from rtdetrv4.types import ClassMap, ImageInfo
 
 
 def as_torch(image: np.ndarray, size_hw: tuple[int, int], mode: str) -> np.ndarray:
@@ -28,11 +35,22 @@ def test_thin_lines_of_large_images_stay() -> None:
     assert abs(resize(image, (50, 50)).mean() - image.mean()) < 1
 
 
-def test_the_loader_resizes_in_the_same_way() -> None:
-    """What is evaluated is what is deployed."""
-    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    for size_hw in ((64, 64), (96, 96), (32, 128), (128, 32), (70, 90)):
-        np.testing.assert_array_equal(resize(image, size_hw), transforms.resize(image, size_hw))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_evaluation_sees_the_pixels_that_prediction_sees(tmp_path: Path, suffix: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(image).save(path)
+    record = Record(
+        ImageInfo(1, path.name, 700, 900),
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, int),
+        np.zeros(0, bool),
+        np.zeros(0),
+    )
+    source = Source(tmp_path, (record,), ClassMap(("thing",), (1,)), "", ())
+    evaluated = prepare_images(DetectionDataset(source, (96, 64))[0].image[None], (96, 64), "cpu")
+    (frame,) = read_source(path)
+    np.testing.assert_array_equal(evaluated.numpy(), preprocess([frame.image], (96, 64)))
 
 
 def test_an_image_of_the_right_size_is_not_touched() -> None:
