@@ -8,9 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.models import DecoderLayer, DetectionModel, DistributionDecoder
+from rtdetrv4.models.backbone import FrozenNorm
+from rtdetrv4.models.query_selection import anchor_logits
 
 Row = tuple[str, str]
 
@@ -62,13 +66,8 @@ _RESNET_BLOCK: list[Row] = [
     (f"branch2{letter}.{released}.{{rest}}", f"{ours}{number}.{{rest}}")
     for number, letter in enumerate("abc", start=1)
     for released, ours in (("conv", "conv"), ("norm", "bn"))
-] + [
-    # Strided shortcuts pool before the convolution, which puts one more level into the released name.
-    ("short.conv.conv.{rest}", "downsample.1.{rest}"),
-    ("short.conv.norm.{rest}", "downsample.2.{rest}"),
-    ("short.conv.weight", "downsample.1.weight"),
-    ("short.norm.{rest}", "downsample.2.{rest}"),
 ]
+_RESNET_SHORTCUT: list[Row] = [("conv.{rest}", "downsample.1.{rest}"), ("norm.{rest}", "downsample.2.{rest}")]
 
 _BACKBONE: list[Row] = [
     ("backbone.stem.{rest}", "backbone.body.stem.{rest}"),
@@ -82,8 +81,10 @@ _BACKBONE: list[Row] = [
     *(
         row
         for stage in range(4)
+        # From the second stage on shortcuts pool before the convolution, which puts one more level into the name.
+        for block, rows in (("", _RESNET_BLOCK), ("short." if stage == 0 else "short.conv.", _RESNET_SHORTCUT))
         for row in _rows(
-            f"backbone.res_layers.{stage}.blocks.{{i}}.", f"backbone.body.layer{stage + 1}.{{i}}.", _RESNET_BLOCK
+            f"backbone.res_layers.{stage}.blocks.{{i}}.{block}", f"backbone.body.layer{stage + 1}.{{i}}.", rows
         )
     ),
 ]
@@ -150,6 +151,7 @@ def _compile(source: str, destination: str) -> tuple[re.Pattern[str], str]:
 
 
 _TO_OURS = [_compile(released, ours) for released, ours in TABLE]
+_TO_RELEASED = [_compile(ours, released) for released, ours in TABLE]
 
 
 def our_name(released: str) -> str | None:
@@ -184,3 +186,54 @@ def _renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 def looks_released(state: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of the released code."""
     return any(name.removeprefix("module.").startswith("encoder.input_proj.") for name in state)
+
+
+def to_released(
+    model: DetectionModel, image_size: tuple[int, int] = (640, 640), injector: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """The state dict that the released code has for this model, constants included: the way back.
+
+    Args:
+        model: not fused.
+        image_size: (height, width) that the released code stores anchors for.
+        injector: the projector of DSI, if the released model is one that still has it.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in _never_released(model)}
+    if injector is not None:
+        state |= {f"injector.{name}": tensor for name, tensor in injector.state_dict().items()}
+    gated = isinstance(model.decoder, DistributionDecoder)
+    return {released_name(name, gated): tensor for name, tensor in state.items()} | dict(_constants(model, image_size))
+
+
+def released_name(ours: str, gated: bool) -> str:
+    """The released name of a tensor of ours.
+
+    Args:
+        ours: a name in the state dict of a detector, or `injector.projector.…`.
+        gated: whether the detector has D-FINE's decoder layers.
+    """
+    for pattern, template in _TO_RELEASED:
+        if match := pattern.fullmatch(ours):
+            released = match.expand(template)
+            # Two released names are one of ours: the norm after a gate, and that after a residual sum.
+            return released if gated else released.replace(".gateway.norm.", ".norm2.")
+    raise AssertionError(f"{ours} has no row in the table")
+
+
+def _never_released(model: nn.Module) -> set[str]:
+    """The released code's frozen norms count no batches."""
+    return {f"{name}.num_batches_tracked" for name, module in model.named_modules() if isinstance(module, FrozenNorm)}
+
+
+def _constants(model: DetectionModel, image_size: tuple[int, int]) -> Iterator[tuple[str, Tensor]]:
+    shapes = [(image_size[0] // stride, image_size[1] // stride) for stride in model.backbone.strides]
+    anchors = anchor_logits(shapes, device=torch.device("cpu"))[None]
+    yield "decoder.anchors", anchors
+    yield "decoder.valid_mask", anchors.isfinite().all(dim=-1, keepdim=True)
+    if isinstance(model.decoder, DistributionDecoder):
+        for prefix in ("decoder", "decoder.decoder"):
+            yield f"{prefix}.up", torch.tensor([0.5])
+            yield f"{prefix}.reg_scale", torch.tensor([float(model.decoder.reg_scale)])
+    for index, layer in enumerate(model.decoder.layers):
+        assert isinstance(layer, DecoderLayer)
+        yield f"decoder.decoder.layers.{index}.cross_attn.num_points_scale", layer.cross_attention.points_share

@@ -1,0 +1,228 @@
+"""Files of weights: ours, those of a training run, and released checkpoints as they are. None of them is executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import huggingface_hub.errors
+import safetensors
+import torch
+from torch import Tensor
+
+from rtdetrv4.errors import WeightsError, did_you_mean
+from rtdetrv4.types import ClassMap
+from rtdetrv4.weights.catalog import COCO, MODELS, fitting_models
+from rtdetrv4.weights.convert import from_released, looks_released
+
+#: Where weights.safetensors keeps, as JSON, what it says about itself.
+METADATA_KEY = "rtdetrv4"
+
+
+class WeightsMetadata(NamedTuple):
+    """What a file says about its weights, or what can be seen of them."""
+
+    source: str
+    """The file."""
+    models: tuple[str, ...]
+    """The models that the weights are for. Files of this package name one; a released checkpoint may fit several, which
+    differ in nothing that has tensors."""
+    num_classes: int
+    """K."""
+    classes: ClassMap | None
+    """None if the file does not tell. Released checkpoints of 80 classes are taken to be COCO's."""
+    image_size: tuple[int, int] | None
+    """(height, width) of training, if the file tells."""
+    trained: bool
+    """False if the file says that its weights have not seen data."""
+    facts: Mapping[str, Any]
+    """Everything that the file says, such as the teacher and its licence; empty for released checkpoints."""
+
+    @property
+    def model(self) -> str:
+        """The one model that the weights are for.
+
+        Raises:
+            WeightsError: there is none, or several fit.
+        """
+        if len(self.models) == 1:
+            return self.models[0]
+        if not self.models:
+            raise WeightsError(f"{self.source} fits no model of this package; `rtdetrv4 models` lists them.")
+        raise WeightsError(
+            f"{self.source} fits {listing(self.models, 'or')}, which cannot be told apart by their tensors; "
+            f'say which one it is, such as model="{self.models[0]}".'
+        )
+
+
+class Checkpoint(NamedTuple):
+    """A file after reading."""
+
+    metadata: WeightsMetadata
+    tensors: dict[str, Tensor]
+    """By our names, on the CPU; `injector.…` is the projector of DSI, where there is one."""
+
+
+def read_metadata(weights: str | Path) -> WeightsMetadata:
+    """What a file says about itself, or shows by its tensors; enough to build the model and to name its classes.
+
+    Raises:
+        WeightsError: as `read_checkpoint`.
+    """
+    return read_checkpoint(weights).metadata
+
+
+def read_checkpoint(weights: str | Path) -> Checkpoint:
+    """Read weights.safetensors, last.pt or best.pt of this package, or a released .pth.
+
+    Averaged (EMA) weights are preferred where a file has them; optimizers are ignored.
+
+    Args:
+        weights: see `find_weights`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, unsafe, or no checkpoint of a detector.
+    """
+    path = find_weights(weights)
+    tensors, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors = {name.removeprefix("module.").removeprefix("detector."): tensor for name, tensor in tensors.items()}
+    released = looks_released(tensors)
+    if released:
+        tensors = from_released(tensors)
+    if "query_selection.score_head.bias" not in tensors:
+        some = f"its tensors are named {listing(tensors, limit=3)}" if tensors else "it has no tensors"
+        raise WeightsError(
+            f"{path} holds no weights of a detector: {some}. Expected is a file of this package, "
+            "or a checkpoint of the released RT-DETRv4, DEIM, D-FINE or RT-DETRv2."
+        )
+    num_classes = len(tensors["query_selection.score_head.bias"])
+    classes = COCO if released and num_classes == COCO.num_classes else None
+    if "names" in facts:
+        classes = ClassMap(tuple(facts["names"]), tuple(facts["category_ids"]))
+    models = (str(facts["model"]),) if "model" in facts else fitting_models(shapes(tensors))
+    image_size = tuple(facts["image_size"]) if "image_size" in facts else None
+    trained = bool(facts.get("trained", True))
+    return Checkpoint(WeightsMetadata(str(path), models, num_classes, classes, image_size, trained, facts), tensors)
+
+
+def find_weights(weights: str | Path) -> Path:
+    """The file that `weights` stands for: itself, or, for `hf://owner/repo/file`, that file of the Hugging Face Hub.
+
+    A revision may be given as in `hf://owner/repo@revision/file`.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    text = str(weights)
+    if text.startswith("hf://"):
+        return _fetch(text)
+    if "://" in text:
+        raise WeightsError(f"{text} is not fetched; download it and give the path, or use hf://owner/repo/file.")
+    path = Path(weights)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give a file, such as {path / 'weights.safetensors'}.")
+    if path.is_file():
+        return path
+    if text in MODELS:
+        raise WeightsError(
+            f'"{text}" is a model, not a file of weights. Released weights are not fetched by name: download the '
+            f'checkpoint from its authors and give its path, with model="{text}".'
+        )
+    neighbours = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise WeightsError(f"There is no file {path}.{did_you_mean(path.name, neighbours)}")
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
+    """The shape of every tensor."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def listing(items: Iterable[str], last: str = "and", limit: int = 8) -> str:
+    """Names for a message: "a, b and c"."""
+    names = list(items)
+    if len(names) > limit:
+        names = [*names[:limit], f"{len(names) - limit} more"]
+    return f" {last} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 — not a mapping
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path} is damaged ({_first_line(error)}){_disguise(path)}.") from error
+
+
+def _read_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    if path.suffix == ".onnx":
+        raise WeightsError(
+            f"{path} is an exported model, which can predict but not be trained or exported again; "
+            "use the weights it was made from."
+        )
+    try:
+        # Mapped, not read: a released checkpoint holds three more copies of the weights, for its optimizer and EMA.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise WeightsError(_refusal(path)) from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise WeightsError(f"{path} is damaged ({_first_line(error)}){_disguise(path)}.") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} is no checkpoint: it holds a {type(content).__name__}, expected a dictionary.")
+    ema = content.get("ema")
+    candidates = (ema.get("module") if isinstance(ema, Mapping) else None, content.get("model"), content)
+    state = next(candidate for candidate in candidates if isinstance(candidate, Mapping))
+    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return tensors, content.get("metadata") or {}
+
+
+def _refusal(path: Path) -> str:
+    """Why a pickle was not read."""
+    try:
+        needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # as above
+        needed = []
+    if not needed:
+        return f"{path} is no checkpoint, or damaged{_disguise(path)}."
+    return (
+        f"{path} was not loaded: it holds Python objects ({listing(needed, limit=3)}), and reading these can run any "
+        "code that the file brings along. If you trust it, load it yourself with torch.load(..., weights_only=False), "
+        'save only its tensors with torch.save({"model": model.state_dict()}, ...), and give that file.'
+    )
+
+
+def _disguise(path: Path) -> str:
+    """What a file that is no checkpoint often turns out to be."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if not start:
+        return ": it is empty"
+    if start.startswith(b"<"):
+        return ": it is a web page, so its download failed"
+    if start.startswith(b"version https://git-lfs"):
+        return ": it is a Git LFS pointer, fetch the file itself with `git lfs pull`"
+    return ""
+
+
+def _fetch(url: str) -> Path:
+    owner, _, rest = url.removeprefix("hf://").partition("/")
+    repo, _, file = rest.partition("/")
+    repo, _, revision = repo.partition("@")
+    if not (owner and repo and file):
+        raise WeightsError(f"{url} is incomplete; expected hf://owner/repo/file.")
+    try:
+        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repo}", file, revision=revision or None))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise WeightsError(
+            f"{url} cannot be fetched ({_first_line(error)}). Check name and connection; private and gated "
+            "repositories need `hf auth login`. A file downloaded by hand works as well."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

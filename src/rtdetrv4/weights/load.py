@@ -1,0 +1,177 @@
+"""Weights into a model, with a report.
+
+Rows of the class heads are moved by class name, so that a new detector starts from what the old one knew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rtdetrv4.errors import WeightsError
+from rtdetrv4.models import DetectionModel
+from rtdetrv4.weights.catalog import CLASS_ROWS, fitting_models
+from rtdetrv4.weights.files import Checkpoint, WeightsMetadata, listing, read_checkpoint, shapes
+
+logger = logging.getLogger(__name__)
+
+
+class LoadReport(NamedTuple):
+    """What became of a file's tensors. `str()` of it is for people."""
+
+    source: str
+    """The file."""
+    loaded: tuple[str, ...]
+    """Tensors taken over; of those with a row per class, at least one row."""
+    moved: tuple[str, ...]
+    """Classes whose rows were found by name, where the file has other classes or another order."""
+    newly_initialised: tuple[str, ...]
+    """Classes that the file does not know, and tensors for training only that it does not have."""
+    ignored: tuple[str, ...]
+    """Tensors for which the model has no use."""
+    trained: bool
+    """Whether the model can predict as it is: all its class heads come from training."""
+
+    def require_trained(self) -> None:
+        """Stop before someone looks at the predictions of a head that has learnt nothing.
+
+        Raises:
+            WeightsError: the weights have not been trained, or not for all classes.
+        """
+        if self.trained:
+            return
+        if self.newly_initialised:
+            what = f"knows nothing of {listing(self.newly_initialised)}, for which the model has new, untrained rows"
+        else:
+            what = "says that its weights have not been trained"
+        raise WeightsError(f"{self.source} {what}: predictions would be noise. Train first, or use other weights.")
+
+    def __str__(self) -> str:
+        parts = {
+            "classes moved by name": self.moved,
+            "newly initialised": self.newly_initialised,
+            "ignored": self.ignored,
+        }
+        return "; ".join(
+            [
+                f"{self.source}: {len(self.loaded)} tensors loaded",
+                *(f"{what}: {listing(names)}" for what, names in parts.items() if names),
+            ]
+        )
+
+
+def load_weights(model: DetectionModel, weights: str | Path, *, names: Sequence[str] | None = None) -> LoadReport:
+    """Load weights into a model: completely, or not at all and with an error.
+
+    Args:
+        model: not fused. The rows of classes that the file does not know keep the values they have.
+        weights: a file of this package, a released .pth, or `hf://owner/repo/file`; see `read_checkpoint`.
+        names: the model's classes. None if they are those of the file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, unsafe, no checkpoint, or of another model.
+    """
+    checkpoint = read_checkpoint(weights)
+    metadata, theirs = checkpoint
+    own = model.state_dict()
+    _require_same_model(checkpoint, own)
+    num_classes = model.query_selection.score_head.out_features
+    if names is not None and len(names) != num_classes:
+        raise WeightsError(f"{len(names)} class names were given for a model of {num_classes} classes.")
+
+    rows = _known_rows(metadata, names, num_classes)
+    is_as_in_file = metadata.num_classes == num_classes and rows == {index: index for index in range(num_classes)}
+    merged = dict(own)
+    for name in own.keys() & theirs.keys():
+        partly = CLASS_ROWS.fullmatch(name) and not is_as_in_file
+        merged[name] = _with_rows(own[name], theirs[name], rows) if partly else theirs[name]
+    model.load_state_dict(merged)
+
+    classes = [f"class {index}" for index in range(num_classes)] if names is None else names
+    new = [name for index, name in enumerate(classes) if index not in rows]
+    report = LoadReport(
+        source=metadata.source,
+        loaded=tuple(name for name in own if name in theirs and (rows or not CLASS_ROWS.fullmatch(name))),
+        moved=() if is_as_in_file else tuple(classes[index] for index in sorted(rows)),
+        newly_initialised=(*new, *(name for name in own if name not in theirs and not _is_counter(name))),
+        ignored=tuple(name for name in theirs if name not in own),
+        trained=metadata.trained and not new,
+    )
+    logger.info("%s", report)
+    return report
+
+
+def _known_rows(metadata: WeightsMetadata, names: Sequence[str] | None, num_classes: int) -> dict[int, int]:
+    """For each class of the model that the file knows, its row in the file."""
+    if names is not None and metadata.classes is not None:
+        place = {_plain(name): index for index, name in enumerate(metadata.classes.names)}
+        return {index: place[_plain(name)] for index, name in enumerate(names) if _plain(name) in place}
+    if metadata.num_classes != num_classes:
+        return {}
+    if names is not None:
+        logger.warning("%s does not name its classes; they are taken to be yours, in your order.", metadata.source)
+    return {index: index for index in range(num_classes)}
+
+
+def _with_rows(own: Tensor, theirs: Tensor, rows: Mapping[int, int]) -> Tensor:
+    merged = own.clone()
+    if rows:
+        merged[list(rows)] = theirs[list(rows.values())].to(merged)
+    return merged
+
+
+def _require_same_model(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> None:
+    """Everything must fit, but for the number of classes and for what only training has."""
+    metadata, theirs = checkpoint
+    differences = [
+        *(
+            f"{name} is {_size(theirs[name])} in the file and {_size(own[name])} in the model"
+            for name in own
+            if name in theirs and _fixed_shape(name, theirs[name]) != _fixed_shape(name, own[name])
+        ),
+        *(
+            f"the file has no {name}"
+            for name in own
+            if name not in theirs and not (_is_counter(name) or name.startswith("denoising."))
+        ),
+        *(
+            f"the model has no {name}"
+            for name in theirs
+            if name not in own and not name.startswith(("injector.", "denoising."))
+        ),
+    ]
+    if not differences:
+        return
+    model = fitting_models(shapes(own))
+    file = (
+        f"It seems to be of {listing(metadata.models, 'or')}; build that model, or give other weights."
+        if metadata.models
+        else "It fits no model of this package: it may be incomplete, or of a model with other settings."
+    )
+    raise WeightsError(
+        f"{metadata.source} does not fit {listing(model, 'or') or 'this model'}: {len(differences)} tensors differ, "
+        f"the first: {differences[0]}. {file}"
+    )
+
+
+def _fixed_shape(name: str, tensor: Tensor) -> Sequence[int]:
+    """The part of a tensor's shape that does not depend on the number of classes."""
+    return tensor.shape[1:] if CLASS_ROWS.fullmatch(name) else tensor.shape
+
+
+def _is_counter(name: str) -> bool:
+    """Whether a tensor only counts batches; the released code does not store it everywhere."""
+    return name.endswith("num_batches_tracked")
+
+
+def _plain(name: str) -> str:
+    """A class name without what people write differently."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _size(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape))

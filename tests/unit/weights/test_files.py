@@ -1,0 +1,139 @@
+"""Files that are no weights say so, and nothing in them is executed."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+from rtdetrv4.build import create_model
+from rtdetrv4.config import VARIANTS
+from rtdetrv4.errors import WeightsError
+from rtdetrv4.weights import find_weights, read_metadata, to_released
+from rtdetrv4.weights.catalog import COCO, MODELS, fitting_models
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (open, (str(self.path), "w"))  # type: ignore[return-value]
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    torch.save({"model": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
+    with pytest.raises(WeightsError, match=r"not loaded: it holds Python objects \((_io|io)\.open\).*run any code"):
+        read_metadata(tmp_path / "trap.pth")
+    (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
+    with pytest.raises(WeightsError, match="no checkpoint"):
+        read_metadata(tmp_path / "bare.pkl")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"hello world, this is text", "no checkpoint|damaged"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.safetensors"])
+def test_what_is_not_a_checkpoint(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        read_metadata(tmp_path / name)
+
+
+def test_checkpoints_of_something_else(tmp_path: Path) -> None:
+    torch.save({"model": {"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}}, tmp_path / "resnet.pth")
+    with pytest.raises(
+        WeightsError, match=r"no weights of a detector: its tensors are named conv1\.weight and fc\.bias"
+    ):
+        read_metadata(tmp_path / "resnet.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="holds a list, expected a dictionary"):
+        read_metadata(tmp_path / "list.pth")
+    safetensors.torch.save_file({}, tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match="has no tensors"):
+        read_metadata(tmp_path / "none.safetensors")
+    (tmp_path / "w.onnx").write_bytes(b"x")
+    with pytest.raises(WeightsError, match="is an exported model"):
+        read_metadata(tmp_path / "w.onnx")
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(WeightsError, match=r'no file .*weigths\.safetensors\. Did you mean "weights\.safetensors"'):
+        find_weights(tmp_path / "weigths.safetensors")
+    with pytest.raises(WeightsError, match=r"is a folder; give a file, such as .*weights\.safetensors"):
+        find_weights(tmp_path)
+    with pytest.raises(WeightsError, match='"rtdetrv4-s" is a model, not a file'):
+        find_weights("rtdetrv4-s")
+    with pytest.raises(WeightsError, match="is not fetched; download it"):
+        find_weights("https://example.org/w.pth")
+    with pytest.raises(WeightsError, match="There is no file"):
+        find_weights(tmp_path / "nowhere" / "w.pth")
+
+
+def test_files_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def download(repo: str, file: str, revision: str | None) -> str:
+        asked.append((repo, file, revision))
+        return str(tmp_path / "w.pth")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert find_weights("hf://someone/detector/deep/w.pth") == tmp_path / "w.pth"
+    assert find_weights("hf://someone/detector@v2/w.pth") == tmp_path / "w.pth"
+    assert asked == [("someone/detector", "deep/w.pth", None), ("someone/detector", "w.pth", "v2")]
+    with pytest.raises(WeightsError, match="expected hf://owner/repo/file"):
+        find_weights("hf://someone/detector")
+
+
+@pytest.mark.parametrize("error", [GatedRepoError, LocalEntryNotFoundError, ConnectionError])
+def test_the_hub_refuses_or_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise error.__new__(error)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(WeightsError, match=r"hf://a/b/c cannot be fetched.*hf auth login"):
+        find_weights("hf://a/b/c")
+
+
+def test_models_that_cannot_be_told_apart(tmp_path: Path) -> None:
+    torch.save(to_released(create_model("deim-n")), tmp_path / "w.pth")
+    facts = read_metadata(tmp_path / "w.pth")
+    assert facts.models == ("rtdetrv4-n", "deim-n", "dfine-n")
+    with pytest.raises(WeightsError, match=r'fits rtdetrv4-n, deim-n or dfine-n.*model="rtdetrv4-n"'):
+        _ = facts.model
+
+
+def test_every_model_is_known_by_its_tensors() -> None:
+    with torch.device("meta"):
+        for num_classes, (name, variant) in enumerate(VARIANTS.items(), start=1):
+            shapes = {key: tensor.shape for key, tensor in create_model(name, num_classes).state_dict().items()}
+            fitting = fitting_models(shapes)
+            assert name in fitting
+            if variant.head == "distribution" and name != "test":
+                with_projector = fitting_models({**shapes, "injector.projector.weight": (768, variant.hidden_dim)})
+                assert with_projector == (f"rtdetrv4-{name[-1]}",)
+    assert set(VARIANTS) == MODELS
+
+
+def test_coco() -> None:
+    """Against torchvision's list, which has a place for every id."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    categories = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]
+    expected = {name: number for number, name in enumerate(categories) if name not in ("__background__", "N/A")}
+    assert dict(zip(COCO.names, COCO.category_ids, strict=True)) == expected
