@@ -35,6 +35,7 @@ class RunState:
         plan: fixed, kept to see that a run is resumed with the plan it began with.
         accelerator: owner of the fp16 loss scale.
         recipe: plain values that say how the run was made; kept for the reader of a checkpoint.
+        metadata: plain values that say how to build and use the detector; kept for the same reader.
         position: where the run is.
     """
 
@@ -45,6 +46,7 @@ class RunState:
     plan: Plan
     accelerator: Accelerator
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class RunState:
             "position": asdict(self.position),
             "plan": asdict(self.plan),
             "recipe": dict(self.recipe),
+            "metadata": dict(self.metadata),
             "rng": gather_object([rng_state(self.accelerator.device)]),
         }
 
