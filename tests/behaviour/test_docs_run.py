@@ -1,0 +1,68 @@
+"""The Python blocks of the documentation and the examples run, with the smallest model in place of the named one."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+import rtdetrv4
+from rtdetrv4.data.synthetic import write_shapes
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/index.md", "docs/quickstart.md", "docs/guides/training.md")
+
+
+class Small(rtdetrv4.Detector):
+    """The `test` model, trained for an epoch without a teacher, whatever was asked for."""
+
+    def __init__(self, model: Any = None, weights: Any = None, **given: Any) -> None:
+        super().__init__(None if model is None else "test", weights, **given)
+
+    def train(self, data: Any = None, **given: Any) -> Any:
+        inspect.signature(rtdetrv4.Detector.train).bind(self, data, **given)
+        given |= {"epochs": 1, "batch": 4, "workers": 0, "teacher": None}
+        return super().train(data, **given)
+
+
+@pytest.fixture
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the documentation takes to be there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rtdetrv4, "Detector", Small, raising=False)
+    write_shapes(Path("datasets/mine"), num_train=4, num_val=2, image_size=64, seed=0)
+    Path("photos").mkdir()
+    for index, picture in enumerate(sorted(Path("datasets/mine/valid").glob("*.jpg"))):
+        cv2.imwrite(f"photos/{index}.jpg", cv2.imread(str(picture)))
+    Path("photo.jpg").write_bytes(Path("photos/0.jpg").read_bytes())
+
+
+@pytest.mark.usefixtures("_workplace")
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run_one_after_the_other(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.usefixtures("_workplace")
+def test_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = "runs/mine/weights.safetensors"
+    for script, arguments in (
+        ("train.py", ["datasets/mine"]),
+        ("predict.py", [weights, "photos"]),
+        ("export_onnx.py", [weights, "photo.jpg"]),
+    ):
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    assert "weights in runs/mine/weights.safetensors" in capsys.readouterr().out
+    assert len(list(Path("detected").glob("*.jpg"))) == 2
