@@ -23,7 +23,7 @@ from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights.load import find_weights, load_weights, read_metadata
+from rtdetrv4.weights import find_weights, load_weights, read_metadata
 
 if TYPE_CHECKING:
     from rtdetrv4.data.formats import Source, Splits
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
+DEFAULT_MODEL = "rtdetrv4-s"
 NUM_SHOWN = 12
 """Validation images on the picture that training leaves behind."""
 
@@ -66,7 +67,8 @@ class Detector:
     ```
 
     Args:
-        model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, or weights (.safetensors, .pt, .pth).
+        model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, or weights (.safetensors, .pt,
+            .pth). None takes the model that the weights are for, or rtdetrv4-s.
         weights: our weights.safetensors or training state, a released .pth as it is, or "hf://owner/repo/file".
         device: "cpu", "cuda", "cuda:1", "mps", …; None takes the best there is.
 
@@ -94,25 +96,29 @@ class Detector:
             self._load(self._weights)
 
     def _recipe(self, model: str | Path | Recipe | None) -> Recipe:
-        facts = {} if self._weights is None else read_metadata(self._weights)
-        recipe = model if isinstance(model, Recipe) else load_recipe(model or facts.get("model") or "rtdetrv4-s")
-        if facts and recipe.model.name != facts["model"]:
+        if self._weights is None:
+            return model if isinstance(model, Recipe) else load_recipe(model or DEFAULT_MODEL)
+        facts = read_metadata(self._weights)
+        recipe = model if isinstance(model, Recipe) else load_recipe(model or facts.model)
+        if recipe.model.name not in facts.models:
             raise WeightsError(
-                f'{self._weights} holds a {facts["model"]}, not a {recipe.model.name}. Leave the model out, '
-                f'or write Detector("{facts["model"]}", weights=…).'
+                f"{self._weights} holds {' or '.join(facts.models) or 'another model'}, not {recipe.model.name}. "
+                "Leave the model out, or name the one that the weights are for."
             )
-        if facts and not isinstance(model, Recipe):
-            size, queries = tuple(facts["image_size"]), facts["num_queries"]
-            recipe = override(recipe, {"model.image_size": size, "model.num_queries": queries})
-        return recipe
+        if isinstance(model, Recipe):
+            return recipe
+        remembered = {"model.image_size": facts.image_size, "model.num_queries": facts.facts.get("num_queries")}
+        return override(recipe, {name: value for name, value in remembered.items() if value is not None})
 
     def _load(self, weights: Path) -> None:
         """Make the network that `weights` hold, classes included."""
-        classes = weights_classes(weights)
-        self._network = build_detector(_from_scratch(self.recipe), classes.num_classes)
-        load_weights(self._network, weights, classes)
-        self._network.to(self.device).eval()
-        self.classes, self._is_trained, self._deployed = classes, True, None
+        facts = read_metadata(weights)
+        numbered = tuple(str(number) for number in range(facts.num_classes))
+        self.classes = facts.classes or ClassMap(numbered, tuple(range(facts.num_classes)))
+        network = build_detector(_from_scratch(self.recipe), facts.num_classes)
+        self._is_trained = load_weights(network, weights).trained
+        self._network, self._deployed = network.to(self.device).eval(), None
+        self._weights = weights
 
     @property
     def model(self) -> DetectionModel:
@@ -230,11 +236,11 @@ class Detector:
 
     def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
         """A network with heads for `classes`, from this detector's weights where it has any."""
-        if from_scratch or self._weights is not None or self._is_trained:
+        if from_scratch or self._weights is not None:
             recipe = _from_scratch(recipe)
         network = build_detector(recipe, classes.num_classes)
         if self._weights is not None and not from_scratch:
-            logger.info("%s", load_weights(network, self._weights, classes))
+            load_weights(network, self._weights, names=classes.names)
         return network
 
     def val(
@@ -380,14 +386,14 @@ class Detector:
         """
         if format != "onnx":
             raise ConfigError(f'Cannot export to "{format}"; expected onnx.')
-        require("onnx", "export")
-        from rtdetrv4.export import export_onnx, verify_onnx
-
         classes = self._known_classes("Nothing to export")
+        require("onnx", "export")
+        from rtdetrv4.export import export_onnx
+
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         beside = Path(self.recipe.model.name) if self._weights is None else self._weights
         path = beside.with_suffix(".onnx") if out is None else Path(out)
-        export_onnx(
+        return export_onnx(
             self.model,
             path,
             model_name=self.recipe.model.name,
@@ -396,9 +402,13 @@ class Detector:
             opset=opset,
             dynamic=dynamic,
             postprocess=postprocess,
+            facts=self._provenance(),
         )
-        verify_onnx(path, self.model)
-        return path
+
+    def _provenance(self) -> dict[str, str]:
+        """What an exported file keeps about where its weights come from."""
+        teacher = None if self._weights is None else read_metadata(self._weights).facts.get("teacher")
+        return {} if teacher is None else {"teacher": teacher["name"], "teacher_licence": teacher["licence"]}
 
     def _deploy(self) -> DetectionModel:
         if self._deployed is None:

@@ -1,0 +1,133 @@
+"""The whole way on the smallest model: train, evaluate, predict, go on, fine-tune, and what a user may get wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rtdetrv4 import ConfigError, DatasetError, Detector, WeightsError
+from rtdetrv4.data.synthetic import write_shapes
+from rtdetrv4.distillation import Teacher
+
+
+def small_teacher() -> Teacher:
+    torch.manual_seed(7)
+    return Teacher(torch.nn.Conv2d(3, 6, 32, 32), name="tiny", dim=6, stride=32, licence="none")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes"), num_train=8, num_val=4, image_size=64)
+
+
+@pytest.fixture(scope="module")
+def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run with a teacher."""
+    out = tmp_path_factory.mktemp("run")
+    Detector("test").train(
+        shapes, out=out, teacher=small_teacher(), overrides={"distillation.mode": "gam", "distillation.rho": 50.0}
+    )
+    return out
+
+
+def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+    expected = {"weights.safetensors", "best.pt", "last.pt", "curves.png", "predictions.jpg", "log.jsonl"}
+    assert expected | {"recipe.yaml", "run.json", "val", "tensorboard"} <= {path.name for path in trained.iterdir()}
+    assert {path.name for path in (trained / "val").iterdir()} >= {"metrics.json", "confusion_matrix.png"}
+    facts = json.loads((trained / "run.json").read_text())
+    assert facts["data"]["train"]["images"] == 8
+    assert len(facts["data"]["train"]["fingerprint"]) == 64
+    assert torch.__version__.startswith(facts["versions"]["torch"])
+
+
+def test_distillation_is_logged_and_moves_its_weight(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if "modulation" in line]
+    assert len(epochs) == 4
+    assert all(0 < line["modulation"]["share"] < 49 for line in epochs), "one process must see AIFI's gradient"
+    assert epochs[0]["modulation"]["reason"] == "below"
+    assert epochs[1]["distill_weight"] > epochs[0]["distill_weight"]
+    assert all(0 < line["losses"]["distill"] < 2 for line in epochs)
+
+
+def test_weights_know_everything(trained: Path, shapes: Path) -> None:
+    detector = Detector(trained / "weights.safetensors")
+    assert detector.names == ("disc", "square", "triangle", "star", "cross")
+    assert detector.recipe.model.name == "test"
+    assert detector.recipe.model.image_size == (64, 64)
+    logged = json.loads((trained / "val" / "metrics.json").read_text())
+    metrics = detector.val(shapes).as_dict()
+    assert metrics["ap"] == pytest.approx(logged["ap"], abs=1e-9)
+
+    photo = next((shapes / "valid").glob("*.jpg"))
+    (found,) = detector.predict(photo, conf=0.0)
+    pixels = np.array(Image.open(photo))
+    (again,) = detector.predict(pixels, conf=0.0)
+    np.testing.assert_array_equal(found.xyxy, again.xyxy)
+    assert len(found) > 0
+    assert found.confidence.max() <= 1
+    streamed = detector.predict([pixels] * 3, conf=0.0, batch=2, stream=True)
+    counts = [len(each) for each in streamed]
+    assert counts == [len(found)] * 3
+
+
+def test_the_detector_in_memory_is_the_one_on_disk(shapes: Path, tmp_path: Path) -> None:
+    detector = Detector("test")
+    result = detector.train(shapes, epochs=1, out=tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    (mine,), (theirs,) = (each.predict(image, conf=0.0) for each in (detector, Detector(result.weights)))
+    np.testing.assert_array_equal(mine.confidence, theirs.confidence)
+    assert result.metrics["ap"] == detector.val(shapes).ap
+
+
+def test_same_seed_same_numbers(shapes: Path, tmp_path: Path) -> None:
+    runs = [Detector("test").train(shapes, epochs=1, out=tmp_path / name, seed=3).last for name in "ab"]
+    first, second = (torch.load(path, weights_only=True)["student"] for path in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    detector = Detector(trained / "weights.safetensors")
+    before = {name: tensor.clone() for name, tensor in detector.model.state_dict().items()}
+    result = detector.train(shapes, epochs=1, lr=1e-12, out=tmp_path)
+    after = Detector(result.weights).model.state_dict()
+    for name, parameter in detector.model.named_parameters():
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6, msg=name)
+        assert parameter.shape == before[name].shape
+
+
+def test_a_fresh_model_can_run_but_not_predict() -> None:
+    detector = Detector("test")
+    output = detector.model.eval()(torch.rand(1, 3, 64, 64))
+    assert output.logits.shape == (1, 20, 80)
+    for use in (detector.predict, detector.val, lambda _: detector.export(), lambda _: detector.names):
+        with pytest.raises(WeightsError, match="fresh, untrained heads"):
+            use("anything")
+
+
+def test_mistakes(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='"rtdetrv4-s"'):
+        Detector("rtdetr4-s")
+    with pytest.raises(WeightsError, match="There is no file"):
+        Detector(weights=tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError, match="holds test, not rtdetrv4-s"):
+        Detector("rtdetrv4-s", weights=trained / "weights.safetensors")
+    with pytest.raises(ConfigError, match="weights twice"):
+        Detector("a.pth", weights="b.pth")
+    with pytest.raises(ConfigError, match="no data"):
+        Detector("test").train()
+    with pytest.raises(ConfigError, match="no run to resume"):
+        Detector("test").train(shapes, out=tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        Detector("test").train(shapes, out=tmp_path, imgsz=100)
+    with pytest.raises(ConfigError, match="optimizer.weight_decay"):
+        Detector("test").train(shapes, out=tmp_path, overrides={"optimizer.weight_deca": 1})
+    with pytest.raises(DatasetError, match="no test part"):
+        Detector(trained / "weights.safetensors").val(shapes, split="test")
+    with pytest.raises(ConfigError, match="expected onnx"):
+        Detector(trained / "weights.safetensors").export("tflite")
