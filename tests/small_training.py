@@ -121,7 +121,12 @@ def with_frozen_norms(detector: DetectionModel) -> DetectionModel:
 def score_of_weights(detector: nn.Module) -> Metrics:
     """Some number that depends on every weight: it tells whether two models are the same, not whether they are good."""
     total = sum(parameter.double().abs().sum().item() for parameter in detector.parameters())
-    score = (1e3 * total) % 1
+    return fixed_score(detector, (1e3 * total) % 1)
+
+
+def fixed_score(detector: nn.Module, score: float) -> Metrics:
+    """An evaluation that knows its result."""
+    del detector
     numbers = dict.fromkeys(("ap50", "ap75", "ap_small", "ap_medium", "ap_large"), score)
     recalls = dict.fromkeys(("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"), math.nan)
     return Metrics(ap=score, **numbers, **recalls, per_class={"red": score}, per_class_ap50={}, num_images=8)

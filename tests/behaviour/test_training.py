@@ -24,6 +24,7 @@ from small_training import (
     SIZE,
     WEIGHTS,
     assert_same,
+    fixed_score,
     make_detector,
     make_plan,
     make_trainer,
@@ -69,12 +70,7 @@ def scores(*values: float):
     """An evaluation that returns these scores in turn."""
     coming = iter(values)
 
-    def evaluate(detector: nn.Module):
-        metrics = score_of_weights(detector)
-        object.__setattr__(metrics, "ap", next(coming))
-        return metrics
-
-    return evaluate
+    return lambda detector: fixed_score(detector, next(coming))
 
 
 def one_epoch(steps: int = 2, **changes):
@@ -230,12 +226,18 @@ def test_accumulated_batches_are_one_step(tmp_path):
             source, tmp_path / out, plan=plan, detector=detector, weights=weights, augment=AugmentStage(), **options
         )
 
-    whole, parts = make("whole"), make("parts", accumulate=2)
+    recorders = [Recorder(), Recorder()]
+    whole = make("whole", observers=recorders[:1])
+    parts = make("parts", observers=recorders[1:], accumulate=2)
     before = snapshot(whole.student)
     whole.run()
     parts.run()
     assert parts.ema.num_updates == whole.ema.num_updates == 1
     assert parts.data.loader.batch_size == 2
+    one, other = (recorder.steps[0] for recorder in recorders)
+    assert other.losses == pytest.approx(one.losses, rel=1e-5)
+    assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+    assert other.num_images == one.num_images == 4
     gain = parts.student.state_dict()
     for name, expected in whole.student.state_dict().items():
         torch.testing.assert_close(gain[name], expected, rtol=1e-5, atol=1e-6, msg=name)

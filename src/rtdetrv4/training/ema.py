@@ -70,4 +70,4 @@ class ModelEma(Generic[Model]):
 
 def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
     if buffers := list(target.buffers()):
-        torch._foreach_copy_(buffers, list(source.buffers()))
+        torch._foreach_copy_(buffers, list(source.buffers()))  # pyright: ignore[reportPrivateImportUsage]

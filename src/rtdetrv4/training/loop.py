@@ -96,7 +96,14 @@ class Trainer:
         synchronise_norms(self.student, self.accelerator)
         self.model, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
         self.state = RunState(
-            self.student, self.ema, self.optimizer, self.modulation, self.plan, self.accelerator, self.recipe
+            self.student,
+            self.ema,
+            self.optimizer,
+            self.modulation,
+            self.plan,
+            self.accelerator,
+            self.recipe,
+            self.metadata,
         )
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.interrupt = Interrupt()
@@ -147,6 +154,7 @@ class Trainer:
                 observer.step_end(report)
             if stop:
                 self._stop()
+        self.images_per_second = self.num_images / (time.monotonic() - self.started)
 
     def _step(self, batches: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
         """One optimizer step; also tells whether any rank was asked to stop."""
@@ -161,7 +169,8 @@ class Trainer:
         size = self.data.size(at.epoch, at.step, stage)
 
         self.optimizer.zero_grad()
-        sums: dict[str, Tensor] = {}
+        names: list[str] = []
+        values = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=at.step * self.accumulate):
             is_last = batch is batches[-1]
             with nullcontext() if is_last else accelerator.no_sync(self.model):
@@ -174,8 +183,8 @@ class Trainer:
                     terms["distill"] = self._alignment(projected, batch.images, weights["distill"])
                 loss = weighted_sum(terms, weights)
                 accelerator.backward(loss / len(batches))
-            for name, value in {"loss": loss, **terms}.items():
-                sums[name] = sums.get(name, 0) + value.detach() / len(batches)
+            names = ["loss", *terms]
+            values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
         accelerator.unscale_gradients(self.optimizer)
         if self.modulation is not None:
             self.modulation.observe(student)
@@ -183,8 +192,8 @@ class Trainer:
 
         # The one time that a step waits for the device. Every rank decides on the same means over ranks.
         stop = norm.new_tensor(float(self.interrupt.requested))
-        *means, mean_norm, mean_stop = mean_over_ranks(torch.stack([*sums.values(), norm, stop])).tolist()
-        losses = dict(zip(sums, means, strict=True))
+        *means, mean_norm, mean_stop = mean_over_ranks(torch.hstack([values, norm, stop])).tolist()
+        losses = dict(zip(names, means, strict=True))
         is_finite = math.isfinite(losses["loss"]) and math.isfinite(mean_norm)
         if is_finite:
             if self.clip_norm:
@@ -244,7 +253,7 @@ class Trainer:
         if self.modulation is not None:
             weight = self.modulation.weight
             modulated = self.modulation.end_epoch(refinement=plan.stage(at.epoch + 1).refinement)
-        seconds = time.monotonic() - self.started
+        at.num_unreadable = max(at.num_unreadable, self.data.num_unreadable)  # a resumed run finds them again
         report = EpochReport(
             epoch=at.epoch + 1,
             step=(at.epoch + 1) * plan.steps_per_epoch,
@@ -257,9 +266,9 @@ class Trainer:
             distill_weight=weight,
             modulation=modulated,
             num_skipped=at.num_skipped,
-            num_unreadable=self.data.num_unreadable,
-            seconds=seconds,
-            images_per_second=self.num_images / seconds,
+            num_unreadable=at.num_unreadable,
+            seconds=time.monotonic() - self.started,
+            images_per_second=self.images_per_second,
         )
         at.next_epoch()
         self._save("last.pt", *(["best.pt"] if is_best else []))
@@ -308,18 +317,18 @@ class Trainer:
         )
 
     def _info(self) -> RunInfo:
-        modulation = self.modulation
+        accelerator, modulation = self.accelerator, self.modulation
+        ranks = f" × {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
+        band = None
+        if modulation is not None and modulation.rule != "fixed":
+            band = (modulation.rho - modulation.delta, modulation.rho + modulation.delta)
         return RunInfo(
             out=self.out,
             plan=self.plan,
             epoch=self.at.epoch,
             step=self.at.epoch * self.plan.steps_per_epoch + self.at.step,
-            device=str(self.accelerator.device),
-            amp={"no": "off"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
-            num_ranks=self.accelerator.num_processes,
-            num_parameters=sum(p.numel() for p in self.student.parameters() if p.requires_grad),
+            hardware=f"{accelerator.device}{ranks}, {accelerator.mixed_precision.replace('no', 'float32')}",
+            num_parameters=sum(p.numel() for p in self.parameters),
             teacher=None if self.teacher is None else self.teacher.name,
-            share_band=None
-            if modulation is None or modulation.rule == "fixed"
-            else (modulation.rho - modulation.delta, modulation.rho + modulation.delta),
+            share_band=band,
         )

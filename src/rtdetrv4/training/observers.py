@@ -30,9 +30,8 @@ class RunInfo(NamedTuple):
     """Epochs done before, by the run that is resumed; 0 in a new run."""
     step: int
     """Optimizer steps done before."""
-    device: str
-    amp: str
-    num_ranks: int
+    hardware: str
+    """Device, ranks and number format."""
     num_parameters: int
     """Trainable ones."""
     teacher: str | None
@@ -79,7 +78,9 @@ class EpochReport(NamedTuple):
     num_unreadable: int
     """Images of the run that could not be decoded."""
     seconds: float
+    """Validation included."""
     images_per_second: float
+    """In training."""
 
 
 class RunResult(NamedTuple):
@@ -139,11 +140,9 @@ class TerminalProgress:
         """What is trained, on what."""
         self._plan = info.plan
         self._first_step, self._started = info.step, time.monotonic()
-        ranks = f" × {info.num_ranks}" if info.num_ranks > 1 else ""
         self._print(
-            f"{info.num_parameters / 1e6:.2f} M parameters on {info.device}{ranks}, amp {info.amp}, "
-            f"teacher {info.teacher or 'none'}, {info.plan.epochs} epochs × {info.plan.steps_per_epoch} steps, "
-            f"results in {info.out}"
+            f"{info.num_parameters / 1e6:.2f} M parameters on {info.hardware}; teacher {info.teacher or 'none'}; "
+            f"{info.plan.epochs} epochs × {info.plan.steps_per_epoch} steps; results in {info.out}"
         )
         if info.step:
             self._print(f"resumed after {info.step} steps")

@@ -24,6 +24,8 @@ class Position:
     num_skipped: int = 0
     """Steps that were not finite."""
     num_skipped_in_row: int = 0
+    num_unreadable: int = 0
+    """Images that could not be decoded."""
     sums: dict[str, float] = field(default_factory=dict)
     """Of every loss term, over the steps of the epoch."""
     counts: dict[str, int] = field(default_factory=dict)

@@ -43,7 +43,7 @@ PLAN = Plan(
 
 def info(out, epoch=0, step=0, teacher="dino"):
     band = None if teacher is None else (10.0, 12.0)
-    return RunInfo(out, PLAN, epoch, step, "cpu", "off", 1, 10_430_000, teacher, band)
+    return RunInfo(out, PLAN, epoch, step, "cpu, float32", 10_430_000, teacher, band)
 
 
 def step_report(step: int, loss: float = 30.0):
@@ -89,7 +89,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
     play([TerminalProgress(2, Console(file=text, width=60))], tmp_path)
     lines = text.getvalue().splitlines()
     assert len(lines) == 1 + 3 + 3 + 1  # a start, a step and an epoch three times, an end: none is wrapped
-    assert lines[0].startswith("10.43 M parameters on cpu, amp off, teacher dino, 3 epochs × 2 steps")
+    assert lines[0].startswith("10.43 M parameters on cpu, float32; teacher dino; 3 epochs × 2 steps; ")
     assert lines[1].startswith("epoch 1/3  step 2/2  lr 1.00e-03  loss 30.000  left 0:00:0")
     for part in ("epoch 2/3", "augmented", "AP 20.0 (best)", "AP50 40.0", "distill 0.800", "λ 5", "AIFI 9.50 %"):
         assert part in lines[4]
