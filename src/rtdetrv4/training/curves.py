@@ -77,6 +77,7 @@ def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
         if any(value > 0 for value in y):
             axes.plot(x, y, color=colour, label=label, **_style(x, dashed=name == "loss"))
     axes.set_yscale("log")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter("")
     axes.legend(ncols=4, frameon=False, fontsize="small", columnspacing=1.2, handlelength=1.4)
@@ -87,7 +88,7 @@ def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     for name, label, colour in (("ap50", "AP50", SKY), ("ap", "AP", BLUE)):
         x, y = _series(epochs, lambda record, name=name: record["metrics"].get(name))
         axes.plot(x, [100 * value for value in y], color=colour, label=label, **_style(x))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(axes.get_ylim()[1], 5))  # what is less than that is noise, and looks like it
     x, y = _series(epochs, lambda record: record["metrics"].get("ap"))
     if x:
         best = max(range(len(x)), key=lambda index: (y[index], x[index]))
