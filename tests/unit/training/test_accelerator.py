@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rtdetrv4.errors import ConfigError
+from rtdetrv4.training import make_accelerator
+from rtdetrv4.training.accelerator import synchronise_norms
+
+no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "off"])
+def test_a_process_may_train_in_one_format_after_another(amp):
+    accelerator = make_accelerator("cpu", amp)
+    with accelerator.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if amp == "bf16" else torch.float32)
+    assert (accelerator.device.type, accelerator.num_processes) == ("cpu", 1)
+
+
+def test_auto_is_float32_on_a_cpu():
+    assert make_accelerator("cpu", "auto").mixed_precision == "no"
+
+
+@no_gpu
+def test_auto_takes_the_cpu_where_there_is_nothing_else():
+    assert make_accelerator().device.type == "cpu"
+
+
+@no_gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ConfigError, match=f'no device "{device}" here, only cpu'):
+        make_accelerator(device)
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(ConfigError, match=r'fp16.*use amp="bf16" or amp="off"'):
+        make_accelerator("cpu", "fp16")
+
+
+def test_one_process_has_nothing_to_synchronise():
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    synchronise_norms(model, make_accelerator("cpu", "off"))
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+def test_norms_of_several_gpus_become_one_but_frozen_ones_stay():
+    class Frozen(nn.BatchNorm2d):
+        pass
+
+    class TwoGpus:
+        num_processes, device = 2, torch.device("cuda")
+
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(2)), Frozen(2), nn.LayerNorm(2))
+    weight = model[0][0].weight
+    synchronise_norms(model, TwoGpus())
+    assert [type(module) for module in (model[0][0], model[1], model[2])] == [nn.SyncBatchNorm, Frozen, nn.LayerNorm]
+    assert model[0][0].weight is weight  # the optimizer's
