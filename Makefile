@@ -20,7 +20,7 @@ check: $(VENV)/.installed-dev  ## style, types, layers
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev  ## every script in benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 docs: $(VENV)/.installed-docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict

@@ -16,6 +16,8 @@ import rtdetrv4
 from rtdetrv4.data.synthetic import write_shapes
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
 PAGES = ("README.md", "docs/index.md", "docs/quickstart.md", "docs/guides/training.md")
 
 
