@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rtdetrv4.build import build_detector
-from rtdetrv4.config import Recipe, load_recipe, override, to_yaml
+from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
 from rtdetrv4.config.schema import parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 DEFAULT_MODEL = "rtdetrv4-s"
+FREE_ON_RESUME = ("data.path", "data.workers", "run.device", "run.log_every", "run.out", "run.val_batch")
+"""Settings that do not change the numbers, or that another machine may need."""
 NUM_SHOWN = 12
 """Validation images on the picture that training leaves behind."""
 
@@ -169,7 +171,7 @@ class Detector:
             seed: of everything random.
             amp: mixed precision.
             out: folder for the results.
-            resume: go on from the last.pt in `out`.
+            resume: go on from the last.pt in `out`, with the settings that the run began with.
             overrides: any other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
 
         Raises:
@@ -187,9 +189,9 @@ class Detector:
         from rtdetrv4.training import make_accelerator
 
         built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
-        recipe = override(
-            self.recipe,
-            {
+        given = {
+            name: value
+            for name, value in {
                 "data": None if data is None else str(data),
                 "epochs": epochs,
                 "batch": batch,
@@ -202,14 +204,16 @@ class Detector:
                 "amp": amp,
                 "out": None if out is None else str(out),
                 **(overrides or {}),
-            },
-        )
-        if recipe.data.path is None:
-            raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
+            }.items()
+            if value is not None
+        }
+        recipe = override(self.recipe, given)
         folder = Path(recipe.run.out)
         last = folder / "last.pt"
-        if resume and not last.is_file():
-            raise ConfigError(f"There is no run to resume: {last} does not exist. Give its folder with out=….")
+        if resume:
+            recipe = _resumed(recipe, given, last)
+        if recipe.data.path is None:
+            raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
         splits = read_splits(recipe.data.path)
         if splits.train is None:
@@ -365,7 +369,7 @@ class Detector:
         *,
         out: str | Path | None = None,
         imgsz: int | str | tuple[int, int] | None = None,
-        opset: int = 17,
+        opset: int = 18,
         dynamic: bool = True,
         postprocess: bool = True,
     ) -> Path:
@@ -375,7 +379,7 @@ class Detector:
             format: "onnx".
             out: the file; by default beside the weights.
             imgsz: the size of its input; by default the size the weights were trained with.
-            opset: of ONNX.
+            opset: version of the ONNX operators, 18 to 23.
             dynamic: any batch size, or 1 only.
             postprocess: outputs are labels, boxes and scores; otherwise logits and boxes.
 
@@ -434,6 +438,25 @@ class Detector:
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
             pictures.append(np.concatenate((shown, found.plot()), axis=1))
         contact_sheet(pictures, path)
+
+
+def _resumed(recipe: Recipe, given: Mapping[str, Any], last: Path) -> Recipe:
+    """The recipe that the run began with, where it is free to change with what is given now."""
+    record = last.with_name("recipe.yaml")
+    if not last.is_file() or not record.is_file():
+        raise ConfigError(f"There is no run to resume: {last} does not exist. Give its folder with out=….")
+    before = load_recipe(record)
+    if recipe.model.name != before.model.name:
+        raise ConfigError(f"The run in {last.parent} trains {before.model.name}, not {recipe.model.name}.")
+    now = override(before, given)
+    changed = changed_settings(before, now)
+    fixed = [f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in FREE_ON_RESUME]
+    if fixed:
+        raise ConfigError(
+            f"A run goes on with the settings it began with, but {'; '.join(fixed)}. Leave them out to resume, or "
+            "start a new run from its weights.safetensors."
+        )
+    return now
 
 
 def _from_scratch(recipe: Recipe) -> Recipe:

@@ -1,7 +1,8 @@
 """What crosses the borders between packages: small NamedTuples, native pytrees for DDP, torch.export and ONNX.
 
-Letters: B batch, Q queries, K classes, L supervised decoder layers, C hidden dim, H×W input size, h×w the stride-32 grid,
-R = reg_max + 1 bins. Boxes are cxcywh in [0, 1] unless a name says otherwise. Nothing here imports torch at run time.
+Letters: B batch, Q queries, K classes, L supervised decoder layers, C hidden dim, H×W input size, h×w the stride-32
+grid, R = reg_max + 1 bins. Boxes are cxcywh in [0, 1] unless a name says otherwise. Nothing here imports torch at run
+time.
 """
 
 from __future__ import annotations

@@ -91,6 +91,16 @@ def test_same_seed_same_numbers(shapes: Path, tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_goes_on_with_its_own_settings(shapes: Path, tmp_path: Path) -> None:
+    Detector("test").train(shapes, epochs=2, lr=2e-4, out=tmp_path)
+    again = Detector("test").train(shapes, out=tmp_path, resume=True)
+    assert again.weights.is_file()
+    with pytest.raises(ConfigError, match=r"optimizer.lr was 0.0002, now 0.1"):
+        Detector("test").train(shapes, lr=0.1, out=tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="trains test, not rtdetrv4-n"):
+        Detector("rtdetrv4-n").train(shapes, out=tmp_path, resume=True)
+
+
 def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_path: Path) -> None:
     detector = Detector(trained / "weights.safetensors")
     before = {name: tensor.clone() for name, tensor in detector.model.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rtdetrv4.config.recipe import (
+    changed_settings,
     from_yaml,
     load_recipe,
     override,
@@ -18,6 +19,7 @@ __all__ = [
     "VARIANTS",
     "Recipe",
     "Variant",
+    "changed_settings",
     "from_yaml",
     "load_recipe",
     "override",

@@ -78,6 +78,12 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return _validate(_follow(before, _resolve(changes, "")), "")
 
 
+def changed_settings(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
+    """What differs between two recipes: (before, after) by dotted name."""
+    old, new = _flatten(before.model_dump()), _flatten(after.model_dump())
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
+
+
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`"schedule.epochs=50"` → `("schedule.epochs", 50)`; the value is YAML.
 

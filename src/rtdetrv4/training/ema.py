@@ -7,14 +7,14 @@ import math
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 class ModelEma(Generic[Model]):
-    """Averaged parameters; buffers (batch norm statistics) are copied.
+    """Averaged parameters and batch norm statistics; counters are copied.
 
     The decay of update n is decay · (1 − e^(−n / warmup)): while n is small the average forgets quickly what it
     started from.
@@ -40,13 +40,18 @@ class ModelEma(Generic[Model]):
         """Move towards `model`; once per optimizer step."""
         self.num_updates += 1
         average = get_ema_multi_avg_fn(self.decay_at(self.num_updates))
-        average(list(self.module.parameters()), list(model.parameters()), self.num_updates)
-        _copy_buffers(model, self.module)
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        average([mine for mine, _ in floating], [theirs for _, theirs in floating], self.num_updates)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module) -> None:
-        """Give `model` the buffers that it had at the last update, as if there had been no forward pass since."""
-        _copy_buffers(self.module, model)
+        """Give `model` averaged batch norm statistics, after a forward pass that has put NaN into its own."""
+        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            theirs.copy_(mine)
 
     def restart(self, model: nn.Module, decay: float) -> None:
         """Begin the refinement stage: `model` continues from the averaged weights, and the average with another decay.
@@ -68,6 +73,5 @@ class ModelEma(Generic[Model]):
         self.num_updates = state["num_updates"]
 
 
-def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
-    if buffers := list(target.buffers()):
-        torch._foreach_copy_(buffers, list(source.buffers()))  # pyright: ignore[reportPrivateImportUsage]
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

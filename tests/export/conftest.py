@@ -1,0 +1,62 @@
+"""Exports are slow, so tests share them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import golden
+from rtdetrv4.build import create_model
+from rtdetrv4.export import export_onnx
+from rtdetrv4.models import DetectionModel
+from rtdetrv4.types import ClassMap
+
+ANIMALS = ClassMap(("cat", "dog", "éléphant"), (3, 7, 30))
+
+
+class Exported(NamedTuple):
+    """A file and the model it was made from."""
+
+    path: Path
+    model: DetectionModel
+
+
+def model_like_a_trained_one() -> DetectionModel:
+    """A model whose features and heads do something, so that scores are spread as in a trained one."""
+    torch.manual_seed(0)
+    model = create_model("test", ANIMALS.num_classes)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for part in (model.query_selection, model.decoder):
+            for parameter in part.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        for head in (model.query_selection.score_head, *model.decoder.score_heads):
+            nn.init.normal_(head.get_parameter("weight"), std=0.5)
+            nn.init.normal_(head.get_parameter("bias"), mean=-2)
+        for norm in norms:
+            norm.momentum = 1.0  # statistics of the next batch alone
+        model.train()(torch.from_numpy(np.stack([golden.image(seed, 128, 128) for seed in range(4)])))
+    return model
+
+
+@pytest.fixture(scope="session")
+def square(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Post-processed, any batch size."""
+    model = model_like_a_trained_one()
+    path = tmp_path_factory.mktemp("square") / "animals.onnx"
+    export_onnx(model, path, model_name="test", classes=ANIMALS, image_size=(64, 64), facts={"teacher": "dinov3"})
+    return Exported(path, model)
+
+
+@pytest.fixture(scope="session")
+def rectangle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Raw outputs of an input that is no square, with fewer queries than cells."""
+    model = model_like_a_trained_one()
+    path = tmp_path_factory.mktemp("rectangle") / "animals.onnx"
+    export_onnx(model, path, model_name="test", classes=ANIMALS, image_size=(320, 512), postprocess=False)
+    return Exported(path, model)

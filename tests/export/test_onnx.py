@@ -1,0 +1,262 @@
+"""Exported files compute what PyTorch computes, at every batch size, and say how to use them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import golden
+from rtdetrv4 import build
+from rtdetrv4.config import VARIANTS
+from rtdetrv4.distillation import DistillationStudent, Injector
+from rtdetrv4.errors import ExportError
+from rtdetrv4.export import export_onnx, verify_onnx
+from rtdetrv4.export.verify import Listed, compare
+from rtdetrv4.models import DeformableAttention, fuse, postprocess
+from rtdetrv4.runtime import OnnxSession
+from rtdetrv4.training.checkpoint import save_checkpoint
+from rtdetrv4.training.ema import ModelEma
+from rtdetrv4.types import ClassMap
+from rtdetrv4.weights import COCO, from_released, load_weights
+
+from .conftest import ANIMALS, Exported, model_like_a_trained_one
+
+
+def run(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": images.numpy()}), strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_detections_at_any_batch_size(square: Exported, batch: int) -> None:
+    images = torch.rand(batch, 3, 64, 64)
+    actual = run(square.path, images)
+    with torch.no_grad():
+        output = square.model.eval()(images)
+    expected = postprocess(output.logits, output.boxes, torch.ones(1, 2), 300)
+    assert actual["labels"].dtype == np.int64
+    assert actual["labels"].shape == actual["scores"].shape == (batch, 3 * (64 + 16 + 4))
+    assert actual["boxes"].shape == (batch, 252, 4)
+    np.testing.assert_allclose(actual["scores"], expected.scores, atol=1e-5)
+    for image in range(batch):
+        theirs, ours = (
+            Listed(np.asarray(scores[image])[:, None], np.asarray(labels[image]), 64 * np.asarray(boxes[image]))
+            for scores, labels, boxes in (expected, (actual["scores"], actual["labels"], actual["boxes"]))
+        )
+        result = compare(theirs, ours)
+        assert result.num_lost == 0
+        assert result.max_box_px < 0.01
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_raw_queries_of_a_rectangle(rectangle: Exported, batch: int) -> None:
+    report = verify_onnx(rectangle.path, rectangle.model, batches=[batch])
+    assert report.agrees
+    assert (report.num_images, report.num_detections) == (batch, 300 * batch)
+    assert report.max_box_px < 0.05
+    assert report.max_score < 1e-4
+    assert run(rectangle.path, torch.rand(batch, 3, 320, 512))["logits"].shape == (batch, 300, 3)
+
+
+def test_the_report_lies_beside_the_file(square: Exported) -> None:
+    report = json.loads(square.path.with_suffix(".parity.json").read_text())
+    assert report["agrees"]
+    assert report["batches"] == [1, 2, 7]
+    assert report["num_images"] == 10
+    assert report["max_box_px"] < 0.05
+    assert {"torch", "onnxruntime"} <= report["versions"].keys()
+    assert sorted(file.name for file in square.path.parent.iterdir()) == ["animals.onnx", "animals.parity.json"]
+
+
+def test_the_file_says_how_to_use_it(square: Exported, rectangle: Exported) -> None:
+    metadata = OnnxSession(square.path).metadata
+    assert (metadata.model, metadata.names, metadata.category_ids) == ("test", *ANIMALS)
+    assert (metadata.image_size, metadata.outputs) == ((64, 64), "postprocessed")
+    assert OnnxSession(rectangle.path).metadata.outputs == "raw"
+    assert OnnxSession(rectangle.path).metadata.image_size == (320, 512)
+    graph = onnx.load(square.path)
+    assert {entry.key: entry.value for entry in graph.metadata_props}["teacher"] == "dinov3"
+    assert graph.ir_version == 8, "older runtimes must be able to read it"
+    content = square.path.read_bytes()
+    assert b".py" not in content, "the exporter notes source files of this machine"
+
+
+def test_the_runtime_predicts_with_it(square: Exported, rectangle: Exported) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    for path in (square.path, rectangle.path):
+        found = OnnxSession(path).predict([image] * 3, conf=0.0, batch=2)
+        assert [len(one) for one in found] == [len(found[0])] * 3
+        assert found[0].names == ANIMALS.names
+        assert len(found[0]) > 100
+
+
+def test_graph(square: Exported) -> None:
+    graph = onnx.load(square.path).graph
+    deployed = fuse(square.model)
+    operators = Counter(node.op_type for node in graph.node)
+    assert operators["LayerNormalization"] == sum(isinstance(m, nn.LayerNorm) for m in deployed.modules())
+    samplers = [m for m in deployed.modules() if isinstance(m, DeformableAttention)]
+    assert operators["GridSample"] == sum(len(m.num_points) for m in samplers)
+    assert operators["BatchNormalization"] == 0
+    assert {node.domain for node in graph.node} == {""}
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    # Engines in float16 cannot count to 2049, so indices must never become floats.
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    indices = {node.output[1] for node in graph.node if node.op_type == "TopK"}
+    for node in graph.node:
+        if indices & set(node.input):
+            assert node.op_type != "Cast" or node.attribute[0].i in (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
+            if node.op_type in ("Unsqueeze", "Sub", "Div", "Mod", "Cast"):
+                indices |= set(node.output)
+            assert onnx.TensorProto.FLOAT not in {types.get(name) for name in node.input if name in types} | (
+                {onnx.TensorProto.FLOAT} if node.op_type == "Floor" else set()
+            )
+
+
+def test_nothing_of_distillation_is_in_the_file(square: Exported, tmp_path: Path) -> None:
+    """A student trained with an injector, saved, loaded and exported: node for node what it is without."""
+    student = DistillationStudent(square.model, Injector(32, 8))
+    ema = ModelEma(student, 0.9, 0)
+    save_checkpoint({"ema": ema.state_dict(), "metadata": {"model": "test"}}, tmp_path / "last.pt")
+    model = build.create_model("test", ANIMALS.num_classes)
+    assert load_weights(model, tmp_path / "last.pt").ignored == ("injector.projector.weight", "injector.projector.bias")
+    path = export_onnx(
+        model, tmp_path / "with.onnx", model_name="test", classes=ANIMALS, image_size=(64, 64), facts={"a": "b"}
+    )
+    plain, distilled = onnx.load(square.path).graph, onnx.load(path).graph
+    assert [node.SerializeToString() for node in distilled.node] == [node.SerializeToString() for node in plain.node]
+    assert list(distilled.initializer) == list(plain.initializer)
+    assert (list(distilled.input), list(distilled.output)) == (list(plain.input), list(plain.output))
+
+
+def test_the_model_is_left_as_it_was(
+    square: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_like_a_trained_one().train()
+    model.backbone.eval()
+    model.double()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: onnx.load(square.path))
+    with caplog.at_level(logging.INFO):
+        export_onnx(model, tmp_path / "m.onnx", model_name="test", classes=ANIMALS, image_size=(64, 64))
+    assert "agrees with PyTorch on 10 images" in caplog.text
+    after = model.state_dict()
+    assert all(
+        torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items()
+    )
+    assert [module.training for module in model.modules()] == modes
+    assert model.denoising is not None
+    assert all(parameter.requires_grad for parameter in model.decoder.parameters())
+
+
+def test_a_file_that_disagrees_is_not_handed_out(
+    square: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = model_like_a_trained_one()
+    with torch.no_grad():
+        wrong.decoder.score_heads[1].bias[1] += 0.1
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"an older export")
+    monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: onnx.load(square.path))
+    with pytest.raises(ExportError, match=r"does not agree with PyTorch: at batch 1, \d+ of 252 .*m\.parity\.json"):
+        export_onnx(wrong, path, model_name="test", classes=ANIMALS, image_size=(64, 64))
+    assert path.read_bytes() == b"an older export"
+    assert not json.loads((tmp_path / "m.parity.json").read_text())["agrees"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "m.parity.json"]
+
+
+def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = replace(
+        VARIANTS["test"],
+        head="box",
+        encoder_blocks="csp",
+        activation="relu",
+        num_points=(4, 4, 4),
+        query_position_layers=3,
+    )
+    monkeypatch.setattr("rtdetrv4.build.models.VARIANTS", {"test": variant})
+    model = model_like_a_trained_one()
+    path = tmp_path / "v2.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_onnx(
+            model,
+            path,
+            model_name="test",
+            classes=ANIMALS,
+            image_size=(64, 64),
+            opset=20,
+            dynamic=False,
+            simplify=False,
+            num_top=10,
+        )
+    assert run(path, torch.rand(1, 3, 64, 64))["labels"].shape == (1, 10)
+    assert json.loads((tmp_path / "v2.parity.json").read_text())["batches"] == [1]
+    assert OnnxSession(path).predict(np.zeros((64, 64, 3), dtype=np.uint8), conf=0.0, batch=4)
+
+    # A graph that only pretends to take any batch is found out.
+    graph = onnx.load(path)
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(graph, path)
+    with pytest.raises(ExportError, match="cannot run the exported file at batch 2"):
+        verify_onnx(path, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": (64, 100)}, r"image_size is \(64, 100\), expected .* multiples of 32"),
+        ({"image_size": (0, 64)}, "multiples of 32"),
+        ({"opset": 16}, "opset is 16, expected 18 to 23"),
+        ({"classes": ClassMap(("cat",), (1,))}, "has 3 classes, but 1 are named"),
+    ],
+)
+def test_impossible_requests(square: Exported, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    options = {"model_name": "test", "classes": ANIMALS, "image_size": (64, 64)} | change
+    with pytest.raises(ExportError, match=message):
+        export_onnx(square.model, tmp_path / "m.onnx", **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_released_code_and_the_exported_file_find_the_same(tmp_path: Path) -> None:
+    """RT-DETRv4-S at full size: recorded weights in, recorded detections out."""
+    facts, arrays = golden.load("rtdetrv4_s")
+    model = build.create_model("rtdetrv4-s")
+    state = {name: torch.from_numpy(array) for name, array in golden.weights("rtdetrv4_s").items()}
+    model.load_state_dict(from_released(state), strict=False)
+    path = export_onnx(model, tmp_path / "s.onnx", model_name="rtdetrv4-s", classes=COCO, image_size=(640, 640))
+    report = json.loads((tmp_path / "s.parity.json").read_text())
+    assert report["max_box_px"] < 0.05
+    assert report["max_score"] < 1e-4
+    assert report["num_undecided"] <= 2
+
+    seeds = facts["eval"]["image_seeds"]
+    found = run(path, torch.from_numpy(np.stack([golden.image(seed, 640, 640) for seed in seeds])))
+    for image, (width, height) in enumerate([(640, 480), (1280, 720)]):
+        actual = Listed(
+            found["scores"][image, :, None],
+            np.array(COCO.category_ids)[found["labels"][image]],
+            found["boxes"][image] * np.array([width, height] * 2, dtype=np.float32),
+        )
+        expected = Listed(
+            arrays["post/scores"][image, :, None], arrays["post/labels"][image], arrays["post/boxes"][image]
+        )
+        result = compare(expected, actual)
+        assert result.num_lost == 0
+        assert result.max_box_px < 0.1
