@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
@@ -23,7 +22,7 @@ def postprocess(logits: Tensor, boxes: Tensor, sizes_hw: Tensor, num_top: int = 
     num_classes = logits.shape[-1]
     flat = logits.float().sigmoid().flatten(1)
     scores, index = flat.topk(min(num_top, flat.shape[1]), dim=1)
-    query = torch.div(index, num_classes, rounding_mode="floor")
+    query = index // num_classes  # torch.div would be exported as a division of floats, which float16 engines round
     chosen = xyxy_from_cxcywh(boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
     scale = sizes_hw.flip(-1).repeat(1, 2)[:, None].to(chosen)
-    return PostprocessedBatch(scores, index - query * num_classes, chosen * scale)
+    return PostprocessedBatch(scores, index % num_classes, chosen * scale)

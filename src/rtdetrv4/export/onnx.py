@@ -1,0 +1,174 @@
+"""A detector as an ONNX file that says itself how to use it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdetrv4.errors import ExportError, require
+from rtdetrv4.export.verify import verify_onnx
+from rtdetrv4.models import DetectionModel, fuse, postprocess
+from rtdetrv4.runtime.sessions import METADATA_KEY, ExportMetadata
+from rtdetrv4.types import ClassMap
+
+if TYPE_CHECKING:
+    import onnx
+
+STRIDE = 32
+OPSETS = range(18, 24)
+"""From 17 on a layer norm is one operation. In float16 its decomposition overflows, and detections get lost."""
+
+
+class ExportedDetector(nn.Module):
+    """What goes into the file: a detector and, unless `num_top` is None, its post-processing."""
+
+    def __init__(self, detector: DetectionModel, num_top: int | None) -> None:
+        super().__init__()
+        self.detector = detector
+        self.num_top = num_top
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names for what `forward` returns."""
+        return ("logits", "boxes") if self.num_top is None else ("labels", "boxes", "scores")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images B×3×H×W in [0, 1] → what `ExportMetadata.outputs` says."""
+        output = self.detector(images)
+        if self.num_top is None:
+            return output.logits, output.boxes
+        best = postprocess(output.logits, output.boxes, images.new_ones(1, 2), self.num_top)
+        return best.labels, best.boxes_xyxy_px, best.scores
+
+
+def export_onnx(
+    model: DetectionModel,
+    path: str | Path,
+    *,
+    model_name: str,
+    classes: ClassMap,
+    image_size: tuple[int, int],
+    opset: int = 18,
+    dynamic: bool = True,
+    postprocess: bool = True,
+    num_top: int = 300,
+    simplify: bool = True,
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write an ONNX file, after checking that onnxruntime computes with it what PyTorch computes.
+
+    Args:
+        model: not changed; a fused copy is exported, in float32.
+        path: the file to write. A report of the check goes beside it, see `verify_onnx`.
+        model_name: kept in the file.
+        classes: kept in the file.
+        image_size: height and width of the input, multiples of 32.
+        opset: version of the ONNX operators, 18 to 23.
+        dynamic: any batch size; otherwise 1.
+        postprocess: outputs are `labels` B×N, `boxes` B×N×4 (xyxy in [0, 1]) and `scores` B×N, by descending score;
+            otherwise `logits` B×Q×K and `boxes` B×Q×4 (cxcywh in [0, 1]).
+        num_top: N.
+        simplify: let onnxslim fold constants.
+        facts: more to keep in the file, such as the teacher and its licence.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ExportError: the size or the opset is impossible, or the file does not agree with PyTorch.
+        MissingDependencyError: onnx, onnxscript or onnxslim is not installed.
+    """
+    if not image_size or any(side <= 0 or side % STRIDE for side in image_size):
+        raise ExportError(f"image_size is {image_size}, expected (height, width), both multiples of {STRIDE}.")
+    if opset not in OPSETS:
+        raise ExportError(f"opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}.")
+    num_classes = model.query_selection.score_head.out_features
+    if classes.num_classes != num_classes:
+        raise ExportError(f"The model has {num_classes} classes, but {classes.num_classes} are named.")
+
+    deployed = fuse(model).requires_grad_(False).float().cpu()
+    graph = _trace(ExportedDetector(deployed, num_top if postprocess else None), image_size, opset, dynamic)
+    if simplify:
+        graph = require("onnxslim", "export").slim(graph)
+    metadata = ExportMetadata(
+        model=model_name,
+        names=classes.names,
+        category_ids=classes.category_ids,
+        image_size=image_size,
+        outputs="postprocessed" if postprocess else "raw",
+        version=importlib.metadata.version("rtdetrv4"),
+    )
+    _finish(graph, {METADATA_KEY: metadata.to_json(), **(facts or {})})
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unchecked = path.with_name(f".{path.name}")
+    try:
+        require("onnx", "export").save(graph, unchecked)
+        verify_onnx(unchecked, model, report=path.with_suffix(".parity.json"))
+        unchecked.replace(path)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    return path
+
+
+def _trace(module: ExportedDetector, image_size: tuple[int, int], opset: int, dynamic: bool) -> onnx.ModelProto:
+    """The graph, by torch.export; docs/adr/0007-onnx-exporter.md says why not by TorchScript."""
+    require("onnxscript", "export")
+    # torch.export takes a batch of 1 for a constant, whatever is said to be dynamic.
+    images = torch.zeros(2 if dynamic else 1, 3, *image_size)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            (images,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=list(module.output_names),
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")} if dynamic else {}},
+            verbose=False,
+        )
+    assert program is not None
+    graph: Any = program.model_proto
+    found = next(entry.version for entry in graph.opset_import if not entry.domain)
+    if found != opset:
+        raise ExportError(f"This model cannot be written with opset {opset}; opset {found} can.")
+    return graph
+
+
+def _finish(graph: onnx.ModelProto, entries: Mapping[str, str]) -> None:
+    """Replace what the exporter says about this machine's source files by what users of the file need."""
+    onnx = require("onnx", "export")
+    for item in (*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    del graph.graph.metadata_props[:]
+    del graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, dict(entries))
+    # The least that the operators need: the exporter writes its newest, which older runtimes refuse to read.
+    graph.ir_version = onnx.helper.find_min_ir_version_for(list(graph.opset_import))
+    onnx.checker.check_model(graph)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which reports its own deprecations and every optional pass that it skips."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
