@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
-import huggingface_hub.errors
+import huggingface_hub.utils
 import safetensors
 import torch
 from torch import Tensor
@@ -217,7 +217,7 @@ def _fetch(url: str) -> Path:
         raise WeightsError(f"{url} is incomplete; expected hf://owner/repo/file.")
     try:
         return Path(huggingface_hub.hf_hub_download(f"{owner}/{repo}", file, revision=revision or None))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except (OSError, ValueError, huggingface_hub.utils.HfHubHTTPError) as error:
         raise WeightsError(
             f"{url} cannot be fetched ({_first_line(error)}). Check name and connection; private and gated "
             "repositories need `hf auth login`. A file downloaded by hand works as well."

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from huggingface_hub.utils import GatedRepoError, LocalEntryNotFoundError
 
 from rtdetrv4.build import create_model
 from rtdetrv4.config import VARIANTS
