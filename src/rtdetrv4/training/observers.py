@@ -277,11 +277,13 @@ class TensorBoard:
 
 
 class Curves:
-    """`curves.png`, drawn anew each epoch from the log."""
+    """`curves.png`, drawn anew from the log after an epoch, at most twice a minute, and at the end."""
 
-    def __init__(self, log: Path, picture: Path) -> None:
+    def __init__(self, log: Path, picture: Path, seconds_between: float = 30.0) -> None:
         self.log = log
         self.picture = picture
+        self.seconds_between = seconds_between
+        self._drawn = -math.inf
 
     def run_start(self, info: RunInfo) -> None:
         """Nothing yet."""
@@ -290,11 +292,17 @@ class Curves:
         """Nothing."""
 
     def epoch_end(self, report: EpochReport) -> None:
-        """Draw."""
-        draw_curves(read_log(self.log), self.picture)
+        """Draw, unless that was done just now: small data has epochs that are shorter than drawing takes."""
+        if time.monotonic() - self._drawn >= self.seconds_between:
+            self._draw()
 
     def run_end(self, result: RunResult) -> None:
-        """Nothing."""
+        """Draw."""
+        self._draw()
+
+    def _draw(self) -> None:
+        draw_curves(read_log(self.log), self.picture)
+        self._drawn = time.monotonic()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
