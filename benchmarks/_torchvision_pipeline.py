@@ -1,0 +1,94 @@
+"""The augmentation of RT-DETRv4's training as it is usually written: PIL images through torchvision.transforms.v2.
+
+What is drawn, and with which probability, is what `rtdetrv4.data` draws; the arithmetic is torchvision's. Both end with
+uint8 3×H×W, because the way to float32 belongs to the device.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from rtdetrv4.data.transforms import AugmentStage
+
+
+class Labelled(NamedTuple):
+    """An image on disk and its boxes."""
+
+    path: Path
+    boxes_xyxy_px: Tensor
+    labels: Tensor
+
+
+class TorchvisionPipeline:
+    """Samples of one size.
+
+    Args:
+        images: what to read.
+        image_size: (H, W) of the samples.
+        stage: probabilities, and how far mosaics turn, move and scale.
+    """
+
+    def __init__(self, images: Sequence[Labelled], image_size: tuple[int, int], stage: AugmentStage) -> None:
+        self.images = images
+        self.stage = stage
+        self.fit_tile = v2.Resize(min(image_size) // 2)
+        self.move = v2.RandomAffine(
+            degrees=stage.rotation,
+            translate=(stage.translation, stage.translation),
+            scale=(stage.min_scale, stage.max_scale),
+        )
+        self.recolour = v2.RandomPhotometricDistort(p=stage.photometric)
+        self.crop = v2.Compose(
+            [v2.RandomZoomOut(p=stage.zoom_out), v2.RandomApply([v2.RandomIoUCrop()], p=stage.iou_crop)]
+        )
+        self.finish = v2.Compose(
+            [
+                v2.SanitizeBoundingBoxes(min_size=1),
+                v2.RandomHorizontalFlip(p=stage.flip),
+                v2.Resize(image_size),
+                v2.SanitizeBoundingBoxes(min_size=1),
+                v2.ConvertBoundingBoxFormat("CXCYWH"),
+                v2.PILToTensor(),
+            ]
+        )
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """The image, 3×H×W uint8, and its boxes, cxcywh in [0, 1], with labels."""
+        if random.random() < self.stage.mosaic:
+            image, target = self.recolour(*self._mosaic(index))
+        else:
+            image, target = self.crop(*self.recolour(*self._read(index)))
+        image, target = self.finish(image, target)
+        height, width = image.shape[-2:]
+        target["boxes"] = target["boxes"] / torch.tensor([width, height, width, height])
+        return image, target
+
+    def _read(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
+        path, boxes, labels = self.images[index]
+        image = Image.open(path).convert("RGB")
+        size = (image.height, image.width)
+        return image, {"boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size), "labels": labels}
+
+    def _mosaic(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
+        chosen = [index, *(random.randrange(len(self.images)) for _ in range(3))]
+        parts = [self.fit_tile(*self._read(i)) for i in chosen]
+        width = max(image.width for image, _ in parts)
+        height = max(image.height for image, _ in parts)
+        canvas = Image.new("RGB", (2 * width, 2 * height))
+        boxes = []
+        for (left, top), (image, target) in zip(((0, 0), (width, 0), (0, height), (width, height)), parts, strict=True):
+            canvas.paste(image, (left, top))
+            boxes.append(target["boxes"].as_subclass(Tensor) + torch.tensor([left, top, left, top]))
+        size = (canvas.height, canvas.width)
+        joined = tv_tensors.BoundingBoxes(torch.cat(boxes), format="XYXY", canvas_size=size)
+        labels = torch.cat([target["labels"] for _, target in parts])
+        return self.move(canvas, {"boxes": joined, "labels": labels})

@@ -1,0 +1,87 @@
+"""A training step of an S model, as the training loop takes it but for its bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rtdetrv4.build import create_model
+from rtdetrv4.build.models import find_variant
+from rtdetrv4.build.training import build_criterion, loss_weights
+from rtdetrv4.config import load_recipe
+from rtdetrv4.distillation import DistillationStudent, Modulation, alignment_loss
+from rtdetrv4.losses import weighted_sum
+from rtdetrv4.models import DetectionModel
+from rtdetrv4.training import adamw, parameter_groups
+from rtdetrv4.types import Target
+
+MODEL = "rtdetrv4-s"
+NUM_CLASSES, NUM_QUERIES, NUM_DENOISING = 80, 300, 100
+NUM_BOXES = 7  # COCO's mean
+LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 1e-4, 0.1
+
+
+class TrainingBatch(NamedTuple):
+    """What a step is given."""
+
+    images: Tensor
+    """B×3×H×W in [0, 1]."""
+    targets: tuple[Target, ...]
+
+
+def make_batch(batch: int, size: int, device: torch.device) -> TrainingBatch:
+    """Random images with `NUM_BOXES` random boxes each; no time depends on what they show."""
+    torch.manual_seed(0)
+    images = torch.rand(batch, 3, size, size)
+    targets = []
+    for _ in range(batch):
+        sides = 0.05 + 0.3 * torch.rand(NUM_BOXES, 2)
+        centre = sides / 2 + (1 - sides) * torch.rand(NUM_BOXES, 2)
+        labels = torch.randint(NUM_CLASSES, (NUM_BOXES,))
+        targets.append(Target(labels.to(device), torch.cat((centre, sides), dim=1).to(device)))
+    return TrainingBatch(images.to(device), tuple(targets))
+
+
+def make_detector(device: torch.device) -> DetectionModel:
+    """Ours, with random weights."""
+    torch.manual_seed(0)
+    return create_model(MODEL, NUM_CLASSES, num_queries=NUM_QUERIES, num_denoising=NUM_DENOISING).to(device)
+
+
+def our_step(
+    student: DistillationStudent,
+    batch: TrainingBatch,
+    teacher_map: Tensor | None = None,
+    modulation: Modulation | None = None,
+) -> Callable[[], float]:
+    """Forward, losses, backward, clipping, AdamW; with a `teacher_map` also DSI and GAM."""
+    recipe = load_recipe(MODEL)
+    criterion, weights = build_criterion(recipe.loss, find_variant(MODEL)), loss_weights(recipe.loss)
+    optimizer = adamw(parameter_groups(student, lr=LEARNING_RATE, backbone_lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY))
+    parameters = list(student.parameters())
+    student.train()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        output, projected = student(batch.images, batch.targets)
+        terms = criterion(output, batch.targets)
+        if projected is not None and teacher_map is not None and modulation is not None:
+            terms["distill"] = alignment_loss(projected, teacher_map)
+            weights["distill"] = modulation.weight
+        loss = weighted_sum(terms, weights)
+        loss.backward()
+        if modulation is not None:
+            modulation.observe(student)
+        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        optimizer.step()
+        return loss.item()  # waits for the device
+
+    return step
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,171 @@
+"""A training step of an S model against transformers' D-FINE of the same size.
+
+    python benchmarks/training_step.py
+
+Ours is RT-DETRv4-S without a teacher. transformers' D-FINE-S has the same layers, with ReLU where ours has SiLU, and
+its own HGNetV2-B0; batch norms are trained on both sides, and both must have the same number of parameters. A step is
+forward, losses, backward, clipping and AdamW, with the same images, boxes, number of queries and of denoising queries.
+transformers supervises fewer heads, see loss.py.
+
+Peak memory is the largest resident size of a process that does nothing but two steps, with the libraries of both sides
+imported on both sides; on a GPU, what torch has allocated at most. It counts the larger of two runs.
+
+Beside the times: floating point operations of convolutions and matrix products per step (attention and sampling are
+not counted), and the FLOP/s that this makes, against those of a plain matrix product in the same run.
+
+Expected: 6 to 8 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from _measure import Results, arguments, in_turn, operator_shares, peak_memory, resident_mib
+from _training import (
+    CLIP_NORM,
+    LEARNING_RATE,
+    NUM_CLASSES,
+    NUM_DENOISING,
+    NUM_QUERIES,
+    WEIGHT_DECAY,
+    TrainingBatch,
+    count_parameters,
+    make_batch,
+    make_detector,
+    our_step,
+)
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config
+
+from rtdetrv4.distillation import DistillationStudent
+
+TIME_TARGET, MEMORY_TARGET = 0.7, 0.9
+MEMORY_RUNS = 2
+MATRIX_SIDE = 2048
+
+
+def make_theirs(device: torch.device) -> DFineForObjectDetection:
+    """D-FINE-S as published, from transformers' own code, with random weights."""
+    backbone = HGNetV2Config(
+        hidden_sizes=[64, 256, 512, 1024],  # D-FINE reads the channels of the pyramid here
+        stem_channels=[3, 16, 16],
+        stage_in_channels=[16, 64, 256, 512],
+        stage_mid_channels=[16, 32, 64, 128],
+        stage_out_channels=[64, 256, 512, 1024],
+        stage_num_blocks=[1, 1, 2, 1],
+        stage_numb_of_layers=[3, 3, 3, 3],
+        use_learnable_affine_block=True,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = DFineConfig(
+        backbone_config=backbone,
+        freeze_backbone_batch_norms=False,
+        encoder_in_channels=[256, 512, 1024],
+        depth_mult=0.34,
+        hidden_expansion=0.5,
+        decoder_layers=3,
+        decoder_n_points=[3, 6, 3],
+        num_labels=NUM_CLASSES,
+        num_queries=NUM_QUERIES,
+        num_denoising=NUM_DENOISING,
+    )
+    torch.manual_seed(0)
+    return DFineForObjectDetection(config).to(device)
+
+
+def their_step(model: DFineForObjectDetection, batch: TrainingBatch) -> Callable[[], float]:
+    """The same step as `our_step`."""
+    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    model.train()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model(pixel_values=batch.images, labels=labels).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def make_step(side: str, batch: TrainingBatch) -> tuple[nn.Module, Callable[[], float]]:
+    """The model of a side, and its step."""
+    if side == "ours":
+        student = DistillationStudent(make_detector(batch.images.device))
+        return student, our_step(student, batch)
+    model = make_theirs(batch.images.device)
+    return model, their_step(model, batch)
+
+
+def report_memory(side: str, args: argparse.Namespace) -> None:
+    """Two steps, because the optimizer's state comes with the first; for `peak_memory`."""
+    is_cuda = args.device.type == "cuda"
+    _, step = make_step(side, make_batch(args.batch, args.size, args.device))
+    before = torch.cuda.memory_allocated() / 2**20 if is_cuda else resident_mib()
+    for _ in range(2):
+        step()
+    peak = torch.cuda.max_memory_allocated() / 2**20 if is_cuda else resident_mib()
+    print(json.dumps({"before_mib": round(before), "peak_mib": round(peak)}))
+
+
+def measure_memory(side: str, batch: int, size: int, device: torch.device, runs: int) -> dict[str, float]:
+    """The larger of `runs` processes."""
+    words = ["--memory-of", side, "--batch", str(batch), "--size", str(size), "--device", str(device)]
+    return max((peak_memory([str(Path(__file__)), *words]) for _ in range(runs)), key=lambda run: run["peak_mib"])
+
+
+def main() -> None:
+    """Compare time and memory at two batch sizes."""
+    parser = arguments(__doc__, repeats=5)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--batch", type=int, help="only this batch size")
+    parser.add_argument("--memory-of", choices=["ours", "transformers"], help="print the memory of one side, and end")
+    args = parser.parse_args()
+    if args.memory_of:
+        report_memory(args.memory_of, args)
+        return
+    size, repeats, memory_runs = (128, 1, 1) if args.quick else (args.size, args.repeats, MEMORY_RUNS)
+    batches = [args.batch] if args.batch else [2] if args.quick else [4, 8]
+
+    results = Results("training_step", args)
+    matrix = torch.rand(MATRIX_SIDE, MATRIX_SIDE, device=args.device)
+    for batch in batches:
+        made = make_batch(batch, size, args.device)
+        steps, counts = {}, {}
+        for side in ("ours", "transformers"):
+            model, steps[side] = make_step(side, made)
+            counts[side] = count_parameters(model)
+        assert counts["ours"] == counts["transformers"], f"not the same network: {counts}"
+        results.note(parameters=counts)
+        seconds = in_turn({**steps, "matrix product": lambda: (matrix @ matrix).sum().item()}, repeats)
+        own, other = seconds["ours"], seconds["transformers"]
+        name = f"training step, batch {batch}"
+        results.add(f"{name}, time", own.median / other.median, TIME_TARGET, ours_s=own, transformers_s=other)
+
+        product = 2 * MATRIX_SIDE**3 / seconds["matrix product"].median / 1e9
+        for side, step in steps.items():
+            with FlopCounterMode(display=False) as counter:
+                step()
+            gflop = counter.get_total_flops() / 1e9
+            speed = gflop / seconds[side].median
+            facts = {"gflop": round(gflop, 1), "gflop_per_s": round(speed, 1), "matrix_gflop_per_s": round(product, 1)}
+            facts |= {"of_matrix_product": round(speed / product, 3), "profile": operator_shares(step)}
+            results.note(**{f"{name}, {side}": facts})
+
+        own_memory, other_memory = (measure_memory(side, batch, size, args.device, memory_runs) for side in steps)
+        ratio = own_memory["peak_mib"] / other_memory["peak_mib"]
+        results.add(f"{name}, peak memory", ratio, MEMORY_TARGET, ours=own_memory, transformers=other_memory)
+    results.save()
+
+
+if __name__ == "__main__":
+    main()
