@@ -19,8 +19,10 @@ check: $(VENV)/.installed-dev  ## style, types, layers
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev  ## every script in benchmarks/
-	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+# Show that they run, without measuring: make bench BENCH=--quick
+bench: $(VENV)/.installed-dev  ## every benchmark, then docs/benchmarks.md; wants a quiet machine for a quarter of an hour
+	@for script in $(filter-out benchmarks/_% benchmarks/report.py,$(wildcard benchmarks/*.py)) benchmarks/report.py; do \
+		echo "== $$script"; $(BIN)/python "$$script" $(BENCH) || exit 1; done
 
 docs: $(VENV)/.installed-docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict

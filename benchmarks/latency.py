@@ -91,9 +91,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=640)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, and writes nothing")
     args = parser.parse_args()
+    if args.quick:
+        args.models, args.size, args.repeats = ["test"], 64, 1
 
     hardware = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else platform.processor()
     setting = {
@@ -112,6 +115,8 @@ def main() -> None:
     for name in args.models:
         rows.append(measure(name, args.device, getattr(torch, args.dtype), args.batch, args.size, args.repeats))
         print(json.dumps(rows[-1]))
+    if args.quick:
+        return
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "latency.json").write_text(json.dumps({"setting": setting, "models": rows}, indent=2) + "\n")
     draw(rows, f"{setting['device']}, {args.dtype}, batch {args.batch}", args.out / "latency.png")

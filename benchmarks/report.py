@@ -1,0 +1,132 @@
+"""Draw what is in benchmarks/results/, and write it into docs/benchmarks.md.
+
+    python benchmarks/report.py
+
+`make bench` runs it last. Of results that miss their target, the page also shows the profiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from _measure import BENCHMARKS, RESULTS
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DOCS = BENCHMARKS.parent / "docs"
+BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
+COLOURS = {True: "#2a7f62", False: "#b5382a"}
+PICTURE = "benchmarks.png"
+
+
+def draw(summary: list[dict[str, Any]], path: Path) -> None:
+    """One row per result: a dot for the ratio, a bar for the target it must not pass."""
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(summary)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, entry in enumerate(summary):
+        colour = COLOURS[entry["met"]]
+        axes.plot([entry["ratio"], entry["target"]], [row, row], color=colour, linewidth=1, alpha=0.5)
+        axes.plot(entry["ratio"], row, "o", color=colour)
+        axes.plot(entry["target"], row, "|", color="black", markersize=13, markeredgewidth=2)
+        axes.annotate(
+            f"{entry['ratio']:.3g}  (≤ {entry['target']:g})",
+            (1.01, row),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            color=colour,
+        )
+    axes.set_yticks(range(len(summary)), [entry["name"] for entry in summary])
+    axes.set_ylim(len(summary) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(axis="x", which="both", alpha=0.2)
+    axes.set_xlabel("ours / reference, smaller is better; bar: target (green: met, red: missed)")
+    figure.savefig(path, dpi=150)
+
+
+def page_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any]]) -> str:
+    """Markdown: the picture, the machine, the table, and profiles of what missed its target."""
+    lines = [f"![Ratios and targets]({PICTURE})", ""]
+    lines += [f"- {scripts}: {machine}" for machine, scripts in _machines(details).items()]
+    lines += ["", "| what | ratio | target | | measured | commit, date |", "|---|---|---|---|---|---|"]
+    for entry in summary:
+        measured = details.get(_script(entry), {}).get("measured", {}).get(entry["name"], {})
+        cells = (
+            entry["name"],
+            f"{entry['ratio']:.3g}",
+            f"≤ {entry['target']:g}",
+            "met" if entry["met"] else "**missed**",
+            "; ".join(f"{_label(name)} {_value(value)}" for name, value in measured.items()),
+            f"{entry['commit']}, {entry['date']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    missed = sorted({_script(entry) for entry in summary if not entry["met"]} & set(details))
+    if missed:
+        lines += ["", "### What bounds what is missed", "", "Shares of the time in torch operators or in functions."]
+    for script in missed:
+        lines += ["", f"`benchmarks/{script}.py`", ""]
+        lines += [f"- {name}: {_value(value)}" for name, value in details[script]["notes"].items()]
+    return "\n".join(lines)
+
+
+def _script(entry: dict[str, Any]) -> str:
+    return Path(entry["command"].split()[1]).stem
+
+
+def _machines(details: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Machine → the scripts that ran on it."""
+    machines: dict[str, list[str]] = {}
+    for script, content in details.items():
+        env = content["environment"]
+        threads = f", {env['threads']} threads" if "threads" in env else ""
+        gpu = f", {env['gpu']}" if "gpu" in env else ""
+        versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items())
+        text = f"{env['cpu']}, {env['cores']} cores{threads}{gpu}, Python {env['python']}, {versions}"
+        machines.setdefault(text, []).append(script)
+    return {machine: ", ".join(f"`{script}.py`" for script in scripts) for machine, scripts in machines.items()}
+
+
+def _label(name: str) -> str:
+    return name.replace("_per_s", "_per_second").removesuffix("_s").replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    """Timings as "median (least to most) s", shares in percent, anything else as it is."""
+    if isinstance(value, dict) and {"median", "least", "most"} <= value.keys():
+        return f"{value['median']:.3g} s ({value['least']:.3g} to {value['most']:.3g})"
+    if isinstance(value, dict) and all(isinstance(v, float) and v <= 1 for v in value.values()):
+        return ", ".join(f"`{key}` {v:.0%}" for key, v in value.items())
+    if isinstance(value, dict):
+        return ", ".join(f"{_label(key)} {_value(v)}" for key, v in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Read, draw and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="nothing: quick runs leave nothing to report")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    args = parser.parse_args()
+    if args.quick:
+        return
+    summary = json.loads((args.results / "summary.json").read_text(encoding="utf-8"))
+    details = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(args.results.glob("*.json"))
+        if path.stem != "summary"
+    }
+    draw(summary, args.docs / PICTURE)
+    page = args.docs / "benchmarks.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{page_part(summary, details)}\n\n{END}{after}", encoding="utf-8")
+    print(f"{page} and {PICTURE} show {len(summary)} results, {sum(entry['met'] for entry in summary)} of them met")
+
+
+if __name__ == "__main__":
+    main()
