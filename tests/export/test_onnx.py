@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import golden
-from rtdetrv4 import build
+from rtdetrv4 import Detector, build
 from rtdetrv4.config import VARIANTS
 from rtdetrv4.distillation import DistillationStudent, Injector
 from rtdetrv4.errors import ExportError
@@ -25,7 +25,7 @@ from rtdetrv4.export import export_onnx, verify_onnx
 from rtdetrv4.export.verify import Listed, compare
 from rtdetrv4.models import DeformableAttention, fuse, postprocess
 from rtdetrv4.runtime import OnnxSession
-from rtdetrv4.training.checkpoint import save_checkpoint
+from rtdetrv4.training.checkpoint import save_checkpoint, save_weights
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import COCO, from_released, load_weights
@@ -100,6 +100,35 @@ def test_the_runtime_predicts_with_it(square: Exported, rectangle: Exported) -> 
         assert [len(one) for one in found] == [len(found[0])] * 3
         assert found[0].names == ANIMALS.names
         assert len(found[0]) > 100
+
+
+def test_detector_and_exported_file_predict_alike(
+    square: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {
+        "model": "test",
+        "names": ANIMALS.names,
+        "category_ids": ANIMALS.category_ids,
+        "image_size": (64, 64),
+        "num_queries": 300,
+        "trained": True,
+        "teacher": {"name": "a teacher", "licence": "apache-2.0"},
+    }
+    save_weights(square.model, tmp_path / "weights.safetensors", facts)
+    monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: onnx.load(square.path))
+    detector = Detector(weights=tmp_path / "weights.safetensors", device="cpu")
+    path = detector.export()
+    assert path == tmp_path / "weights.onnx"
+    entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert (entries["teacher"], entries["teacher_licence"]) == ("a teacher", "apache-2.0")
+
+    image = (255 * golden.image(3, 90, 150)).astype(np.uint8).transpose(1, 2, 0)
+    ours, theirs = detector.predict(image, conf=0.3)[0], OnnxSession(path).predict(image, conf=0.3)[0]
+    assert len(ours) > 5
+    assert theirs.names == ours.names
+    np.testing.assert_array_equal(theirs.class_id, ours.class_id)
+    np.testing.assert_allclose(theirs.confidence, ours.confidence, atol=1e-4)
+    np.testing.assert_allclose(theirs.xyxy, ours.xyxy, atol=0.1)
 
 
 def test_graph(square: Exported) -> None:

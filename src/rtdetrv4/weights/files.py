@@ -103,7 +103,9 @@ def read_checkpoint(weights: str | Path) -> Checkpoint:
     num_classes = len(tensors["query_selection.score_head.bias"])
     classes = COCO if released and num_classes == COCO.num_classes else None
     if "names" in facts:
-        classes = ClassMap(tuple(facts["names"]), tuple(facts["category_ids"]))
+        classes = ClassMap(tuple(facts["names"]), tuple(facts.get("category_ids", range(len(facts["names"])))))
+        if not classes.num_classes == len(classes.category_ids) == num_classes:
+            raise WeightsError(f"{path} is damaged: it names {classes.num_classes} classes and predicts {num_classes}.")
     models = (str(facts["model"]),) if "model" in facts else fitting_models(shapes(tensors))
     image_size = tuple(facts["image_size"]) if "image_size" in facts else None
     trained = bool(facts.get("trained", True))

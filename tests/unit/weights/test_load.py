@@ -249,6 +249,11 @@ def test_incomplete_weights(tmp_path: Path) -> None:
         load_weights(model_of(80), tmp_path / "w.pth")
 
 
+def test_names_and_rows_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="damaged: it names 3 classes and predicts 2"):
+        load_weights(model_of(2), write(model_of(2), tmp_path / "w.safetensors", ANIMALS))
+
+
 def test_damage_anywhere_is_an_error_of_ours(animals: tuple[DetectionModel, Path], tmp_path: Path) -> None:
     """Truncated files never load halfway, and never raise anything but WeightsError."""
     torch.save({"model": to_released(animals[0])}, tmp_path / "w.pth")
