@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import typer.core
@@ -150,7 +150,7 @@ def train(
 def val(
     data: _Data,
     model: _Trained,
-    split: Annotated[str, typer.Option(help="Part of the data set: train, val or test.")] = "val",
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Part of the data set.")] = "val",
     batch: Annotated[int | None, typer.Option(help="Images per batch.", show_default=False)] = None,
     imgsz: _ImageSize = None,
     device: _Device = None,

@@ -32,7 +32,7 @@ def run_demo(out: Path) -> None:
     data = out / "shapes"
     if not (data / "valid" / "_annotations.coco.json").is_file():
         print(f"1/4  Drawing a data set of textured shapes into {data}")
-        write_shapes(data)
+        write_shapes(data, num_train=400, num_val=80, image_size=192, num_classes=3)
     teacher = demo_teacher()
     print(f"2/4  Training with the teacher {teacher.name} ({teacher.licence})")
     detector = Detector("demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from rtdetrv4.data.formats import ROBOFLOW_FILE
 
 CLASSES = ("disc", "square", "triangle", "star", "cross")
-MAX_OBJECTS = 6
-SIDE_RANGE = (0.1, 0.42)
+MAX_OBJECTS = 5
+SIDE_RANGE = (0.18, 0.48)
 """Of an object's diameter, as a part of the image."""
 MAX_COVERED = 0.35
 """Part of an object that later ones may hide."""
@@ -25,9 +26,14 @@ JPEG_QUALITY = 92
 
 
 def write_shapes(
-    folder: str | Path, num_train: int = 300, num_val: int = 60, image_size: int = 320, seed: int = 0
+    folder: str | Path,
+    num_train: int = 300,
+    num_val: int = 60,
+    image_size: int = 320,
+    num_classes: int = len(CLASSES),
+    seed: int = 0,
 ) -> Path:
-    """Write a detection data set of five classes in the Roboflow layout (`train/` and `valid/`).
+    """Write a detection data set of up to five classes in the Roboflow layout (`train/` and `valid/`).
 
     Shapes vary in size, turn, colour, texture and contrast, hide each other in part and are cut off by the border. The
     background has gradients, soft blobs, lines and rings that are no class. A few images show no shape.
@@ -37,6 +43,7 @@ def write_shapes(
         num_train: images to train on.
         num_val: images to validate with.
         image_size: side in pixels.
+        num_classes: the first so many of `CLASSES`.
         seed: the same seed writes the same images.
 
     Returns:
@@ -47,7 +54,8 @@ def write_shapes(
         (folder / split).mkdir(parents=True, exist_ok=True)
         images, annotations = [], []
         for index in range(count):
-            picture, boxes_xyxy_px, labels = _draw_scene(np.random.default_rng((seed, stream, index)), image_size)
+            rng = np.random.default_rng((seed, stream, index))
+            picture, boxes_xyxy_px, labels = _draw_scene(rng, image_size, CLASSES[:num_classes])
             name = f"shapes_{index:05d}.jpg"
             jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
             (folder / split / name).write_bytes(jpeg.tobytes())
@@ -64,13 +72,17 @@ def write_shapes(
                         "iscrowd": 0,
                     }
                 )
-        categories = [{"id": i + 1, "name": name, "supercategory": "shapes"} for i, name in enumerate(CLASSES)]
+        categories = [
+            {"id": i + 1, "name": name, "supercategory": "shapes"} for i, name in enumerate(CLASSES[:num_classes])
+        ]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / split / ROBOFLOW_FILE).write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
-def _draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
+def _draw_scene(
+    rng: Generator, size: int, classes: Sequence[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
     """H×W×3 pixels, boxes (n, 4) as xyxy in pixels, and n labels."""
     canvas = _background(rng, size)
     owner = np.full((size, size), -1)
@@ -78,8 +90,8 @@ def _draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[n
     labels: list[int] = []
     areas: list[int] = []
     for _ in range(0 if rng.random() < EMPTY_SHARE else rng.integers(1, MAX_OBJECTS + 1)):
-        label = int(rng.integers(len(CLASSES)))
-        alpha = _shape_mask(rng, CLASSES[label], size)
+        label = int(rng.integers(len(classes)))
+        alpha = _shape_mask(rng, classes[label], size)
         mask = alpha > 0.5
         attempt = np.where(mask, len(areas), owner)
         visible = np.bincount(attempt[attempt >= 0], minlength=len(areas))[: len(areas)]

@@ -22,8 +22,8 @@ from rtdetrv4.data.transforms import (
     map_boxes,
     photometric,
     place,
-    resize,
 )
+from rtdetrv4.runtime.preprocess import resize
 
 
 def test_zoom_out_windows_contain_the_image() -> None:
