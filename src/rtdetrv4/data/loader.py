@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import cv2
@@ -104,7 +105,7 @@ def build_loader(
     Args:
         dataset: what to load.
         batch_size: per rank.
-        workers: processes; 0 loads in this one.
+        workers: processes, no more than there are processors; 0 loads in this one. Samples do not depend on it.
         shuffle: for training.
         seed: of the order.
         rank: of this process.
@@ -118,7 +119,7 @@ def build_loader(
         batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last and len(sampler) >= batch_size,
-        num_workers=workers,
+        num_workers=min(workers, _num_processors()),
         collate_fn=pack,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_init_worker,
@@ -126,6 +127,11 @@ def build_loader(
         # Each pass draws a seed; taken from torch's own generator it would be missing where an epoch is resumed.
         generator=torch.Generator(),
     )
+
+
+def _num_processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _init_worker(worker: int) -> None:

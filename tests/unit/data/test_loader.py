@@ -132,3 +132,9 @@ def test_unreadable_images_are_counted_across_workers(source: Source) -> None:
     dataset = DetectionDataset(source, (32, 32))
     list(build_loader(dataset, 4, 2, shuffle=False))
     assert dataset.num_unreadable == 1
+
+
+def test_no_more_workers_than_processors(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtdetrv4.data.loader._num_processors", lambda: 3)
+    dataset = DetectionDataset(source, (32, 64))
+    assert [build_loader(dataset, 4, workers, shuffle=False).num_workers for workers in (0, 2, 50)] == [0, 2, 3]
