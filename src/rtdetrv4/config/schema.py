@@ -102,9 +102,6 @@ class ModelConfig(_Section):
         default=True,
         description="Start from ImageNet weights (downloaded by timm), from a file, or from scratch (false).",
     )
-    activation_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, more time."
-    )
 
 
 class DataConfig(_Section):
