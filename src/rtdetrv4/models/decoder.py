@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetrv4.models.attention import DeformableAttention, SelfAttention
-from rtdetrv4.models.layers import MLP, Activation, activation
+from rtdetrv4.models.layers import MLP, Activation, activation, match_gradient_layout
 from rtdetrv4.models.query_selection import box_head, score_head
 from rtdetrv4.ops.boxes import full_precision, inverse_sigmoid
 from rtdetrv4.ops.distribution import decode_boxes, expected_offset, weighting
@@ -147,6 +147,7 @@ class DistributionDecoder(nn.Module):
             All layers in train mode; in eval mode only layer `eval_index`, with L = 1 and no `pre_…`.
         """
         x = content
+        pyramid = [match_gradient_layout(level).contiguous() for level in pyramid]
         reference = reference_logits.sigmoid()
         initial, pre_logits, pre_boxes = reference, None, None
         previous, corners = torch.zeros_like(x), None

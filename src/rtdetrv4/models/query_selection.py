@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rtdetrv4.models.layers import MLP, Activation
 from rtdetrv4.ops.boxes import full_precision
@@ -68,18 +69,43 @@ class QuerySelection(nn.Module):
         shapes = [(level.shape[-2], level.shape[-1]) for level in pyramid]
         anchors = anchor_logits(shapes, device=memory.device)
         valid = anchors.isfinite().all(dim=-1, keepdim=True)
-        cells = self.norm(self.projection(memory * valid.to(memory.dtype)))
-        scores = self.score_head(cells)
-        num_queries = min(self.num_queries, cells.shape[1])
-        index = scores.amax(dim=-1).topk(num_queries, dim=1).indices[..., None]  # B×Q×1
-        content = cells.gather(1, index.expand(-1, -1, cells.shape[-1]))
+        valid = valid.to(memory.dtype)
+        num_queries = min(self.num_queries, memory.shape[1])
+        if self.training:
+            # Only what is selected has a gradient, so every cell is scored without a graph, and the selected ones, a
+            # few of a hundred, once more with it. Parameters are detached, because under autocast, which keeps what it
+            # has cast, `no_grad` would leave their casts without a graph for the second pass.
+            index = _top_cells(self._detached_scores(memory.detach() * valid), num_queries)
+            content = self.norm(self.projection(_gather(memory, index) * valid[index.squeeze(-1)]))
+            logits = self.score_head(content)
+        else:
+            cells = self.norm(self.projection(memory * valid))
+            scores = self.score_head(cells)
+            index = _top_cells(scores, num_queries)
+            content, logits = _gather(cells, index), _gather(scores, index)
         reference = full_precision(self.box_head(content)) + anchors[index.squeeze(-1)]
         return SelectedQueries(
             content=content.detach(),
             reference_logits=reference.detach(),
-            logits=scores.gather(1, index.expand(-1, -1, scores.shape[-1])),
+            logits=logits,
             boxes=reference.sigmoid(),
         )
+
+    def _detached_scores(self, x: Tensor) -> Tensor:
+        """B×S×C → B×S×K."""
+        for module in (self.projection, self.norm, self.score_head):
+            x = functional_call(module, {name: tensor.detach() for name, tensor in module.named_parameters()}, x)
+        return x
+
+
+def _top_cells(scores: Tensor, count: int) -> Tensor:
+    """Class logits B×S×K → the B×count×1 indices of the best cells, best first."""
+    return scores.amax(dim=-1).topk(count, dim=1).indices[..., None]
+
+
+def _gather(cells: Tensor, index: Tensor) -> Tensor:
+    """B×S×C and B×Q×1 → B×Q×C."""
+    return cells.gather(1, index.expand(-1, -1, cells.shape[-1]))
 
 
 def score_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:

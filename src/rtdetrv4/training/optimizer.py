@@ -74,6 +74,6 @@ def parameter_groups(
 
 
 def adamw(groups: Sequence[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
-    """AdamW; one fused kernel per group where every parameter is on a GPU."""
-    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    """AdamW; one fused kernel per group where every parameter is on a CPU or a GPU."""
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, betas=betas, fused=fused or None)

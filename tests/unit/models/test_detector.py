@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from rtdetrv4.build import create_model
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.models import DetectionModel, fuse
 from rtdetrv4.models.hybrid_encoder import sine_cosine_positions
-from rtdetrv4.models.query_selection import anchor_logits
+from rtdetrv4.models.query_selection import QuerySelection, anchor_logits
 from rtdetrv4.types import Target
 
 
@@ -53,6 +54,31 @@ def test_weights_fit_any_size_and_number_of_queries() -> None:
     other.load_state_dict(state)
     assert other.eval()(torch.rand(1, 3, 96, 64)).logits.shape[1] == 40
     assert not [name for name in state if "anchor" in name or "valid" in name]
+
+
+def test_queries_are_the_same_whether_all_cells_have_a_graph_or_only_the_selected_ones() -> None:
+    torch.manual_seed(0)
+    selection = QuerySelection(8, 3, 5, "silu")
+    nn.init.normal_(selection.box_head.layers[-1].weight)
+    pyramid = [torch.randn(2, 8, 8, 8, requires_grad=True), torch.randn(2, 8, 4, 4, requires_grad=True)]
+    results = []
+    for training in (True, False):
+        selection.train(training)
+        selected = selection(pyramid)
+        loss = (selected.logits**2).sum() + selected.boxes.sum()
+        leaves = [*pyramid, *selection.parameters()]
+        results.append((*selected, *torch.autograd.grad(loss, leaves)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_selection_learns_under_autocast() -> None:
+    selection = QuerySelection(8, 3, 5, "silu").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        selected = selection([torch.randn(2, 8, 8, 8)])
+    selected.logits.float().square().sum().backward()
+    assert selection.projection.weight.grad is not None
+    assert selection.score_head.weight.grad.abs().sum() > 0
 
 
 def test_denoising_does_not_change_the_selected_queries() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.training import make_accelerator
-from rtdetrv4.training.accelerator import synchronise_norms
+from rtdetrv4.training.accelerator import keep_freed_memory, synchronise_norms
 
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
 
@@ -55,8 +58,14 @@ def test_norms_of_several_gpus_become_one_but_frozen_ones_stay():
     class TwoGpus:
         num_processes, device = 2, torch.device("cuda")
 
-    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(2)), Frozen(2), nn.LayerNorm(2))
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(2)), Frozen(2), nn.LayerNorm(2), BatchNormAct2d(2))
     weight = model[0][0].weight
     synchronise_norms(model, TwoGpus())
     assert [type(module) for module in (model[0][0], model[1], model[2])] == [nn.SyncBatchNorm, Frozen, nn.LayerNorm]
     assert model[0][0].weight is weight  # the optimizer's
+    assert isinstance(model[3], nn.SyncBatchNorm)
+    assert isinstance(model[3].act, nn.ReLU)  # timm's norms may have an activation inside
+
+
+def test_freed_memory_is_kept_where_the_c_library_lets_it() -> None:
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
