@@ -65,7 +65,7 @@ def assert_same_results(out: Path, uninterrupted: Path):
         assert_same(load_checkpoint(out / name), load_checkpoint(uninterrupted / name), name)
     weights = [safetensors.torch.load_file(folder / "weights.safetensors") for folder in (out, uninterrupted)]
     assert_same(*weights)
-    clocks = ("seconds", "images_per_second")
+    clocks = ("seconds", "images_per_second", "shares")
     logs = [
         [{k: v for k, v in record.items() if k not in clocks} for record in read_log(folder / "log.jsonl")]
         for folder in (out, uninterrupted)

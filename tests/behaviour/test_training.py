@@ -17,8 +17,9 @@ from rtdetrv4.data.transforms import AugmentStage
 from rtdetrv4.errors import NonFiniteError
 from rtdetrv4.evaluation import CocoEvaluator
 from rtdetrv4.losses import Criterion, HungarianMatcher
-from rtdetrv4.training import default_observers, validate
+from rtdetrv4.training import Profiler, default_observers, validate
 from rtdetrv4.training.checkpoint import load_checkpoint
+from rtdetrv4.training.clock import PHASES
 from small_training import (
     CLASSES,
     SIZE,
@@ -199,6 +200,49 @@ def test_without_weight_the_teacher_rests(source, tmp_path):
     trainer.teacher.network = None  # would fail if it were called
     trainer.run()
     assert trainer.student.injector.projector.weight.grad is not None
+
+
+def test_the_teacher_may_take_part_in_every_second_step_only(source, tmp_path):
+    recorder, calls = Recorder(), []
+    trainer = make_trainer(source, tmp_path, plan=one_epoch(), rule="fixed", teach_every=2, observers=[recorder])
+    trainer.teacher.register_forward_hook(lambda *_: calls.append(None))
+    trainer.run()
+    assert ["distill" in report.losses for report in recorder.steps] == [True, False]
+    assert len(calls) == 1
+    assert recorder.epochs[0].losses["distill"] == recorder.steps[0].losses["distill"]  # the mean of those that had it
+
+
+def test_a_probe_sets_the_band_of_the_epochs_after_it(source, tmp_path):
+    recorder = Recorder()
+    trainer = make_trainer(source, tmp_path, observers=[recorder])
+    trainer.modulation._probe_left = 1
+    trainer.run()
+    first, second, *_ = (epoch.modulation for epoch in recorder.epochs)
+    assert (first.reason, first.weight, first.band) == ("probe", 5.0, None)
+    assert second.band == (pytest.approx(0.9 * first.share), pytest.approx(1.1 * first.share))
+
+
+# ---- where the time goes --------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_an_epoch_is_divided_among_its_phases(source, tmp_path):
+    recorder = Recorder()
+    make_trainer(source, tmp_path, plan=one_epoch(), observers=[recorder]).run()
+    shares = recorder.epochs[0].shares
+    assert tuple(shares) == PHASES
+    assert all(share > 0 for share in shares.values())
+    assert 0.5 < sum(shares.values()) <= 1
+
+
+def test_a_profile_names_the_phases_and_the_operators(source, tmp_path):
+    plan = make_plan(epochs=5)  # ten steps: three pass, one warms up, five are recorded
+    make_trainer(source, tmp_path, plan=plan, observers=[Profiler(tmp_path / "profile")]).run()
+    table = (tmp_path / "profile" / "table.txt").read_text()
+    assert "aten::convolution_backward" in table
+    for phase in PHASES:
+        assert phase in table
+    events = json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
+    assert {event.get("name") for event in events} >= set(PHASES)
 
 
 def test_without_a_teacher_there_is_no_distillation(source, tmp_path):

@@ -16,12 +16,14 @@ from rtdetrv4.distillation.student import DistillationStudent
 from rtdetrv4.ops.collectives import mean_over_ranks
 
 Rule = Literal["released", "paper", "fixed"]
-Reason = Literal["below", "above", "inside", "reset", "refinement", "fixed"]
+Reason = Literal["below", "above", "inside", "reset", "refinement", "fixed", "probe"]
 
 SMALLEST_SHARE = 1e-6
 """Percent; below it the share counts as unmeasured and λ returns to its default."""
 FACTOR_RANGE = (0.1, 10.0)
 """λ changes by no more than this in an epoch."""
+PROBED_DELTA = 0.1
+"""δ / ρ after a probe; the authors advise 5 to 15 % (issue 17 of the released code)."""
 
 
 class ModulationReport(NamedTuple):
@@ -32,6 +34,8 @@ class ModulationReport(NamedTuple):
     share: float
     """r̄: AIFI's mean share of the L1 gradient in the epoch, in percent."""
     reason: Reason
+    band: tuple[float, float] | None = None
+    """Where the share was wanted, in percent; None if nowhere (a fixed λ, or a probe)."""
 
 
 def next_weight(
@@ -88,16 +92,28 @@ class Modulation:
         delta: half width of the target band, percent.
         default_weight: λ where the share is not measurable, and from the refinement stage on.
         rule: "released", "paper", or "fixed" (λ never changes; the share is still measured).
+        probe_epochs: λ stays at `weight` for so many epochs; then ρ becomes the mean share of these, and δ a tenth of
+            it. The published bands hold for the published data, batch and resolution; this finds one for any other.
+            0 takes `rho` and `delta` as given.
     """
 
     def __init__(
-        self, weight: float, *, rho: float = 0.0, delta: float = 0.0, default_weight: float = 0.0, rule: Rule = "fixed"
+        self,
+        weight: float,
+        *,
+        rho: float = 0.0,
+        delta: float = 0.0,
+        default_weight: float = 0.0,
+        rule: Rule = "fixed",
+        probe_epochs: int = 0,
     ) -> None:
         self.weight = weight
         self.rho = rho
         self.delta = delta
         self.default_weight = default_weight
         self.rule: Rule = rule
+        self._probe_left = probe_epochs
+        self._probe_sum = self._probe_steps = 0.0
         self._sum: Tensor | float = 0.0
         self._steps: Tensor | float = 0.0
 
@@ -117,29 +133,57 @@ class Modulation:
         """Adapt λ to the mean share of the epoch, and start a new mean; a collective call."""
         total = torch.stack([torch.as_tensor(self._sum, dtype=torch.float32), torch.as_tensor(self._steps).float()])
         share_sum, steps = mean_over_ranks(total).tolist()
-        share = share_sum / max(steps, 1.0)
-        reason: Reason = "fixed"
-        if self.rule != "fixed":
-            self.weight, reason = next_weight(
-                self.weight,
-                share,
-                rho=self.rho,
-                delta=self.delta,
-                default_weight=self.default_weight,
-                refinement=refinement,
-                rule=self.rule,
-            )
         self._sum = self._steps = 0.0
-        return ModulationReport(self.weight, share, reason)
+        share = share_sum / max(steps, 1.0)
+        if self.rule == "fixed":
+            return ModulationReport(self.weight, share, "fixed")
+        if self._probe_left > 0:
+            self._probe(share_sum, steps)
+            return ModulationReport(self.weight, share, "probe")
+        band = (self.rho - self.delta, self.rho + self.delta)
+        self.weight, reason = next_weight(
+            self.weight,
+            share,
+            rho=self.rho,
+            delta=self.delta,
+            default_weight=self.default_weight,
+            refinement=refinement,
+            rule=self.rule,
+        )
+        return ModulationReport(self.weight, share, reason, band)
+
+    def _probe(self, share_sum: float, steps: float) -> None:
+        self._probe_left -= 1
+        self._probe_sum += share_sum
+        self._probe_steps += steps
+        if self._probe_left:
+            return
+        share = self._probe_sum / max(self._probe_steps, 1.0)
+        if share < SMALLEST_SHARE:  # no step was finite: look again
+            self._probe_left = 1
+            return
+        self.rho, self.delta = share, PROBED_DELTA * share
 
     def state_dict(self) -> dict[str, float]:
-        """λ and the running mean, so that a run can resume in the middle of an epoch."""
-        return {"weight": self.weight, "share_sum": float(self._sum), "steps": float(self._steps)}
+        """λ, the running mean and the probe, so that a run can resume in the middle of an epoch."""
+        return {
+            "weight": self.weight,
+            "share_sum": float(self._sum),
+            "steps": float(self._steps),
+            "rho": self.rho,
+            "delta": self.delta,
+            "probe_left": self._probe_left,
+            "probe_sum": self._probe_sum,
+            "probe_steps": self._probe_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.weight = float(state["weight"])
         self._sum, self._steps = float(state["share_sum"]), float(state["steps"])
+        self.rho, self.delta = float(state["rho"]), float(state["delta"])
+        self._probe_left = int(state["probe_left"])
+        self._probe_sum, self._probe_steps = float(state["probe_sum"]), float(state["probe_steps"])
 
 
 def gradient_l1(module: nn.Module) -> Tensor:

@@ -7,12 +7,14 @@ from rtdetrv4.training.loop import Trainer
 from rtdetrv4.training.observers import Observer, default_observers
 from rtdetrv4.training.optimizer import adamw, parameter_groups
 from rtdetrv4.training.plan import Plan, scale_schedule, split_batch
+from rtdetrv4.training.profile import Profiler
 from rtdetrv4.training.validation import validate
 
 __all__ = [
     "ModelEma",
     "Observer",
     "Plan",
+    "Profiler",
     "Trainer",
     "TrainingData",
     "adamw",

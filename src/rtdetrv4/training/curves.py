@@ -41,14 +41,13 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         path: of a PNG; replaced at once, so that a viewer never sees half a picture.
     """
     epochs = [record for record in records if record["type"] == "epoch"]
-    runs = [record for record in records if record["type"] == "run"]
     if not epochs:
         return
     distilled = [record for record in epochs if record["modulation"] is not None]
     figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
     if distilled:
         losses, ap, distillation, lr = figure.subplots(2, 2, sharex=True).flat
-        _draw_distillation(distillation, distilled, runs[-1]["share_band"] if runs else None)
+        _draw_distillation(distillation, distilled)
         bottom = (distillation, lr)
     else:
         figure.set_size_inches(13, 4)
@@ -100,7 +99,7 @@ def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
         axes.text(0.5, 0.5, "not evaluated yet", color=GREY, ha="center", transform=axes.transAxes)
 
 
-def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]], band: Sequence[float] | None) -> None:
+def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     axes.set_title("distillation", loc="left")
     x, weight = _series(epochs, lambda record: record["distill_weight"])
     axes.step(x, weight, where="mid", color=RED, **_style(x))
@@ -112,9 +111,20 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]], band: Seque
     right.set_ylabel("AIFI's share of the gradient, %", color=BLUE)
     right.set_ylim(0, 1.15 * max(share) or 1)
     right.spines[["top", "left"]].set_visible(False)
-    if band is not None:
-        right.axhspan(*band, color=BLUE, alpha=0.12, linewidth=0, label="wanted share")
-        right.set_ylim(0, 1.15 * max(*share, *band))
+    x, bands = _series(epochs, lambda record: record["modulation"]["band"])
+    if x:
+        low, high = zip(*bands, strict=True)
+        # A single epoch has no width of its own.
+        right.fill_between(
+            [x[0] - 0.5, *x, x[-1] + 0.5],
+            [low[0], *low, low[-1]],
+            [high[0], *high, high[-1]],
+            color=BLUE,
+            alpha=0.12,
+            linewidth=0,
+            label="wanted share",
+        )
+        right.set_ylim(0, 1.15 * max(*share, *high))
         right.legend(loc="lower right", frameon=False, fontsize="small")
 
 
@@ -149,7 +159,7 @@ def _draw_stages(axes: Axes, epochs: Sequence[dict[str, Any]], *, named: bool) -
             )
 
 
-def _series(epochs: Sequence[dict[str, Any]], value_of: Any) -> tuple[list[float], list[float]]:
+def _series(epochs: Sequence[dict[str, Any]], value_of: Any) -> tuple[list[float], list[Any]]:
     pairs = [(record["epoch"], value_of(record)) for record in epochs]
     return [x for x, y in pairs if y is not None], [y for _, y in pairs if y is not None]
 

@@ -26,6 +26,7 @@ from rtdetrv4.losses import Criterion, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.training.accelerator import synchronise_norms
 from rtdetrv4.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from rtdetrv4.training.clock import Clock
 from rtdetrv4.training.data import TrainingData
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.interrupt import Interrupt
@@ -57,6 +58,7 @@ class Trainer:
         out: folder that rank 0 writes to.
         teacher: None trains without distillation. On the device; neither wrapped by DDP nor saved.
         modulation: owner of λ, the weight of the distillation loss; needed with a teacher.
+        teach_every: the teacher takes part in the first of so many steps, and rests in the others.
         observers: told on rank 0 what happens.
         clip_norm: largest gradient norm; 0 clips nothing.
         accumulate: batches per optimizer step. Losses are normalised by the boxes of each batch, then averaged.
@@ -80,6 +82,7 @@ class Trainer:
     out: Path
     teacher: Teacher | None = None
     modulation: Modulation | None = None
+    teach_every: int = 1
     observers: Sequence[Observer] = ()
     clip_norm: float = 0.1
     accumulate: int = 1
@@ -107,6 +110,7 @@ class Trainer:
         )
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.interrupt = Interrupt()
+        self.clock = Clock(self.accelerator.device)
         if not self.accelerator.is_main_process:
             self.observers = ()
 
@@ -148,13 +152,15 @@ class Trainer:
         batches = iter(self.data.batches(at.epoch, stage, at.step * self.accumulate))
         self.model.train()
         while at.step < self.plan.steps_per_epoch:
-            report, stop = self._step(list(islice(batches, self.accumulate)), stage)
+            with self.clock("data"):
+                read = list(islice(batches, self.accumulate))
+            report, stop = self._step(read, stage)
             at.step += 1
             for observer in self.observers:
                 observer.step_end(report)
             if stop:
                 self._stop()
-        self.images_per_second = self.num_images / (time.monotonic() - self.started)
+        self.seconds = time.monotonic() - self.started
 
     def _step(self, batches: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
         """One optimizer step; also tells whether any rank was asked to stop."""
@@ -168,38 +174,50 @@ class Trainer:
             weights["distill"] = self.modulation.weight
         size = self.data.size(at.epoch, at.step, stage)
 
+        teaches = weights.get("distill", 0.0) > 0 and step % self.teach_every == 0
+
         self.optimizer.zero_grad()
         names: list[str] = []
         values = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=at.step * self.accumulate):
             is_last = batch is batches[-1]
             with nullcontext() if is_last else accelerator.no_sync(self.model):
-                batch = prepare_batch(batch, size, accelerator.device)
-                if (ratio := self.data.mixup(at.epoch, number, stage)) is not None:
-                    batch = mix_up(batch, ratio)
-                output, projected = self.model(batch.images, batch.targets)  # float32, whatever computed it
-                terms = self.criterion(output, batch.targets)
-                if projected is not None:
-                    terms["distill"] = self._alignment(projected, batch.images, weights["distill"])
+                with self.clock("data"):
+                    batch = prepare_batch(batch, size, accelerator.device)
+                    if (ratio := self.data.mixup(at.epoch, number, stage)) is not None:
+                        batch = mix_up(batch, ratio)
+                with self.clock("forward"):
+                    output, projected = self.model(batch.images, batch.targets)  # float32, whatever computed it
+                with self.clock("loss"):
+                    terms = self.criterion(output, batch.targets)
+                if projected is not None and teaches:
+                    with self.clock("teacher"):
+                        terms["distill"] = self._alignment(projected, batch.images)
                 loss = weighted_sum(terms, weights)
-                accelerator.backward(loss / len(batches))
+                if projected is not None and not teaches:
+                    loss = loss + 0 * projected.sum()  # DDP waits for a gradient of the injector
+                with self.clock("backward"):
+                    accelerator.backward(loss / len(batches))
             names = ["loss", *terms]
             values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
-        accelerator.unscale_gradients(self.optimizer)
-        if self.modulation is not None:
-            self.modulation.observe(student)
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        with self.clock("optimizer"):
+            accelerator.unscale_gradients(self.optimizer)
+            if self.modulation is not None:
+                self.modulation.observe(student)
+            norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
         # The one time that a step waits for the device. Every rank decides on the same means over ranks.
         stop = norm.new_tensor(float(self.interrupt.requested))
         *means, mean_norm, mean_stop = mean_over_ranks(torch.hstack([values, norm, stop])).tolist()
+        self.clock.collect()
         losses = dict(zip(names, means, strict=True))
         is_finite = math.isfinite(losses["loss"]) and math.isfinite(mean_norm)
         if is_finite:
-            if self.clip_norm:
-                clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
-            self.optimizer.step()
-            self.ema.update(student)
+            with self.clock("optimizer"):
+                if self.clip_norm:
+                    clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+                self.optimizer.step()
+                self.ema.update(student)
             at.add(losses)
         else:
             self._skip(losses, batches)
@@ -218,10 +236,9 @@ class Trainer:
         )
         return report, mean_stop > 0
 
-    def _alignment(self, projected: Tensor, images: Tensor, weight: float) -> Tensor:
-        """L_DSI of a batch. At λ = 0 the teacher rests, but DDP still waits for a gradient of the injector."""
-        if self.teacher is None or weight == 0:
-            return 0 * projected.sum()
+    def _alignment(self, projected: Tensor, images: Tensor) -> Tensor:
+        """L_DSI of a batch."""
+        assert self.teacher is not None, "an injector without a teacher"
         with self.accelerator.autocast():
             teacher_map = self.teacher(images, (projected.shape[-2], projected.shape[-1]))
         return alignment_loss(projected, teacher_map)
@@ -268,7 +285,8 @@ class Trainer:
             num_skipped=at.num_skipped,
             num_unreadable=at.num_unreadable,
             seconds=time.monotonic() - self.started,
-            images_per_second=self.images_per_second,
+            images_per_second=self.num_images / self.seconds,
+            shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
         )
         at.next_epoch()
         self._save("last.pt", *(["best.pt"] if is_best else []))
@@ -317,11 +335,8 @@ class Trainer:
         )
 
     def _info(self) -> RunInfo:
-        accelerator, modulation = self.accelerator, self.modulation
+        accelerator = self.accelerator
         ranks = f" × {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
-        band = None
-        if modulation is not None and modulation.rule != "fixed":
-            band = (modulation.rho - modulation.delta, modulation.rho + modulation.delta)
         return RunInfo(
             out=self.out,
             plan=self.plan,
@@ -330,5 +345,4 @@ class Trainer:
             hardware=f"{accelerator.device}{ranks}, {accelerator.mixed_precision.replace('no', 'float32')}",
             num_parameters=sum(p.numel() for p in self.parameters),
             teacher=None if self.teacher is None else self.teacher.name,
-            share_band=band,
         )

@@ -35,8 +35,6 @@ class RunInfo(NamedTuple):
     num_parameters: int
     """Trainable ones."""
     teacher: str | None
-    share_band: tuple[float, float] | None
-    """Where GAM wants AIFI's share of the gradient, in percent."""
 
 
 class StepReport(NamedTuple):
@@ -81,6 +79,8 @@ class EpochReport(NamedTuple):
     """Validation included."""
     images_per_second: float
     """In training."""
+    shares: Mapping[str, float]
+    """Of the training time by phase, see `clock.PHASES`; what is missing from 1 is logging and waiting."""
 
 
 class RunResult(NamedTuple):
@@ -171,13 +171,14 @@ class TerminalProgress:
         if report.modulation is not None:
             parts.append(
                 f"distill {_number(report.losses, 'distill')}  λ {report.distill_weight:.3g}  "
-                f"AIFI {report.modulation.share:.2f} %"
+                f"AIFI {report.modulation.share:.2f} %{_wanted(report.modulation)}"
             )
         if report.num_skipped:
             parts.append(f"{report.num_skipped} steps skipped")
         if report.num_unreadable:
             parts.append(f"{report.num_unreadable} images unreadable")
-        parts.append(f"{report.images_per_second:.1f} images/s  left {self._left(report.step)}")
+        shares = " ".join(f"{phase} {100 * share:.0f}%" for phase, share in report.shares.items())
+        parts.append(f"{report.images_per_second:.1f} images/s ({shares})  left {self._left(report.step)}")
         self._print("  ".join(parts))
 
     def run_end(self, result: RunResult) -> None:
@@ -329,6 +330,12 @@ def _json_line(record: Mapping[str, Any]) -> str:
 
 def _number(values: Mapping[str, float], name: str) -> str:
     return f"{values[name]:.3f}" if name in values else "–"
+
+
+def _wanted(modulation: ModulationReport) -> str:
+    if modulation.reason == "probe":
+        return " (probe)"
+    return "" if modulation.band is None else f" (wanted {modulation.band[0]:.2f}–{modulation.band[1]:.2f})"
 
 
 def _percent(share: float | None) -> str:

@@ -35,7 +35,7 @@ def test_share_is_the_part_of_the_l1_norm_with_the_projector_below_only() -> Non
     modulation.observe(student(f5=0, rest=5, projector=1))
     report = modulation.end_epoch(refinement=False)
     assert report.share == pytest.approx((100 * 2 / 8 + 0) / 2)
-    assert report == (5.0, report.share, "fixed")
+    assert report == (5.0, report.share, "fixed", None)
 
 
 def test_weight_moves_when_the_band_is_left_and_stays_inside() -> None:
@@ -66,7 +66,7 @@ def test_steps_that_are_not_finite_do_not_count() -> None:
 
 def test_an_epoch_without_steps_resets() -> None:
     modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released")
-    assert modulation.end_epoch(refinement=False) == (20, 0.0, "reset")
+    assert modulation.end_epoch(refinement=False) == (20, 0.0, "reset", (10, 12))
 
 
 def test_state_survives_in_the_middle_of_an_epoch() -> None:
@@ -78,3 +78,41 @@ def test_state_survives_in_the_middle_of_an_epoch() -> None:
         modulation.observe(student(f5=1, rest=8, projector=1))
     assert first.end_epoch(refinement=False) == second.end_epoch(refinement=False)
     assert first.weight == second.weight != 5.0
+
+
+def test_a_probe_finds_the_band_under_the_starting_weight() -> None:
+    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released", probe_epochs=2)
+    for shares in ((2, 4), (6,)):
+        for share in shares:
+            modulation.observe(student(f5=share, rest=99 - share, projector=1))
+        report = modulation.end_epoch(refinement=False)
+        assert (report.weight, report.reason, report.band) == (5.0, "probe", None)
+    assert modulation.rho == pytest.approx(4)  # the mean over steps, not over epochs
+    assert modulation.delta == pytest.approx(0.4)
+    modulation.observe(student(f5=4.3, rest=94.7, projector=1))
+    report = modulation.end_epoch(refinement=False)
+    assert report.reason == "inside"
+    assert report.band == (pytest.approx(3.6), pytest.approx(4.4))
+
+
+def test_a_probe_that_saw_nothing_goes_on() -> None:
+    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released", probe_epochs=1)
+    modulation.observe(student(f5=float("nan"), rest=5, projector=1))
+    assert modulation.end_epoch(refinement=False).reason == "probe"
+    modulation.observe(student(f5=10, rest=89, projector=1))
+    assert modulation.end_epoch(refinement=False).reason == "probe"
+    assert modulation.rho == pytest.approx(10)
+
+
+def test_a_probe_goes_on_after_a_resume() -> None:
+    first = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released", probe_epochs=2)
+    first.observe(student(f5=4, rest=95, projector=1))
+    first.end_epoch(refinement=False)
+    first.observe(student(f5=6, rest=93, projector=1))
+    second = Modulation(1.0, rho=11, delta=1, default_weight=20, rule="released", probe_epochs=2)
+    second.load_state_dict(first.state_dict())
+    for modulation in (first, second):
+        modulation.observe(student(f5=8, rest=91, projector=1))
+    assert first.end_epoch(refinement=False) == second.end_epoch(refinement=False)
+    assert first.rho == second.rho == pytest.approx(6)
+    assert second.state_dict() == first.state_dict()

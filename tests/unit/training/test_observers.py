@@ -42,8 +42,7 @@ PLAN = Plan(
 
 
 def info(out, epoch=0, step=0, teacher="dino"):
-    band = None if teacher is None else (10.0, 12.0)
-    return RunInfo(out, PLAN, epoch, step, "cpu, float32", 10_430_000, teacher, band)
+    return RunInfo(out, PLAN, epoch, step, "cpu, float32", 10_430_000, teacher)
 
 
 def step_report(step: int, loss: float = 30.0):
@@ -63,11 +62,12 @@ def epoch_report(epoch: int, teacher: bool = True, metrics: bool = True):
         best_score=0.1 * epoch if metrics else None,
         is_best=True,
         distill_weight=5.0 if teacher else None,
-        modulation=ModulationReport(6.0, 9.5, "below") if teacher else None,
+        modulation=ModulationReport(6.0, 9.5, "below", (10.0, 12.0)) if teacher else None,
         num_skipped=1,
         num_unreadable=2,
         seconds=2.0,
         images_per_second=8.0,
+        shares={"data": 0.25, "backward": 0.5},
     )
 
 
@@ -91,9 +91,17 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
     assert len(lines) == 1 + 3 + 3 + 1  # a start, a step and an epoch three times, an end: none is wrapped
     assert lines[0].startswith("10.43 M parameters on cpu, float32; teacher dino; 3 epochs × 2 steps; ")
     assert lines[1].startswith("epoch 1/3  step 2/2  lr 1.00e-03  loss 30.000  left 0:00:0")
-    for part in ("epoch 2/3", "augmented", "AP 20.0 (best)", "AP50 40.0", "distill 0.800", "λ 5", "AIFI 9.50 %"):
+    for part in (
+        "epoch 2/3",
+        "augmented",
+        "AP 20.0 (best)",
+        "AP50 40.0",
+        "distill 0.800",
+        "λ 5",
+        "AIFI 9.50 % (wanted 10.00–12.00)",
+    ):
         assert part in lines[4]
-    assert "1 steps skipped  2 images unreadable  8.0 images/s  left 0:00:00" in lines[6]
+    assert "1 steps skipped  2 images unreadable  8.0 images/s (data 25% backward 50%)  left 0:00:00" in lines[6]
     assert lines[-1] == f"done: best AP 30.0 in epoch 3; weights in {tmp_path / 'weights.safetensors'}"
 
 
@@ -120,7 +128,8 @@ def test_the_log_is_strict_json(tmp_path):
     assert [r["type"] for r in records] == ["run", *["step", "epoch"] * 3, "step"]
     assert [r["step"] for r in records] == [0, 2, 2, 4, 4, 6, 6, 8]
     assert records[-1]["losses"]["loss"] is None
-    assert records[2]["modulation"] == {"weight": 6.0, "share": 9.5, "reason": "below"}
+    assert records[2]["modulation"] == {"weight": 6.0, "share": 9.5, "reason": "below", "band": [10.0, 12.0]}
+    assert records[2]["shares"] == {"data": 0.25, "backward": 0.5}
     assert records[2]["distill_weight"] == 5.0
     assert records[2]["losses"]["distill"] == 0.8
     assert records[0]["plan"]["refine_from"] == 2
