@@ -107,6 +107,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=False)] = None,
     device: _Device = None,
     workers: Annotated[int | None, typer.Option(help="Processes that load images.", show_default=False)] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Keep decoded images: ram, disk or none.", show_default=False)
+    ] = None,
     amp: Annotated[
         str | None, typer.Option(help="Mixed precision: auto, bf16, fp16 or off.", show_default=False)
     ] = None,
@@ -137,6 +140,7 @@ def train(
         lr=lr,
         device=_device(device),
         workers=workers,
+        cache=cache,
         seed=seed,
         amp=amp,
         out=out,

@@ -34,7 +34,16 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 DEFAULT_MODEL = "rtdetrv4-s"
-FREE_ON_RESUME = ("data.path", "data.workers", "run.device", "run.log_every", "run.out", "run.val_batch")
+FREE_ON_RESUME = (
+    "data.cache",
+    "data.cache_size",
+    "data.path",
+    "data.workers",
+    "run.device",
+    "run.log_every",
+    "run.out",
+    "run.val_batch",
+)
 """Settings that do not change the numbers, or that another machine may need."""
 NUM_SHOWN = 12
 """Validation images on the picture that training leaves behind."""
@@ -149,6 +158,7 @@ class Detector:
         lr: float | None = None,
         device: str | None = None,
         workers: int | None = None,
+        cache: Literal["none", "ram", "disk"] | None = None,
         seed: int | None = None,
         amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
         out: str | Path | None = None,
@@ -168,6 +178,7 @@ class Detector:
             lr: learning rate; the backbone's follows.
             device: of this run.
             workers: processes that load images.
+            cache: keep decoded images in memory or in files.
             seed: of everything random.
             amp: mixed precision.
             out: folder for the results.
@@ -200,6 +211,7 @@ class Detector:
                 "lr": lr,
                 "device": device,
                 "workers": workers,
+                "cache": cache,
                 "seed": seed,
                 "amp": amp,
                 "out": None if out is None else str(out),

@@ -90,7 +90,7 @@ def mistake(args: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_train_passes_on_what_was_given(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
     args = (
         "train --data d --model rtdetrv4-m --weights w.safetensors --teacher none --epochs 5 --batch 8 --imgsz 480x640 "
-        "--lr 1e-4 --device 1 --workers 0 --amp bf16 --seed 3 --out runs/x "
+        "--lr 1e-4 --device 1 --workers 0 --cache ram --amp bf16 --seed 3 --out runs/x "
         "--set optimizer.clip_norm=1e-1 --set run.amp=off"
     )
     assert run(args) == 0
@@ -107,6 +107,7 @@ def test_train_passes_on_what_was_given(detector: type[FakeDetector], capsys: py
                 "lr": 1e-4,
                 "device": "cuda:1",
                 "workers": 0,
+                "cache": "ram",
                 "amp": "bf16",
                 "seed": 3,
                 "out": "runs/x",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +15,9 @@ from torch import nn
 
 from rtdetrv4.build.models import find_variant
 from rtdetrv4.config import Recipe
-from rtdetrv4.config.schema import DistillationConfig, LossConfig
+from rtdetrv4.config.schema import DistillationConfig, LossConfig, parse_size
 from rtdetrv4.config.variants import Variant
+from rtdetrv4.data.cache import ImageCache, describe, open_cache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import Source, Splits
 from rtdetrv4.data.loader import DetectionLoader, build_loader
@@ -38,6 +41,8 @@ from rtdetrv4.training import (
     validate,
 )
 from rtdetrv4.types import ClassMap
+
+logger = logging.getLogger(__name__)
 
 
 def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
@@ -104,7 +109,7 @@ def build_trainer(
     injector = None if teacher is None else Injector(variant.hidden_dim, teacher.dim)
     student = DistillationStudent(detector, injector).to(accelerator.device)
 
-    data = _training_data(recipe, splits.train, accelerator)
+    data = _training_data(recipe, splits.train, accelerator, _cache(recipe, splits.train, splits, accelerator))
     schedule = recipe.schedule
     plan = scale_schedule(
         epochs=schedule.epochs,
@@ -142,7 +147,9 @@ def build_trainer(
         data=data,
         criterion=build_criterion(recipe.loss, variant),
         weights=loss_weights(recipe.loss),
-        evaluate=None if splits.val is None else build_evaluation(recipe, splits.val, accelerator),
+        evaluate=None
+        if splits.val is None
+        else build_evaluation(recipe, splits.val, accelerator, cache=_cache(recipe, splits.val, splits, accelerator)),
         accelerator=accelerator,
         out=out,
         teacher=None if teacher is None else teacher.to(accelerator.device),
@@ -160,7 +167,11 @@ def build_trainer(
 
 
 def build_evaluation(
-    recipe: Recipe, source: Source, accelerator: Accelerator, evaluator: CocoEvaluator | None = None
+    recipe: Recipe,
+    source: Source,
+    accelerator: Accelerator,
+    evaluator: CocoEvaluator | None = None,
+    cache: ImageCache | None = None,
 ) -> Callable[[nn.Module], Metrics]:
     """A function from a detector to its metrics on `source`; with several ranks a collective call.
 
@@ -169,10 +180,11 @@ def build_evaluation(
         source: labelled by the classes of the detector.
         accelerator: device and ranks.
         evaluator: filled on the way, for a report; None makes one.
+        cache: of the images, for a run that evaluates many times.
     """
     per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=recipe.run.accumulate)
     loader = build_loader(
-        DetectionDataset(source, recipe.model.image_size),
+        DetectionDataset(source, recipe.model.image_size, cache=cache),
         recipe.run.val_batch or per_rank,
         recipe.data.workers,
         shuffle=False,
@@ -200,7 +212,9 @@ def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None)
     }
 
 
-def _training_data(recipe: Recipe, source: Source, accelerator: Accelerator) -> TrainingData:
+def _training_data(
+    recipe: Recipe, source: Source, accelerator: Accelerator, cache: ImageCache | None
+) -> TrainingData:
     augment = recipe.augment
     stage = AugmentStage(
         mosaic=augment.mosaic,
@@ -216,7 +230,7 @@ def _training_data(recipe: Recipe, source: Source, accelerator: Accelerator) -> 
     )
     ranks, rank, seed = accelerator.num_processes, accelerator.process_index, recipe.run.seed
     loader: DetectionLoader = build_loader(
-        DetectionDataset(source, recipe.model.image_size, stage, seed),
+        DetectionDataset(source, recipe.model.image_size, stage, seed, cache),
         split_batch(recipe.schedule.batch, ranks=ranks, accumulate=recipe.run.accumulate),
         recipe.data.workers,
         shuffle=True,
@@ -233,3 +247,21 @@ def _training_data(recipe: Recipe, source: Source, accelerator: Accelerator) -> 
         seed=seed,
         rank=rank,
     )
+
+
+def _cache(recipe: Recipe, source: Source, splits: Splits, accelerator: Accelerator) -> ImageCache | None:
+    """The cache of one part of a data set, with that share of the room which the part has of the images."""
+    data = recipe.data
+    if data.cache == "none":
+        return None
+    num_images = sum(len(part.records) for part in (splits.train, splits.val) if part is not None)
+    cache = open_cache(
+        data.cache,
+        source,
+        parse_size(data.cache_size) * len(source.records) // num_images,
+        workers=data.workers,
+        ranks=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
+    )
+    if cache is not None and accelerator.is_main_process:
+        logger.info("Image cache (%s) for %s: %s.", data.cache, source.image_dir, describe(cache, source))
+    return cache

@@ -30,6 +30,7 @@ from rtdetrv4.errors import ConfigError, did_you_mean
 SHORT_NAMES: Mapping[str, str] = {
     "amp": "run.amp",
     "batch": "schedule.batch",
+    "cache": "data.cache",
     "data": "data.path",
     "device": "run.device",
     "epochs": "schedule.epochs",

@@ -56,6 +56,27 @@ def parse_device(value: Any) -> Any:
     return text
 
 
+def parse_size(text: Any) -> int:
+    """`"500MB"`, `"4GB"`, `"1.5TB"`, `"4GiB"` → bytes; a plain number has no unit and is refused.
+
+    Raises:
+        ValueError: the text is not a size above zero.
+    """
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)\s*([MGT])(i?)B", str(text), flags=re.IGNORECASE)
+    num_bytes = 0
+    if found:
+        number, prefix, binary = found.groups()
+        num_bytes = int(float(number) * (1024 if binary else 1000) ** ("MGT".index(prefix.upper()) + 2))
+    if not num_bytes:
+        raise ValueError("expected a size above zero, such as 500MB or 4GB")
+    return num_bytes
+
+
+def _size(value: Any) -> Any:
+    parse_size(value)
+    return value
+
+
 def _model_name(value: Any) -> Any:
     if value not in VARIANTS:
         raise ValueError(f"expected a model listed by `rtdetrv4 models`.{did_you_mean(str(value), VARIANTS)}")
@@ -112,6 +133,13 @@ class DataConfig(_Section):
         description="A data set: a folder in COCO or Roboflow layout, or a YAML file naming the COCO JSON files.",
     )
     workers: Count = Field(default=4, description="Processes that load images; 0 loads in the training process.")
+    cache: Literal["none", "ram", "disk"] = Field(
+        default="none", description="Keep decoded images for later epochs, in memory or in files; samples stay the same."
+    )
+    cache_size: Annotated[str, BeforeValidator(_size)] = Field(
+        default="4GB",
+        description="Most that a cache takes on this machine; images that do not fit are decoded each time.",
+    )
 
 
 class AugmentConfig(_Section):

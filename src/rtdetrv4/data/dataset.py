@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rtdetrv4.data.decode import read_image
+from rtdetrv4.data.cache import ImageCache
+from rtdetrv4.data.decode import read_image, reduction_for
 from rtdetrv4.data.mosaic import draw_mosaic, paint
 from rtdetrv4.data.records import Record, Source
 from rtdetrv4.data.transforms import (
@@ -63,13 +65,20 @@ class DetectionDataset(Dataset[Sample]):
         image_size: (H, W) of the samples.
         stage: augmentation to begin with, or None to evaluate.
         seed: of all augmentation.
+        cache: of the images of `source`; None decodes them each time. Samples do not depend on it.
     """
 
     def __init__(
-        self, source: Source, image_size: tuple[int, int], stage: AugmentStage | None = None, seed: int = 0
+        self,
+        source: Source,
+        image_size: tuple[int, int],
+        stage: AugmentStage | None = None,
+        seed: int = 0,
+        cache: ImageCache | None = None,
     ) -> None:
         self.source = source
         self.image_size = image_size
+        self.cache = cache
         self._training = stage is not None
         self._seed = seed
         # Workers live through all epochs with their own copy of this object: what changes lies in shared memory.
@@ -188,8 +197,9 @@ class DetectionDataset(Dataset[Sample]):
         if self._unreadable[index]:
             raise _UnreadableError
         info = self.source.records[index].info
+        decode = partial(read_image, self.source.image_dir / info.file_name, (info.height, info.width), scale)
         try:
-            return read_image(self.source.image_dir / info.file_name, (info.height, info.width), scale)
+            return decode() if self.cache is None else self.cache.read(index, reduction_for(scale), decode)
         except DatasetError as error:
             self._unreadable[index] = True
             if self.num_unreadable > MAX_UNREADABLE_SHARE * len(self):
@@ -207,6 +217,8 @@ class DetectionDataset(Dataset[Sample]):
         low, high = boxes_xyxy_px[:, :2], boxes_xyxy_px[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / [width, height, width, height]
         target = Target(torch.from_numpy(labels.copy()), torch.from_numpy(boxes.astype(np.float32)))
+        if not image.flags.writeable:  # nothing was done to it, and it is the cache's own
+            image = image.copy()
         return Sample(torch.from_numpy(image).permute(2, 0, 1), target, record.info)
 
 

@@ -40,11 +40,8 @@ def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDAr
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
 
-    reduction = 1
-    while reduction < MAX_REDUCTION and reduction * 2 * scale <= 1:
-        reduction *= 2
     try:
-        image, full_hw = _decode(data, reduction)
+        image, full_hw = _decode(data, reduction_for(scale))
     except (OSError, ValueError, SyntaxError, EOFError, cv2.error, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path} is damaged or not an image: {error}") from error
 
@@ -62,6 +59,14 @@ def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDAr
             "correct width and height in the annotations"
         )
     return np.ascontiguousarray(upright)
+
+
+def reduction_for(scale: float) -> int:
+    """What `read_image` divides the sides of an image by that is needed at `scale`: 1, 2, 4 or 8."""
+    reduction = 1
+    while reduction < MAX_REDUCTION and reduction * 2 * scale <= 1:
+        reduction *= 2
+    return reduction
 
 
 def _decode(data: bytes, reduction: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from rtdetrv4.data.batch import PackedBatch, pack, unpack
+from rtdetrv4.data.cache import RamCache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import Batch
@@ -114,16 +115,19 @@ def build_loader(
             data set smaller than a batch is one batch all the same.
     """
     sampler = ShardSampler(len(dataset), batch_size, shuffle, seed, rank, world_size, even=drop_last)
+    num_workers = min(workers, _num_processors())
     return DetectionLoader(
         dataset,  # pyright: ignore[reportArgumentType]
         batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last and len(sampler) >= batch_size,
-        num_workers=min(workers, _num_processors()),
+        num_workers=num_workers,
+        # Only a fork inherits memory, and Python 3.14 no longer forks by default.
+        multiprocessing_context="fork" if num_workers and isinstance(dataset.cache, RamCache) else None,
         collate_fn=pack,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_init_worker,
-        persistent_workers=workers > 0,
+        persistent_workers=num_workers > 0,
         # Each pass draws a seed; taken from torch's own generator it would be missing where an epoch is resumed.
         generator=torch.Generator(),
     )

@@ -22,6 +22,7 @@ from rtdetrv4.config import (
     to_yaml,
 )
 from rtdetrv4.config.recipe import SHORT_NAMES
+from rtdetrv4.config.schema import parse_size
 from rtdetrv4.errors import ConfigError
 
 S = load_recipe("rtdetrv4-s")
@@ -104,6 +105,7 @@ def test_a_missing_file_is_named() -> None:
     [
         ("amp", "bf16", "bf16"),
         ("batch", 8, 8),
+        ("cache", "ram", "ram"),
         ("data", "datasets/mine", "datasets/mine"),
         ("device", "0", "cuda:0"),
         ("device", 1, "cuda:1"),
@@ -173,6 +175,15 @@ def test_a_group_of_settings_is_not_a_setting() -> None:
         ({"epochs": 1.5}, "schedule.epochs: got 1.5 (float), expected a valid integer."),
         ({"epochs": 0}, "schedule.epochs: got 0 (int), expected greater than or equal to 1."),
         ({"amp": "int8"}, "run.amp: got 'int8' (str), expected 'auto', 'bf16', 'fp16' or 'off'."),
+        ({"cache": "gpu"}, "data.cache: got 'gpu' (str), expected 'none', 'ram' or 'disk'."),
+        (
+            {"data.cache_size": 4},
+            "data.cache_size: got 4 (int), expected a size above zero, such as 500MB or 4GB.",
+        ),
+        (
+            {"data.cache_size": "0GB"},
+            "data.cache_size: got '0GB' (str), expected a size above zero, such as 500MB or 4GB.",
+        ),
         ({"imgsz": 650}, "model.image_size: got 650 (int), expected multiples of 32, such as 640 or 672."),
         (
             {"imgsz": "big"},
@@ -205,6 +216,14 @@ def test_a_wrong_value_says_field_got_and_expected(changes: dict[str, Any], mess
     with pytest.raises(ConfigError) as caught:
         override(S, changes)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("500MB", 500_000_000), ("4GB", 4_000_000_000), ("1.5 tb", 1_500_000_000_000), ("2GiB", 2 * 2**30)],
+)
+def test_sizes_have_units(text: str, num_bytes: int) -> None:
+    assert parse_size(override(S, {"data.cache_size": text}).data.cache_size) == num_bytes
 
 
 def test_several_devices_need_a_launcher() -> None:

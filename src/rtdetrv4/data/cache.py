@@ -1,0 +1,270 @@
+"""Decoded images, kept in memory or on disk, so that later epochs need not decode them again.
+
+What is kept is what `read_image` returned, for each reduction by itself: samples are the same, bit for bit, with and
+without a cache. What does not fit is decoded each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import mmap
+import multiprocessing
+import os
+import struct
+import sys
+import uuid
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+import PIL
+import simplejpeg
+from numpy.typing import NDArray
+
+from rtdetrv4.data.decode import MAX_REDUCTION
+from rtdetrv4.data.records import Source
+from rtdetrv4.errors import ConfigError
+
+CAN_FORK = sys.platform == "linux"
+"""Elsewhere processes are started anew, and inherit no memory."""
+NUM_REDUCTIONS = MAX_REDUCTION.bit_length()
+MAGIC = hashlib.sha256(f"1 {cv2.__version__} {PIL.__version__} {simplejpeg.__version__}".encode()).digest()[:8]
+"""The layout of a cache file, and what decoded it: other versions may make other pixels of the same file."""
+HEADER = struct.Struct("<8sqqiiI")
+"""Magic, size and time of the image file, height, width, Adler-32 of the pixels."""
+
+logger = logging.getLogger(__name__)
+
+
+class ImageCache(Protocol):
+    """Pixels by image and reduction, for several processes at once."""
+
+    budget: Budget
+
+    def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """The pixels of image `index` at 1/`reduction` of its resolution.
+
+        Held ones are read-only. Others are what `decode` returns, and are held from now on if there is room.
+        """
+        ...
+
+
+class Budget:
+    """Bytes for processes to take until there are none left.
+
+    Args:
+        limit: how many there are.
+        used: of them, when this one begins.
+        num_held: images that these hold; each resolution counts.
+        context: start method of the processes.
+    """
+
+    def __init__(self, limit: int, used: int, num_held: int, context: Any = multiprocessing) -> None:
+        self.limit = limit
+        self._state = context.Array("q", [used, num_held, 0])
+        self.lock = self._state.get_lock()
+
+    @property
+    def used(self) -> int:
+        """Bytes taken so far, by all processes."""
+        return self._state[0]
+
+    def take(self, num_bytes: int) -> int | None:
+        """Take the bytes of an image: how many were taken before, or None if so many are not left."""
+        with self.lock:
+            used, num_held, is_told = self._state[:]
+            if used + num_bytes <= self.limit:
+                self._state[:] = [used + num_bytes, num_held + 1, is_told]
+                return used
+            self._state[2] = 1
+        if not is_told:
+            logger.info("The image cache is full: %s in %d images; others are decoded again.", _gb(used), num_held)
+        return None
+
+    def give_back(self, num_bytes: int) -> None:
+        """The bytes of one image are free again."""
+        with self.lock:
+            self._state[0] -= num_bytes
+            self._state[1] -= 1
+
+
+class RamCache:
+    """Memory that the loader's processes share, because they are forked after this was made.
+
+    Anonymous memory, unlike /dev/shm, has no limit of its own in a container, and takes room only as it is filled.
+
+    Args:
+        num_images: of the data set.
+        max_bytes: of pixels.
+
+    Raises:
+        ConfigError: the machine does not give so much memory.
+    """
+
+    def __init__(self, num_images: int, max_bytes: int) -> None:
+        self.budget = Budget(max_bytes, 0, 0, multiprocessing.get_context("fork" if CAN_FORK else None))
+        try:
+            self._pixels = mmap.mmap(-1, max_bytes or 1)
+            table = mmap.mmap(-1, 8 * num_images * NUM_REDUCTIONS * 3)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"{_gb(max_bytes)} of memory for images cannot be had ({error}); "
+                "set data.cache_size lower, or data.cache=disk."
+            ) from error
+        # Where pixels begin, height, width. All zero: there are none. Only the width: they are being written.
+        self._places = np.frombuffer(table, np.int64).reshape(num_images, NUM_REDUCTIONS, 3)
+
+    def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """See `ImageCache`."""
+        place = self._places[index, reduction.bit_length() - 1]
+        with self.budget.lock:  # also keeps other processors from seeing the place before the pixels
+            start, height, width = place.tolist()
+        if height:
+            held = np.frombuffer(self._pixels, np.uint8, 3 * height * width, start).reshape(height, width, 3)
+            held.flags.writeable = False
+            return held
+        image = decode()
+        with self.budget.lock:
+            if place[2] or (start := self.budget.take(image.nbytes)) is None:
+                return image
+            place[:] = start, 0, image.shape[1]
+        np.frombuffer(self._pixels, np.uint8, image.nbytes, start)[:] = image.reshape(-1)
+        with self.budget.lock:
+            place[1] = image.shape[0]
+        return image
+
+
+class DiskCache:
+    """A folder with one file per image and resolution, which serves later runs too.
+
+    A file that is damaged, or made of an image that has changed since, is deleted and made again.
+
+    Args:
+        source: the images.
+        folder: made if need be. Its files may be deleted at any time.
+        max_bytes: of all files in it.
+        ranks: processes that fill it at the same time; each takes its share of the room that is left.
+
+    Raises:
+        ConfigError: the folder cannot be made or read.
+    """
+
+    def __init__(self, source: Source, folder: Path, max_bytes: int, ranks: int = 1) -> None:
+        self._source = source
+        self._folder = folder
+        self._is_writable = True
+        sizes: list[int] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for entry in os.scandir(folder):
+                with contextlib.suppress(FileNotFoundError):  # another process may have renamed it just now
+                    sizes.append(entry.stat().st_size)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot hold the image cache ({error.strerror}); "
+                "set XDG_CACHE_HOME to a folder for caches, or data.cache=none."
+            ) from error
+        room = max(max_bytes - sum(sizes), 0) // ranks
+        self.budget = Budget(sum(sizes) + room, sum(sizes), len(sizes))
+
+    def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """See `ImageCache`."""
+        info = self._source.records[index].info
+        digest = hashlib.sha256(f"{info.file_name}\0{info.height}x{info.width}".encode()).hexdigest()
+        path = self._folder / f"{digest[:40]}-{reduction}"
+        try:
+            status = (self._source.image_dir / info.file_name).stat()
+        except OSError:
+            return decode()  # which says what is wrong
+        made_of = (MAGIC, status.st_size, status.st_mtime_ns)
+        if (held := self._load(path, made_of)) is not None:
+            return held
+        image = decode()
+        self._save(path, made_of, image)
+        return image
+
+    def _load(self, path: Path, made_of: tuple[bytes, int, int]) -> NDArray[np.uint8] | None:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if len(data) > HEADER.size:
+            *found, height, width, checksum = HEADER.unpack_from(data)
+            pixels = memoryview(data)[HEADER.size :]
+            is_whole = len(pixels) == 3 * height * width and zlib.adler32(pixels) == checksum
+            if is_whole and tuple(found) == made_of:
+                return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+        with contextlib.suppress(OSError):  # unless another process was faster
+            path.unlink()
+            self.budget.give_back(len(data))
+        return None
+
+    def _save(self, path: Path, made_of: tuple[bytes, int, int], image: NDArray[np.uint8]) -> None:
+        num_bytes = HEADER.size + image.nbytes
+        if not self._is_writable or self.budget.take(num_bytes) is None:
+            return
+        # Nobody ever reads half a file: it gets its name when it is whole.
+        temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(HEADER.pack(*made_of, *image.shape[:2], zlib.adler32(image)))
+                file.write(image)
+            temporary.replace(path)
+        except OSError as error:
+            self._is_writable = False
+            self.budget.give_back(num_bytes)
+            logger.warning("%s takes no more images (%s); they are decoded again.", self._folder, error.strerror)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def open_cache(
+    kind: Literal["ram", "disk"], source: Source, max_bytes: int, *, workers: int = 0, ranks: int = 1
+) -> ImageCache | None:
+    """A cache for the images of a source, or None, with a warning, where there cannot be one.
+
+    Args:
+        kind: "ram" lasts as long as this object, "disk" for ever.
+        source: the images.
+        max_bytes: of all caches for this source on this machine.
+        workers: of the loader.
+        ranks: processes on this machine that have a cache for this source.
+
+    Raises:
+        ConfigError: there is no room, or no right, to make it.
+    """
+    if kind == "disk":
+        return DiskCache(source, cache_folder(source.image_dir), max_bytes, ranks)
+    if workers and not CAN_FORK:
+        logger.warning("data.cache=ram is left out: data workers cannot share memory here. Use data.cache=disk.")
+        return None
+    return RamCache(len(source.records), max_bytes // ranks)
+
+
+def cache_folder(image_dir: Path) -> Path:
+    """Where the cache on disk for a folder of images is: in ~/.cache, or in XDG_CACHE_HOME."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    digest = hashlib.sha256(str(image_dir.resolve()).encode()).hexdigest()
+    return caches / "rtdetrv4" / "images" / digest[:16]
+
+
+def describe(cache: ImageCache, source: Source) -> str:
+    """What a cache holds, and how many images there is room for."""
+    count = len(source.records)
+    infos = [record.info for record in source.records[:: count // 1000 + 1]]
+    mean = 3 * sum(info.height * info.width for info in infos) / len(infos)
+    fitting = min(int(cache.budget.limit / mean), count)
+    return (
+        f"{_gb(cache.budget.used)} held of {_gb(cache.budget.limit)}, "
+        f"room for about {fitting} of {count} images at full size"
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
