@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rtdetrv4.build import create_model
+    from rtdetrv4.comparison import compare
     from rtdetrv4.config import load_recipe
     from rtdetrv4.detector import Detector
     from rtdetrv4.errors import (
@@ -39,6 +40,7 @@ __all__ = [
     "SourceError",
     "WeightsError",
     "__version__",
+    "compare",
     "create_model",
     "load_recipe",
 ]
@@ -46,6 +48,7 @@ __all__ = [
 _HOMES = {
     "Detections": "rtdetrv4.runtime.detections",
     "Detector": "rtdetrv4.detector",
+    "compare": "rtdetrv4.comparison",
     "create_model": "rtdetrv4.build",
     "load_recipe": "rtdetrv4.config",
 }
@@ -59,6 +62,8 @@ def __getattr__(name: str) -> Any:
     errors = importlib.import_module("rtdetrv4.errors")
     if name in ("Detector", "create_model"):
         errors.require("torch", "torch")
+    if name == "compare":
+        errors.require("accelerate", "train")
     home = _HOMES.get(name)
     return getattr(importlib.import_module(home) if home else errors, name)
 

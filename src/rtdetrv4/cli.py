@@ -1,4 +1,4 @@
-"""`rtdetrv4 train | val | predict | export | models | demo`: the verbs of `Detector` on the command line.
+"""`rtdetrv4 train | val | predict | export | convert | compare | models | teachers | demo`: the command line.
 
 A user's mistake is one line on stderr and exit code 2; an interrupted command ends with exit code 130. Whatever is
 slow to import is imported inside the commands, so that help and mistakes are quick.
@@ -23,12 +23,13 @@ from rtdetrv4.errors import ConfigError, RTDETRError
 
 if TYPE_CHECKING:
     from rtdetrv4 import Detections, Detector
+    from rtdetrv4.comparison import Comparison
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
 # What a command needs beyond the base install.
-_EXTRAS = {"train": "train", "val": "train", "export": "export", "demo": "demo"}
+_EXTRAS = {"train": "train", "val": "train", "compare": "train", "export": "export", "demo": "demo"}
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not public under its own name in every typer
 
 
@@ -68,6 +69,30 @@ _Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (or 1), mps.", show_default=False)
 ]
 
+# What training takes, once or many times.
+_TrainData = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="Data set: a folder with COCO annotations, or a YAML file.", show_default=False),
+]
+_Start = Annotated[str | None, typer.Option("--weights", help="Start from these weights.", show_default=False)]
+_Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", help="Model to learn from (see `rtdetrv4 teachers`), or none.", show_default=False),
+]
+_Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the data.", show_default=False)]
+_Batch = Annotated[
+    int | None, typer.Option("--batch", help="Images per optimizer step, over all devices.", show_default=False)
+]
+_LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default=False)]
+_Workers = Annotated[int | None, typer.Option("--workers", help="Processes that load images.", show_default=False)]
+_Amp = Annotated[
+    str | None, typer.Option("--amp", help="Mixed precision: auto, bf16, fp16 or off.", show_default=False)
+]
+_Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other setting: --set optimizer.weight_decay=1e-4", metavar="NAME=VALUE"),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _start(
@@ -86,40 +111,24 @@ def _start(
 
 @app.command()
 def train(
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", "-d", help="Data set: a folder with COCO annotations, or a YAML file.", show_default=False
-        ),
-    ] = None,
+    data: _TrainData = None,
     model: _Model = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="Start from these weights.", show_default=False)
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Foundation model to learn from; `none` for none.", show_default=False)
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default=False)] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Images per optimizer step, over all devices.", show_default=False)
-    ] = None,
+    weights: _Start = None,
+    teacher: _Teacher = None,
+    epochs: _Epochs = None,
+    batch: _Batch = None,
     imgsz: _ImageSize = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=False)] = None,
+    lr: _LearningRate = None,
     device: _Device = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that load images.", show_default=False)] = None,
+    workers: _Workers = None,
     cache: Annotated[
         str | None, typer.Option(help="Keep decoded images: ram, disk or none.", show_default=False)
     ] = None,
-    amp: Annotated[
-        str | None, typer.Option(help="Mixed precision: auto, bf16, fp16 or off.", show_default=False)
-    ] = None,
+    amp: _Amp = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any other setting: --set optimizer.weight_decay=1e-4", metavar="NAME=VALUE"),
-    ] = None,
+    settings: _Settings = None,
 ) -> None:
     """Train a detector. What is not given comes from the model's recipe."""
     from rtdetrv4.config import parse_assignment
@@ -217,6 +226,92 @@ def export(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A released .pth, a folder of transformers, or a file of this package.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model, where several fit the tensors.", show_default=False)
+    ] = None,
+    to: Annotated[Literal["ours", "released", "transformers"], typer.Option(help="Format to write.")] = "ours",
+) -> None:
+    """Write weights in another format: ours, that of the released code, or transformers'."""
+    from rtdetrv4.build.conversion import convert_weights
+
+    found = convert_weights(source, out, model=model, to=to)
+    print(f"{found.model} with {found.num_classes} classes: {out}")
+
+
+@app.command()
+def compare(
+    data: _TrainData = None,
+    model: _Model = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            help="What to compare, the reference first: off, static, gam, gam_paper, auto. Default: off,static,gam.",
+            metavar="NAME,NAME",
+            show_default=False,
+        ),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm", help="Any other arm: --arm strong:distillation.weight=20", metavar="NAME:SETTING=VALUE,…"
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each arm, with seeds from 0 on.", min=1)] = 3,
+    seed_list: Annotated[
+        str | None, typer.Option("--seed-list", help="These seeds instead: 0,2,5.", metavar="N,N", show_default=False)
+    ] = None,
+    weights: _Start = None,
+    teacher: _Teacher = None,
+    epochs: _Epochs = None,
+    batch: _Batch = None,
+    imgsz: _ImageSize = None,
+    lr: _LearningRate = None,
+    device: _Device = None,
+    workers: _Workers = None,
+    amp: _Amp = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs and the table.")] = Path("runs/compare"),
+    report: Annotated[
+        bool, typer.Option("--report", help="Train nothing; the table of the runs in --out that are finished.")
+    ] = False,
+    settings: _Settings = None,
+) -> None:
+    """Does it help on my data? Trains arms with several seeds, and shows their differences with intervals."""
+    names = [*(arms.split(",") if arms else ()), *(arm or ())]
+    chosen = _seeds(seed_list) or seeds
+    if report:
+        from rtdetrv4.comparison import read_comparison
+
+        comparison = read_comparison(out, [name.strip() for name in names] or None)
+    else:
+        if data is None and not _is_recipe(model):
+            raise ConfigError("Missing option --data: a folder with COCO annotations.")
+        from rtdetrv4.comparison import compare as run_comparison
+        from rtdetrv4.config import parse_assignment
+
+        given = _given(
+            arms=names or None,
+            epochs=epochs,
+            batch=batch,
+            imgsz=_image_size(imgsz),
+            teacher=teacher,
+            lr=lr,
+            device=_device(device),
+            workers=workers,
+            amp=amp,
+            weights=weights,
+        )
+        overrides = dict(parse_assignment(text) for text in settings or ())
+        comparison = run_comparison(data, model, seeds=chosen, out=out, overrides=overrides, **given)
+    _print_comparison(comparison)
+
+
+@app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="Print the recipe of this model instead.")] = None,
 ) -> None:
@@ -249,6 +344,35 @@ def models(
             "" if variant.coco_ap is None else f"{variant.coco_ap:.1f}",
             "" if variant.latency_ms is None else f"{variant.latency_ms:.2f}",
         )
+    Console().print(table)
+
+
+@app.command()
+def teachers() -> None:
+    """List the teachers known by name, with the licences of their weights. Any other timm model works too."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetrv4.distillation.catalog import TEACHERS
+
+    table = Table(
+        title="Teachers",
+        caption="* not an open-source licence: read it before you train. Licences as timm states them; checkpoints "
+        "name theirs. Any other timm model can be a teacher too, by its timm name.",
+    )
+    table.add_column("teacher", style="bold", no_wrap=True)
+    table.add_column("name in timm", overflow="fold")
+    for column in ("channels", "stride"):
+        table.add_column(column, justify="right")
+    table.add_column("licence", overflow="fold")
+    table.add_column("note")
+    family = TEACHERS[0].family
+    for facts in TEACHERS:
+        if facts.family != family:
+            table.add_section()
+            family = facts.family
+        licence = facts.licence if facts.is_open else f"{facts.licence} *"
+        table.add_row(facts.name, facts.timm_name, str(facts.dim), str(facts.stride), licence, facts.note)
     Console().print(table)
 
 
@@ -340,6 +464,13 @@ def _detector(model: str | None, weights: str | None = None, device: str | None 
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
 
 
+def _seeds(text: str | None) -> list[int]:
+    try:
+        return [] if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f'--seed-list: got "{text}", expected numbers such as 0,2,5.') from None
+
+
 def _predictions(
     model: str, source: str, conf: float, imgsz: tuple[int, int] | None, device: str | None
 ) -> Iterable[Detections]:
@@ -363,6 +494,22 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     for label, value in metrics.get("per_class", {}).items():
         table.add_row(f"ap of {label}", "" if value is None else f"{value:.4f}")
     Console().print(table)
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    for each in comparison.tables:
+        table = Table(title=each.title, caption=each.note, title_justify="left", caption_justify="left")
+        for index, name in enumerate(each.header):
+            table.add_column(name, justify="right" if index and name else "left")
+        for row in each.rows:
+            table.add_row(*row)
+        Console().print(table)
+    if comparison.unfinished:
+        print(f"Without a result, and left out: {', '.join(comparison.unfinished)}")
+    print(f"Results: {comparison.out / 'compare.md'}, compare.json and compare.png beside it")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,331 @@
+"""`compare`: arms are paired, runs are kept and resumed, and the table says what follows from the numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rtdetrv4
+from rtdetrv4 import ConfigError, DatasetError, NonFiniteError
+from rtdetrv4.cli import main
+from rtdetrv4.comparison import Comparison, compare, read_comparison
+from rtdetrv4.config import to_yaml
+from rtdetrv4.data.synthetic import write_shapes
+from rtdetrv4.distillation import Teacher
+from rtdetrv4.training import Trainer
+from rtdetrv4.training.checkpoint import load_checkpoint
+from rtdetrv4.training.observers import read_log
+from small_training import assert_same
+
+PAIRS = (("off-seed0", "static-seed0"), ("off-seed1", "static-seed1"))
+
+
+def small_teacher() -> Teacher:
+    torch.manual_seed(7)
+    return Teacher(torch.nn.Conv2d(3, 6, 32, 32), name="tiny", dim=6, stride=32, licence="none")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes"), num_train=8, num_val=4, image_size=64)
+
+
+def compare_two(shapes: Path, out: Path, **given: Any) -> Comparison:
+    given = {"arms": ["off", "static"], "seeds": 2, "teacher": small_teacher(), "epochs": 2, "out": out} | given
+    return compare(shapes, "test", **given)
+
+
+class Runs:
+    """A comparison of two arms and two seeds that was stopped in its second run, and went on."""
+
+    def __init__(self, shapes: Path, out: Path) -> None:
+        self.out = out
+        train_epoch = Trainer._train_epoch
+
+        def stop_in_second_epoch(trainer: Trainer) -> None:
+            if trainer.out.name == "static-seed0" and trainer.at.epoch == 1:
+                raise KeyboardInterrupt
+            train_epoch(trainer)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_train_epoch", stop_in_second_epoch)
+            with pytest.raises(KeyboardInterrupt) as stop:
+                compare_two(shapes, out)
+        self.message = str(stop.value)
+        self.had_results = sorted(file.parent.name for file in out.glob("*/result.json"))
+        self.finished = (out / "off-seed0" / "last.pt").stat()
+        self.comparison = compare_two(shapes, out)
+
+
+@pytest.fixture(scope="module")
+def runs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(shapes, tmp_path_factory.mktemp("compare"))
+
+
+def first_losses(folder: Path) -> dict[str, float]:
+    """Of the detector, before anything was learned."""
+    step = next(record for record in read_log(folder / "log.jsonl") if record["type"] == "step")
+    return {name: value for name, value in step["losses"].items() if name not in ("loss", "distill")}
+
+
+def test_arms_of_a_seed_share_weights_images_and_noise(runs: Runs) -> None:
+    for off, static in PAIRS:
+        assert first_losses(runs.out / off) == first_losses(runs.out / static)
+        states = [load_checkpoint(runs.out / name / "last.pt") for name in (off, static)]
+        assert_same(states[0]["rng"], states[1]["rng"])  # after two epochs: as many numbers were drawn
+        weight = "detector.hybrid_encoder.aifi.linear1.weight"
+        assert not torch.equal(states[0]["student"][weight], states[1]["student"][weight])
+    assert first_losses(runs.out / "off-seed0") != first_losses(runs.out / "off-seed1")
+
+
+def test_a_stopped_comparison_goes_on(runs: Runs) -> None:
+    assert runs.message == f"Stopped in {runs.out / 'static-seed0'}; the same command goes on from there."
+    assert runs.had_results == ["off-seed0"]
+    assert (runs.out / "off-seed0" / "last.pt").stat() == runs.finished, "a finished run was trained again"
+    log = read_log(runs.out / "static-seed0" / "log.jsonl")
+    assert [record["epoch"] for record in log if record["type"] == "run"] == [0, 1]
+    assert [record["epoch"] for record in log if record["type"] == "epoch"] == [1, 2]
+
+
+def test_runs_are_ordinary_runs_with_a_result(runs: Runs) -> None:
+    for name in (name for pair in PAIRS for name in pair):
+        files = {path.name for path in (runs.out / name).iterdir()}
+        assert files >= {"recipe.yaml", "log.jsonl", "last.pt", "weights.safetensors", "result.json"}
+        result = json.loads((runs.out / name / "result.json").read_text())
+        last = [record for record in read_log(runs.out / name / "log.jsonl") if record["type"] == "epoch"][-1]
+        assert (result["last_epoch"], result["last_ap"]) == (2, last["metrics"]["ap"])
+        assert result["best_ap"] >= result["last_ap"]
+        assert result["seconds_per_epoch"] > 0
+        assert (result["distill_weight"], result["share"] is None) == ((None, True) if "off" in name else (5.0, False))
+    recipe = rtdetrv4.load_recipe(runs.out / "static-seed1" / "recipe.yaml")
+    assert (recipe.distillation.teacher, recipe.distillation.mode, recipe.run.seed) == ("tiny", "fixed", 1)
+
+
+def test_the_results_of_all_runs_are_together(runs: Runs) -> None:
+    comparison = runs.comparison
+    assert [(arm.name, arm.seeds) for arm in comparison.arms] == [("off", (0, 1)), ("static", (0, 1))]
+    assert {difference.metric for difference in comparison.differences} == {
+        "last_ap",
+        "last_ap50",
+        "best_ap",
+        "best_ap50",
+    }
+    assert comparison.unfinished == ()
+    assert json.loads((runs.out / "compare.json").read_text()) == json.loads(json.dumps(comparison.as_dict()))
+    assert (runs.out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "| static | AP | 2 |" in (runs.out / "compare.md").read_text()
+
+
+def test_other_settings_are_refused_and_named(
+    runs: Runs, shapes: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with pytest.raises(ConfigError, match=r"other settings: .*schedule\.epochs was 2, now 3.*--out"):
+        compare_two(shapes, runs.out, epochs=3)
+    with pytest.raises(ConfigError, match=r"static-seed0 was made with other settings: distillation\.weight was 5\.0"):
+        compare_two(shapes, runs.out, arms={"static": {"distillation.mode": "fixed", "distillation.weight": 7.0}})
+    with pytest.raises(ConfigError, match=r"weights was None, now .*weights\.safetensors"):
+        compare_two(shapes, runs.out, weights=runs.out / "off-seed0" / "weights.safetensors")
+    with pytest.raises(ConfigError, match="other settings: schedule"):  # a new arm under another budget
+        compare_two(shapes, runs.out, arms=["gam"], epochs=1)
+    other = write_shapes(tmp_path_factory.mktemp("other"), num_train=8, num_val=4, image_size=64, seed=1)
+    with pytest.raises(ConfigError, match="the train images or boxes have changed"):
+        compare_two(other, runs.out)
+    moved = shutil.copytree(shapes, tmp_path / "moved")
+    assert compare_two(moved, runs.out).arms == runs.comparison.arms  # the same data elsewhere are the same data
+
+
+# ---- the order of runs ----------------------------------------------------------------------------------------------
+
+
+OUTCOME = {
+    "last_epoch": 1,
+    "last_ap": 0.4,
+    "last_ap50": 0.6,
+    "best_epoch": 1,
+    "best_ap": 0.5,
+    "best_ap50": 0.7,
+    "seconds_per_epoch": 2.0,
+    "distill_weight": None,
+    "share": None,
+    "gpu_memory_mib": None,
+    "host_memory_mib": None,
+}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs that would have been trained, one after the other; the arm `wild` diverges."""
+    names: list[str] = []
+
+    def train(recipe: Any, weights: Any, teacher: Any) -> dict[str, Any]:
+        folder = Path(recipe.run.out)
+        names.append(folder.name)
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(to_yaml(recipe))
+        if folder.name.startswith("wild"):
+            raise NonFiniteError("loss is not finite")
+        return OUTCOME
+
+    monkeypatch.setattr("rtdetrv4.comparison._train", train)
+    return names
+
+
+def test_on_the_command_line(
+    shapes: Path,
+    tmp_path: Path,
+    trained: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    arm = "still:augment.flip=0,augment.mosaic_scale=[0.9,1.1]"
+    args = ["--data", str(shapes), "--model", "test", "--epochs", "1", "--out", str(tmp_path), "--set", "run.amp=off"]
+    assert main(["compare", "--arms", "off", "--arm", arm, "--seed-list", "4", *args]) == 0
+    assert trained == ["off-seed4", "still-seed4"]
+    out = capsys.readouterr().out
+    assert "Difference to off, in pairs" in out
+    assert "one seed: no interval" in out
+    recipe = rtdetrv4.load_recipe(tmp_path / "still-seed4" / "recipe.yaml")
+    assert (recipe.augment.flip, recipe.augment.mosaic_scale, recipe.run.seed) == (0.0, (0.9, 1.1), 4)
+    assert main(["compare", "--report", "--arms", "still,off", "--out", str(tmp_path)]) == 0
+    assert "Difference to still, in pairs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "compare.json").read_text())["reference"] == "still"
+
+
+def test_every_arm_of_a_seed_comes_before_the_next_seed(shapes: Path, tmp_path: Path, trained: list[str]) -> None:
+    compare_two(shapes, tmp_path, seeds=[3, 0])
+    assert trained == ["off-seed3", "static-seed3", "off-seed0", "static-seed0"]
+
+
+def test_an_arm_that_diverges_does_not_stop_the_others(
+    shapes: Path, tmp_path: Path, trained: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    comparison = compare_two(shapes, tmp_path, arms=["wild:lr=1", "off"], seeds=1)
+    assert trained == ["wild-seed0", "off-seed0"]
+    assert "wild with seed 0 gave up" in caplog.text
+    assert comparison.unfinished == ("wild-seed0",)
+    assert [arm.name for arm in comparison.arms] == ["off"]
+    assert "left out: wild-seed0" in (tmp_path / "compare.md").read_text()
+
+
+def test_mistakes_are_told_before_anything_is_trained(shapes: Path, tmp_path: Path, trained: list[str]) -> None:
+    def mistake(message: str, error: type[Exception] = ConfigError, **given: Any) -> None:
+        with pytest.raises(error, match=message):
+            compare_two(given.pop("data", shapes), tmp_path / "out", **given)
+
+    mistake('no arm "statik".*"static"', arms=["statik"])
+    mistake("off was given twice", arms=["off", "off:lr=1"])
+    mistake("no arm to train", arms=[])
+    mistake("letters, digits", arms=["a/b:lr=1"])
+    mistake('Arm "x": "learning" is not a setting', arms=["x:learning=1"])
+    mistake(r'Arm "x" cannot change run\.seed', arms=["x:seed=1"])
+    mistake('Arm "static" needs a teacher', teacher="none")
+    mistake("vit_base_patch16_dinov3", teacher="vit_base_patch16_dinov4")
+    mistake("seeds: got 0", seeds=0)
+    mistake("seeds: got", seeds=[-1])
+    only_train = shutil.copytree(shapes, tmp_path / "train")
+    shutil.rmtree(only_train / "valid")
+    mistake("no validation part", DatasetError, data=only_train)
+    no_boxes = shutil.copytree(shapes, tmp_path / "empty")
+    file = no_boxes / "valid" / "_annotations.coco.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    mistake("no boxes", DatasetError, data=no_boxes)
+    assert trained == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--data d --seed-list 0,x", '--seed-list: got "0,x", expected numbers such as 0,2,5.'),
+        ("--data d --seeds 0", "--seeds"),
+        ("--arms off", "Missing option --data"),
+        ("--report --out nowhere", "nowhere holds no finished run"),
+    ],
+)
+def test_mistakes_on_the_command_line(args: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *args.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def fake_run(out: Path, arm: str, seed: int, ap: float, **given: Any) -> None:
+    folder = out / f"{arm}-seed{seed}"
+    folder.mkdir(parents=True)
+    result = {**OUTCOME, "arm": arm, "seed": seed, "settings": {}, "last_ap": ap, "last_ap50": ap + 0.2, **given}
+    (folder / "result.json").write_text(json.dumps(result))
+    records = [
+        {
+            "type": "epoch",
+            "epoch": epoch,
+            "metrics": {"ap": ap * epoch / 3},
+            "distill_weight": given.get("distill_weight"),
+            "modulation": {"share": given["share"]} if "share" in given else None,
+        }
+        for epoch in (1, 2, 3)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_numbers_are_those_computed_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"arms": {"off": {}, "static": {}, "gam": {}, "bad": {}}}))
+    for seed, ap in enumerate((0.40, 0.42, 0.44)):
+        fake_run(tmp_path, "off", seed, ap, seconds_per_epoch=(10, 30, 20)[seed], host_memory_mib=100 + seed)
+    for seed, ap in enumerate((0.41, 0.45, 0.46)):
+        fake_run(tmp_path, "static", seed, ap, distill_weight=5.0, share=2.0 + seed)
+    for seed, ap in enumerate((0.45, 0.47, 0.50)):
+        fake_run(tmp_path, "gam", seed, ap, distill_weight=2.0 * seed, share=1.0)
+    for seed, ap in ((0, 0.30), (1, 0.321), (8, 0.9)):  # off has no run with seed 8
+        fake_run(tmp_path, "bad", seed, ap)
+
+    comparison = read_comparison(tmp_path)
+    off, static, gam, bad = comparison.arms
+    assert (off.last_ap.mean, off.last_ap.sd, off.last_ap.n) == pytest.approx((0.42, 0.02, 3))
+    assert off.last_ap50.mean == pytest.approx(0.62)
+    assert off.best_ap.mean == 0.5
+    assert (off.seconds_per_epoch, off.host_memory_mib, off.share) == (20, 102, None)
+    assert (static.distill_weight, static.share, gam.distill_weight) == (5.0, 3.0, 2.0)
+    assert bad.seeds == (0, 1, 8)
+
+    by_arm = {each.arm: each for each in comparison.differences if each.metric == "last_ap"}
+    spread = by_arm["static"].spread
+    assert (spread.mean, spread.sd, spread.n) == pytest.approx((0.02, 0.01, 3))
+    # 0.02 ± 4.302653 · 0.01 / √3, with the 97.5 % point of Student's t with 2 degrees of freedom
+    assert spread.interval == pytest.approx((-0.0048414, 0.0448414), abs=1e-6)
+    assert by_arm["static"].conclusion == "no difference that these seeds could show"
+    # Differences 0.05, 0.05, 0.06: mean 0.16 / 3, s.d. 0.01 / √3, half width 4.302653 · 0.01 / 3
+    assert by_arm["gam"].spread.interval == pytest.approx((0.0389912, 0.0676755), abs=1e-6)
+    assert by_arm["gam"].conclusion == "higher than off"
+    # −0.1 and −0.099: s.d. 0.001 / √2, half width 12.706205 · 0.001 / 2
+    assert by_arm["bad"].by_seed == pytest.approx({0: -0.1, 1: -0.099})
+    assert by_arm["bad"].spread.interval == pytest.approx((-0.1058531, -0.0931469), abs=1e-6)
+    assert by_arm["bad"].conclusion == "lower than off"
+
+    arms, differences = comparison.tables
+    assert arms.header[-3:] == ("memory, MiB", "last λ", "mean share, %")
+    scores = ("42.00 ± 2.00", "62.00 ± 2.00", "50.00 ± 0.00", "70.00 ± 0.00")
+    assert arms.rows[0] == ("off", "3", *scores, "20", "102", "", "")
+    assert differences.rows[0][:5] == ("static", "AP", "3", "+2.00 ± 1.00", "-0.48 to +4.48")
+    assert [row[:3] for row in differences.rows[-2:]] == [("bad", "AP", "2"), ("bad", "AP50", "2")]
+    written = json.loads((tmp_path / "compare.json").read_text())
+    assert written["differences"][0]["interval"] == pytest.approx([-0.0048414, 0.0448414], abs=1e-6)
+    assert written["differences"][0]["by_seed"] == pytest.approx({"0": 0.01, "1": 0.03, "2": 0.02})
+
+
+def test_the_first_arm_named_is_the_reference(tmp_path: Path) -> None:
+    fake_run(tmp_path, "off", 0, 0.4)
+    fake_run(tmp_path, "gam", 0, 0.5, share=1.0, distill_weight=3.0)
+    fake_run(tmp_path, "auto", 1, 0.5)
+    (difference, *_) = read_comparison(tmp_path, ["gam", "off"]).differences
+    assert (difference.reference, difference.arm, difference.spread.mean) == ("gam", "off", pytest.approx(-0.1))
+    assert difference.spread.sd is difference.spread.interval is None
+    assert read_comparison(tmp_path, ["off", "auto"]).differences == ()  # no seed in common
+    with pytest.raises(ConfigError, match=r'no finished run of an arm "of".*"off".*There are: auto, gam, off'):
+        read_comparison(tmp_path, ["of"])
