@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from rtdetrv4.models.backbone import Backbone
 from rtdetrv4.models.decoder import BoxDecoder, DistributionDecoder
 from rtdetrv4.models.denoising import ContrastiveDenoising, attention_allowed
+from rtdetrv4.models.fusing import fuse_conv_norms
 from rtdetrv4.models.hybrid_encoder import HybridEncoder
-from rtdetrv4.models.layers import fuse_conv_norms
 from rtdetrv4.models.query_selection import QuerySelection
 from rtdetrv4.types import DetectorOutput, EncoderOutput, HeadOutput, Target, TrainingOutput
 
@@ -97,7 +97,7 @@ def _split_queries(head: HeadOutput, first: int) -> tuple[HeadOutput, HeadOutput
 
 def fuse(model: DetectionModel) -> DetectionModel:
     """A copy for deployment: batch norms folded into convolutions, training-only parts dropped, eval mode."""
-    fused = fuse_conv_norms(model)
+    fused = fuse_conv_norms(model, next(model.parameters()).new_zeros(1, 3, 64, 64))
     assert isinstance(fused, DetectionModel)
     fused.denoising = None
     fused.decoder.deploy()

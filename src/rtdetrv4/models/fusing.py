@@ -1,0 +1,100 @@
+"""Batch norms folded into convolutions, for deployment."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
+
+from rtdetrv4.models.backbone import FrozenNorm
+from rtdetrv4.models.layers import RepVGGBlock
+
+# Exactly these: others may do more than convolve and normalise, such as standardising their weights on every call.
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+NORMS = (nn.BatchNorm2d, FrozenNorm, BatchNormAct2d)
+
+
+def fuse_conv_norms(module: nn.Module, images: Tensor) -> nn.Module:
+    """A copy in eval mode with every convolution that feeds a batch norm folded into one, RepVGG branches too.
+
+    Which feeds which is seen by looking at `images`, because the order of definition does not tell it in every network.
+    A convolution whose result is used elsewhere too stays as it is.
+
+    Args:
+        module: takes `images`.
+        images: B×3×H×W, any.
+    """
+    fused = copy.deepcopy(module).eval()
+    for conv_name, norm_name in _pairs(fused, images):
+        conv, norm = fused.get_submodule(conv_name), fused.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        fused.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
+        fused.set_submodule(norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+    for block in list(fused.modules()):
+        if isinstance(block, RepVGGBlock):
+            block.fuse()
+    return fused
+
+
+class _Uses(TorchFunctionMode):
+    """Counts how often tensors, by id, are handed to a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if result is None or any(isinstance(each, Tensor) for each in _items(result)):  # not what tells a shape
+            for value in (*args, *kwargs.values()):
+                for each in _items(value):
+                    self.counts[id(each)] += isinstance(each, Tensor)
+        return result
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+@torch.no_grad()
+def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
+    """Names of convolutions and of the batch norms that alone use what they compute."""
+    uses = _Uses()
+    calls: Counter[str] = Counter()
+    results: dict[int, tuple[str, Tensor]] = {}  # held, so that no other tensor gets their ids
+    found: list[tuple[str, str, int]] = []
+
+    def convolved(name: str, result: Tensor) -> None:
+        calls[name] += 1
+        results[id(result)] = name, result
+        uses.counts[id(result)] = 0
+
+    def normalised(name: str, given: Tensor) -> None:
+        calls[name] += 1
+        if id(given) in results:
+            found.append((results[id(given)][0], name, id(given)))
+
+    handles = []
+    for name, part in module.named_modules():
+        if type(part) in CONVOLUTIONS:
+            handles.append(part.register_forward_hook(lambda _, __, result, name=name: convolved(name, result)))
+        elif type(part) in NORMS:
+            handles.append(part.register_forward_pre_hook(lambda _, given, name=name: normalised(name, given[0])))
+    try:
+        with uses:
+            module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        (conv, norm) for conv, norm, result in found if uses.counts[result] == 1 and calls[conv] == calls[norm] == 1
+    ]
