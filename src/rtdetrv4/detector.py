@@ -39,6 +39,9 @@ FREE_ON_RESUME = (
     "data.cache_size",
     "data.path",
     "data.workers",
+    "run.channels_last",
+    "run.checkpoint_activations",
+    "run.compile",
     "run.device",
     "run.log_every",
     "run.out",
@@ -118,7 +121,11 @@ class Detector:
             )
         if isinstance(model, Recipe):
             return recipe
-        remembered = {"model.image_size": facts.image_size, "model.num_queries": facts.facts.get("num_queries")}
+        remembered = {
+            "model.backbone": facts.facts.get("backbone"),
+            "model.image_size": facts.image_size,
+            "model.num_queries": facts.facts.get("num_queries"),
+        }
         return override(recipe, {name: value for name, value in remembered.items() if value is not None})
 
     def _load(self, weights: Path) -> None:

@@ -41,6 +41,7 @@ def create_model(
     name: str = "rtdetrv4-s",
     num_classes: int = 80,
     *,
+    backbone: str | None = None,
     pretrained_backbone: bool | str | Path = False,
     num_queries: int = 300,
     num_denoising: int = 100,
@@ -52,6 +53,7 @@ def create_model(
     Args:
         name: a key of `VARIANTS`, see `rtdetrv4 models`.
         num_classes: K.
+        backbone: a timm network instead of the model's own, see `Backbone.from_timm`; None takes the model's own.
         pretrained_backbone: True loads ImageNet weights from the hub through timm, a path loads them from a file.
         num_queries: Q; in no parameter's shape.
         num_denoising: about how many denoising positives an image gets; 0 trains without.
@@ -59,28 +61,21 @@ def create_model(
         box_noise: see `ContrastiveDenoising`.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model, or its pyramid cannot be made by that backbone.
         WeightsError: the backbone's weights cannot be loaded.
     """
     v = find_variant(name)
     dim = v.decoder_dim
-    backbone = Backbone(
-        v.backbone,
-        v.out_indices,
-        pretrained=pretrained_backbone,
-        freeze_stem=v.freeze_stem,
-        freeze_norm=v.freeze_backbone_norm,
-        first_shortcut=v.backbone in ("resnet18d", "resnet34d"),
-    )
+    body = _backbone(v, backbone, pretrained_backbone)
     return DetectionModel(
-        backbone,
+        body,
         HybridEncoder(
-            backbone.channels,
+            body.channels,
             v.hidden_dim,
             aifi=AIFI(v.hidden_dim, NUM_HEADS, v.encoder_ffn),
             ccff=CCFF(
                 v.hidden_dim,
-                len(backbone.channels),
+                len(body.channels),
                 blocks=v.encoder_blocks,
                 depth=round(3 * v.depth_mult),
                 expansion=v.expansion,
@@ -89,10 +84,23 @@ def create_model(
         ),
         QuerySelection(dim, num_classes, num_queries, v.activation),
         _decoder(v, num_classes),
-        memory_projections=_memory_projections(v, len(backbone.channels)),
+        memory_projections=_memory_projections(v, len(body.channels)),
         denoising=ContrastiveDenoising(num_classes, dim, num_denoising, label_noise, box_noise)
         if num_denoising > 0
         else None,
+    )
+
+
+def _backbone(v: Variant, name: str | None, pretrained: bool | str | Path) -> Backbone:
+    if name is not None and name != v.backbone:
+        return Backbone.from_timm(name, len(v.out_indices), pretrained=pretrained)
+    return Backbone(
+        v.backbone,
+        v.out_indices,
+        pretrained=pretrained,
+        freeze_stem=v.freeze_stem,
+        freeze_norm=v.freeze_backbone_norm,
+        first_shortcut=v.backbone in ("resnet18d", "resnet34d"),
     )
 
 
@@ -134,6 +142,7 @@ def build_detector(recipe: Recipe, num_classes: int) -> DetectionModel:
     return create_model(
         model.name,
         num_classes,
+        backbone=model.backbone,
         pretrained_backbone=model.pretrained_backbone,
         num_queries=model.num_queries,
         num_denoising=model.num_denoising,

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from rtdetrv4.build.models import find_variant
 from rtdetrv4.config import Recipe
-from rtdetrv4.config.schema import DistillationConfig, LossConfig, parse_size
+from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
 from rtdetrv4.config.variants import Variant
 from rtdetrv4.data.cache import ImageCache, describe, open_cache
 from rtdetrv4.data.dataset import DetectionDataset
@@ -27,7 +28,7 @@ from rtdetrv4.distillation.modulation import Rule
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
-from rtdetrv4.models import DetectionModel
+from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts
 from rtdetrv4.training import (
     ModelEma,
     Trainer,
@@ -108,6 +109,7 @@ def build_trainer(
     variant = find_variant(recipe.model.name)
     injector = None if teacher is None else Injector(variant.hidden_dim, teacher.dim)
     student = DistillationStudent(detector, injector).to(accelerator.device)
+    _arrange(detector, recipe.run, accelerator.device)
 
     data = _training_data(recipe, splits.train, accelerator, _cache(recipe, splits.train, splits, accelerator))
     schedule = recipe.schedule
@@ -203,6 +205,7 @@ def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None)
     """What `weights.safetensors` says about itself: how to build the detector, and where it comes from."""
     return {
         "model": recipe.model.name,
+        "backbone": recipe.model.backbone,
         "names": list(classes.names),
         "category_ids": list(classes.category_ids),
         "image_size": list(recipe.model.image_size),
@@ -210,6 +213,17 @@ def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None)
         "teacher": None if teacher is None else {"name": teacher.name, "licence": teacher.licence},
         "version": importlib.metadata.version("rtdetrv4"),
     }
+
+
+def _arrange(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
+    """How the detector computes, not what."""
+    if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
+        # With such weights every convolution gives maps in that format, whatever the format of its input.
+        detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if run.checkpoint_activations:
+        checkpoint_activations(detector)
+    if run.compile:
+        compile_parts(detector)
 
 
 def _training_data(

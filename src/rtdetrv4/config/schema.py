@@ -119,9 +119,14 @@ class ModelConfig(_Section):
         default=0.5, description="Share of denoising queries whose label is drawn anew (halved)."
     )
     box_noise: NonNegative = Field(default=1.0, description="Largest shift of a denoising box, in halves of its sides.")
+    backbone: str | None = Field(
+        default=None,
+        description="A timm network instead of the model's own, such as convnext_tiny; null: the model's own.",
+    )
     pretrained_backbone: bool | str = Field(
         default=True,
-        description="Start from ImageNet weights (downloaded by timm), from a file, or from scratch (false).",
+        description="Start from ImageNet weights (downloaded by timm; those of efficientnet_lite0 are installed by "
+        "pip), from a file, or from scratch (false).",
     )
 
 
@@ -321,6 +326,15 @@ class RunConfig(_Section):
     accumulate: AtLeastOne = Field(
         default=1, description="Cut each batch into this many parts, one after the other: less memory, more time."
     )
+    checkpoint_activations: bool = Field(
+        default=False, description="Compute activations again in the backward pass: less memory, same numbers."
+    )
+    channels_last: Literal["auto"] | bool = Field(
+        default="auto", description="Channels as the innermost dimension of maps in memory. auto: on CPU and CUDA."
+    )
+    compile: bool = Field(
+        default=False, description="Compile backbone and encoder with torch.compile; where that fails, do without."
+    )
     log_every: AtLeastOne = Field(default=50, description="Steps between two lines of the log.")
     eval_every: AtLeastOne = Field(
         default=1, description="Epochs between two evaluations; the last epoch is always evaluated."
@@ -334,6 +348,12 @@ class RunConfig(_Section):
     val_batch: AtLeastOne | None = Field(
         default=None, description="Images per batch in evaluation; null: as in training."
     )
+
+    @model_validator(mode="after")
+    def _compiled_or_checkpointed(self) -> RunConfig:
+        if self.compile and self.checkpoint_activations:
+            raise ValueError("compile: expected false with checkpoint_activations, got true")
+        return self
 
 
 class Recipe(_Section):

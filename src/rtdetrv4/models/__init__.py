@@ -2,6 +2,8 @@
 
 from rtdetrv4.models.attention import DeformableAttention, SelfAttention
 from rtdetrv4.models.backbone import Backbone
+from rtdetrv4.models.checkpointing import checkpoint_activations
+from rtdetrv4.models.compiling import compile_parts
 from rtdetrv4.models.decoder import BoxDecoder, DecoderLayer, DistributionDecoder
 from rtdetrv4.models.denoising import ContrastiveDenoising
 from rtdetrv4.models.detector import DetectionModel, fuse
@@ -24,6 +26,8 @@ __all__ = [
     "HybridEncoder",
     "QuerySelection",
     "SelfAttention",
+    "checkpoint_activations",
+    "compile_parts",
     "fuse",
     "postprocess",
 ]

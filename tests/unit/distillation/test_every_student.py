@@ -1,0 +1,37 @@
+"""Every model can be taught: F5 has the width that the injector expects, and everything gets a gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rtdetrv4.build import build_detector
+from rtdetrv4.build.models import find_variant
+from rtdetrv4.build.training import build_criterion, loss_weights
+from rtdetrv4.config import VARIANTS, load_recipe, override
+from rtdetrv4.distillation import DistillationStudent, Injector, alignment_loss
+from rtdetrv4.losses import weighted_sum
+from rtdetrv4.types import Target
+
+TEACHER_DIM = 24
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "test"])
+def test_a_step_of_distillation(name: str) -> None:
+    changes = {"model.pretrained_backbone": False, "model.num_queries": 10, "model.num_denoising": 4}
+    recipe, variant = override(load_recipe(name), changes), find_variant(name)
+    student = DistillationStudent(build_detector(recipe, 3), Injector(variant.hidden_dim, TEACHER_DIM)).train()
+    target = Target(torch.tensor([0, 2]), torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.3, 0.5]]))
+    output, projected = student(torch.rand(1, 3, 64, 96), [target])
+    assert projected is not None
+    assert projected.shape == (1, TEACHER_DIM, 2, 3)
+
+    distill = alignment_loss(projected, torch.randn(1, TEACHER_DIM, 2, 3))
+    (reached,) = torch.autograd.grad(distill, [student.aifi.get_parameter("linear2.weight")], retain_graph=True)
+    assert reached.abs().sum() > 0
+    terms = build_criterion(recipe.loss, variant)(output, [target]) | {"distill": distill}
+    weighted_sum(terms, loss_weights(recipe.loss) | {"distill": 5.0}).backward()
+    assert all(term.isfinite() for term in terms.values())
+    without = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)

