@@ -1,12 +1,8 @@
-"""Names of the released checkpoints (RT-DETRv4, DEIM, D-FINE, RT-DETRv2) ↔ ours, from one table.
-
-A row holds the same name twice, released and ours; `{i}`, `{j}` stand for a number and `{rest}` for what follows.
-"""
+"""Names of the released checkpoints (RT-DETRv4, DEIM, D-FINE, RT-DETRv2) ↔ ours, from one table."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +11,7 @@ from rtdetrv4.errors import WeightsError
 from rtdetrv4.models import DecoderLayer, DetectionModel, DistributionDecoder
 from rtdetrv4.models.backbone import FrozenNorm
 from rtdetrv4.models.query_selection import anchor_logits
-
-Row = tuple[str, str]
+from rtdetrv4.weights.renaming import CSP, Renaming, Row, prefixed
 
 _ATTENTION: list[Row] = [
     ("self_attn.in_proj_weight", "{attention}.in_proj.weight"),
@@ -25,38 +20,13 @@ _ATTENTION: list[Row] = [
 ]
 
 
-def _rows(released: str, ours: str, parts: Iterable[Row], **fields: str) -> list[Row]:
-    """Prefix every row of a block, filling `fields` in on our side."""
-
-    def fill(template: str) -> str:
-        for name, value in fields.items():
-            template = template.replace(f"{{{name}}}", value)
-        return template
-
-    return [(released + row[0], ours + fill(row[1])) for row in parts]
-
-
-def _csp(released: str, ours: str) -> list[Row]:
-    return _rows(
-        released,
-        ours,
-        [
-            ("conv1.{rest}", "deep.{rest}"),
-            ("conv2.{rest}", "shortcut.{rest}"),
-            ("conv3.{rest}", "widen.{rest}"),
-            ("bottlenecks.{j}.conv1.{rest}", "blocks.{j}.conv3x3.{rest}"),
-            ("bottlenecks.{j}.conv2.{rest}", "blocks.{j}.conv1x1.{rest}"),
-        ],
-    )
-
-
 def _fusion(released: str, ours: str) -> list[Row]:
     return [
-        *_csp(released, ours),
+        *prefixed(released, ours, CSP),
         (released + "cv1.{rest}", ours + "split.{rest}"),
-        *_csp(released + "cv2.0.", ours + "first.0."),
+        *prefixed(released + "cv2.0.", ours + "first.0.", CSP),
         (released + "cv2.1.{rest}", ours + "first.1.{rest}"),
-        *_csp(released + "cv3.0.", ours + "second.0."),
+        *prefixed(released + "cv3.0.", ours + "second.0.", CSP),
         (released + "cv3.1.{rest}", ours + "second.1.{rest}"),
         (released + "cv4.{rest}", ours + "merge.{rest}"),
     ]
@@ -83,7 +53,7 @@ _BACKBONE: list[Row] = [
         for stage in range(4)
         # From the second stage on shortcuts pool before the convolution, which puts one more level into the name.
         for block, rows in (("", _RESNET_BLOCK), ("short." if stage == 0 else "short.conv.", _RESNET_SHORTCUT))
-        for row in _rows(
+        for row in prefixed(
             f"backbone.res_layers.{stage}.blocks.{{i}}.{block}", f"backbone.body.layer{stage + 1}.{{i}}.", rows
         )
     ),
@@ -91,7 +61,7 @@ _BACKBONE: list[Row] = [
 
 _ENCODER: list[Row] = [
     ("encoder.input_proj.{i}.{rest}", "hybrid_encoder.projections.{i}.{rest}"),
-    *_rows("encoder.encoder.0.layers.0.", "hybrid_encoder.aifi.", _ATTENTION, attention="attention"),
+    *prefixed("encoder.encoder.0.layers.0.", "hybrid_encoder.aifi.", _ATTENTION, attention="attention"),
     ("encoder.encoder.0.layers.0.{rest}", "hybrid_encoder.aifi.{rest}"),
     ("encoder.lateral_convs.{i}.{rest}", "hybrid_encoder.ccff.laterals.{i}.{rest}"),
     *_fusion("encoder.fpn_blocks.{i}.", "hybrid_encoder.ccff.top_down.{i}."),
@@ -122,7 +92,7 @@ _DECODER: list[Row] = [
     ("decoder.dec_score_head.{i}.{rest}", "decoder.score_heads.{i}.{rest}"),
     ("decoder.dec_bbox_head.{i}.{rest}", "decoder.box_heads.{i}.{rest}"),
     ("decoder.decoder.lqe_layers.{i}.reg_conf.{rest}", "decoder.quality.{i}.mlp.{rest}"),
-    *_rows("decoder.decoder.layers.{i}.", "decoder.layers.{i}.", _DECODER_LAYER, attention="self_attention"),
+    *prefixed("decoder.decoder.layers.{i}.", "decoder.layers.{i}.", _DECODER_LAYER, attention="self_attention"),
 ]
 
 TABLE: tuple[Row, ...] = (*_BACKBONE, *_ENCODER, *_DECODER)
@@ -138,20 +108,7 @@ CONSTANTS = (
     "num_points_scale",
 )
 
-_FIELDS = {"{i}": r"(?P<i>\d+)", "{j}": r"(?P<j>\d+)", "{rest}": r"(?P<rest>.+)"}
-
-
-def _compile(source: str, destination: str) -> tuple[re.Pattern[str], str]:
-    pattern = re.escape(source)
-    template = destination
-    for field, group in _FIELDS.items():
-        pattern = pattern.replace(re.escape(field), group, 1)
-        template = template.replace(field, rf"\g<{field[1:-1]}>")
-    return re.compile(pattern), template
-
-
-_TO_OURS = [_compile(released, ours) for released, ours in TABLE]
-_TO_RELEASED = [_compile(ours, released) for released, ours in TABLE]
+_RENAMING = Renaming(TABLE)
 
 
 def our_name(released: str) -> str | None:
@@ -162,9 +119,8 @@ def our_name(released: str) -> str | None:
     """
     if released.endswith(CONSTANTS):
         return None
-    for pattern, template in _TO_OURS:
-        if match := pattern.fullmatch(released):
-            return match.expand(template)
+    if ours := _RENAMING.to_ours(released):
+        return ours
     raise WeightsError(
         f'The checkpoint has a tensor "{released}", which no released RT-DETRv4, DEIM, D-FINE or RT-DETRv2 model has. '
         "Give a checkpoint of one of these, or one written by this package."
@@ -198,7 +154,8 @@ def to_released(
         image_size: (height, width) that the released code stores anchors for.
         injector: the projector of DSI, if the released model is one that still has it.
     """
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in _never_released(model)}
+    uncounted = counters_of_frozen_norms(model)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in uncounted}
     if injector is not None:
         state |= {f"injector.{name}": tensor for name, tensor in injector.state_dict().items()}
     gated = isinstance(model.decoder, DistributionDecoder)
@@ -212,16 +169,14 @@ def released_name(ours: str, gated: bool) -> str:
         ours: a name in the state dict of a detector, or `injector.projector.…`.
         gated: whether the detector has D-FINE's decoder layers.
     """
-    for pattern, template in _TO_RELEASED:
-        if match := pattern.fullmatch(ours):
-            released = match.expand(template)
-            # Two released names are one of ours: the norm after a gate, and that after a residual sum.
-            return released if gated else released.replace(".gateway.norm.", ".norm2.")
-    raise AssertionError(f"{ours} has no row in the table")
+    released = _RENAMING.to_theirs(ours)
+    assert released is not None, f"{ours} has no row in the table"
+    # Two released names are one of ours: the norm after a gate, and that after a residual sum.
+    return released if gated else released.replace(".gateway.norm.", ".norm2.")
 
 
-def _never_released(model: nn.Module) -> set[str]:
-    """The released code's frozen norms count no batches."""
+def counters_of_frozen_norms(model: nn.Module) -> set[str]:
+    """Tensors of ours that neither the released code nor transformers has: their frozen norms count no batches."""
     return {f"{name}.num_batches_tracked" for name, module in model.named_modules() if isinstance(module, FrozenNorm)}
 
 
