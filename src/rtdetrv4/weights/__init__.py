@@ -1,9 +1,10 @@
-"""Reading weights, and the names of released checkpoints."""
+"""Reading and writing weights, and what others call their tensors."""
 
 from rtdetrv4.weights.catalog import COCO
 from rtdetrv4.weights.convert import from_released, to_released
-from rtdetrv4.weights.files import WeightsMetadata, find_weights, read_metadata
+from rtdetrv4.weights.files import WeightsMetadata, find_weights, read_metadata, save_weights
 from rtdetrv4.weights.load import LoadReport, load_weights
+from rtdetrv4.weights.transformers import from_transformers, save_transformers, to_transformers
 
 __all__ = [
     "COCO",
@@ -11,7 +12,11 @@ __all__ = [
     "WeightsMetadata",
     "find_weights",
     "from_released",
+    "from_transformers",
     "load_weights",
     "read_metadata",
+    "save_transformers",
+    "save_weights",
     "to_released",
+    "to_transformers",
 ]

@@ -1,11 +1,12 @@
-"""What is known about weights that others released: the classes they know, and which models their tensors fit."""
+"""What is known about weights that others released: their classes, their places, and the models their tensors fit."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from rtdetrv4.types import ClassMap
 
@@ -34,6 +35,104 @@ COCO = ClassMap(
     ),
 )
 
+#: The 365 classes of Objects365 v2 in the order of its category ids, spelt as its annotations spell them.
+OBJECTS365 = ClassMap(
+    names=(
+        *("Person", "Sneakers", "Chair", "Other Shoes", "Hat", "Car", "Lamp", "Glasses", "Bottle", "Desk", "Cup"),
+        *("Street Lights", "Cabinet/shelf", "Handbag/Satchel", "Bracelet", "Plate", "Picture/Frame", "Helmet", "Book"),
+        *("Gloves", "Storage box", "Boat", "Leather Shoes", "Flower", "Bench", "Potted Plant", "Bowl/Basin", "Flag"),
+        *("Pillow", "Boots", "Vase", "Microphone", "Necklace", "Ring", "SUV", "Wine Glass", "Belt", "Moniter/TV"),
+        *("Backpack", "Umbrella", "Traffic Light", "Speaker", "Watch", "Tie", "Trash bin Can", "Slippers", "Bicycle"),
+        *("Stool", "Barrel/bucket", "Van", "Couch", "Sandals", "Bakset", "Drum", "Pen/Pencil", "Bus", "Wild Bird"),
+        *("High Heels", "Motorcycle", "Guitar", "Carpet", "Cell Phone", "Bread", "Camera", "Canned", "Truck"),
+        *("Traffic cone", "Cymbal", "Lifesaver", "Towel", "Stuffed Toy", "Candle", "Sailboat", "Laptop", "Awning"),
+        *("Bed", "Faucet", "Tent", "Horse", "Mirror", "Power outlet", "Sink", "Apple", "Air Conditioner", "Knife"),
+        *("Hockey Stick", "Paddle", "Pickup Truck", "Fork", "Traffic Sign", "Ballon", "Tripod", "Dog", "Spoon"),
+        *("Clock", "Pot", "Cow", "Cake", "Dinning Table", "Sheep", "Hanger", "Blackboard/Whiteboard", "Napkin"),
+        *("Other Fish", "Orange/Tangerine", "Toiletry", "Keyboard", "Tomato", "Lantern", "Machinery Vehicle", "Fan"),
+        *("Green Vegetables", "Banana", "Baseball Glove", "Airplane", "Mouse", "Train", "Pumpkin", "Soccer"),
+        *("Skiboard", "Luggage", "Nightstand", "Tea pot", "Telephone", "Trolley", "Head Phone", "Sports Car"),
+        *("Stop Sign", "Dessert", "Scooter", "Stroller", "Crane", "Remote", "Refrigerator", "Oven", "Lemon", "Duck"),
+        *("Baseball Bat", "Surveillance Camera", "Cat", "Jug", "Broccoli", "Piano", "Pizza", "Elephant", "Skateboard"),
+        *("Surfboard", "Gun", "Skating and Skiing shoes", "Gas stove", "Donut", "Bow Tie", "Carrot", "Toilet", "Kite"),
+        *("Strawberry", "Other Balls", "Shovel", "Pepper", "Computer Box", "Toilet Paper", "Cleaning Products"),
+        *("Chopsticks", "Microwave", "Pigeon", "Baseball", "Cutting/chopping Board", "Coffee Table", "Side Table"),
+        *("Scissors", "Marker", "Pie", "Ladder", "Snowboard", "Cookies", "Radiator", "Fire Hydrant", "Basketball"),
+        *("Zebra", "Grape", "Giraffe", "Potato", "Sausage", "Tricycle", "Violin", "Egg", "Fire Extinguisher", "Candy"),
+        *("Fire Truck", "Billards", "Converter", "Bathtub", "Wheelchair", "Golf Club", "Briefcase", "Cucumber"),
+        *("Cigar/Cigarette", "Paint Brush", "Pear", "Heavy Truck", "Hamburger", "Extractor", "Extention Cord", "Tong"),
+        *("Tennis Racket", "Folder", "American Football", "earphone", "Mask", "Kettle", "Tennis", "Ship", "Swing"),
+        *("Coffee Machine", "Slide", "Carriage", "Onion", "Green beans", "Projector", "Frisbee"),
+        *("Washing Machine/Drying Machine", "Chicken", "Printer", "Watermelon", "Saxophone", "Tissue", "Toothbrush"),
+        *("Ice cream", "Hotair ballon", "Cello", "French Fries", "Scale", "Trophy", "Cabbage", "Hot dog", "Blender"),
+        *("Peach", "Rice", "Wallet/Purse", "Volleyball", "Deer", "Goose", "Tape", "Tablet", "Cosmetics", "Trumpet"),
+        *("Pineapple", "Golf Ball", "Ambulance", "Parking meter", "Mango", "Key", "Hurdle", "Fishing Rod", "Medal"),
+        *("Flute", "Brush", "Penguin", "Megaphone", "Corn", "Lettuce", "Garlic", "Swan", "Helicopter", "Green Onion"),
+        *("Sandwich", "Nuts", "Speed Limit Sign", "Induction Cooker", "Broom", "Trombone", "Plum", "Rickshaw"),
+        *("Goldfish", "Kiwi fruit", "Router/modem", "Poker Card", "Toaster", "Shrimp", "Sushi", "Cheese", "Notepaper"),
+        *("Cherry", "Pliers", "CD", "Pasta", "Hammer", "Cue", "Avocado", "Hamimelon", "Flask", "Mushroon"),
+        *("Screwdriver", "Soap", "Recorder", "Bear", "Eggplant", "Board Eraser", "Coconut", "Tape Measur/ Ruler"),
+        *("Pig", "Showerhead", "Globe", "Chips", "Steak", "Crosswalk Sign", "Stapler", "Campel", "Formula 1"),
+        *("Pomegranate", "Dishwasher", "Crab", "Hoverboard", "Meat ball", "Rice Cooker", "Tuba", "Calculator"),
+        *("Papaya", "Antelope", "Parrot", "Seal", "Buttefly", "Dumbbell", "Donkey", "Lion", "Urinal", "Dolphin"),
+        *("Electric Drill", "Hair Dryer", "Egg tart", "Jellyfish", "Treadmill", "Lighter", "Grapefruit"),
+        *("Game board", "Mop", "Radish", "Baozi", "Target", "French", "Spring Rolls", "Monkey", "Rabbit"),
+        *("Pencil Case", "Yak", "Red Cabbage", "Binoculars", "Asparagus", "Barbell", "Scallop", "Noddles", "Comb"),
+        *("Dumpling", "Oyster", "Table Teniis paddle", "Cosmetics Brush/Eyeliner Pencil", "Chainsaw", "Eraser"),
+        *("Lobster", "Durian", "Okra", "Lipstick", "Cosmetics Mirror", "Curling", "Table Tennis"),
+    ),
+    category_ids=tuple(range(1, 366)),
+)
+
+#: What a released checkpoint knows, by the number of its classes. Those trained on Objects365 have 366 rows: the row of a
+#: class is its category id, and row 0 is nobody's.
+RELEASED_CLASSES: Mapping[int, ClassMap] = MappingProxyType(
+    {80: COCO, 365: OBJECTS365, 366: ClassMap(("class 0", *OBJECTS365.names), tuple(range(366)))}
+)
+
+
+class ReleasedCheckpoint(NamedTuple):
+    """Where the authors keep a checkpoint."""
+
+    model: str
+    url: str
+
+
+def _released() -> Iterator[tuple[str, ReleasedCheckpoint]]:
+    drive, dfine, rtdetr = (
+        "https://drive.google.com/file/d/",
+        "https://github.com/Peterande/storage/releases/download/dfinev1.0/",
+        "https://github.com/lyuwenyu/storage/releases/download/",
+    )
+    coco = {
+        "rtdetrv4-s": drive + "1jDAVxblqRPEWed7Hxm6GwcEl7zn72U6z",
+        "rtdetrv4-m": drive + "1O-YpP4X-quuOXbi96y2TKkztbjroP5mX",
+        "rtdetrv4-l": drive + "1shO9EzZvXZyKedE2urLsN4dwEv8Jqa_8",
+        "rtdetrv4-x": drive + "19gnkMTgFveJsrOvSmEPQXCTG6v9oQHN3",
+        "deim-n": drive + "1ZPEhiU9nhW4M5jLnYOFwTSLQC1Ugf62e",
+        "deim-s": drive + "1tB8gVJNrfb6dhFvoHJECKOF5VpkthhfC",
+        "deim-m": drive + "18Lj2a6UN6k_n_UzqnJyiaiLGpDzQQit8",
+        "deim-l": drive + "1PIRf02XkrA2xAD3wEiKE2FaamZgSGTAr",
+        "deim-x": drive + "1dPtbgtGgq1Oa7k_LgH1GXPelg1IVeu0j",
+        "deim-rtdetrv2-r18": drive + "153_JKff6EpFgiLKaqkJsoDcLal_0ux_F",
+        "deim-rtdetrv2-r50": drive + "1mWknAXD5JYknUQ94WCEvPfXz13jcNOTI",
+        **{f"dfine-{size}": f"{dfine}dfine_{size}_coco.pth" for size in "nsmlx"},
+        "rtdetrv2-r18": rtdetr + "v0.2/rtdetrv2_r18vd_120e_coco_rerun_48.1.pth",
+        "rtdetrv2-r34": rtdetr + "v0.1/rtdetrv2_r34vd_120e_coco_ema.pth",
+        "rtdetrv2-r50m": rtdetr + "v0.1/rtdetrv2_r50vd_m_7x_coco_ema.pth",
+        "rtdetrv2-r50": rtdetr + "v0.1/rtdetrv2_r50vd_6x_coco_ema.pth",
+        "rtdetrv2-r101": rtdetr + "v0.1/rtdetrv2_r101vd_6x_coco_from_paddle.pth",
+    }
+    for model, url in coco.items():
+        yield model, ReleasedCheckpoint(model, url)
+    for size in "smlx":
+        yield f"dfine-{size}-obj365", ReleasedCheckpoint(f"dfine-{size}", f"{dfine}dfine_{size}_obj365.pth")
+
+
+RELEASED: Mapping[str, ReleasedCheckpoint] = MappingProxyType(dict(_released()))
+"""Released checkpoints by name, as their authors' pages link them; COCO's have the name of the model. No hashes of them
+are known here, so nothing is fetched by these names."""
+
 #: Tensors with one row per class.
 CLASS_ROWS = re.compile(
     r"(query_selection\.score_head|decoder\.score_heads\.\d+)\.(weight|bias)|denoising\.class_embedding\.weight"
@@ -60,6 +159,11 @@ _ARCHITECTURES: Mapping[int, tuple[str, ...]] = MappingProxyType(
 nothing that a checkpoint shows: activations and losses have no tensors."""
 
 MODELS = frozenset(name for names in _ARCHITECTURES.values() for name in names)
+
+#: Models that transformers has too, see `weights.transformers`.
+TRANSFORMERS_MODELS = frozenset(
+    name for name in MODELS if name.startswith(("dfine-", "rtdetrv2-")) and name != "rtdetrv2-r50m"
+)
 
 
 def fitting_models(shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import huggingface_hub
 import huggingface_hub.utils
 import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from rtdetrv4.errors import WeightsError, did_you_mean
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights.catalog import COCO, MODELS, fitting_models
+from rtdetrv4.weights.catalog import MODELS, RELEASED, RELEASED_CLASSES, TRANSFORMERS_MODELS, fitting_models
 from rtdetrv4.weights.convert import from_released, looks_released
+from rtdetrv4.weights.transformers import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    from_transformers,
+    looks_transformers,
+    read_config,
+)
 
 #: Where weights.safetensors keeps, as JSON, what it says about itself.
 METADATA_KEY = "rtdetrv4"
+
+Layout = Literal["ours", "released", "transformers"]
 
 
 class WeightsMetadata(NamedTuple):
@@ -40,6 +51,8 @@ class WeightsMetadata(NamedTuple):
     """(height, width) of training, if the file tells."""
     trained: bool
     """False if the file says that its weights have not seen data."""
+    layout: Layout
+    """Whose names and format the file has."""
     facts: Mapping[str, Any]
     """Everything that the file says, such as the teacher and its licence; empty for released checkpoints."""
 
@@ -78,7 +91,7 @@ def read_metadata(weights: str | Path) -> WeightsMetadata:
 
 
 def read_checkpoint(weights: str | Path) -> Checkpoint:
-    """Read weights.safetensors, last.pt or best.pt of this package, or a released .pth.
+    """Read weights.safetensors, last.pt or best.pt of this package, a released .pth, or weights of transformers.
 
     Averaged (EMA) weights are preferred where a file has them; optimizers are ignored.
 
@@ -91,31 +104,38 @@ def read_checkpoint(weights: str | Path) -> Checkpoint:
     path = find_weights(weights)
     tensors, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     tensors = {name.removeprefix("module.").removeprefix("detector."): tensor for name, tensor in tensors.items()}
-    released = looks_released(tensors)
-    if released:
-        tensors = from_released(tensors)
+    layout: Layout = "ours"
+    if looks_released(tensors):
+        layout, tensors = "released", from_released(tensors)
+    elif looks_transformers(tensors):
+        layout, tensors = "transformers", from_transformers(tensors)
+        facts = read_config(path.with_name(CONFIG_FILE))
     if "query_selection.score_head.bias" not in tensors:
         some = f"its tensors are named {listing(tensors, limit=3)}" if tensors else "it has no tensors"
         raise WeightsError(
             f"{path} holds no weights of a detector: {some}. Expected is a file of this package, "
-            "or a checkpoint of the released RT-DETRv4, DEIM, D-FINE or RT-DETRv2."
+            "a checkpoint of the released RT-DETRv4, DEIM, D-FINE or RT-DETRv2, or one of transformers."
         )
     num_classes = len(tensors["query_selection.score_head.bias"])
-    classes = COCO if released and num_classes == COCO.num_classes else None
+    classes = None if layout == "ours" else RELEASED_CLASSES.get(num_classes)
     if "names" in facts:
         classes = ClassMap(tuple(facts["names"]), tuple(facts.get("category_ids", range(len(facts["names"])))))
         if not classes.num_classes == len(classes.category_ids) == num_classes:
             raise WeightsError(f"{path} is damaged: it names {classes.num_classes} classes and predicts {num_classes}.")
     models = (str(facts["model"]),) if "model" in facts else fitting_models(shapes(tensors))
+    if layout == "transformers":
+        models = tuple(model for model in models if model in TRANSFORMERS_MODELS)
     image_size = tuple(facts["image_size"]) if "image_size" in facts else None
     trained = bool(facts.get("trained", True))
-    return Checkpoint(WeightsMetadata(str(path), models, num_classes, classes, image_size, trained, facts), tensors)
+    metadata = WeightsMetadata(str(path), models, num_classes, classes, image_size, trained, layout, facts)
+    return Checkpoint(metadata, tensors)
 
 
 def find_weights(weights: str | Path) -> Path:
-    """The file that `weights` stands for: itself, or, for `hf://owner/repo/file`, that file of the Hugging Face Hub.
+    """The file that `weights` stands for.
 
-    A revision may be given as in `hf://owner/repo@revision/file`.
+    It is the file itself; for a folder that transformers wrote, its model.safetensors; for `hf://owner/repo/file`, that
+    file of the Hugging Face Hub. A revision may be given as in `hf://owner/repo@revision/file`.
 
     Raises:
         WeightsError: there is no such file.
@@ -127,16 +147,41 @@ def find_weights(weights: str | Path) -> Path:
         raise WeightsError(f"{text} is not fetched; download it and give the path, or use hf://owner/repo/file.")
     path = Path(weights)
     if path.is_dir():
+        if (path / TENSORS_FILE).is_file() and (path / CONFIG_FILE).is_file():
+            return path / TENSORS_FILE
         raise WeightsError(f"{path} is a folder; give a file, such as {path / 'weights.safetensors'}.")
     if path.is_file():
         return path
-    if text in MODELS:
-        raise WeightsError(
-            f'"{text}" is a model, not a file of weights. Released weights are not fetched by name: download the '
-            f'checkpoint from its authors and give its path, with model="{text}".'
-        )
+    if text in MODELS or text in RELEASED:
+        raise WeightsError(_where_to_get(text))
     neighbours = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
     raise WeightsError(f"There is no file {path}.{did_you_mean(path.name, neighbours)}")
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write weights in our format.
+
+    Args:
+        state: by our names.
+        path: of a safetensors file.
+        metadata: any JSON: what one needs to build and use the model. Stored as one string under "rtdetrv4".
+    """
+    # safetensors refuses tensors that share memory or are channels-last, so each gets its own.
+    kept = torch.contiguous_format
+    tensors = {name: tensor.detach().cpu().clone(memory_format=kept) for name, tensor in state.items()}
+    header = {"format": "pt", METADATA_KEY: json.dumps(dict(metadata), ensure_ascii=False)}
+    write_whole(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place and then rename it, so that who dies while writing leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
@@ -218,12 +263,30 @@ def _fetch(url: str) -> Path:
     if not (owner and repo and file):
         raise WeightsError(f"{url} is incomplete; expected hf://owner/repo/file.")
     try:
+        if file.rpartition("/")[2] == TENSORS_FILE:  # names of classes are beside it
+            _fetch_config(f"{owner}/{repo}", file, revision or None)
         return Path(huggingface_hub.hf_hub_download(f"{owner}/{repo}", file, revision=revision or None))
     except (OSError, ValueError, huggingface_hub.utils.HfHubHTTPError) as error:
         raise WeightsError(
             f"{url} cannot be fetched ({_first_line(error)}). Check name and connection; private and gated "
             "repositories need `hf auth login`. A file downloaded by hand works as well."
         ) from error
+
+
+def _fetch_config(repo: str, file: str, revision: str | None) -> None:
+    with contextlib.suppress(huggingface_hub.utils.EntryNotFoundError):
+        huggingface_hub.hf_hub_download(repo, file.removesuffix(TENSORS_FILE) + CONFIG_FILE, revision=revision)
+
+
+def _where_to_get(name: str) -> str:
+    problem = f'"{name}" is a model, not a file of weights'
+    if name not in RELEASED:
+        return f"{problem}, and no release of its weights is known."
+    model, url = RELEASED[name]
+    return (
+        f"{problem}. Released weights are not fetched by name: download {url} and give the path of that file, "
+        f'with model="{model}".'
+    )
 
 
 def _first_line(error: BaseException) -> str:

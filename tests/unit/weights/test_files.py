@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
-from huggingface_hub.utils import GatedRepoError, LocalEntryNotFoundError
+from huggingface_hub.utils import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 
 from rtdetrv4.build import create_model
 from rtdetrv4.config import VARIANTS
@@ -77,8 +77,12 @@ def test_missing_files(tmp_path: Path) -> None:
         find_weights(tmp_path / "weigths.safetensors")
     with pytest.raises(WeightsError, match=r"is a folder; give a file, such as .*weights\.safetensors"):
         find_weights(tmp_path)
-    with pytest.raises(WeightsError, match='"rtdetrv4-s" is a model, not a file'):
+    with pytest.raises(WeightsError, match=r'"rtdetrv4-s" is a model.*download https://drive.*model="rtdetrv4-s"'):
         find_weights("rtdetrv4-s")
+    with pytest.raises(WeightsError, match=r'download \S+dfine_s_obj365\.pth and give the path.*model="dfine-s"'):
+        find_weights("dfine-s-obj365")
+    with pytest.raises(WeightsError, match=r'"rtdetrv4-n" is a model.*no release of its weights is known'):
+        find_weights("rtdetrv4-n")
     with pytest.raises(WeightsError, match="is not fetched; download it"):
         find_weights("https://example.org/w.pth")
     with pytest.raises(WeightsError, match="There is no file"):
@@ -98,6 +102,21 @@ def test_files_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert asked == [("someone/detector", "deep/w.pth", None), ("someone/detector", "w.pth", "v2")]
     with pytest.raises(WeightsError, match="expected hf://owner/repo/file"):
         find_weights("hf://someone/detector")
+
+
+def test_class_names_of_transformers_come_along_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def download(repo: str, file: str, revision: str | None) -> str:
+        asked.append((repo, file, revision))
+        if file == "plain/config.json":
+            raise EntryNotFoundError.__new__(EntryNotFoundError)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert find_weights("hf://a/b@v2/model.safetensors") == tmp_path / "model.safetensors"
+    assert asked == [("a/b", "config.json", "v2"), ("a/b", "model.safetensors", "v2")]
+    assert find_weights("hf://a/b/plain/model.safetensors") == tmp_path / "plain/model.safetensors"
 
 
 @pytest.mark.parametrize("error", [GatedRepoError, LocalEntryNotFoundError, ConnectionError])

@@ -19,7 +19,15 @@ from rtdetrv4.errors import WeightsError
 from rtdetrv4.models import DetectionModel
 from rtdetrv4.training.checkpoint import save_checkpoint, save_weights
 from rtdetrv4.training.ema import ModelEma
-from rtdetrv4.weights import COCO, LoadReport, load_weights, read_metadata, to_released
+from rtdetrv4.weights import (
+    COCO,
+    LoadReport,
+    load_weights,
+    read_metadata,
+    save_transformers,
+    to_released,
+    to_transformers,
+)
 
 ANIMALS = ("cat", "dog", "horse")
 ROWS = ("query_selection.score_head.weight", "query_selection.score_head.bias", "decoder.score_heads.1.weight")
@@ -265,3 +273,56 @@ def test_damage_anywhere_is_an_error_of_ours(animals: tuple[DetectionModel, Path
             bad.write_bytes(content[: draw.randrange(len(content))])
             with pytest.raises(WeightsError, match="damaged"):
                 load_weights(model_of(3), bad)
+
+
+def test_rows_of_objects365_start_a_detector_of_other_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Released heads of 366 rows: a class's row is its category id."""
+    pretrained = model_of(366, seed=2)
+    torch.save({"model": released(pretrained), "ema": None}, tmp_path / "obj365.pth")
+    model = model_of(4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with caplog.at_level(logging.INFO):
+        report = load_weights(model, tmp_path / "obj365.pth", names=("wild bird", "forklift", "Wine-Glass", "person"))
+    after = model.state_dict()
+    for name in (*ROWS, "denoising.class_embedding.weight"):
+        assert torch.equal(after[name][[0, 2, 3]], pretrained.state_dict()[name][[57, 36, 1]])
+        assert torch.equal(after[name][1], before[name][1])
+    assert f"{tmp_path / 'obj365.pth'}: {len(before)} tensors loaded" in caplog.text
+    assert "classes moved by name: wild bird, Wine-Glass and person; newly initialised: forklift" in caplog.text
+    with pytest.raises(WeightsError, match=r"nothing of forklift.*untrained rows.*Train first"):
+        report.require_trained()
+
+
+def test_transformers_weights_start_a_detector_of_other_classes(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    pretrained = create_model("dfine-n", 3)
+    with torch.no_grad():
+        for tensor in pretrained.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor))
+    save_transformers(pretrained, tmp_path, ANIMALS, (640, 640))
+    model = create_model("dfine-n", 2)
+    before = model.query_selection.score_head.weight[1].clone()
+    report = load_weights(model, tmp_path, names=("Horse", "zebra"))
+    assert (report.moved, report.newly_initialised) == (("Horse",), ("zebra",))
+    theirs = pretrained.state_dict()
+    for name, tensor in model.state_dict().items():
+        is_by_class = name.startswith(("query_selection.score_head", "decoder.score_heads", "denoising"))
+        assert torch.equal(tensor[0], theirs[name][2]) if is_by_class else torch.equal(tensor, theirs[name]), name
+    assert torch.equal(model.query_selection.score_head.weight[1], before)
+    with pytest.raises(WeightsError, match="nothing of zebra"):
+        report.require_trained()
+
+
+def test_transformers_may_leave_one_of_two_names_of_a_head_out(tmp_path: Path) -> None:
+    trained = create_model("dfine-n", 3)
+    state = to_transformers(trained)
+    for gone in ("class_embed.", "model.decoder.class_embed."):
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(gone)}
+        assert len(kept) == len(state) - 6
+        torch.save(kept, tmp_path / "w.bin")
+        model = create_model("dfine-n", 3)
+        assert load_weights(model, tmp_path / "w.bin").trained
+        assert_same(model.state_dict(), trained.state_dict())

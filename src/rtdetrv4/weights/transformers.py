@@ -1,0 +1,451 @@
+"""Names of transformers' `DFineForObjectDetection` and `RTDetrV2ForObjectDetection` ↔ ours, and folders for them.
+
+The names are those in transformers' files. In memory its version 5 has a few others, which are read as well. Nothing
+here imports transformers.
+
+It knows D-FINE with ReLU, and RT-DETRv2, both with the prediction of the last decoder layer: `dfine-…` and
+`rtdetrv2-…` but for rtdetrv2-r50m, which predicts with its third layer. RT-DETRv4 and DEIM have SiLU in the heads of
+the decoder, which transformers has no setting for.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rtdetrv4.errors import WeightsError
+from rtdetrv4.models import DecoderLayer, DetectionModel, DistributionDecoder
+from rtdetrv4.models.backbone import FrozenNorm
+from rtdetrv4.weights.catalog import COCO
+from rtdetrv4.weights.convert import counters_of_frozen_norms
+from rtdetrv4.weights.renaming import CSP, Renaming, Row, prefixed
+
+#: What transformers calls the files in a model's folder.
+TENSORS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+
+_BACKBONE = "model.backbone.model."
+_HEADS = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
+
+
+def _numbered(theirs: str, ours: str) -> list[Row]:
+    """A convolution and its norm, which transformers numbers."""
+    return [(theirs + "0.{rest}", ours + "conv.{rest}"), (theirs + "1.{rest}", ours + "norm.{rest}")]
+
+
+def _named(theirs: str, ours_conv: str, ours_norm: str) -> list[Row]:
+    """A convolution and its norm in a backbone."""
+    return [
+        (theirs + "convolution.{rest}", ours_conv + ".{rest}"),
+        (theirs + "normalization.{rest}", ours_norm + ".{rest}"),
+    ]
+
+
+# Queries, keys and values have a matrix each in transformers; `qkv_proj` is the three of them stacked.
+_LAYER: list[Row] = [
+    ("self_attn.qkv_proj.{rest}", "{attention}.in_proj.{rest}"),
+    ("self_attn.out_proj.{rest}", "{attention}.out_proj.{rest}"),
+    ("self_attn_layer_norm.{rest}", "norm1.{rest}"),
+    ("fc1.{rest}", "linear1.{rest}"),
+    ("fc2.{rest}", "linear2.{rest}"),
+    ("final_layer_norm.{rest}", "{last_norm}.{rest}"),
+]
+
+_COMMON: list[Row] = [
+    *_numbered("model.encoder_input_proj.{i}.", "hybrid_encoder.projections.{i}."),
+    *prefixed(
+        "model.encoder.encoder.0.layers.0.", "hybrid_encoder.aifi.", _LAYER, attention="attention", last_norm="norm2"
+    ),
+    ("model.encoder.lateral_convs.{i}.{rest}", "hybrid_encoder.ccff.laterals.{i}.{rest}"),
+    *_numbered("model.decoder_input_proj.{i}.", "memory_projections.{i}."),
+    ("model.denoising_class_embed.{rest}", "denoising.class_embedding.{rest}"),
+    ("model.enc_output.0.{rest}", "query_selection.projection.{rest}"),
+    ("model.enc_output.1.{rest}", "query_selection.norm.{rest}"),
+    ("model.enc_score_head.{rest}", "query_selection.score_head.{rest}"),
+    ("model.enc_bbox_head.{rest}", "query_selection.box_head.{rest}"),
+    ("model.decoder.query_pos_head.{rest}", "decoder.query_position.{rest}"),
+    ("model.decoder.class_embed.{i}.{rest}", "decoder.score_heads.{i}.{rest}"),
+    ("model.decoder.bbox_embed.{i}.{rest}", "decoder.box_heads.{i}.{rest}"),
+    *prefixed(
+        "model.decoder.layers.{i}.", "decoder.layers.{i}.", _LAYER, attention="self_attention", last_norm="norm3"
+    ),
+    ("model.decoder.layers.{i}.encoder_attn.{rest}", "decoder.layers.{i}.cross_attention.{rest}"),
+]
+
+_ELAN: list[Row] = [
+    ("conv1.{rest}", "split.{rest}"),
+    *prefixed("csp_rep1.", "first.0.", CSP),
+    ("conv2.{rest}", "first.1.{rest}"),
+    *prefixed("csp_rep2.", "second.0.", CSP),
+    ("conv3.{rest}", "second.1.{rest}"),
+    ("conv4.{rest}", "merge.{rest}"),
+]
+
+_DFINE = Renaming(
+    [
+        *_COMMON,
+        *(
+            row
+            for theirs, ours in (
+                ("embedder.{path}.", "backbone.body.stem.{path}."),
+                ("encoder.stages.{i}.{path}.", "backbone.body.stages_{i}.{path}."),
+            )
+            for row in (
+                *_named(_BACKBONE + theirs, ours + "conv", ours + "bn"),
+                (_BACKBONE + theirs + "lab.{rest}", ours + "lab.{rest}"),
+            )
+        ),
+        *prefixed("model.encoder.fpn_blocks.{i}.", "hybrid_encoder.ccff.top_down.{i}.", _ELAN),
+        ("model.encoder.downsample_convs.{i}.conv1.{rest}", "hybrid_encoder.ccff.downsamples.{i}.0.{rest}"),
+        ("model.encoder.downsample_convs.{i}.conv2.{rest}", "hybrid_encoder.ccff.downsamples.{i}.1.{rest}"),
+        *prefixed("model.encoder.pan_blocks.{i}.", "hybrid_encoder.ccff.bottom_up.{i}.", _ELAN),
+        ("model.decoder.layers.{i}.gateway.{rest}", "decoder.layers.{i}.mix.{rest}"),
+        ("model.decoder.pre_bbox_head.{rest}", "decoder.pre_box_head.{rest}"),
+        ("model.decoder.lqe_layers.{i}.reg_conf.{rest}", "decoder.quality.{i}.mlp.{rest}"),
+    ]
+)
+
+_RTDETRV2 = Renaming(
+    [
+        *_COMMON,
+        *_named(_BACKBONE + "embedder.embedder.0.", "backbone.body.conv1.0", "backbone.body.conv1.1"),
+        *_named(_BACKBONE + "embedder.embedder.1.", "backbone.body.conv1.3", "backbone.body.conv1.4"),
+        *_named(_BACKBONE + "embedder.embedder.2.", "backbone.body.conv1.6", "backbone.body.bn1"),
+        *(
+            row
+            for stage in range(4)
+            # From the second stage on shortcuts pool before the convolution, which puts a number into the name.
+            for part, conv, norm in (
+                *((f"layer.{n}.", f"conv{n + 1}", f"bn{n + 1}") for n in range(3)),
+                ("shortcut." if stage == 0 else "shortcut.1.", "downsample.1", "downsample.2"),
+            )
+            for row in _named(
+                f"{_BACKBONE}encoder.stages.{stage}.layers.{{i}}.{part}",
+                f"backbone.body.layer{stage + 1}.{{i}}.{conv}",
+                f"backbone.body.layer{stage + 1}.{{i}}.{norm}",
+            )
+        ),
+        *prefixed("model.encoder.fpn_blocks.{i}.", "hybrid_encoder.ccff.top_down.{i}.", CSP),
+        ("model.encoder.downsample_convs.{i}.{rest}", "hybrid_encoder.ccff.downsamples.{i}.{rest}"),
+        *prefixed("model.encoder.pan_blocks.{i}.", "hybrid_encoder.ccff.bottom_up.{i}.", CSP),
+        ("model.decoder.layers.{i}.encoder_attn_layer_norm.{rest}", "decoder.layers.{i}.mix.norm.{rest}"),
+    ]
+)
+
+#: Constants that transformers stores and ours computes from the input size and the recipe.
+CONSTANTS = (
+    ".num_points_scale",
+    ".n_points_scale",
+    "model.decoder.up",
+    "model.decoder.reg_scale",
+    "model.anchors",
+    "model.valid_mask",
+)
+
+_IN_MEMORY = (
+    (re.compile(r"\.self_attn\.o_proj\."), ".self_attn.out_proj."),
+    (re.compile(r"\.mlp\.(fc1|layers\.0)\."), ".fc1."),
+    (re.compile(r"\.mlp\.(fc2|layers\.1)\."), ".fc2."),
+    (re.compile(r"\.encoder\.aifi\."), ".encoder.encoder."),
+)
+"""Names that transformers 5 has in memory, and what its files call them."""
+
+#: Settings of a config.json that no tensor shows; with any other value our models would compute something else.
+_ASSUMED: Mapping[str, Any] = {
+    "activation_function": "silu",
+    "decoder_activation_function": "relu",
+    "decoder_method": "default",
+    "decoder_offset_scale": 0.5,
+    "encoder_activation_function": "gelu",
+    "eval_idx": -1,
+    "normalize_before": False,
+    "positional_encoding_temperature": 10000,
+    "top_prob_values": 4,
+    "up": 0.5,
+}
+
+
+def file_name(name: str) -> str:
+    """What transformers' files call a tensor that may have its name in memory."""
+    for pattern, replacement in _IN_MEMORY:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def looks_transformers(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of transformers' RT-DETR family."""
+    return any(name.startswith("model.encoder_input_proj.") for name in state)
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of `DFineForObjectDetection` or `RTDetrV2ForObjectDetection` under our names.
+
+    Args:
+        state: read from a file, or the model's `state_dict()`.
+
+    Raises:
+        WeightsError: a tensor has a name that neither of the two has.
+    """
+    state = {file_name(name): tensor for name, tensor in state.items()}
+    # Heads are there under two names; files may leave one out, and the decoder's is the one that predicts.
+    tied = {f"model.decoder.{name}": tensor for name, tensor in state.items() if not name.startswith("model.")}
+    state = _stacked(tied | {name: tensor for name, tensor in state.items() if name.startswith("model.")})
+    renaming = _DFINE if any(name.startswith("model.decoder.lqe_layers.") for name in state) else _RTDETRV2
+    ours = {}
+    for name, tensor in state.items():
+        if name.endswith(CONSTANTS):
+            continue
+        if (our_name := renaming.to_ours(name)) is None:
+            raise WeightsError(
+                f'The checkpoint has a tensor "{name}", which no D-FINE or RT-DETRv2 of transformers has. '
+                "Give weights of DFineForObjectDetection or RTDetrV2ForObjectDetection."
+            )
+        ours[our_name] = tensor
+    return ours
+
+
+def _stacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices of queries, keys and values as one, where all three are there."""
+    stacked = dict(state)
+    for name in state:
+        parts = [name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
+        if ".self_attn.q_proj." in name and all(part in stacked for part in parts):
+            stacked[name.replace(".q_proj.", ".qkv_proj.")] = torch.cat([stacked.pop(part) for part in parts])
+    return stacked
+
+
+def to_transformers(model: DetectionModel) -> dict[str, Tensor]:
+    """The state dict that transformers' files have for this model, constants included.
+
+    `transformers_config` says which model of transformers it is for; `save_transformers` writes both.
+
+    Args:
+        model: not fused.
+
+    Raises:
+        WeightsError: transformers cannot compute what the model computes.
+    """
+    _require_expressible(model)
+    renaming = _DFINE if isinstance(model.decoder, DistributionDecoder) else _RTDETRV2
+    uncounted = counters_of_frozen_norms(model)
+    state: dict[str, Tensor] = {}
+    for ours, tensor in model.state_dict().items():
+        if ours in uncounted:
+            continue
+        name = renaming.to_theirs(ours)
+        if name is None:
+            raise WeightsError(f"transformers has no such model: this one has {ours}, perhaps of another backbone.")
+        if ".qkv_proj." in name:
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            state |= {name.replace(".qkv_proj.", f".{letter}_proj."): part for letter, part in parts}
+        else:
+            state[name] = tensor
+    heads = {name.removeprefix("model.decoder."): t for name, t in state.items() if name.startswith(_HEADS)}
+    return state | heads | dict(_constants(model))
+
+
+def _require_expressible(model: DetectionModel) -> None:
+    decoder = model.decoder
+    if decoder.eval_index != len(decoder.layers) - 1:
+        problem = f"predicts with decoder layer {decoder.eval_index + 1}, transformers' always with the last"
+    elif not isinstance(decoder.query_position.act, nn.ReLU):
+        problem = "has SiLU in the heads of its decoder, transformers' always ReLU"
+    else:
+        return
+    raise WeightsError(
+        f"transformers has no such model: this one {problem}. dfine-… and rtdetrv2-… can be converted, but for "
+        "rtdetrv2-r50m; the others keep to our format or to ONNX."
+    )
+
+
+def _constants(model: DetectionModel) -> Iterator[tuple[str, Tensor]]:
+    name = "n_points_scale"
+    if isinstance(model.decoder, DistributionDecoder):
+        name = "num_points_scale"
+        yield "model.decoder.up", torch.tensor([0.5])
+        yield "model.decoder.reg_scale", torch.tensor([float(model.decoder.reg_scale)])
+    for index, layer in enumerate(model.decoder.layers):
+        assert isinstance(layer, DecoderLayer)
+        yield f"model.decoder.layers.{index}.encoder_attn.{name}", layer.cross_attention.points_share
+
+
+def transformers_config(model: DetectionModel, names: Sequence[str]) -> dict[str, Any]:
+    """The config.json that transformers needs to build this model.
+
+    Args:
+        model: one that `to_transformers` accepts.
+        names: the classes, K of them.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in to_transformers(model).items()}
+    decoder, encoder = model.decoder, model.hybrid_encoder
+    layer = decoder.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    num_points = layer.cross_attention.num_points
+    levels = len(model.backbone.strides)
+    hidden = encoder.aifi.linear1.in_features
+    config = {
+        "freeze_backbone_batch_norms": any(isinstance(module, FrozenNorm) for module in model.backbone.modules()),
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        "encoder_in_channels": list(model.backbone.channels),
+        "feat_strides": list(model.backbone.strides),
+        "encode_proj_layers": [levels - 1],
+        "encoder_hidden_dim": hidden,
+        "encoder_ffn_dim": encoder.aifi.linear1.out_features,
+        "encoder_attention_heads": encoder.aifi.attention.num_heads,
+        "d_model": layer.linear1.in_features,
+        "decoder_in_channels": [hidden] * levels,
+        "decoder_ffn_dim": layer.linear1.out_features,
+        "decoder_attention_heads": layer.cross_attention.num_heads,
+        "decoder_layers": len(decoder.layers),
+        "num_feature_levels": levels,
+        "num_queries": model.query_selection.num_queries,
+        "num_denoising": 0 if model.denoising is None else model.denoising.num_denoising,
+    }
+    block = "model.encoder.fpn_blocks.0."
+    if isinstance(decoder, DistributionDecoder):
+        return config | {
+            "architectures": ["DFineForObjectDetection"],
+            "model_type": "d_fine",
+            "backbone_config": _hgnet_config(shapes, levels),
+            "depth_mult": _count(shapes, re.escape(block) + r"csp_rep1\.bottlenecks\.\d+") / 3,
+            "hidden_expansion": 2 * shapes[block + "conv2.conv.weight"][0] / hidden,
+            "decoder_n_points": list(num_points),
+            "max_num_bins": len(decoder.weighting) - 1,
+            "reg_scale": float(decoder.reg_scale),
+        }
+    return config | {
+        "architectures": ["RTDetrV2ForObjectDetection"],
+        "model_type": "rt_detr_v2",
+        "backbone_config": _resnet_config(shapes, levels),
+        "hidden_expansion": shapes[block + "conv1.conv.weight"][0] / hidden,
+        "decoder_n_points": num_points[0],
+        "decoder_n_levels": levels,
+    }
+
+
+def save_transformers(
+    model: DetectionModel, folder: str | Path, names: Sequence[str], image_size: tuple[int, int]
+) -> None:
+    """Write a folder that transformers' `from_pretrained` reads, with the preprocessing of our runtime.
+
+    Args:
+        model: one that `to_transformers` accepts.
+        folder: made if it is not there.
+        names: the classes, K of them.
+        image_size: (height, width).
+
+    Raises:
+        WeightsError: transformers cannot compute what the model computes.
+    """
+    # safetensors refuses tensors that share memory or are channels-last, so each gets its own.
+    kept = torch.contiguous_format
+    tensors = {name: tensor.detach().cpu().clone(memory_format=kept) for name, tensor in to_transformers(model).items()}
+    processor = {
+        "image_processor_type": "RTDetrImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size[0], "width": image_size[1]},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
+    for name, content in ((CONFIG_FILE, transformers_config(model, names)), (PROCESSOR_FILE, processor)):
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config.json of transformers tells about its weights, in the words of our metadata.
+
+    Args:
+        path: need not exist. Classes that are COCO's get its names: transformers calls its couch a sofa.
+
+    Raises:
+        WeightsError: it is damaged, or of a model that is not among ours.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        labels = {int(index): str(name) for index, name in config.get("id2label", {}).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path} is no config of transformers ({error}).") from error
+    if (kind := config.get("model_type")) not in ("d_fine", "rt_detr_v2"):
+        raise WeightsError(f'{path} is of a model of type "{kind}"; expected d_fine or rt_detr_v2.')
+    for setting, assumed in _ASSUMED.items():
+        if (value := config.get(setting, assumed)) != assumed:
+            raise WeightsError(f"{path} has {setting} {value}; the models here have {assumed}, so it is none of them.")
+    names = [labels[index] for index in sorted(labels)]
+    facts: dict[str, Any] = {"num_queries": config["num_queries"]} if "num_queries" in config else {}
+    is_coco = len(names) == COCO.num_classes and sum(map(operator.eq, names, COCO.names)) > COCO.num_classes / 2
+    if is_coco:
+        return facts | {"names": list(COCO.names), "category_ids": list(COCO.category_ids)}
+    if names and not all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return facts | {"names": names}
+    return facts
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """How many different things there are whose name begins with `pattern`."""
+    matches = (re.match(pattern, name) for name in names)
+    return len({match[0] for match in matches if match})
+
+
+def _out_features(levels: int) -> list[str]:
+    return [f"stage{number}" for number in range(5 - levels, 5)]
+
+
+def _hgnet_config(shapes: Mapping[str, Sequence[int]], levels: int) -> dict[str, Any]:
+    """HGNetV2's dimensions, as its tensors show them."""
+    stem = _BACKBONE + "embedder."
+    stages = [f"{_BACKBONE}encoder.stages.{index}." for index in range(4)]
+    is_light = [f"{stage}blocks.0.layers.0.conv1.convolution.weight" in shapes for stage in stages]
+    first = [
+        shapes[f"{stage}blocks.0.layers.0.{'conv1.' if light else ''}convolution.weight"]
+        for stage, light in zip(stages, is_light, strict=True)
+    ]
+    spatial = [
+        shapes[f"{stage}blocks.0.layers.0.{'conv2.' if light else ''}convolution.weight"]
+        for stage, light in zip(stages, is_light, strict=True)
+    ]
+    out_channels = [shapes[f"{stage}blocks.0.aggregation.1.convolution.weight"][0] for stage in stages]
+    return {
+        "model_type": "hgnet_v2",
+        "hidden_sizes": out_channels,  # D-FINE reads the channels of the pyramid here
+        "out_features": _out_features(levels),
+        "stem_channels": [3, *(shapes[f"{stem}stem{number}.convolution.weight"][0] for number in (1, 4))],
+        "stage_in_channels": [shape[1] for shape in first],
+        "stage_mid_channels": [shape[0] for shape in first],
+        "stage_out_channels": out_channels,
+        "stage_num_blocks": [_count(shapes, re.escape(stage) + r"blocks\.\d+") for stage in stages],
+        "stage_downsample": [f"{stage}downsample.convolution.weight" in shapes for stage in stages],
+        "stage_light_block": is_light,
+        "stage_kernel_size": [shape[-1] for shape in spatial],
+        "stage_numb_of_layers": [_count(shapes, re.escape(stage) + r"blocks\.0\.layers\.\d+") for stage in stages],
+        "use_learnable_affine_block": stem + "stem1.lab.scale" in shapes,
+    }
+
+
+def _resnet_config(shapes: Mapping[str, Sequence[int]], levels: int) -> dict[str, Any]:
+    """The dimensions of a ResNet-d, as its tensors show them."""
+    stages = [f"{_BACKBONE}encoder.stages.{index}." for index in range(4)]
+    is_deep = f"{stages[0]}layers.0.layer.2.convolution.weight" in shapes
+    last = 2 if is_deep else 1
+    return {
+        "model_type": "rt_detr_resnet",
+        "layer_type": "bottleneck" if is_deep else "basic",
+        "hidden_sizes": [shapes[f"{stage}layers.0.layer.{last}.convolution.weight"][0] for stage in stages],
+        "depths": [_count(shapes, re.escape(stage) + r"layers\.\d+") for stage in stages],
+        "out_features": _out_features(levels),
+    }
