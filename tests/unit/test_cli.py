@@ -178,6 +178,23 @@ def test_export(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
     assert "weights.onnx" in capsys.readouterr().out
 
 
+def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def convert_weights(*args: Any, **options: Any) -> Any:
+        calls.append((args, options))
+        return SimpleNamespace(model="dfine-s", num_classes=80)
+
+    monkeypatch.setattr("rtdetrv4.build.conversion.convert_weights", convert_weights)
+    assert run("convert dfine_s_coco.pth --out a.safetensors") == 0
+    assert run("convert a.safetensors -o hf -m dfine-s --to transformers") == 0
+    assert calls == [
+        (("dfine_s_coco.pth", Path("a.safetensors")), {"model": None, "to": "ours"}),
+        (("a.safetensors", Path("hf")), {"model": "dfine-s", "to": "transformers"}),
+    ]
+    assert capsys.readouterr().out.splitlines()[-1] == "dfine-s with 80 classes: hf"
+
+
 def test_demo_runs_the_demonstration(monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
     monkeypatch.setitem(sys.modules, "rtdetrv4.demo", SimpleNamespace(run_demo=folders.append))
@@ -215,6 +232,9 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("predict a --model w.safetensors --conf 3", "'--conf'"),
         ("predict a --model w.onnx --imgsz 320", "do not apply to an exported model"),
         ("models rtdetrv4_s", 'Did you mean "rtdetrv4-s"?'),
+        ("convert w.pth", "Missing option '--out'"),
+        ("convert w.pth --out w.pt", "w.pt must end in .safetensors, such as w.safetensors."),
+        ("convert dfine-s --out w.safetensors", "download https://github.com/Peterande/storage"),
     ],
 )
 def test_a_mistake_is_one_line(args: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,151 @@
+"""Weights from one format into another: ours, the released code's, transformers'."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rtdetrv4.build.models import create_model, find_variant
+from rtdetrv4.distillation import Injector
+from rtdetrv4.errors import ConfigError, WeightsError
+from rtdetrv4.weights import WeightsMetadata, load_weights, to_released
+from rtdetrv4.weights.files import listing, read_checkpoint, save_weights, write_whole
+from rtdetrv4.weights.transformers import save_transformers
+
+Format = Literal["ours", "released", "transformers"]
+
+_SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "ours": (".safetensors",),
+    "released": (".pth", ".pt"),
+    "transformers": ("",),
+}
+_FAMILIES = {
+    "rtdetrv4": "RT-DETRv4",
+    "deim-rtdetrv2": "DEIM-RT-DETRv2",
+    "deim": "DEIM",
+    "dfine": "D-FINE",
+    "rtdetrv2": "RT-DETRv2",
+}
+
+
+def convert_weights(
+    source: str | Path, out: str | Path, *, model: str | None = None, to: Format = "ours"
+) -> WeightsMetadata:
+    """Write weights in another format.
+
+    Averaged (EMA) weights are taken where the source has them. Everything must fit the model, and every tensor that the
+    other format can hold is written, the projector of DSI included.
+
+    Args:
+        source: a released .pth, a folder or file of transformers, or a file of this package; see `find_weights`.
+        out: a .safetensors file for "ours", a .pth for "released", a folder for "transformers".
+        model: needed where the tensors fit several models, which a file of this package never does.
+        to: "ours" also keeps where the weights come from; "released" is what the released code loads; "transformers" is
+            what `from_pretrained` loads.
+
+    Returns:
+        What is known about the source, with the one model that it is taken to be of.
+
+    Raises:
+        ConfigError: there is no such model or format, or `out` is not a place for it.
+        WeightsError: the source cannot be read, is of another model, or cannot be said in the other format.
+    """
+    out = Path(out)
+    _require_place(out, to)
+    metadata, tensors = read_checkpoint(source)
+    name = _chosen(metadata, model)
+    path = Path(metadata.source)
+    if out.resolve() == path.resolve():
+        raise ConfigError(f"{out} is the source itself; give --out another name.")
+    backbone = metadata.facts.get("backbone")
+    if backbone is not None and to != "ours":
+        raise WeightsError(f"{path} has the backbone {backbone}, for which {to} weights have no names.")
+    network = create_model(
+        name,
+        metadata.num_classes,
+        num_denoising=100 if "denoising.class_embedding.weight" in tensors else 0,
+        **({} if backbone is None else {"backbone": backbone}),
+    )
+    load_weights(network, path)
+
+    image_size = metadata.image_size or find_variant(name).image_size
+    projector = {key: tensor for key, tensor in tensors.items() if key.startswith("injector.")}
+    if to == "transformers":
+        classes = [f"class {index}" for index in range(metadata.num_classes)]
+        save_transformers(network, out, metadata.classes.names if metadata.classes else classes, image_size)
+    elif to == "released":
+        state = to_released(network, image_size, _injector(projector))
+        write_whole(out, lambda file: torch.save({"model": state, "ema": {"module": state}}, file))
+    else:
+        save_weights(network.state_dict() | projector, out, _facts(metadata, name, image_size))
+    return metadata._replace(models=(name,))
+
+
+def _require_place(out: Path, to: str) -> None:
+    if to not in _SUFFIXES:
+        raise ConfigError(f'There is no format "{to}"; expected {listing(_SUFFIXES, "or")}.')
+    if to == "transformers" and (out.suffix in (".safetensors", ".pth", ".pt") or out.is_file()):
+        raise ConfigError(f"{out} is a file; weights of transformers need a folder, such as {out.with_suffix('')}.")
+    if to != "transformers" and out.suffix not in _SUFFIXES[to]:
+        raise ConfigError(f"{out} must end in {_SUFFIXES[to][0]}, such as {out.with_suffix(_SUFFIXES[to][0])}.")
+
+
+def _chosen(metadata: WeightsMetadata, model: str | None) -> str:
+    if model is not None:
+        find_variant(model)
+        if model in metadata.models:
+            return model
+        raise WeightsError(f"{metadata.source} holds {listing(metadata.models, 'or') or 'another model'}, not {model}.")
+    if len(metadata.models) > 1:
+        raise WeightsError(
+            f"{metadata.source} fits {listing(metadata.models, 'or')}, which cannot be told apart by their tensors; "
+            f"say which one it is, such as --model {metadata.models[0]}."
+        )
+    return metadata.model
+
+
+def _injector(projector: Mapping[str, Tensor]) -> Injector | None:
+    if not projector:
+        return None
+    state = {name.removeprefix("injector."): tensor for name, tensor in projector.items()}
+    teacher_dim, dim = state["projector.weight"].shape
+    injector = Injector(dim, teacher_dim)
+    injector.load_state_dict(state)
+    return injector
+
+
+def _facts(metadata: WeightsMetadata, name: str, image_size: tuple[int, int]) -> dict[str, Any]:
+    """What the new file says about itself: the source's own facts, and where they were found."""
+    path = Path(metadata.source)
+    family = next((label for prefix, label in _FAMILIES.items() if name.startswith(f"{prefix}-")), None)
+    classes = {} if metadata.classes is None else metadata.classes._asdict()
+    return {
+        "teacher": None,
+        "version": importlib.metadata.version("rtdetrv4"),
+        **metadata.facts,
+        "model": name,
+        **{key: list(value) for key, value in classes.items()},
+        "image_size": list(image_size),
+        "converted": {
+            "file": path.name,
+            "sha256": _sha256(path),
+            "format": metadata.layout,
+            "family": family,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
