@@ -226,9 +226,7 @@ def _arrange(detector: DetectionModel, run: RunConfig, device: torch.device) -> 
         compile_parts(detector)
 
 
-def _training_data(
-    recipe: Recipe, source: Source, accelerator: Accelerator, cache: ImageCache | None
-) -> TrainingData:
+def _training_data(recipe: Recipe, source: Source, accelerator: Accelerator, cache: ImageCache | None) -> TrainingData:
     augment = recipe.augment
     stage = AugmentStage(
         mosaic=augment.mosaic,
@@ -274,7 +272,7 @@ def _cache(recipe: Recipe, source: Source, splits: Splits, accelerator: Accelera
         source,
         parse_size(data.cache_size) * len(source.records) // num_images,
         workers=data.workers,
-        ranks=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
+        ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or accelerator.num_processes,
     )
     if cache is not None and accelerator.is_main_process:
         logger.info("Image cache (%s) for %s: %s.", data.cache, source.image_dir, describe(cache, source))

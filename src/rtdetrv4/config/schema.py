@@ -139,7 +139,8 @@ class DataConfig(_Section):
     )
     workers: Count = Field(default=4, description="Processes that load images; 0 loads in the training process.")
     cache: Literal["none", "ram", "disk"] = Field(
-        default="none", description="Keep decoded images for later epochs, in memory or in files; samples stay the same."
+        default="none",
+        description="Keep decoded images for later epochs, in memory or in files; samples stay the same.",
     )
     cache_size: Annotated[str, BeforeValidator(_size)] = Field(
         default="4GB",

@@ -212,8 +212,8 @@ class DiskCache:
         temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
         try:
             with temporary.open("wb") as file:
-                file.write(HEADER.pack(*made_of, *image.shape[:2], zlib.adler32(image)))
-                file.write(image)
+                file.write(HEADER.pack(*made_of, *image.shape[:2], zlib.adler32(image.data)))
+                file.write(image.data)
             temporary.replace(path)
         except OSError as error:
             self._is_writable = False

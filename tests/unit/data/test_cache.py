@@ -166,7 +166,7 @@ def test_memory_is_shared_with_workers_and_never_sent_to_them(source: Source) ->
     list(build_loader(DetectionDataset(source, SIZE_HW, cache=cache), 2, workers=1, shuffle=False))
     for index in range(NUM_IMAGES):
         assert np.array_equal(cache.read(index, 1, refuse), decoder(source, index, 1.0)())
-    with pytest.raises((TypeError, RuntimeError), match="mmap|shared"):
+    with pytest.raises((TypeError, RuntimeError), match=r"mmap|shared"):
         pickle.dumps(cache)
 
 
