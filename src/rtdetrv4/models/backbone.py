@@ -131,7 +131,8 @@ class Backbone(nn.Module):
             ConfigError: timm does not know `name`, or it makes no such pyramid of images of any size.
             WeightsError: the weights cannot be fetched or do not fit.
         """
-        last, strides = range(-num_levels, 0), list(STRIDES[-num_levels:])
+        last = range(-num_levels, 0)
+        strides: list[int] = list(STRIDES[-num_levels:])
         try:
             backbone = cls(name, last, normalise=True)  # nothing is fetched for a network that does not fit
             problem = _misfit(backbone, strides)

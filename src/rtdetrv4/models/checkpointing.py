@@ -25,7 +25,8 @@ def checkpoint_activations(model: DetectionModel) -> None:
     """
     encoder = model.hybrid_encoder
     fusions = (*encoder.ccff.top_down, *encoder.ccff.bottom_up)
-    for part in (*_blocks(_root(model.backbone.body)), encoder.aifi, *fusions, *model.decoder.layers):
+    parts: list[nn.Module] = [*_blocks(_root(model.backbone.body)), encoder.aifi, *fusions, *model.decoder.layers]
+    for part in parts:
         part.__class__ = _checkpointed(type(part))
 
 

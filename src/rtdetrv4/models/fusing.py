@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
@@ -36,7 +37,8 @@ def fuse_conv_norms(module: nn.Module, images: Tensor) -> nn.Module:
         conv, norm = fused.get_submodule(conv_name), fused.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         fused.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
-        fused.set_submodule(norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+        rest = norm.get_submodule("act") if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        fused.set_submodule(norm_name, rest)
     for block in list(fused.modules()):
         if isinstance(block, RepVGGBlock):
             block.fuse()
