@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rtdetrv4.build import build_detector
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
@@ -39,6 +40,7 @@ FREE_ON_RESUME = (
     "data.cache_size",
     "data.path",
     "data.workers",
+    "distillation.teacher_compile",
     "run.channels_last",
     "run.checkpoint_activations",
     "run.compile",
@@ -161,7 +163,7 @@ class Detector:
         epochs: int | None = None,
         batch: int | None = None,
         imgsz: int | str | tuple[int, int] | None = None,
-        teacher: str | Teacher | None = None,
+        teacher: str | Teacher | Callable[[Tensor], Tensor] | None = None,
         lr: float | None = None,
         device: str | None = None,
         workers: int | None = None,
@@ -181,7 +183,8 @@ class Detector:
             epochs: passes over the training images; the stages of the schedule keep their shares.
             batch: images per optimizer step, over all devices.
             imgsz: side of a square, or (height, width); multiples of 32.
-            teacher: a timm model to learn from, "none" for none, or a built `Teacher`.
+            teacher: to learn from: a name of `rtdetrv4 teachers` or of timm, "none" for none, a built `Teacher`, or any
+                network from normalised images B×3×H×W to a map of features.
             lr: learning rate; the backbone's follows.
             device: of this run.
             workers: processes that load images.
@@ -204,6 +207,7 @@ class Detector:
 
         from rtdetrv4.build.training import build_trainer
         from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.training import make_accelerator
 
         built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
@@ -214,7 +218,7 @@ class Detector:
                 "epochs": epochs,
                 "batch": batch,
                 "imgsz": imgsz,
-                "teacher": built_teacher.name if built_teacher else teacher,
+                "teacher": teacher if built_teacher is None else teacher_name(built_teacher),
                 "lr": lr,
                 "device": device,
                 "workers": workers,

@@ -25,6 +25,7 @@ from rtdetrv4.data.loader import DetectionLoader, build_loader
 from rtdetrv4.data.transforms import AugmentStage
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher
 from rtdetrv4.distillation.modulation import Rule
+from rtdetrv4.distillation.teacher import Network
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
@@ -79,13 +80,41 @@ def build_modulation(distillation: DistillationConfig) -> Modulation:
     )
 
 
+def build_teacher(
+    distillation: DistillationConfig, device: torch.device, given: Teacher | Network | None = None
+) -> Teacher | None:
+    """The teacher of a run on a device: the one that is given, else the one that the settings name.
+
+    Raises:
+        ConfigError: there is no such teacher or block, or a network that is given makes no maps of features.
+        WeightsError: its weights cannot be loaded.
+    """
+    teacher = distillation.teacher if given is None else given
+    if teacher is None or distillation.mode == "off":
+        return None
+    if isinstance(teacher, Teacher):
+        return teacher
+    if distillation.teacher_dtype != "auto":
+        dtype = getattr(torch, distillation.teacher_dtype)
+    else:
+        has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        dtype = torch.bfloat16 if has_bf16 else None
+    return load_teacher(
+        teacher,
+        distillation.teacher_weights,
+        dtype=dtype,
+        compile=distillation.teacher_compile,
+        block=distillation.teacher_block,
+    )
+
+
 def build_trainer(
     recipe: Recipe,
     splits: Splits,
     detector: DetectionModel,
     *,
     accelerator: Accelerator | None = None,
-    teacher: Teacher | None = None,
+    teacher: Teacher | Network | None = None,
 ) -> Trainer:
     """A training run.
 
@@ -94,7 +123,7 @@ def build_trainer(
         splits: the data; `train` must be there.
         detector: with a head for the classes of `splits.train`; from `build_detector`, perhaps with weights loaded.
         accelerator: device and ranks; None makes one from the recipe.
-        teacher: instead of the one the recipe names.
+        teacher: instead of the one the recipe names; a network that is no `Teacher` is made one.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -104,8 +133,7 @@ def build_trainer(
     if splits.train is None:
         raise DatasetError("The data set has no training part. Give one with train/ or instances_train*.json.")
     accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
-    if teacher is None and recipe.distillation.is_on and recipe.distillation.teacher is not None:
-        teacher = load_teacher(recipe.distillation.teacher, recipe.distillation.teacher_weights)
+    teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
     variant = find_variant(recipe.model.name)
     injector = None if teacher is None else Injector(variant.hidden_dim, teacher.dim)
     student = DistillationStudent(detector, injector).to(accelerator.device)

@@ -219,10 +219,24 @@ class DistillationConfig(_Section):
 
     teacher: str | None = Field(
         default=None,
-        description="A frozen vision foundation model, needed for training only; null trains without a teacher.",
+        description="A frozen vision foundation model, needed for training only: a name of `rtdetrv4 teachers` or of "
+        "timm; null trains without a teacher.",
     )
     teacher_weights: str | None = Field(
         default=None, description="A file with the teacher's weights, instead of a download."
+    )
+    teacher_block: int | None = Field(
+        default=None,
+        description="The block or stage of the teacher to align with, from 0, or from the end if negative; later ones "
+        "are not computed. null: the last, after the final norm.",
+    )
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Number format of the teacher. auto: bfloat16 on GPUs that compute in it; elsewhere float32 "
+        "weights that compute in the mixed precision of the run.",
+    )
+    teacher_compile: bool = Field(
+        default=False, description="Compile the teacher with torch.compile; where that fails, it runs as it is."
     )
     mode: Literal["gam", "gam_paper", "fixed", "off"] = Field(
         default="fixed",

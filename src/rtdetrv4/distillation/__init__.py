@@ -1,19 +1,50 @@
-"""Deep Semantic Injector (DSI), Gradient-guided Adaptive Modulation (GAM), and the teachers."""
+"""Deep Semantic Injector (DSI), Gradient-guided Adaptive Modulation (GAM), and the teachers.
 
-from rtdetrv4.distillation.injector import Injector, alignment_loss
-from rtdetrv4.distillation.modulation import Modulation, ModulationReport, next_weight
-from rtdetrv4.distillation.student import DistillationStudent
-from rtdetrv4.distillation.teacher import DEFAULT_TEACHER, PIP_TEACHER, Teacher, load_teacher
+Names are imported when they are first used, so that the catalogue of teachers can be read without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rtdetrv4.distillation.catalog import DEFAULT_TEACHER, PIP_TEACHER, TEACHERS, TeacherFacts
+    from rtdetrv4.distillation.injector import Injector, alignment_loss
+    from rtdetrv4.distillation.modulation import Modulation, ModulationReport, next_weight
+    from rtdetrv4.distillation.student import DistillationStudent
+    from rtdetrv4.distillation.tap import Tap
+    from rtdetrv4.distillation.teacher import Teacher, load_teacher, wrap_teacher
 
 __all__ = [
     "DEFAULT_TEACHER",
     "PIP_TEACHER",
+    "TEACHERS",
     "DistillationStudent",
     "Injector",
     "Modulation",
     "ModulationReport",
+    "Tap",
     "Teacher",
+    "TeacherFacts",
     "alignment_loss",
     "load_teacher",
     "next_weight",
+    "wrap_teacher",
 ]
+
+_HOMES = {
+    "catalog": ("DEFAULT_TEACHER", "PIP_TEACHER", "TEACHERS", "TeacherFacts"),
+    "injector": ("Injector", "alignment_loss"),
+    "modulation": ("Modulation", "ModulationReport", "next_weight"),
+    "student": ("DistillationStudent",),
+    "tap": ("Tap",),
+    "teacher": ("Teacher", "load_teacher", "wrap_teacher"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

