@@ -81,7 +81,13 @@ _Teacher = Annotated[
 ]
 _Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the data.", show_default=False)]
 _Batch = Annotated[
-    int | None, typer.Option("--batch", help="Images per optimizer step, over all devices.", show_default=False)
+    str | None,
+    typer.Option(
+        "--batch",
+        help="Images per optimizer step, over all devices; auto: the recipe's, cut into parts that fit.",
+        metavar="COUNT|auto",
+        show_default=False,
+    ),
 ]
 _LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default=False)]
 _Workers = Annotated[int | None, typer.Option("--workers", help="Processes that load images.", show_default=False)]
@@ -143,7 +149,7 @@ def train(
     overrides = dict(parse_assignment(text) for text in settings or ())
     given = _given(
         epochs=epochs,
-        batch=batch,
+        batch=_batch(batch),
         imgsz=_image_size(imgsz),
         teacher=teacher,
         lr=lr,
@@ -297,7 +303,7 @@ def compare(
         given = _given(
             arms=names or None,
             epochs=epochs,
-            batch=batch,
+            batch=_batch(batch),
             imgsz=_image_size(imgsz),
             teacher=teacher,
             lr=lr,
@@ -447,6 +453,14 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
         return None if text is None else parse_image_size(text)
     except ValueError as error:
         raise ConfigError(f'--imgsz: got "{text}", {error}.') from None
+
+
+def _batch(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or text == "0":
+        raise ConfigError(f'--batch: got "{text}", expected a number of images or auto.')
+    return int(text)
 
 
 def _device(text: str | None) -> str | None:

@@ -240,6 +240,11 @@ def compare(
         "amp": amp,
     }
     base = override(Detector(model, weights, device="cpu").recipe, {**given, **(overrides or {})})
+    if base.run.accumulate == "auto":
+        raise ConfigError(
+            "batch: got auto, expected a number: what fits depends on the arm and on what else runs, and arms must not "
+            "differ in it. Give run.accumulate a number."
+        )
     if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
         weights = model
     recipes = {name: _recipe_of_arm(base, name, settings) for name, settings in changes.items()}

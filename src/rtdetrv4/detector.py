@@ -161,7 +161,7 @@ class Detector:
         data: str | Path | None = None,
         *,
         epochs: int | None = None,
-        batch: int | None = None,
+        batch: int | Literal["auto"] | None = None,
         imgsz: int | str | tuple[int, int] | None = None,
         teacher: str | Teacher | Callable[[Tensor], Tensor] | None = None,
         lr: float | None = None,
@@ -181,7 +181,8 @@ class Detector:
         Args:
             data: a folder in COCO or Roboflow layout, or a YAML file. Class names and number come from it.
             epochs: passes over the training images; the stages of the schedule keep their shares.
-            batch: images per optimizer step, over all devices.
+            batch: images per optimizer step, over all devices. "auto": as the recipe says, cut into as few parts as
+                fit into memory.
             imgsz: side of a square, or (height, width); multiples of 32.
             teacher: to learn from: a name of `rtdetrv4 teachers` or of timm, "none" for none, a built `Teacher`, or any
                 network from normalised images B×3×H×W to a map of features.
@@ -246,9 +247,17 @@ class Detector:
         set_seed(recipe.run.seed)
         network = self._network_for(recipe, splits.train.classes, from_scratch=resume)
         trainer = build_trainer(recipe, splits, network, accelerator=accelerator, teacher=built_teacher)
+        recipe = Recipe.model_validate(trainer.recipe)  # with a number where a setting was "auto"
         if accelerator.is_main_process:
             _record(recipe, splits, folder)
-        trainer.run(last if resume else None)
+        try:
+            trainer.run(last if resume else None)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
+                f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
+                "run.checkpoint_activations=true."
+            ) from error
 
         self.recipe, self.device = recipe, accelerator.device
         weights = folder / "weights.safetensors"

@@ -218,6 +218,7 @@ def test_mistakes_are_told_before_anything_is_trained(shapes: Path, tmp_path: Pa
         with pytest.raises(error, match=message):
             compare_two(given.pop("data", shapes), tmp_path / "out", **given)
 
+    mistake(r"batch: got auto, expected a number", overrides={"batch": "auto"})
     mistake('no arm "statik".*"static"', arms=["statik"])
     mistake("off was given twice", arms=["off", "off:lr=1"])
     mistake("no arm to train", arms=[])

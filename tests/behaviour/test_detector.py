@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from rtdetrv4 import ConfigError, DatasetError, Detector, WeightsError
+from rtdetrv4.config import load_recipe
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
 
@@ -109,6 +110,34 @@ def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_pa
     for name, parameter in detector.model.named_parameters():
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6, msg=name)
         assert parameter.shape == before[name].shape
+
+
+def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the test model: 33 MB for the optimizer, and so 15 MB for images.
+    monkeypatch.setattr("rtdetrv4.build.training.free_memory", lambda _: 68 * 10**6)
+    monkeypatch.setattr("rtdetrv4.build.training.bytes_per_image", lambda *_: 6 * 10**6)
+    detector = Detector("test")
+    settings = {"run.profile": True, "distillation.mode": "auto", "distillation.every": 2}
+    detector.train(shapes, out=tmp_path, epochs=4, batch="auto", teacher=small_teacher(), overrides=settings)
+    assert (detector.recipe.schedule.batch, detector.recipe.run.accumulate) == (4, 2)
+    assert load_recipe(tmp_path / "recipe.yaml").run == detector.recipe.run
+    epochs = [r for r in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if r["type"] == "epoch"]
+    assert epochs[0]["modulation"]["reason"] == "probe"
+    assert epochs[1]["modulation"]["band"] is not None
+    assert (tmp_path / "profile" / "table.txt").is_file()
+
+
+def test_a_device_without_memory_is_named_with_a_way_out(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("rtdetrv4.training.Trainer.run", full)
+    with pytest.raises(ConfigError, match=r"out of memory with 4 images.*batch=auto"):
+        Detector("test").train(shapes, out=tmp_path, batch=4)
 
 
 def test_a_fresh_model_can_run_but_not_predict() -> None:

@@ -15,9 +15,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from rtdetrv4.build.models import find_variant
-from rtdetrv4.config import Recipe
+from rtdetrv4.config import Recipe, override
 from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
 from rtdetrv4.config.variants import Variant
+from rtdetrv4.data.batch import multi_scales
 from rtdetrv4.data.cache import ImageCache, describe, open_cache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import Source, Splits
@@ -32,6 +33,7 @@ from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts
 from rtdetrv4.training import (
     ModelEma,
+    Profiler,
     Trainer,
     TrainingData,
     adamw,
@@ -42,9 +44,13 @@ from rtdetrv4.training import (
     split_batch,
     validate,
 )
+from rtdetrv4.training.fit import bytes_per_image, free_memory, parts_that_fit
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
+
+#: Of all epochs, for `distillation.mode: auto` to find its band in.
+PROBE_SHARE = 0.05
 
 
 def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
@@ -68,15 +74,19 @@ def loss_weights(loss: LossConfig) -> dict[str, float]:
     return {loss.classification: weights.pop("cls"), **weights}
 
 
-def build_modulation(distillation: DistillationConfig) -> Modulation:
-    """The owner of λ."""
-    rules: dict[str, Rule] = {"gam": "released", "gam_paper": "paper", "fixed": "fixed"}
+def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulation:
+    """The owner of λ in a run of so many epochs."""
+    rules: dict[str, Rule] = {"gam": "released", "gam_paper": "paper", "auto": "released", "fixed": "fixed"}
+    probe_epochs = 0
+    if distillation.mode == "auto":
+        probe_epochs = distillation.probe_epochs or max(round(PROBE_SHARE * epochs), 1)
     return Modulation(
         distillation.weight,
         rho=distillation.rho,
         delta=distillation.delta,
         default_weight=distillation.default_weight,
         rule=rules[distillation.mode],
+        probe_epochs=probe_epochs,
     )
 
 
@@ -138,12 +148,14 @@ def build_trainer(
     injector = None if teacher is None else Injector(variant.hidden_dim, teacher.dim)
     student = DistillationStudent(detector, injector).to(accelerator.device)
     _arrange(detector, recipe.run, accelerator.device)
+    recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator)
 
-    data = _training_data(recipe, splits.train, accelerator, _cache(recipe, splits.train, splits, accelerator))
+    cache = _cache(recipe, splits.train, splits, accelerator)
+    data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
     schedule = recipe.schedule
     plan = scale_schedule(
         epochs=schedule.epochs,
-        steps_per_epoch=max(len(data.loader) // recipe.run.accumulate, 1),
+        steps_per_epoch=max(len(data.loader) // accumulate, 1),
         warmup_steps=schedule.warmup_steps,
         flat_epoch=schedule.flat_epoch,
         no_aug_epochs=schedule.no_aug_epochs,
@@ -169,6 +181,9 @@ def build_trainer(
         betas=recipe.optimizer.betas,
     )
     out = Path(recipe.run.out)
+    observers = default_observers(out, log_every=recipe.run.log_every)
+    if recipe.run.profile:
+        observers.append(Profiler(out / "profile"))
     return Trainer(
         student=student,
         ema=ModelEma(student, plan.ema_decay, plan.ema_warmup),
@@ -183,10 +198,11 @@ def build_trainer(
         accelerator=accelerator,
         out=out,
         teacher=None if teacher is None else teacher.to(accelerator.device),
-        modulation=None if teacher is None else build_modulation(recipe.distillation),
-        observers=default_observers(out, log_every=recipe.run.log_every),
+        modulation=None if teacher is None else build_modulation(recipe.distillation, schedule.epochs),
+        teach_every=recipe.distillation.every,
+        observers=observers,
         clip_norm=recipe.optimizer.clip_norm,
-        accumulate=recipe.run.accumulate,
+        accumulate=accumulate,
         eval_every=recipe.run.eval_every,
         patience=recipe.run.patience,
         max_skipped=recipe.run.max_skipped,
@@ -212,7 +228,8 @@ def build_evaluation(
         evaluator: filled on the way, for a report; None makes one.
         cache: of the images, for a run that evaluates many times.
     """
-    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=recipe.run.accumulate)
+    parts = recipe.run.accumulate if isinstance(recipe.run.accumulate, int) else 1
+    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=parts)
     loader = build_loader(
         DetectionDataset(source, recipe.model.image_size, cache=cache),
         recipe.run.val_batch or per_rank,
@@ -243,6 +260,32 @@ def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None)
     }
 
 
+def _fit_batch(
+    recipe: Recipe, source: Source, student: DistillationStudent, accelerator: Accelerator
+) -> tuple[Recipe, int]:
+    """The recipe with a number for `run.accumulate`, and that number; where it is auto, as few parts as fit."""
+    if isinstance(recipe.run.accumulate, int):
+        return recipe, recipe.run.accumulate
+    batch, ranks, augment = recipe.schedule.batch, accelerator.num_processes, recipe.augment
+    split_batch(batch, ranks=ranks)  # complains where it cannot
+    height, width = recipe.model.image_size
+    if augment.multi_scale_repeat is not None:
+        largest = max(multi_scales(max(height, width), augment.multi_scale_repeat)) / max(height, width)
+        height, width = (round(side * largest / 32) * 32 for side in (height, width))
+    images_in_one = (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
+    most_boxes = max((len(record.labels) for record in source.records), default=1)
+    per_image = bytes_per_image(
+        student,
+        build_criterion(recipe.loss, find_variant(recipe.model.name)),
+        loss_weights(recipe.loss),
+        (height, width),
+        max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
+        accelerator,
+    )
+    parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator))
+    return override(recipe, {"run.accumulate": parts}), parts
+
+
 def _arrange(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
     """How the detector computes, not what."""
     if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
@@ -254,7 +297,9 @@ def _arrange(detector: DetectionModel, run: RunConfig, device: torch.device) -> 
         compile_parts(detector)
 
 
-def _training_data(recipe: Recipe, source: Source, accelerator: Accelerator, cache: ImageCache | None) -> TrainingData:
+def _training_data(
+    recipe: Recipe, source: Source, accumulate: int, accelerator: Accelerator, cache: ImageCache | None
+) -> TrainingData:
     augment = recipe.augment
     stage = AugmentStage(
         mosaic=augment.mosaic,
@@ -271,7 +316,7 @@ def _training_data(recipe: Recipe, source: Source, accelerator: Accelerator, cac
     ranks, rank, seed = accelerator.num_processes, accelerator.process_index, recipe.run.seed
     loader: DetectionLoader = build_loader(
         DetectionDataset(source, recipe.model.image_size, stage, seed, cache),
-        split_batch(recipe.schedule.batch, ranks=ranks, accumulate=recipe.run.accumulate),
+        split_batch(recipe.schedule.batch, ranks=ranks, accumulate=accumulate),
         recipe.data.workers,
         shuffle=True,
         seed=seed,

@@ -160,6 +160,9 @@ def _resolve(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
                 continue
             if name == "teacher" and value == "none":
                 value = None
+            elif name == "batch" and value == "auto":
+                resolved["run.accumulate"] = "auto"
+                continue
             elif name == "out":
                 value = str(value)
             name = SHORT_NAMES[name]

@@ -238,10 +238,10 @@ class DistillationConfig(_Section):
     teacher_compile: bool = Field(
         default=False, description="Compile the teacher with torch.compile; where that fails, it runs as it is."
     )
-    mode: Literal["gam", "gam_paper", "fixed", "off"] = Field(
+    mode: Literal["gam", "gam_paper", "auto", "fixed", "off"] = Field(
         default="fixed",
-        description="λ after each epoch: by GAM as released, by GAM as in the paper, constant, "
-        "or off (no teacher is loaded).",
+        description="λ after each epoch: by GAM as released, by GAM as in the paper, by GAM as released with a band "
+        "measured first (auto), constant, or off (no teacher is loaded).",
     )
     weight: NonNegative = Field(default=5.0, description="λ at the start.")
     rho: Annotated[float, Field(gt=0, lt=100)] = Field(
@@ -250,6 +250,14 @@ class DistillationConfig(_Section):
     delta: NonNegative = Field(default=1.0, description="δ: half the width of the band around ρ, in percent.")
     default_weight: NonNegative = Field(
         default=20.0, description="λ in the refinement stage, and when the share cannot be measured."
+    )
+    probe_epochs: AtLeastOne | None = Field(
+        default=None,
+        description="Of mode auto: so many epochs at the starting λ measure ρ, and δ = ρ / 10; null: a twentieth of "
+        "all epochs.",
+    )
+    every: AtLeastOne = Field(
+        default=1, description="The teacher takes part in one of so many steps; more costs less and teaches less."
     )
 
     @model_validator(mode="after")
@@ -338,8 +346,10 @@ class RunConfig(_Section):
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         default="auto", description="Mixed precision. auto: bf16 where the device has it, otherwise off."
     )
-    accumulate: AtLeastOne = Field(
-        default=1, description="Cut each batch into this many parts, one after the other: less memory, more time."
+    accumulate: AtLeastOne | Literal["auto"] = Field(
+        default=1,
+        description="Cut each batch into this many parts, one after the other: less memory, more time. auto: as few as "
+        "fit into memory; `batch: auto` means the same.",
     )
     checkpoint_activations: bool = Field(
         default=False, description="Compute activations again in the backward pass: less memory, same numbers."
@@ -356,6 +366,9 @@ class RunConfig(_Section):
     )
     patience: AtLeastOne | None = Field(
         default=None, description="Stop after this many evaluations in a row without a better score; null: never."
+    )
+    profile: bool = Field(
+        default=False, description="Record a few steps: profile/table.txt and profile/trace.json in the run's folder."
     )
     max_skipped: AtLeastOne = Field(
         default=10, description="Give up after this many steps in a row with a loss or gradient of NaN or infinity."
@@ -386,7 +399,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _batch_can_be_cut(self) -> Recipe:
-        if self.schedule.batch % self.run.accumulate:
+        if self.run.accumulate != "auto" and self.schedule.batch % self.run.accumulate:
             raise ValueError(
                 f"run.accumulate: expected a divisor of schedule.batch ({self.schedule.batch}), "
                 f"got {self.run.accumulate}"

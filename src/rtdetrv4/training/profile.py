@@ -19,14 +19,12 @@ NUM_ROWS = 40
 
 
 class Profiler:
-    """Writes `table.txt` and `trace.json` (for chrome://tracing or Perfetto) into a folder; slows these steps down.
-
-    A run with fewer steps than that is recorded as far as it goes.
-    """
+    """Writes `table.txt` and `trace.json` (for chrome://tracing or Perfetto) into a folder; slows these steps down."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._profile: profile | None = None
+        self._is_written = False
 
     def run_start(self, info: RunInfo) -> None:
         """Begin to count steps."""
@@ -47,9 +45,11 @@ class Profiler:
         """Nothing: validation counts to the next step."""
 
     def run_end(self, result: RunResult) -> None:
-        """Write what there is, if the run was shorter than planned."""
+        """Write what there is, if the run ends among the recorded steps."""
         if self._profile is not None:
             self._profile.stop()
+        if not self._is_written:
+            logger.warning("No profile: the run had fewer than %d steps.", FIRST_STEPS + 1)
 
     def _write(self, recorded: profile) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,4 +63,5 @@ class Profiler:
         text = "\n".join(["Phases, time of the host:", *sorted(lines), "", "Operators:", str(table)])
         (self.folder / "table.txt").write_text(text + "\n", encoding="utf-8")
         recorded.export_chrome_trace(str(self.folder / "trace.json"))
+        self._is_written = True
         logger.info("Profile of %d steps written to %s.", RECORDED_STEPS, self.folder)

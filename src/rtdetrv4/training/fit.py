@@ -1,0 +1,141 @@
+"""`batch: auto`: how many images fit into memory at once.
+
+The effective batch, and with it learning rate and schedule, stays what the recipe says: only into how many parts it is
+cut, one after the other, follows the device. So a run means the same on a small device as on a large one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rtdetrv4.distillation import DistillationStudent
+from rtdetrv4.errors import ConfigError
+from rtdetrv4.losses import Criterion, weighted_sum
+from rtdetrv4.types import Target
+
+logger = logging.getLogger(__name__)
+
+USABLE_SHARE = 0.7
+"""Of the memory that is free: the rest is for what no graph holds, such as workspaces, gradients of maps, the teacher,
+and fragments."""
+STATES_PER_PARAMETER = 4
+"""Gradient, two averages of AdamW, and the EMA, which are not there yet when memory is measured."""
+
+
+def bytes_per_image(
+    student: DistillationStudent,
+    criterion: Criterion,
+    weights: Mapping[str, float],
+    image_size: tuple[int, int],
+    num_boxes: int,
+    accelerator: Accelerator,
+) -> int:
+    """What a training step keeps for the backward pass, per image: counted, tensor by tensor, in two forward passes.
+
+    Weights, statistics and random numbers of the student stay as they are.
+
+    Args:
+        student: on the device.
+        criterion: of the run.
+        weights: of its terms.
+        image_size: the largest (H, W) of the run.
+        num_boxes: the most in an image; they decide how many denoising queries there are.
+        accelerator: device, where the student is, and number format.
+    """
+    device = accelerator.device
+    student.train()
+    buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        two, four = (_saved_bytes(student, criterion, weights, n, image_size, num_boxes, accelerator) for n in (2, 4))
+    for name, buffer in student.named_buffers():
+        buffer.data.copy_(buffers[name])
+    return max((four - two) // 2, 1)
+
+
+def _saved_bytes(
+    student: DistillationStudent,
+    criterion: Criterion,
+    weights: Mapping[str, float],
+    num_images: int,
+    image_size: tuple[int, int],
+    num_boxes: int,
+    accelerator: Accelerator,
+) -> int:
+    device = accelerator.device
+    labels = torch.zeros(num_boxes, dtype=torch.int64, device=device)
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.2], device=device).repeat(num_boxes, 1)
+    targets = [Target(labels, boxes)] * num_images
+    storages: dict[int, Tensor] = {}  # kept alive, so that no address is given out twice
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*student.parameters(), *student.buffers())}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with accelerator.autocast():
+            output, projected = student(torch.rand(num_images, 3, *image_size, device=device), targets)
+        loss = weighted_sum(criterion(output, targets), weights)
+        if projected is not None:
+            loss = loss + projected.float().square().mean()
+    del loss
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+def free_memory(accelerator: Accelerator) -> int:
+    """Bytes that this process may still take on its device, the least over ranks; a collective call."""
+    device = accelerator.device
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    else:  # the ranks of a machine share it
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    megabytes = accelerator.gather(torch.tensor([free >> 20], device=device))
+    assert isinstance(megabytes, Tensor)
+    return int(megabytes.min()) << 20
+
+
+def parts_that_fit(batch: int, ranks: int, per_image: int, student: nn.Module, free: int) -> int:
+    """Into how few parts the images of a device must be cut, so that a part and the optimizer's state fit.
+
+    Args:
+        batch: effective batch, over all ranks; a multiple of `ranks`.
+        ranks: devices.
+        per_image: from `bytes_per_image`.
+        student: what is trained.
+        free: from `free_memory`, the least over ranks.
+
+    Raises:
+        ConfigError: not even two images fit, or the only image of a device does not.
+    """
+    state = STATES_PER_PARAMETER * sum(p.numel() * p.element_size() for p in student.parameters())
+    usable = int(USABLE_SHARE * free) - state
+    on_device = batch // ranks
+    fit = usable // per_image
+    # Batch norm needs two images for statistics that mean anything.
+    for parts in range(1, on_device + 1):
+        size = on_device // parts
+        if on_device % parts == 0 and size <= fit and (size > 1 or on_device == 1):
+            logger.info(
+                "batch: auto: %.0f MB per image, %.1f GB free: %d × %d images at once, %d times per step.",
+                per_image / 1e6,
+                free / 1e9,
+                ranks,
+                size,
+                parts,
+            )
+            return parts
+    raise ConfigError(
+        f"A batch of {batch} cannot be cut so that it fits: an image takes {per_image / 1e6:.0f} MB and "
+        f"{max(usable, 0) / 1e6:.0f} MB are free for images. Choose a smaller image size or model, or "
+        "run.checkpoint_activations=true."
+    )

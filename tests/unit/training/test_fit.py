@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from rtdetrv4.build.training import build_criterion, loss_weights
+from rtdetrv4.config import load_recipe
+from rtdetrv4.config.variants import VARIANTS
+from rtdetrv4.distillation import DistillationStudent
+from rtdetrv4.errors import ConfigError
+from rtdetrv4.training import make_accelerator
+from rtdetrv4.training.fit import STATES_PER_PARAMETER, USABLE_SHARE, bytes_per_image, free_memory, parts_that_fit
+from small_training import make_detector
+
+MB = 10**6
+
+
+class Small(torch.nn.Linear):
+    """A student of 4 MB."""
+
+    def __init__(self) -> None:
+        super().__init__(1000, 1000, bias=False)
+
+
+def count(size: int, num_boxes: int = 3, amp: str = "off") -> int:
+    loss = load_recipe("rtdetrv4-s").loss
+    torch.manual_seed(0)
+    student = DistillationStudent(make_detector())
+    return bytes_per_image(
+        student,
+        build_criterion(loss, VARIANTS["rtdetrv4-s"]),
+        loss_weights(loss),
+        (size, size),
+        num_boxes,
+        make_accelerator("cpu", amp),
+    )
+
+
+def test_memory_of_an_image_grows_with_its_area_and_with_its_boxes() -> None:
+    small, large = count(64), count(128)
+    assert 2.5 * small < large < 4.5 * small
+    assert count(64, num_boxes=20) > count(64)
+
+
+def test_counting_leaves_no_trace() -> None:
+    loss = load_recipe("rtdetrv4-s").loss
+    student = DistillationStudent(make_detector())
+    before, rng = copy.deepcopy(student.state_dict()), torch.get_rng_state()
+    criterion = build_criterion(loss, VARIANTS["rtdetrv4-s"])
+    bytes_per_image(student, criterion, loss_weights(loss), (64, 64), 2, make_accelerator("cpu", "off"))
+    assert torch.equal(torch.get_rng_state(), rng)
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize(("megabytes", "parts"), [(160, 1), (159, 2), (80, 2), (79, 4), (20, 8)])
+def test_a_batch_is_cut_into_as_few_parts_as_fit(megabytes: int, parts: int) -> None:
+    # 16 images on each of two devices, 10 MB each; the optimizer's state takes its own.
+    free = int((megabytes * MB + STATES_PER_PARAMETER * 4 * MB) / USABLE_SHARE) + 1
+    assert parts_that_fit(32, 2, 10 * MB, Small(), free) == parts
+
+
+def test_nothing_fits() -> None:
+    with pytest.raises(ConfigError, match=r"10 MB and 4 MB are free.*checkpoint_activations"):
+        parts_that_fit(8, 1, 10 * MB, Small(), int(20 * MB / USABLE_SHARE) + 1)
+
+
+def test_there_is_memory() -> None:
+    assert 2**24 < free_memory(make_accelerator("cpu", "off")) < 2**45
