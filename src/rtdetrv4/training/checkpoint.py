@@ -5,20 +5,19 @@ Each is written beside its place and then renamed, so that a run that dies while
 
 from __future__ import annotations
 
-import json
 import pickle
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import nn
 
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.weights import files
 
 #: Raised when what a checkpoint holds changes; an older one is refused with its number in the message.
 FORMAT = 1
@@ -26,9 +25,9 @@ FORMAT = 1
 
 def save_checkpoint(state: Mapping[str, Any], path: Path, *copies: Path) -> None:
     """Write a training state, of tensors and plain Python values, to `path` and as a copy to `copies`."""
-    _write(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    files.write_whole(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
     for copy in copies:
-        _write(copy, lambda temporary: shutil.copyfile(path, temporary))
+        files.write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -63,13 +62,7 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, Any]) -> N
         path: of a safetensors file.
         metadata: any JSON: what one needs to build and use the model. Stored as one string under "rtdetrv4".
     """
-    # safetensors refuses tensors that share memory or are channels-last, so each gets its own.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
-    header = {"format": "pt", "rtdetrv4": json.dumps(dict(metadata), ensure_ascii=False)}
-    _write(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header))
+    files.save_weights(model.state_dict(), path, metadata)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -93,13 +86,3 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type != "cpu" and "device" in state:
         torch.get_device_module(device).set_rng_state(state["device"], device)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
