@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +19,8 @@ from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.weights import WeightsMetadata, load_weights, to_released
 from rtdetrv4.weights.files import listing, read_checkpoint, save_weights, write_whole
 from rtdetrv4.weights.transformers import save_transformers
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["ours", "released", "transformers"]
 
@@ -77,6 +80,8 @@ def convert_weights(
 
     image_size = metadata.image_size or find_variant(name).image_size
     projector = {key: tensor for key, tensor in tensors.items() if key.startswith("injector.")}
+    if projector and to != "transformers":
+        logger.info("%s: written as well", listing(projector))
     if to == "transformers":
         classes = [f"class {index}" for index in range(metadata.num_classes)]
         save_transformers(network, out, metadata.classes.names if metadata.classes else classes, image_size)

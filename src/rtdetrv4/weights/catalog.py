@@ -84,7 +84,7 @@ OBJECTS365 = ClassMap(
     category_ids=tuple(range(1, 366)),
 )
 
-#: What a released checkpoint knows, by the number of its classes. Those trained on Objects365 have 366 rows: the row of a
+#: What a released checkpoint knows, by the number of its classes. Heads trained on Objects365 have 366 rows: that of a
 #: class is its category id, and row 0 is nobody's.
 RELEASED_CLASSES: Mapping[int, ClassMap] = MappingProxyType(
     {80: COCO, 365: OBJECTS365, 366: ClassMap(("class 0", *OBJECTS365.names), tuple(range(366)))}

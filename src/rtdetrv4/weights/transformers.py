@@ -159,7 +159,8 @@ _IN_MEMORY = (
 )
 """Names that transformers 5 has in memory, and what its files call them."""
 
-#: Settings of a config.json that no tensor shows; with any other value our models would compute something else.
+#: Settings of a config.json that no tensor shows; with any other value our models would compute something else. These
+#: are transformers' defaults, which a config.json may leave out.
 _ASSUMED: Mapping[str, Any] = {
     "activation_function": "silu",
     "decoder_activation_function": "relu",
@@ -383,8 +384,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is no config of transformers ({error}).") from error
     if (kind := config.get("model_type")) not in ("d_fine", "rt_detr_v2"):
         raise WeightsError(f'{path} is of a model of type "{kind}"; expected d_fine or rt_detr_v2.')
-    for setting, assumed in _ASSUMED.items():
-        if (value := config.get(setting, assumed)) != assumed:
+    given = {"decoder_n_points": 4, "reg_scale": 4.0, **_ASSUMED, **config}
+    for setting, assumed in _assumed_of(given).items():
+        if (value := given[setting]) != assumed:
             raise WeightsError(f"{path} has {setting} {value}; the models here have {assumed}, so it is none of them.")
     names = [labels[index] for index in sorted(labels)]
     facts: dict[str, Any] = {"num_queries": config["num_queries"]} if "num_queries" in config else {}
@@ -394,6 +396,16 @@ def read_config(path: Path) -> dict[str, Any]:
     if names and not all(name == f"LABEL_{index}" for index, name in enumerate(names)):
         return facts | {"names": names}
     return facts
+
+
+def _assumed_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config["model_type"] == "rt_detr_v2":
+        return {**_ASSUMED, "decoder_n_points": 4}
+    return {
+        **_ASSUMED,
+        "decoder_n_points": [6, 6] if config.get("num_feature_levels") == 2 else [3, 6, 3],
+        "reg_scale": 8.0 if config.get("encoder_hidden_dim") == 384 else 4.0,  # of dfine-x, and of the others
+    }
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

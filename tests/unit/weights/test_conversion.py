@@ -150,6 +150,8 @@ def test_transformers_and_back(tmp_path: Path) -> None:
     for change, message in (
         ({"model_type": "rt_detr"}, 'type "rt_detr"; expected d_fine or rt_detr_v2'),
         ({"decoder_activation_function": "gelu"}, "decoder_activation_function gelu; the models here have relu"),
+        ({"decoder_n_points": 4}, r"decoder_n_points 4; the models here have \[6, 6\]"),
+        ({"reg_scale": 8}, r"reg_scale 8; the models here have 4\.0"),
         ({"id2label": ["cat"]}, "no config of transformers"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))

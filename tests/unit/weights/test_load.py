@@ -275,9 +275,7 @@ def test_damage_anywhere_is_an_error_of_ours(animals: tuple[DetectionModel, Path
                 load_weights(model_of(3), bad)
 
 
-def test_rows_of_objects365_start_a_detector_of_other_classes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_of_objects365_start_a_detector_of_other_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Released heads of 366 rows: a class's row is its category id."""
     pretrained = model_of(366, seed=2)
     torch.save({"model": released(pretrained), "ema": None}, tmp_path / "obj365.pth")
