@@ -67,6 +67,46 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int, warmup: int
     return {name: Timing(statistics.median(v), min(v), max(v), repeats) for name, v in measured.items()}
 
 
+class Side:
+    """One side of a comparison in a process of its own, so that how it sets up its process stays its own affair.
+
+    Args:
+        arguments: of a script that calls `serve`.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.facts: dict[str, Any] = json.loads(self._answer())
+
+    def __call__(self) -> None:
+        """Do the work once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("again\n")
+        self._process.stdin.flush()
+        self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended early")
+        return line
+
+
+def serve(work: Callable[[], object], facts: Mapping[str, Any]) -> None:
+    """The other end of `Side`: tell facts, then work once for each line that comes in."""
+    print(json.dumps(facts), flush=True)
+    for _ in sys.stdin:
+        work()
+        print(json.dumps("done"), flush=True)
+
+
 def operator_shares(work: Callable[[], object], top: int = 10) -> dict[str, float]:
     """The torch operators that `work` spends the most of its operators' CPU time in, as shares of that time."""
     import torch

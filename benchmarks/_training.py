@@ -32,23 +32,24 @@ class TrainingBatch(NamedTuple):
     targets: tuple[Target, ...]
 
 
-def make_batch(batch: int, size: int, device: torch.device) -> TrainingBatch:
-    """Random images with `NUM_BOXES` random boxes each; no time depends on what they show."""
+def make_batch(batch: int, size: int, device: torch.device, num_boxes: int = NUM_BOXES) -> TrainingBatch:
+    """Random images with random boxes; no time depends on what they show."""
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size)
     targets = []
     for _ in range(batch):
-        sides = 0.05 + 0.3 * torch.rand(NUM_BOXES, 2)
-        centre = sides / 2 + (1 - sides) * torch.rand(NUM_BOXES, 2)
-        labels = torch.randint(NUM_CLASSES, (NUM_BOXES,))
+        sides = 0.05 + 0.3 * torch.rand(num_boxes, 2)
+        centre = sides / 2 + (1 - sides) * torch.rand(num_boxes, 2)
+        labels = torch.randint(NUM_CLASSES, (num_boxes,))
         targets.append(Target(labels.to(device), torch.cat((centre, sides), dim=1).to(device)))
     return TrainingBatch(images.to(device), tuple(targets))
 
 
 def make_detector(device: torch.device) -> DetectionModel:
-    """Ours, with random weights."""
+    """Ours, with random weights, in the memory format that training uses."""
     torch.manual_seed(0)
-    return create_model(MODEL, NUM_CLASSES, num_queries=NUM_QUERIES, num_denoising=NUM_DENOISING).to(device)
+    detector = create_model(MODEL, NUM_CLASSES, num_queries=NUM_QUERIES, num_denoising=NUM_DENOISING).to(device)
+    return detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def our_step(

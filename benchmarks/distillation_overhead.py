@@ -15,6 +15,7 @@ from _measure import Results, arguments, in_turn
 from _training import make_batch, make_detector, our_step
 
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation
+from rtdetrv4.training.accelerator import keep_freed_memory
 
 TARGET = 1.03
 TEACHER_DIM = 768
@@ -30,6 +31,7 @@ def main() -> None:
     batch, size, repeats = (2, 128, 1) if args.quick else (args.batch, args.size, args.repeats)
 
     results = Results("distillation_overhead", args)
+    keep_freed_memory()  # as training does
     made, detector = make_batch(batch, size, args.device), make_detector(args.device)
     injector = Injector(detector.hybrid_encoder.aifi.norm2.normalized_shape[0], TEACHER_DIM).to(args.device)
     teacher_map = torch.randn(batch, TEACHER_DIM, size // 32, size // 32, device=args.device)
