@@ -15,6 +15,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
 from rtdetrv4.models.detector import DetectionModel
+from rtdetrv4.models.layers import ConvNorm
 
 
 def checkpoint_activations(model: DetectionModel) -> None:
@@ -28,6 +29,9 @@ def checkpoint_activations(model: DetectionModel) -> None:
     parts: list[nn.Module] = [*_blocks(_root(model.backbone.body)), encoder.aifi, *fusions, *model.decoder.layers]
     for part in parts:
         part.__class__ = _checkpointed(type(part))
+        for module in part.modules():
+            if isinstance(module, ConvNorm):  # which would hold what is to be let go
+                module.recomputes_silu = False
 
 
 @cache

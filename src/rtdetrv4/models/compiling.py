@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rtdetrv4.models.detector import DetectionModel
+from rtdetrv4.models.layers import ConvNorm
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ def compile_parts(model: DetectionModel, backend: str | Callable[..., Any] = "in
     """
     attempt = _Attempt()
     for part in (model.backbone, model.hybrid_encoder):
+        for module in part.modules():
+            if isinstance(module, ConvNorm):  # its hooks on saved tensors would cut the graph into pieces
+                module.recomputes_silu = False
         part.compile(backend=backend)
         part._compiled_call_impl = _Guarded(part, attempt)
 

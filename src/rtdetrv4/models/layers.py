@@ -19,6 +19,9 @@ def activation(name: Activation) -> nn.Module:
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm, activation."""
 
+    recomputes_silu = True
+    """Whether training computes SiLU's input again; not inside a part that is compiled or checkpointed as a whole."""
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1, act: Activation
     ) -> None:
@@ -32,7 +35,12 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W → B×C'×H/stride×W/stride."""
         x = self.conv(x)
-        if isinstance(self.act, nn.SiLU) and type(self.norm) is nn.BatchNorm2d and self.norm.training:
+        if (
+            self.recomputes_silu
+            and isinstance(self.act, nn.SiLU)
+            and type(self.norm) is nn.BatchNorm2d
+            and self.norm.training
+        ):
             return _norm_silu(x, self.norm)
         return self.act(self.norm(x))
 
