@@ -17,9 +17,9 @@ _IMAGENET: tuple[_Colour, _Colour] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225
 _CLIP: tuple[_Colour, _Colour] = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF: tuple[_Colour, _Colour] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
-_META = "conditions on use and on derivative works; Meta's own hub pages ask for agreement"
+_META = "Meta's terms; gated on Meta's hub pages"
 _NO_COMMERCE = "no commercial use"
-_NVIDIA = "NVIDIA's conditions; needs a timm that has NaFlexViT with C-RADIO"
+_NVIDIA = "NVIDIA's terms; needs a recent timm"
 
 
 class TeacherFacts(NamedTuple):

