@@ -147,7 +147,7 @@ def work_for(side: str, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Compare time and memory at two batch sizes."""
-    parser = arguments(__doc__, repeats=7)
+    parser = arguments(__doc__, repeats=5)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--batch", type=int, help="only this batch size")

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
+from rtdetrv4.models.backbone import LeanConvBNAct
 from rtdetrv4.models.detector import DetectionModel
 from rtdetrv4.models.layers import ConvNorm
 
@@ -30,8 +31,8 @@ def checkpoint_activations(model: DetectionModel) -> None:
     for part in parts:
         part.__class__ = _checkpointed(type(part))
         for module in part.modules():
-            if isinstance(module, ConvNorm):  # which would hold what is to be let go
-                module.recomputes_silu = False
+            if isinstance(module, ConvNorm | LeanConvBNAct):  # which would hold what is to be let go
+                module.recomputes = False
 
 
 @cache
