@@ -389,7 +389,7 @@ def demo(
     """Train, evaluate and export a small detector on made-up shapes."""
     from rtdetrv4.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, print)
 
 
 def main(args: Sequence[str] | None = None) -> int:

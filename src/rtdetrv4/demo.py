@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,30 +21,31 @@ HUB_TEACHER = "vit_small_patch16_dinov3.lvd1689m"
 SECONDS_TO_ANSWER = 3
 
 
-def run_demo(out: Path) -> None:
+def run_demo(out: Path, tell: Callable[[str], None]) -> None:
     """Make a data set, train, evaluate, predict and export. Called again after Ctrl-C, it goes on where it stopped.
 
     Args:
         out: folder for the data and all results.
+        tell: is given a line before each of these, and what to look at in the end.
 
     Raises:
         MissingDependencyError: the extra `demo` is not installed.
     """
     data = out / "shapes"
     if not (data / "valid" / "_annotations.coco.json").is_file():
-        print(f"1/4  Drawing a data set of textured shapes into {data}")
+        tell(f"1/4  Drawing a data set of textured shapes into {data}")
         write_shapes(data, num_train=400, num_val=80, image_size=192, num_classes=3)
     teacher = demo_teacher()
-    print(f"2/4  Training with the teacher {teacher.name} ({teacher.licence})")
+    tell(f"2/4  Training with the teacher {teacher.name} ({teacher.licence})")
     detector = Detector("demo")
     run = out / "train"
     result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())
-    print(f"3/4  AP {result.metrics['ap']:.3f}, AP50 {result.metrics['ap50']:.3f} on the validation images")
-    print("4/4  Exporting, and comparing the file with PyTorch")
+    tell(f"3/4  AP {result.metrics['ap']:.3f}, AP50 {result.metrics['ap50']:.3f} on the validation images")
+    tell("4/4  Exporting, and comparing the file with PyTorch")
     onnx = detector.export("onnx", out=out / "demo.onnx")
     first = sorted((data / "valid").glob("*.jpg"))[0]
     picture = detector.predict(first, conf=0.4)[0].save(out / "prediction.jpg")
-    print(
+    tell(
         f"""Look at
   predictions (left: truth)  {run / "predictions.jpg"}
   one picture                {picture}

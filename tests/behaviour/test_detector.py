@@ -125,7 +125,7 @@ def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(
     assert load_recipe(tmp_path / "recipe.yaml").run == detector.recipe.run
     epochs = [r for r in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if r["type"] == "epoch"]
     assert epochs[0]["modulation"]["reason"] == "probe"
-    assert epochs[1]["modulation"]["band"] is not None
+    assert epochs[2]["modulation"]["band"] is not None
     assert (tmp_path / "profile" / "table.txt").is_file()
 
 

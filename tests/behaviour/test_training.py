@@ -215,7 +215,7 @@ def test_the_teacher_may_take_part_in_every_second_step_only(source, tmp_path):
 def test_a_probe_sets_the_band_of_the_epochs_after_it(source, tmp_path):
     recorder = Recorder()
     trainer = make_trainer(source, tmp_path, observers=[recorder])
-    trainer.modulation._probe_left = 1
+    trainer.modulation._probe_epochs = trainer.modulation._probe_left = 1
     trainer.run()
     first, second, *_ = (epoch.modulation for epoch in recorder.epochs)
     assert (first.reason, first.weight, first.band) == ("probe", 5.0, None)

@@ -197,7 +197,7 @@ def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 def test_demo_runs_the_demonstration(monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
-    monkeypatch.setitem(sys.modules, "rtdetrv4.demo", SimpleNamespace(run_demo=folders.append))
+    monkeypatch.setitem(sys.modules, "rtdetrv4.demo", SimpleNamespace(run_demo=lambda out, _: folders.append(out)))
     assert run("demo --out runs/d") == 0
     assert folders == [Path("runs/d")]
 

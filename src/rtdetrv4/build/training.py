@@ -49,8 +49,8 @@ from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
 
-#: Of all epochs, for `distillation.mode: auto` to find its band in.
-PROBE_SHARE = 0.05
+#: Of all epochs, and at least so many, for `distillation.mode: auto` to find its band in.
+PROBE_SHARE, MIN_PROBE = 0.1, 2
 
 
 def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
@@ -79,7 +79,7 @@ def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulatio
     rules: dict[str, Rule] = {"gam": "released", "gam_paper": "paper", "auto": "released", "fixed": "fixed"}
     probe_epochs = 0
     if distillation.mode == "auto":
-        probe_epochs = distillation.probe_epochs or max(round(PROBE_SHARE * epochs), 1)
+        probe_epochs = distillation.probe_epochs or max(round(PROBE_SHARE * epochs), MIN_PROBE)
     return Modulation(
         distillation.weight,
         rho=distillation.rho,

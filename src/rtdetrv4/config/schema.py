@@ -253,8 +253,8 @@ class DistillationConfig(_Section):
     )
     probe_epochs: AtLeastOne | None = Field(
         default=None,
-        description="Of mode auto: so many epochs at the starting λ measure ρ, and δ = ρ / 10; null: a twentieth of "
-        "all epochs.",
+        description="Of mode auto: so many epochs at the starting λ, of which the second half measures ρ, and "
+        "δ = ρ / 10; null: a tenth of all epochs, and at least 2.",
     )
     every: AtLeastOne = Field(
         default=1, description="The teacher takes part in one of so many steps; more costs less and teaches less."

@@ -92,9 +92,10 @@ class Modulation:
         delta: half width of the target band, percent.
         default_weight: λ where the share is not measurable, and from the refinement stage on.
         rule: "released", "paper", or "fixed" (λ never changes; the share is still measured).
-        probe_epochs: λ stays at `weight` for so many epochs; then ρ becomes the mean share of these, and δ a tenth of
-            it. The published bands hold for the published data, batch and resolution; this finds one for any other.
-            0 takes `rho` and `delta` as given.
+        probe_epochs: λ stays at `weight` for so many epochs; then ρ becomes the mean share of the second half of these,
+            and δ a tenth of it. In the first half the projector knows nothing yet, and the share is higher than it will
+            ever be again. The published bands hold for the published data, batch and resolution; this finds one for any
+            other. 0 takes `rho` and `delta` as given.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Modulation:
         self.delta = delta
         self.default_weight = default_weight
         self.rule: Rule = rule
-        self._probe_left = probe_epochs
+        self._probe_epochs = self._probe_left = probe_epochs
         self._probe_sum = self._probe_steps = 0.0
         self._sum: Tensor | float = 0.0
         self._steps: Tensor | float = 0.0
@@ -153,9 +154,10 @@ class Modulation:
         return ModulationReport(self.weight, share, reason, band)
 
     def _probe(self, share_sum: float, steps: float) -> None:
+        if self._probe_left <= (self._probe_epochs + 1) // 2:
+            self._probe_sum += share_sum
+            self._probe_steps += steps
         self._probe_left -= 1
-        self._probe_sum += share_sum
-        self._probe_steps += steps
         if self._probe_left:
             return
         share = self._probe_sum / max(self._probe_steps, 1.0)
