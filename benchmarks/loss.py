@@ -259,9 +259,10 @@ def main() -> None:
         # Each size by itself: after seconds of the large one, the small one finds cold caches. It takes more rounds.
         for batch, rounds in ((small, SMALL_ROUNDS * repeats), (large, repeats)):
             made = predict(batch, num_boxes, num_queries, args.device)
+            terms = their_terms(made)
             works = {
                 f"ours, {batch}": step(made, our_loss(made)),
-                f"transformers, {batch}": step(made, lambda terms=their_terms(made): terms()[0]),
+                f"transformers, {batch}": step(made, lambda terms=terms: terms()[0]),
             }
             seconds |= in_turn(works, rounds)
         for batch, target in zip((small, large), TARGETS.values(), strict=True):
