@@ -31,6 +31,7 @@ from transformers.models.d_fine.modeling_d_fine import get_contrastive_denoising
 from rtdetrv4.losses import Criterion, HungarianMatcher, weighted_sum
 from rtdetrv4.losses.matcher import flatten_targets
 from rtdetrv4.models.denoising import group_layout
+from rtdetrv4.training.accelerator import keep_freed_memory
 from rtdetrv4.types import DenoisingGroups, DetectorOutput, HeadOutput, Target, TrainingOutput
 
 NUM_CLASSES, NUM_LAYERS, NUM_BINS, NUM_DENOISING = 80, 3, 33, 100
@@ -252,6 +253,7 @@ def main() -> None:
     counts, num_queries, repeats = ((3,), 30, 1) if args.quick else ((7, 30, 100), 300, args.repeats)
     small, large = (2, 4) if args.quick else TARGETS
 
+    keep_freed_memory()  # as training does; here both sides gain
     results = Results("loss", args)
     results.note(device=str(args.device), terms_that_agree=check_agreement(predict(2, 5, 40, torch.device("cpu"))))
     for num_boxes in counts:
