@@ -91,7 +91,7 @@ def _machines(details: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _label(name: str) -> str:
-    return name.replace("_per_s", "_per_second").removesuffix("_s").replace("_", " ")
+    return name.removesuffix("_s").replace("_", " ") + (" second" if name.endswith("_per_s") else "")
 
 
 def _value(value: Any) -> str:
