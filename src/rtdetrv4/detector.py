@@ -77,7 +77,7 @@ class Detector:
     from rtdetrv4 import Detector
 
     detector = Detector("rtdetrv4-s")
-    detector.train("datasets/mine", epochs=50, teacher="vit_base_patch14_dinov2.lvd142m")
+    detector.train("datasets/mine", epochs=50, teacher="dinov2-b")
     detector.predict("photo.jpg")[0].save("found.jpg")
     detector.export("onnx")
     ```
