@@ -174,7 +174,9 @@ class Results:
         self._script = script
         self._is_quick: bool = args.quick
         self._folder: Path = args.results
-        self._command = " ".join(["python", f"benchmarks/{script}.py", *sys.argv[1:]])
+        words = ["--results", str(args.results)]  # where a result was written says nothing about it
+        given = " ".join(sys.argv[1:]).replace(" ".join(words), "").split()
+        self._command = " ".join(["python", f"benchmarks/{script}.py", *given])
         self._entries: list[dict[str, Any]] = []
         self._details: dict[str, Any] = {"environment": environment(), "measured": {}, "notes": {}}
 
