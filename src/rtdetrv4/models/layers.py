@@ -48,8 +48,7 @@ def learns(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
 def lean_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affine: nn.Module | None = None) -> Tensor:
     """affine(act(norm(x))) that keeps x alone for the backward pass, where it computes the rest again.
 
-    The numbers are the same, bit for bit, and statistics move once. A step of an S model takes a fifth less memory, at
-    the cost of another normalisation.
+    The numbers are the same, bit for bit, and statistics move once. Less memory is paid for with another normalisation.
 
     Args:
         x: B×C×H×W.
