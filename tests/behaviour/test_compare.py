@@ -171,7 +171,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise NonFiniteError("loss is not finite")
         return OUTCOME
 
-    monkeypatch.setattr("rtdetrv4.comparison._train", train)
+    monkeypatch.setattr("rtdetrv4.comparison.runs._train", train)
     return names
 
 

@@ -43,6 +43,7 @@ def create_model(
     *,
     backbone: str | None = None,
     pretrained_backbone: bool | str | Path = False,
+    frozen_stages: int = 0,
     num_queries: int = 300,
     num_denoising: int = 100,
     label_noise: float = 0.5,
@@ -55,6 +56,7 @@ def create_model(
         num_classes: K.
         backbone: a timm network instead of the model's own, see `Backbone.from_timm`; None takes the model's own.
         pretrained_backbone: True loads ImageNet weights from the hub through timm, a path loads them from a file.
+        frozen_stages: how many stages of the backbone are not trained, see `Backbone`.
         num_queries: Q; in no parameter's shape.
         num_denoising: about how many denoising positives an image gets; 0 trains without.
         label_noise: see `ContrastiveDenoising`.
@@ -66,7 +68,7 @@ def create_model(
     """
     v = find_variant(name)
     dim = v.decoder_dim
-    body = _backbone(v, backbone, pretrained_backbone)
+    body = _backbone(v, backbone, pretrained_backbone, frozen_stages)
     return DetectionModel(
         body,
         HybridEncoder(
@@ -91,15 +93,16 @@ def create_model(
     )
 
 
-def _backbone(v: Variant, name: str | None, pretrained: bool | str | Path) -> Backbone:
+def _backbone(v: Variant, name: str | None, pretrained: bool | str | Path, frozen_stages: int) -> Backbone:
     if name is not None and name != v.backbone:
-        return Backbone.from_timm(name, len(v.out_indices), pretrained=pretrained)
+        return Backbone.from_timm(name, len(v.out_indices), pretrained=pretrained, frozen_stages=frozen_stages)
     return Backbone(
         v.backbone,
         v.out_indices,
         pretrained=pretrained,
         freeze_stem=v.freeze_stem,
         freeze_norm=v.freeze_backbone_norm,
+        frozen_stages=frozen_stages,
         first_shortcut=v.backbone in ("resnet18d", "resnet34d"),
     )
 
@@ -144,6 +147,7 @@ def build_detector(recipe: Recipe, num_classes: int) -> DetectionModel:
         num_classes,
         backbone=model.backbone,
         pretrained_backbone=model.pretrained_backbone,
+        frozen_stages=model.frozen_stages,
         num_queries=model.num_queries,
         num_denoising=model.num_denoising,
         label_noise=model.label_noise,

@@ -128,6 +128,10 @@ class ModelConfig(_Section):
         description="Start from ImageNet weights (downloaded by timm; those of efficientnet_lite0 are installed by "
         "pip), from a file, or from scratch (false).",
     )
+    frozen_stages: Count = Field(
+        default=0,
+        description="Stages of the backbone, from the finest, that are not trained; saves time and memory.",
+    )
 
 
 class DataConfig(_Section):

@@ -72,11 +72,13 @@ class Backbone(nn.Module):
             give theirs images in [0, 1].
         freeze_stem: do not train what stands before the first stage.
         freeze_norm: keep batch norms at their loaded statistics and affine parameters.
+        frozen_stages: how many stages, from the finest and with what stands before them, keep their weights and their
+            batch statistics. They are computed without gradients, which saves time and memory.
         first_shortcut: give the first block of a ResNet a convolutional shortcut, as PaddlePaddle's ResNet-18-d and
             -34-d (and so the released RT-DETRv2) have and timm's do not.
 
     Raises:
-        ConfigError: timm does not know `name`.
+        ConfigError: timm does not know `name`, or it has fewer stages than are to be frozen.
         WeightsError: the weights cannot be fetched or do not fit.
     """
 
@@ -89,6 +91,7 @@ class Backbone(nn.Module):
         normalise: bool = False,
         freeze_stem: bool = False,
         freeze_norm: bool = False,
+        frozen_stages: int = 0,
         first_shortcut: bool = False,
     ) -> None:
         super().__init__()
@@ -134,18 +137,25 @@ class Backbone(nn.Module):
         if freeze_stem:
             for parameter in self._stem_parameters():
                 parameter.requires_grad_(False)
+        self._frozen = self._first_stages(frozen_stages)
+        for module in self._frozen:
+            module.eval().requires_grad_(False)
 
     @classmethod
-    def from_timm(cls, name: str, num_levels: int, *, pretrained: bool | str | Path = False) -> Backbone:
+    def from_timm(
+        cls, name: str, num_levels: int, *, pretrained: bool | str | Path = False, frozen_stages: int = 0
+    ) -> Backbone:
         """Any timm network whose last stages make a pyramid: `STRIDES`, or the last two of them.
 
         Args:
             name: see `Backbone`.
             num_levels: 3 or 2.
             pretrained: see `Backbone`.
+            frozen_stages: see `Backbone`.
 
         Raises:
-            ConfigError: timm does not know `name`, or it makes no such pyramid of images of any size.
+            ConfigError: timm does not know `name`, it has fewer stages than are to be frozen, or it makes no such
+                pyramid of images of any size.
             WeightsError: the weights cannot be fetched or do not fit.
         """
         last = range(-num_levels, 0)
@@ -160,7 +170,16 @@ class Backbone(nn.Module):
             raise _does_not_fit(name, problem, strides) from error
         if problem is not None:
             raise _does_not_fit(name, problem, strides)
-        return cls(name, last, pretrained=pretrained, normalise=True) if pretrained else backbone
+        if not pretrained and not frozen_stages:
+            return backbone
+        return cls(name, last, pretrained=pretrained, normalise=True, frozen_stages=frozen_stages)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As for any module, but frozen stages stay in evaluation mode, so that their batch statistics stay."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """B×3×H×W → one B×Cs×H/s×W/s map per stage, finest first."""
@@ -179,6 +198,24 @@ class Backbone(nn.Module):
         # timm names what stands before the first stage either `stem…`, or (ResNet) `conv1`, `bn1`.
         stem = ("stem", "conv1", "bn1", "conv_stem", "patch_embed")
         return [p for name, p in self.body.named_parameters() if name.startswith(stem)]
+
+    def _first_stages(self, number: int) -> list[nn.Module]:
+        """The modules up to the end of a stage; timm registers modules in the order in which they compute."""
+        if number == 0:
+            return []
+        stages = self.body.feature_info.info
+        if number > len(stages):
+            raise ConfigError(
+                f"model.frozen_stages: got {number}, but the backbone has {len(stages)} stages, with "
+                f"{_listing([stage['reduction'] for stage in stages])}."
+            )
+        # timm joins the names of modules that it lifts out of a sequence: stages.1 is stages_1 there.
+        prefix = f"{stages[number - 1]['module']}.".replace("_", ".")
+        modules = [(f"{name}.".replace("_", "."), module) for name, module in self.body.named_modules() if name]
+        end = 1 + max(index for index, (name, _) in enumerate(modules) if name.startswith(prefix))
+        return [
+            module for name, module in modules[:end] if not any(later.startswith(name) for later, _ in modules[end:])
+        ]
 
 
 def _create(name: str, **options: Any) -> nn.Module:

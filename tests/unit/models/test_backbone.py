@@ -75,6 +75,48 @@ def test_a_stem_can_be_frozen(name: str, stem: str) -> None:
     assert frozen == {stem, "bn1"}
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "first_trained"),
+    [
+        ("tf_efficientnet_lite0", 3, "blocks.3."),
+        ("resnet18", 2, "layer2."),
+        ("mobilenetv4_conv_small", 1, "blocks.0."),
+        ("regnety_002", 2, "s2."),
+        ("hgnetv2_b0", 1, "stages_1."),
+        ("swin_tiny_patch4_window7_224", 3, "layers_3."),
+        ("test_convnext", 4, None),
+    ],
+)
+def test_frozen_stages_stay_as_they_are(name: str, number: int, first_trained: str | None) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(name, (-2, -1), frozen_stages=number).eval().train()
+    trained = [name.removeprefix("body.") for name, p in backbone.named_parameters() if p.requires_grad]
+    names = [name.removeprefix("body.") for name, _ in backbone.named_parameters()]
+    assert trained == names[len(names) - len(trained) :]
+    assert (trained[0] if trained else None) == next((n for n in names if n.startswith(first_trained or "-")), None)
+
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    maps = backbone(torch.rand(2, 3, 64, 64))
+    if trained:
+        sum(each.square().mean() for each in maps).backward()
+    changed = {
+        name.removeprefix("body.").rpartition(".")[0]
+        for name, value in backbone.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    modules = {parameter.rpartition(".")[0] for parameter in trained}
+    assert changed <= modules  # batch statistics move where weights do, and nowhere else
+    assert bool(changed) == any(isinstance(backbone.body.get_submodule(each), nn.BatchNorm2d) for each in modules)
+    assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
+
+
+def test_no_more_stages_are_frozen_than_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_model("rtdetrv4-n", backbone="efficientnet_lite0", frozen_stages=6)
+    expected = "model.frozen_stages: got 6, but the backbone has 5 stages, with strides 2, 4, 8, 16, 32."
+    assert str(caught.value) == expected
+
+
 def test_models_of_two_levels_take_the_last_two() -> None:
     model = create_model("deim-n", 3, backbone="test_resnet", num_queries=5).eval()
     assert model.backbone.strides == [16, 32]

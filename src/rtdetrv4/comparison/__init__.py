@@ -1,0 +1,20 @@
+"""What a change, such as distillation, brings on one's own data: `compare` trains arms × seeds and reports on them.
+
+The package is not called `compare`, which in `rtdetrv4` is the function.
+"""
+
+from rtdetrv4.comparison.report import read_comparison
+from rtdetrv4.comparison.results import METRICS, ArmSummary, Comparison, Difference, Spread, Table
+from rtdetrv4.comparison.runs import ARMS, compare
+
+__all__ = [
+    "ARMS",
+    "METRICS",
+    "ArmSummary",
+    "Comparison",
+    "Difference",
+    "Spread",
+    "Table",
+    "compare",
+    "read_comparison",
+]

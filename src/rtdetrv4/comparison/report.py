@@ -1,0 +1,106 @@
+"""The folder of a comparison: what its runs left there, and the report on all that are finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rtdetrv4.comparison.picture import draw_comparison
+from rtdetrv4.comparison.results import METRICS, ArmSummary, Comparison, Difference, Spread, markdown
+from rtdetrv4.errors import ConfigError, did_you_mean
+from rtdetrv4.training.observers import read_log
+
+SETTINGS_FILE = "settings.json"
+RESULT_FILE = "result.json"
+
+
+def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Comparison:
+    """Compare the finished runs in a folder, and write compare.md, compare.json and compare.png there.
+
+    Args:
+        out: of `compare`.
+        arms: which, and in which order; the first is the reference. None takes all, in the order they were asked for.
+
+    Raises:
+        ConfigError: there is no finished run, or none of an arm.
+    """
+    out = Path(out)
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in read_settings(out).get("arms", {})}
+    for file in sorted(out.glob(f"*/{RESULT_FILE}")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        found.setdefault(result["arm"], {})[result["seed"]] = {**result, "folder": file.parent}
+    results = {name: dict(sorted(by_seed.items())) for name, by_seed in found.items() if by_seed}
+    if not results:
+        raise ConfigError(f"There is nothing to compare: {out} holds no finished run.")
+    if arms is not None:
+        for name in arms:
+            if name not in results:
+                known = ", ".join(results)
+                raise ConfigError(
+                    f'{out} holds no finished run of an arm "{name}".{did_you_mean(name, results)} There are: {known}.'
+                )
+        results = {name: results[name] for name in arms}
+
+    reference, *others = results
+    differences = []
+    for name in others:
+        common = [seed for seed in results[name] if seed in results[reference]]
+        for metric in METRICS if common else ():
+            by_seed = {seed: results[name][seed][metric] - results[reference][seed][metric] for seed in common}
+            differences.append(Difference(name, reference, metric, by_seed))
+    unfinished = [
+        file.parent.name for file in sorted(out.glob("*/recipe.yaml")) if not file.with_name(RESULT_FILE).is_file()
+    ]
+    comparison = Comparison(
+        out,
+        tuple(_summary(name, by_seed) for name, by_seed in results.items()),
+        tuple(differences),
+        tuple(unfinished),
+    )
+    write_text(out / "compare.json", json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    write_text(out / "compare.md", markdown(comparison))
+    logs = {name: [read_epochs(result["folder"]) for result in by_seed.values()] for name, by_seed in results.items()}
+    draw_comparison(comparison, logs, out / "compare.png")
+    return comparison
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """Of `compare`, what its runs have in common and its arms; empty where it has not begun."""
+    file = out / SETTINGS_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's finished epochs."""
+    return [record for record in read_log(folder / "log.jsonl") if record["type"] == "epoch"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """At once, and safe from another process that writes the same file."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _summary(name: str, by_seed: Mapping[int, Mapping[str, Any]]) -> ArmSummary:
+    results = list(by_seed.values())
+
+    def over_seeds(key: str, reduce: Callable[[list[float]], float]) -> float | None:
+        values = [result[key] for result in results if result[key] is not None]
+        return reduce(values) if values else None
+
+    return ArmSummary(
+        name,
+        results[0]["settings"],
+        tuple(by_seed),
+        **{metric: Spread.of([result[metric] for result in results]) for metric in METRICS},
+        seconds_per_epoch=statistics.median(result["seconds_per_epoch"] for result in results),
+        gpu_memory_mib=over_seeds("gpu_memory_mib", max),
+        host_memory_mib=over_seeds("host_memory_mib", max),
+        distill_weight=over_seeds("distill_weight", statistics.fmean),
+        share=over_seeds("share", statistics.fmean),
+    )

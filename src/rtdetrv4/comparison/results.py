@@ -1,0 +1,218 @@
+"""What came out of a comparison: spreads over seeds, differences in pairs, and the tables of both."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+METRICS = {"last_ap": "AP", "last_ap50": "AP50", "best_ap": "AP", "best_ap50": "AP50"}
+"""Of the last epoch and of the best one, as in `result.json`."""
+
+
+class Table(NamedTuple):
+    """Text in rows, for the terminal and for Markdown."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Numbers of several seeds in short."""
+
+    mean: float
+    sd: float | None
+    """Standard deviation of the sample; None for one seed."""
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one number."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % t interval of the mean; None for one seed."""
+        if self.sd is None:
+            return None
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.sd / math.sqrt(self.n)
+        return self.mean - reach, self.mean + reach
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """The finished runs of one arm. AP is in [0, 1], of the averaged weights on the validation images."""
+
+    name: str
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    last_ap: Spread
+    last_ap50: Spread
+    best_ap: Spread
+    """Of each run's best epoch, which was picked on the same images."""
+    best_ap50: Spread
+    seconds_per_epoch: float
+    """Median over the seeds of each run's median; validation included."""
+    gpu_memory_mib: float | None
+    """Largest of the seeds: tensors on the GPU."""
+    host_memory_mib: float | None
+    """Largest of the seeds: resident memory of the process; None where that cannot be measured."""
+    distill_weight: float | None
+    """λ in the last epoch, mean over the seeds; None without distillation."""
+    share: float | None
+    """AIFI's share of the gradient in percent, mean over epochs and seeds."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What an arm has more than the reference, seed by seed."""
+
+    arm: str
+    reference: str
+    metric: str
+    """A key of `METRICS`."""
+    by_seed: Mapping[int, float]
+    """Of the seeds that both have finished; at least one."""
+
+    @property
+    def spread(self) -> Spread:
+        """Of the seeds."""
+        return Spread.of(list(self.by_seed.values()))
+
+    @property
+    def conclusion(self) -> str:
+        """What may be said of it."""
+        interval = self.spread.interval
+        if interval is None:
+            return "one seed: no interval"
+        if interval[0] <= 0 <= interval[1]:
+            return "no difference that these seeds could show"
+        return f"{'higher' if interval[0] > 0 else 'lower'} than {self.reference}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All finished runs in a folder."""
+
+    out: Path
+    """Holds compare.md, compare.json, compare.png and a folder for each run."""
+    arms: tuple[ArmSummary, ...]
+    """The first is the reference."""
+    differences: tuple[Difference, ...]
+    """Of every other arm, for each of `METRICS`."""
+    unfinished: tuple[str, ...]
+    """Folders of runs that began and have no result, because they were stopped, diverged or are still under way."""
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The arms, and how they differ from the first."""
+        arms = _arms_table(self.arms)
+        return (arms, _differences_table(self.differences)) if self.differences else (arms,)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in compare.json."""
+        differences = [
+            {
+                "arm": each.arm,
+                "reference": each.reference,
+                "metric": each.metric,
+                "by_seed": {str(seed): value for seed, value in each.by_seed.items()},
+                **asdict(each.spread),
+                "interval": each.spread.interval,
+                "conclusion": each.conclusion,
+            }
+            for each in self.differences
+        ]
+        return {
+            "reference": self.arms[0].name,
+            "confidence": CONFIDENCE,
+            "arms": [asdict(arm) for arm in self.arms],
+            "differences": differences,
+            "unfinished": list(self.unfinished),
+        }
+
+
+def _arms_table(arms: Sequence[ArmSummary]) -> Table:
+    optional = {
+        "GPU memory, MiB": [_number(arm.gpu_memory_mib, ".0f") for arm in arms],
+        "memory, MiB": [_number(arm.host_memory_mib, ".0f") for arm in arms],
+        "last λ": [_number(arm.distill_weight, ".3g") for arm in arms],
+        "mean share, %": [_number(arm.share, ".2f") for arm in arms],
+    }
+    shown = {title: column for title, column in optional.items() if set(column) != {""}}
+    header = ("arm", "seeds", "AP, last", "AP50, last", "AP, best", "AP50, best", "s/epoch", *shown)
+    rows = [
+        (
+            arm.name,
+            str(len(arm.seeds)),
+            *(_percent(spread) for spread in (arm.last_ap, arm.last_ap50, arm.best_ap, arm.best_ap50)),
+            f"{arm.seconds_per_epoch:.3g}",
+            *(column[index] for column in shown.values()),
+        )
+        for index, arm in enumerate(arms)
+    ]
+    note = (
+        "Mean ± standard deviation over seeds, in percent, of the averaged weights on the validation images. Compare "
+        "the last epoch: the best one was picked on these images, which flatters every arm, and most the one with the "
+        "most restless curve. Seconds are medians, validation included; memory is the largest of any seed."
+    )
+    return Table("Arms", header, tuple(rows), note)
+
+
+def _differences_table(differences: Sequence[Difference]) -> Table:
+    reference = differences[0].reference
+    rows = []
+    for each in differences:
+        if each.metric.startswith("last"):
+            low, high = each.spread.interval or (math.nan, math.nan)
+            interval = "" if math.isnan(low) else f"{100 * low:+.2f} to {100 * high:+.2f}"
+            metric = METRICS[each.metric]
+            rows.append(
+                (each.arm, metric, str(each.spread.n), _percent(each.spread, sign="+"), interval, each.conclusion)
+            )
+    header = ("arm", "of the last epoch", "seeds", "difference", f"{CONFIDENCE:.0%} interval", "")
+    note = (
+        "Points of AP in percent: the arm minus the reference with the same seed, mean ± standard deviation, and the t "
+        "interval of the mean. Each interval stands alone: the more arms and metrics are compared, the more likely it "
+        "is that one of them excludes 0 by chance. Seeds vary the training, not the choice of images."
+    )
+    return Table(f"Difference to {reference}, in pairs", header, tuple(rows), note)
+
+
+def _percent(spread: Spread, sign: str = "") -> str:
+    deviation = "" if spread.sd is None else f" ± {100 * spread.sd:.2f}"
+    return f"{100 * spread.mean:{sign}.2f}{deviation}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def markdown(comparison: Comparison) -> str:
+    """All of it, as in compare.md."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    parts = []
+    for table in comparison.tables:
+        align = ["---", *("---:" for _ in table.header[1:])]
+        parts += [f"## {table.title}", "\n".join(map(line, (table.header, align, *table.rows))), table.note]
+    settings = [
+        f"- {arm.name}: {', '.join(f'`{name}: {value}`' for name, value in arm.settings.items()) or 'as the recipe'}"
+        for arm in comparison.arms
+    ]
+    parts += ["## Settings of the arms", "\n".join(settings)]
+    if comparison.unfinished:
+        parts.append(f"Without a result, and left out: {', '.join(comparison.unfinished)}.")
+    parts.append("![AP by epoch, and differences by seed](compare.png)")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,310 @@
+"""`compare`: what a change, such as distillation, brings on one's own data; arms × seeds, and a table with intervals.
+
+Arms of one seed start from the same weights, see the same images in the same order and draw the same noise, so they are
+compared in pairs.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rtdetrv4.build.training import build_teacher
+from rtdetrv4.comparison.report import (
+    RESULT_FILE,
+    SETTINGS_FILE,
+    read_comparison,
+    read_epochs,
+    read_settings,
+    write_text,
+)
+from rtdetrv4.comparison.results import Comparison
+from rtdetrv4.config import Recipe, changed_settings, from_yaml, load_recipe, override, parse_assignment
+from rtdetrv4.data.formats import read_splits
+from rtdetrv4.detector import FREE_ON_RESUME, WEIGHTS_SUFFIXES, Detector
+from rtdetrv4.distillation.teacher import Network, teacher_name
+from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, did_you_mean
+
+logger = logging.getLogger(__name__)
+
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "off": {"distillation.mode": "off"},
+    "static": {"distillation.mode": "fixed"},
+    "gam": {"distillation.mode": "gam"},
+    "gam_paper": {"distillation.mode": "gam_paper"},
+    "auto": {"distillation.mode": "auto"},
+}
+"""Arms that have a name of their own."""
+DEFAULT_ARMS = ("off", "static", "gam")
+
+_SHARED = ("data.path", "run.out", "run.seed")
+
+
+def compare(
+    data: str | Path | None = None,
+    model: str | Path | Recipe | None = None,
+    *,
+    arms: Iterable[str] | Mapping[str, Mapping[str, Any]] = DEFAULT_ARMS,
+    seeds: int | Sequence[int] = 3,
+    teacher: str | Network | None = None,
+    weights: str | Path | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    imgsz: int | str | tuple[int, int] | None = None,
+    lr: float | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    amp: str | None = None,
+    out: str | Path = "runs/compare",
+    overrides: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Train every arm with every seed, and compare the arms with the first one.
+
+    Called again, it leaves finished runs alone and goes on with one that was stopped. Several processes may share
+    `out` if no two have a seed in common.
+
+    Args:
+        data: as for `Detector.train`; with a validation part.
+        model: as for `Detector`.
+        arms: what differs: keys of `ARMS`, or "name:setting=value,setting=value"; or a mapping from names to settings.
+        seeds: how many, from 0 on; or which. They decide on fresh weights, the order of the data and all noise.
+        teacher: of the arms that distil, unless they name their own.
+        weights: what every run starts from.
+        epochs: as for `Detector.train`, like what follows.
+        batch: images per optimizer step.
+        imgsz: image size.
+        lr: learning rate.
+        device: of all runs.
+        workers: processes that load images.
+        amp: mixed precision.
+        out: folder for everything.
+        overrides: other settings of all runs, by dotted name.
+
+    Raises:
+        ConfigError: a setting is wrong, or `out` holds runs with other settings.
+        DatasetError: the data cannot be used, or has nothing to evaluate on.
+        WeightsError: weights cannot be loaded.
+        KeyboardInterrupt: Ctrl-C; the same call goes on from there.
+    """
+    out, changes = Path(out), _parse_arms(arms)
+    network = None if isinstance(teacher, str) else teacher
+    given = {
+        "data": None if data is None else str(data),
+        "teacher": teacher if network is None else teacher_name(network),
+        "epochs": epochs,
+        "batch": batch,
+        "imgsz": imgsz,
+        "lr": lr,
+        "device": device,
+        "workers": workers,
+        "amp": amp,
+    }
+    base = override(Detector(model, weights, device="cpu").recipe, {**given, **(overrides or {})})
+    if base.run.accumulate == "auto":
+        raise ConfigError(
+            "batch: got auto, expected a number: what fits depends on the arm and on what else runs, and arms must not "
+            "differ in it. Give run.accumulate a number."
+        )
+    if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
+        weights = model
+    recipes = {name: _recipe_of_arm(base, name, settings) for name, settings in changes.items()}
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    if not numbers or min(numbers) < 0:
+        raise ConfigError(f"seeds: got {seeds}, expected how many, at least 1, or a list of them, each at least 0.")
+    runs = {
+        (name, seed): override(recipe, {"run.seed": seed, "run.out": str(out / f"{name}-seed{seed}")})
+        for seed in numbers  # arm after arm, so that a comparison that is stopped has whole pairs
+        for name, recipe in recipes.items()
+    }
+    common = {
+        "weights": None if weights is None else str(weights),
+        "data": _fingerprints(base),
+        "recipe": base.model_dump(mode="json"),
+    }
+    _check_folder(out, runs.values(), base, common)
+    waiting = {run: recipe for run, recipe in runs.items() if not Path(recipe.run.out, RESULT_FILE).is_file()}
+    _check_teachers(waiting.values(), network)
+    out.mkdir(parents=True, exist_ok=True)
+    known = read_settings(out).get("arms", {})
+    write_text(out / SETTINGS_FILE, json.dumps({"arms": {**known, **changes}, **common}, indent=2, default=str) + "\n")
+    logger.info("%d runs in %s: %d are done, %d to go.", len(runs), out, len(runs) - len(waiting), len(waiting))
+    for number, ((name, seed), recipe) in enumerate(waiting.items(), start=1):
+        logger.info("Run %d of %d: %s with seed %d", number, len(waiting), name, seed)
+        try:
+            result = _train(recipe, weights, network)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Stopped in {recipe.run.out}; the same command goes on from there.") from None
+        except NonFiniteError as error:  # which is an answer about this arm, and none about the others
+            logger.error("%s with seed %d gave up and is left out: %s", name, seed, error)
+            continue
+        record = {"arm": name, "seed": seed, "settings": changes[name], **result}
+        write_text(Path(recipe.run.out, RESULT_FILE), json.dumps(record, indent=2, default=str) + "\n")
+    return read_comparison(out)
+
+
+# ---- before training ------------------------------------------------------------------------------------------------
+
+
+def _parse_arms(arms: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    pairs = list(arms.items()) if isinstance(arms, Mapping) else [_parse_arm(text) for text in arms]
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"Each arm needs a name of its own, but {', '.join(sorted(twice))} was given twice.")
+    if not names:
+        raise ConfigError("There is no arm to train, such as off or gam.")
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(f'Arm "{name}": expected letters, digits, "_", "-" and ".", for it names folders.')
+    return dict(pairs)
+
+
+def _parse_arm(text: str) -> tuple[str, Mapping[str, Any]]:
+    """`"off"`, or `"strong:distillation.weight=20,distillation.mode=fixed"`."""
+    name, colon, settings = text.strip().partition(":")
+    if colon:
+        assignments = re.split(r",(?=\s*[\w.]+\s*=)", settings)  # not at the commas of a list
+        return name.strip(), dict(parse_assignment(assignment) for assignment in assignments)
+    if name not in ARMS:
+        raise ConfigError(
+            f'There is no arm "{name}".{did_you_mean(name, ARMS)} Known: {", ".join(ARMS)}; any other is written '
+            "NAME:SETTING=VALUE,SETTING=VALUE."
+        )
+    return name, ARMS[name]
+
+
+def _recipe_of_arm(base: Recipe, name: str, settings: Mapping[str, Any]) -> Recipe:
+    try:
+        recipe = override(base, settings)
+    except ConfigError as error:
+        raise ConfigError(f'Arm "{name}": {error}') from error
+    if shared := [setting for setting in changed_settings(base, recipe) if setting in _SHARED]:
+        raise ConfigError(f'Arm "{name}" cannot change {", ".join(shared)}, which all arms share.')
+    distils = any(setting.startswith("distillation") for setting in settings) and recipe.distillation.mode != "off"
+    if distils and recipe.distillation.teacher is None:
+        raise ConfigError(f'Arm "{name}" needs a teacher, and the recipe has none. Name one: teacher=… or --teacher.')
+    return recipe
+
+
+def _mismatch(before: Recipe, now: Recipe) -> str:
+    changed, free = changed_settings(before, now), (*FREE_ON_RESUME, "run.seed")
+    return "; ".join(f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in free)
+
+
+def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Mapping[str, Any]) -> None:
+    """Refuse a folder whose runs were made otherwise, and one whose runs had something else in common."""
+
+    def refuse(folder: Path, changed: str) -> None:
+        if changed:
+            raise ConfigError(
+                f"{folder} was made with other settings: {changed}. Take another folder with --out, or delete this one."
+            )
+
+    for recipe in recipes:
+        record = Path(recipe.run.out, "recipe.yaml")
+        if record.is_file():
+            refuse(record.parent, _mismatch(load_recipe(record), recipe))
+    before = read_settings(out)
+    if before and any(out.glob("*/recipe.yaml")):
+        refuse(out, _mismatch(from_yaml(json.dumps(before["recipe"])), base))
+        if before["weights"] != common["weights"]:
+            refuse(out, f"weights was {before['weights']}, now {common['weights']}")
+        for part, fingerprint in common["data"].items():
+            if before["data"][part] != fingerprint:
+                refuse(out, f"the {part} images or boxes have changed")
+
+
+def _fingerprints(base: Recipe) -> dict[str, str]:
+    """Of the data, after seeing that it has what a comparison needs."""
+    if base.data.path is None:
+        raise ConfigError("There is no data to compare on. Give a folder: --data datasets/mine.")
+    splits = read_splits(base.data.path)
+    for part, source in (("training", splits.train), ("validation", splits.val)):
+        if source is None:
+            raise DatasetError(f"{base.data.path} has no {part} part; comparisons train and validate.")
+    assert splits.train is not None
+    assert splits.val is not None
+    if not any((~record.is_crowd).any() for record in splits.val.records):
+        raise DatasetError(f"The validation part of {base.data.path} has no boxes, so there is no AP to compare.")
+    return {"train": splits.train.fingerprint, "val": splits.val.fingerprint}
+
+
+def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
+    """Load each teacher once: a wrong name is told now, not after the first arm has been trained without."""
+    named = {
+        (teaching.teacher, teaching.teacher_weights, teaching.teacher_block): teaching
+        for recipe in recipes
+        if (teaching := recipe.distillation).mode != "off" and not _learns_from(recipe, network)
+    }
+    for teaching in named.values():
+        build_teacher(teaching, torch.device("cpu"))
+
+
+def _learns_from(recipe: Recipe, network: Network | None) -> bool:
+    """Whether the teacher of an arm is the one that was given as an object."""
+    return network is not None and recipe.distillation.is_on and recipe.distillation.teacher == teacher_name(network)
+
+
+# ---- one run --------------------------------------------------------------------------------------------------------
+
+
+def _train(recipe: Recipe, weights: str | Path | None, network: Network | None) -> dict[str, Any]:
+    """Train, or go on; returns what `result.json` says of the run."""
+    folder = Path(recipe.run.out)
+    resume = (folder / "last.pt").is_file()
+    now: dict[str, Any] = {}
+    if resume:  # elsewhere, perhaps: only what may differ does
+        changed = changed_settings(load_recipe(folder / "recipe.yaml"), recipe)
+        now = {name: new for name, (_, new) in changed.items()}
+    host_is_measured = _reset_peak_memory()
+    Detector(recipe, weights, device="cpu").train(
+        teacher=network if _learns_from(recipe, network) else None, resume=resume, overrides=now
+    )
+    return _outcome(folder) | _peak_memory(host_is_measured)
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    epochs = read_epochs(folder)
+    last, best = epochs[-1], [record for record in epochs if record["is_best"]][-1]
+    distilled = [record for record in epochs if record["modulation"] is not None]
+    return {
+        "last_epoch": last["epoch"],
+        "last_ap": last["metrics"]["ap"],
+        "last_ap50": last["metrics"]["ap50"],
+        "best_epoch": best["epoch"],
+        "best_ap": best["metrics"]["ap"],
+        "best_ap50": best["metrics"]["ap50"],
+        "seconds_per_epoch": statistics.median(record["seconds"] for record in epochs),
+        "distill_weight": distilled[-1]["distill_weight"] if distilled else None,
+        "share": statistics.fmean(record["modulation"]["share"] for record in distilled) if distilled else None,
+    }
+
+
+def _reset_peak_memory() -> bool:
+    """Begin to measure anew; tells whether that works for the memory of the host."""
+    gc.collect()
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(index)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak of resident memory
+    except OSError:
+        return False
+    return True
+
+
+def _peak_memory(host_is_measured: bool) -> dict[str, float | None]:
+    gpu = max((torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())), default=0)
+    host = None
+    if host_is_measured:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        kibibytes = re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE)
+        host = int(kibibytes[1]) / 1024 if kibibytes else None
+    return {"gpu_memory_mib": gpu / 2**20 if gpu else None, "host_memory_mib": host}
