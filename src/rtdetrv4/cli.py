@@ -161,8 +161,9 @@ def train(
         out=out,
     )
     result = _detector(model, weights).train(data, resume=resume, overrides=overrides, **given)
-    _print_metrics(result.metrics)
-    print(f"Weights: {result.weights}")
+    if _speaks():
+        _print_metrics(result.metrics)
+        print(f"Weights: {result.weights}")
 
 
 @app.command()
@@ -180,6 +181,8 @@ def val(
     """Measure COCO average precision."""
     given = _given(batch=batch, imgsz=_image_size(imgsz))
     metrics = _detector(model, device=_device(device)).val(data, split=split, **given)
+    if not _speaks():
+        return
     _print_metrics(metrics.as_dict())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -495,6 +498,13 @@ def _predictions(
     from rtdetrv4.runtime.sessions import OnnxSession
 
     return OnnxSession(model).stream(source, conf)
+
+
+def _speaks() -> bool:
+    """Whether this is the first of the processes that run one command together, as under torchrun."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

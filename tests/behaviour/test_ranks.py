@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
 import two_ranks
+from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.training.checkpoint import load_checkpoint
 from small_training import assert_same
 
@@ -56,3 +59,14 @@ def test_each_rank_has_its_own_random_state(folder):
     state = load_checkpoint(folder / "cut" / "last.pt")
     first, second = state["rng"]
     assert not torch.equal(first["torch"], second["torch"])
+
+
+def test_one_rank_speaks(tmp_path):
+    shapes = write_shapes(tmp_path / "shapes", num_train=8, num_val=4, image_size=64)
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--module", "rtdetrv4.cli"]
+    settings = ["--epochs", "1", "--workers", "0", "--device", "cpu", "--set", "schedule.flat_epoch=1"]
+    train = ["train", "--data", str(shapes), "--model", "test", "--out", str(tmp_path / "run"), *settings]
+    done = subprocess.run([sys.executable, *ranks, *train], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Weights: ") == 1
+    assert done.stdout.count(" ap50 ") == 1
