@@ -50,6 +50,8 @@ FREE_ON_RESUME = (
     "run.val_batch",
 )
 """Settings that do not change the numbers, or that another machine may need."""
+FEW_STEPS = 1000
+"""Optimizer steps below which a detector that does not start from a trained one finds little (docs/experiments.md)."""
 NUM_SHOWN = 12
 """Validation images on the picture that training leaves behind."""
 
@@ -250,6 +252,8 @@ class Detector:
         recipe = Recipe.model_validate(trainer.recipe)  # with a number where a setting was "auto"
         if accelerator.is_main_process:
             _record(recipe, splits, folder)
+            if self._weights is None and not resume and trainer.plan.total_steps < FEW_STEPS:
+                logger.warning(_few_steps(trainer.plan.total_steps, recipe.schedule.batch))
         try:
             trainer.run(last if resume else None)
         except torch.OutOfMemoryError as error:
@@ -489,6 +493,15 @@ def _resumed(recipe: Recipe, given: Mapping[str, Any], last: Path) -> Recipe:
             "start a new run from its weights.safetensors."
         )
     return now
+
+
+def _few_steps(steps: int, batch: int) -> str:
+    smaller = max(4, 1 << (steps * batch // FEW_STEPS).bit_length() >> 1)
+    more = f"batch={smaller} makes {steps * batch // smaller} of the same images. " if smaller < batch else ""
+    return (
+        f"{steps} optimizer steps are few for a detector that does not start from a trained one: it may find next to "
+        f"nothing. {more}More epochs help too, and most of all weights to start from."
+    )
 
 
 def _from_scratch(recipe: Recipe) -> Recipe:

@@ -112,6 +112,16 @@ def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_pa
         assert parameter.shape == before[name].shape
 
 
+def test_few_steps_are_told_where_nothing_was_learned_before(
+    trained: Path, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Detector(trained / "weights.safetensors").train(shapes, out=tmp_path / "tuned", epochs=1, batch=8)
+    assert "optimizer steps are few" not in caplog.text
+    Detector("test").train(shapes, out=tmp_path / "fresh", epochs=3, batch=8)
+    assert "3 optimizer steps are few" in caplog.text
+    assert "batch=4 makes 6 of the same images." in caplog.text
+
+
 def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
