@@ -17,21 +17,26 @@ TEACHER_DIM = 24
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "test"])
+@pytest.mark.slow
 def test_a_step_of_distillation(name: str) -> None:
     changes = {"model.pretrained_backbone": False, "model.num_queries": 10, "model.num_denoising": 4}
     recipe, variant = override(load_recipe(name), changes), find_variant(name)
     student = DistillationStudent(build_detector(recipe, 3), Injector(variant.hidden_dim, TEACHER_DIM)).train()
+    criterion, weights = build_criterion(recipe.loss, variant), loss_weights(recipe.loss) | {"distill": 5.0}
     target = Target(torch.tensor([0, 2]), torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.3, 0.5]]))
-    output, projected = student(torch.rand(1, 3, 64, 96), [target])
-    assert projected is not None
-    assert projected.shape == (1, TEACHER_DIM, 2, 3)
+    for height, width in ((640, 640), (384, 640)):
+        grid_hw = (height // 32, width // 32)
+        student.zero_grad()
+        output, projected = student(torch.rand(1, 3, height, width), [target])
+        assert projected is not None
+        assert projected.shape == (1, TEACHER_DIM, *grid_hw)
 
-    distill = alignment_loss(projected, torch.randn(1, TEACHER_DIM, 2, 3))
-    (reached,) = torch.autograd.grad(distill, [student.aifi.get_parameter("linear2.weight")], retain_graph=True)
-    assert reached.abs().sum() > 0
-    terms = build_criterion(recipe.loss, variant)(output, [target]) | {"distill": distill}
-    weighted_sum(terms, loss_weights(recipe.loss) | {"distill": 5.0}).backward()
-    assert all(term.isfinite() for term in terms.values())
-    without = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
-    assert without == []
-    assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+        distill = alignment_loss(projected, torch.randn(1, TEACHER_DIM, *grid_hw))
+        (reached,) = torch.autograd.grad(distill, [student.aifi.get_parameter("linear2.weight")], retain_graph=True)
+        assert reached.abs().sum() > 0
+        terms = criterion(output, [target]) | {"distill": distill}
+        weighted_sum(terms, weights).backward()
+        assert all(term.isfinite() for term in terms.values())
+        without = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
+        assert without == []
+        assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
