@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -19,6 +20,11 @@ from torch.utils.tensorboard import SummaryWriter
 from rtdetrv4.distillation import ModulationReport
 from rtdetrv4.training.curves import draw_curves
 from rtdetrv4.training.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+EPOCHS_OUTSIDE = 4
+"""In a row on one side of GAM's band, after which it counts as out of reach."""
 
 
 class RunInfo(NamedTuple):
@@ -110,12 +116,13 @@ class Observer(Protocol):
 
 
 def default_observers(out: Path, *, log_every: int = 50, console: Console | None = None) -> list[Observer]:
-    """Progress on the terminal, `log.jsonl`, TensorBoard and `curves.png`."""
+    """Progress on the terminal, `log.jsonl`, TensorBoard, `curves.png`, and a warning if GAM's band is out of reach."""
     return [
         TerminalProgress(log_every, console or Console(stderr=True)),
         JsonLog(out / "log.jsonl", log_every),
         TensorBoard(out / "tensorboard", log_every),
         Curves(out / "log.jsonl", out / "curves.png"),
+        BandWatch(),
     ]
 
 
@@ -304,6 +311,47 @@ class Curves:
     def _draw(self) -> None:
         draw_curves(read_log(self.log), self.picture)
         self._drawn = time.monotonic()
+
+
+class BandWatch:
+    """Warns, once, when AIFI's share stays on one side of GAM's band, so that λ runs away."""
+
+    def __init__(self) -> None:
+        self._outside: list[EpochReport] = []
+        self._has_warned = False
+
+    def run_start(self, info: RunInfo) -> None:
+        """Nothing yet."""
+
+    def step_end(self, report: StepReport) -> None:
+        """Nothing."""
+
+    def epoch_end(self, report: EpochReport) -> None:
+        """Count the epochs on this side."""
+        modulation = report.modulation
+        if modulation is None or modulation.band is None or modulation.reason not in ("below", "above"):
+            self._outside = []
+            return
+        before = self._outside[-1].modulation if self._outside else None
+        if before is not None and before.reason != modulation.reason:
+            self._outside = []
+        self._outside.append(report)
+        if len(self._outside) == EPOCHS_OUTSIDE and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "AIFI's share of the gradient, now %.2f %%, has been %s the wanted %.2f–%.2f %% for %d epochs, while λ "
+                "went from %.3g to %.3g. This band seems to be for other data, and a λ that runs away costs accuracy: "
+                "start again with distillation.mode=auto, which measures a band, or with mode=fixed.",
+                modulation.share,
+                modulation.reason,
+                *modulation.band,
+                len(self._outside),
+                self._outside[0].distill_weight,
+                modulation.weight,
+            )
+
+    def run_end(self, result: RunResult) -> None:
+        """Nothing."""
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rtdetrv4.distillation import ModulationReport
 from rtdetrv4.training.curves import draw_curves
 from rtdetrv4.training.observers import (
+    EPOCHS_OUTSIDE,
+    BandWatch,
     EpochReport,
     JsonLog,
     RunInfo,
@@ -103,6 +105,27 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
         assert part in lines[4]
     assert "1 steps skipped  2 images unreadable  8.0 images/s (data 25% backward 50%)  left 0:00:00" in lines[6]
     assert lines[-1] == f"done: best AP 30.0 in epoch 3; weights in {tmp_path / 'weights.safetensors'}"
+
+
+@pytest.mark.parametrize("side", ["below", "above"])
+def test_a_band_out_of_reach_is_told_once(side, caplog):
+    def see(reason, band=(10.0, 12.0)):
+        weights[:] = [weights[-1], 10 * weights[-1]]
+        report = ModulationReport(weights[1], 3.5, reason, band)
+        watch.epoch_end(epoch_report(1)._replace(distill_weight=weights[0], modulation=report))
+
+    watch, weights = BandWatch(), [5.0]
+    for reason in (*[side] * (EPOCHS_OUTSIDE - 1), "inside", *[side] * (EPOCHS_OUTSIDE - 1)):
+        see(reason)
+    see("above" if side == "below" else "below")
+    see("fixed", band=None)
+    assert caplog.text == ""
+    weights = [5.0]
+    for _ in range(2 * EPOCHS_OUTSIDE):
+        see(side)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert f"now 3.50 %, has been {side} the wanted 10.00–12.00 % for 4 epochs, while λ went from 5 to 5e+04" in message
+    assert "distillation.mode=auto" in message
 
 
 def test_a_bar_on_a_terminal(tmp_path):
