@@ -61,7 +61,9 @@ _Model = Annotated[
 _Trained = Annotated[
     str, typer.Option("--model", "-m", help="Trained weights (.safetensors) or an exported .onnx file.")
 ]
-_Data = Annotated[str, typer.Option("--data", "-d", help="Data set: a folder with COCO annotations, or a YAML file.")]
+_Data = Annotated[
+    str, typer.Option("--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.")
+]
 _ImageSize = Annotated[
     str | None, typer.Option("--imgsz", help="Image size: 640, or HEIGHTxWIDTH such as 480x640.", show_default=False)
 ]
@@ -72,7 +74,9 @@ _Device = Annotated[
 # What training takes, once or many times.
 _TrainData = Annotated[
     str | None,
-    typer.Option("--data", "-d", help="Data set: a folder with COCO annotations, or a YAML file.", show_default=False),
+    typer.Option(
+        "--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.", show_default=False
+    ),
 ]
 _Start = Annotated[str | None, typer.Option("--weights", help="Start from these weights.", show_default=False)]
 _Teacher = Annotated[
@@ -145,7 +149,7 @@ def train(
         if not Path(model).is_file():
             raise ConfigError(f"There is no run to resume: {model} does not exist. Name the run's folder with --out.")
     if data is None and not _is_recipe(model):
-        raise ConfigError("Missing option --data: a folder with COCO annotations.")
+        raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
     overrides = dict(parse_assignment(text) for text in settings or ())
     given = _given(
         epochs=epochs,
@@ -299,7 +303,7 @@ def compare(
         comparison = read_comparison(out, [name.strip() for name in names] or None)
     else:
         if data is None and not _is_recipe(model):
-            raise ConfigError("Missing option --data: a folder with COCO annotations.")
+            raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
         from rtdetrv4.comparison import compare as run_comparison
         from rtdetrv4.config import parse_assignment
 

@@ -181,7 +181,7 @@ class Detector:
         What is not given comes from the recipe; `docs/guides/training.md` says what follows from what.
 
         Args:
-            data: a folder in COCO or Roboflow layout, or a YAML file. Class names and number come from it.
+            data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. Class names and number come from it.
             epochs: passes over the training images; the stages of the schedule keep their shares.
             batch: images per optimizer step, over all devices. "auto": as the recipe says, cut into as few parts as
                 fit into memory.
@@ -243,7 +243,7 @@ class Detector:
 
         splits = read_splits(recipe.data.path)
         if splits.train is None:
-            raise DatasetError(f"{recipe.data.path} has no training part: no train/ and no instances_train*.json.")
+            raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         # Every rank starts from the same weights; the trainer then gives each its own random numbers.
         set_seed(recipe.run.seed)

@@ -141,7 +141,7 @@ def build_trainer(
         WeightsError: the teacher's weights cannot be loaded.
     """
     if splits.train is None:
-        raise DatasetError("The data set has no training part. Give one with train/ or instances_train*.json.")
+        raise DatasetError("The data set has no training part, such as train/ or instances_train*.json.")
     accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
     teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
     variant = find_variant(recipe.model.name)

@@ -139,7 +139,8 @@ class DataConfig(_Section):
 
     path: str | None = Field(
         default=None,
-        description="A data set: a folder in COCO or Roboflow layout, or a YAML file naming the COCO JSON files.",
+        description="A data set: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file, YOLO's or one that "
+        "names COCO files.",
     )
     workers: Count = Field(default=4, description="Processes that load images; 0 loads in the training process.")
     cache: Literal["none", "ram", "disk"] = Field(

@@ -1,0 +1,220 @@
+"""Annotations as columns, whatever file they came from, and the way from there to a `Source`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from rtdetrv4.data.records import RecordTable, Source
+from rtdetrv4.errors import DatasetError, did_you_mean
+from rtdetrv4.types import ClassMap
+
+CLIP_TOLERANCE = 1.0
+"""Pixels a box may stand out of its image before clipping it is worth a word; exporters round."""
+
+
+class Document(NamedTuple):
+    """Annotations as columns, checked for contradictions; boxes are as given."""
+
+    path: Path
+    """The file, for messages."""
+    image_ids: NDArray[np.int64]
+    file_names: list[str]
+    sizes_hw: NDArray[np.int64]
+    """(M, 2); rows of zeros where the file gives no size."""
+    categories: dict[int, str]
+    parents: frozenset[str]
+    """Names that stand as supercategory of another class."""
+    annotation_ids: list[Any]
+    image_index: NDArray[np.int64]
+    category_ids: NDArray[np.int64]
+    boxes_xywh_px: NDArray[np.float64]
+    """(N, 4); NaN where the box is not four numbers."""
+    is_crowd: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    """(N,); NaN where the file gives none."""
+    box_format: str
+    """How a box should be written, for messages."""
+
+
+def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
+    """The categories of `owner` by ascending id, without placeholders.
+
+    Roboflow writes the project's name as category 0, the parent of all others, and never uses it: it would be a class
+    that is trained and never seen. A category is left out if it is a parent of others and no split has a box of it.
+    """
+    used = {
+        document.categories[category_id]
+        for document in documents
+        for category_id in np.unique(document.category_ids).tolist()
+    }
+    kept = sorted((id_, name) for id_, name in owner.categories.items() if name in used or name not in owner.parents)
+    if not kept:
+        raise DatasetError(
+            f"{owner.path} has no class: its categories ({some_of(owner.categories)}) are parents of nothing"
+        )
+    return ClassMap(names=tuple(name for _, name in kept), category_ids=tuple(id_ for id_, _ in kept))
+
+
+def build_source(document: Document, folders: Sequence[Path], classes: ClassMap) -> Source:
+    """From columns to records.
+
+    Args:
+        document: of one split.
+        folders: where its images may be, likeliest first.
+        classes: to label by, matched by name.
+
+    Raises:
+        DatasetError: images are missing, or annotations are of none of the classes, or none is usable.
+    """
+    problems: list[str] = []
+    image_dir = _check_images(document, folders)
+    sizes_hw = _fill_sizes(document, image_dir, problems)
+    labels = _labels(document, classes, problems)
+
+    xywh = document.boxes_xywh_px
+    height, width = sizes_hw[document.image_index].astype(np.float64).T
+    limit = np.stack([width, height, width, height], axis=1)
+    given = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    boxes = np.clip(given, 0.0, limit).astype(np.float32)
+
+    unreadable = np.any(np.isnan(xywh), axis=1)
+    flat = ~unreadable & np.any(xywh[:, 2:] <= 0, axis=1)
+    outside = ~unreadable & ~flat & np.any(boxes[:, 2:] <= boxes[:, :2], axis=1)
+    keep = ~(unreadable | flat | outside)
+    clipped = keep & (np.abs(boxes - given).max(axis=1, initial=0.0) > CLIP_TOLERANCE)
+    box_areas = np.prod(boxes[:, 2:].astype(np.float64) - boxes[:, :2], axis=1)
+    own_area = ~np.isnan(document.areas) & (document.areas > 0)
+    areas = np.where(own_area, document.areas, box_areas)
+    areas = np.where(clipped, np.minimum(areas, box_areas), areas)
+
+    def tell(affected: NDArray[np.bool_], what: str) -> None:
+        if affected.any():
+            first = int(np.flatnonzero(affected)[0])
+            where = f"annotation {document.annotation_ids[first]} of {document.file_names[document.image_index[first]]}"
+            problems.append(f"{count_of(int(affected.sum()), 'box', 'boxes')} {what} (first: {where})")
+
+    tell(unreadable, "dropped: not four finite numbers")
+    tell(flat, "dropped: no width or no height")
+    tell(outside, "dropped: outside of the image")
+    tell(clipped, "clipped to the image")
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(document.image_index[order], kind="stable")]
+    owners = document.image_index[order]
+    identity = np.column_stack([owners, labels[order], boxes[order]])
+    repeated = len(identity) - len(np.unique(identity, axis=0))
+    if repeated:
+        problems.append(
+            f"{count_of(repeated, 'box', 'boxes')} given twice and kept: equal boxes teach double detections"
+        )
+    twins = len(document.file_names) - len(set(document.file_names))
+    if twins:
+        problems.append(
+            f"{count_of(twins, 'image', 'images')} listed again under another id: each shows only its own boxes"
+        )
+    if document.annotation_ids and not len(order):
+        raise DatasetError(
+            f"{document.path} has {len(document.annotation_ids)} annotations and not one usable box: {problems[-1]}; "
+            f"{document.box_format}"
+        )
+    counts = np.bincount(labels[order], minlength=classes.num_classes)
+    if len(order) and not counts.all():
+        unseen = [name for name, count in zip(classes.names, counts, strict=True) if not count]
+        problems.append(
+            f"{len(unseen)} of {count_of(classes.num_classes, 'class', 'classes')} without a box: {some_of(unseen)}"
+        )
+
+    names = np.array([name.encode() for name in document.file_names])
+    table = RecordTable(
+        image_ids=document.image_ids,
+        file_names=names,
+        sizes_hw=sizes_hw.astype(np.int32),
+        first_box=np.searchsorted(owners, np.arange(len(names) + 1)),
+        boxes_xyxy_px=boxes[order],
+        labels=labels[order],
+        is_crowd=document.is_crowd[order],
+        areas=areas[order],
+    )
+    return Source(image_dir, table, classes, table.fingerprint(classes), tuple(problems))
+
+
+def _check_images(document: Document, folders: Sequence[Path]) -> Path:
+    """The folder that holds the images, after making sure that it holds them all."""
+    first = document.file_names[0]
+    image_dir = next((folder for folder in folders if (folder / first).is_file()), None)
+    if image_dir is None:
+        image_dir = next((folder for folder in folders if folder.is_dir()), folders[0])
+
+    # One listing per folder instead of one stat per file: on network storage that is seconds against minutes.
+    parents = {str(PurePosixPath(name).parent) for name in document.file_names}
+    present = {
+        str(PurePosixPath(parent, entry.name))
+        for parent in parents
+        if (image_dir / parent).is_dir()
+        for entry in (image_dir / parent).iterdir()
+    }
+    missing = [name for name in document.file_names if name not in present and not (image_dir / name).is_file()]
+    if missing:
+        example = f", which holds {some_of(sorted(present), 2)}" if present else ", which is empty or does not exist"
+        raise DatasetError(
+            f"{document.path} lists {len(document.file_names)} images and {len(missing)} are missing, the first is "
+            f"{missing[0]}; looked in {image_dir}{example}. Put the images there, or delete their entries from the file"
+        )
+    return image_dir
+
+
+def _fill_sizes(document: Document, image_dir: Path, problems: list[str]) -> NDArray[np.int64]:
+    sizes_hw = document.sizes_hw.copy()
+    without = np.flatnonzero((sizes_hw < 1).any(axis=1))
+    for index in without.tolist():
+        try:
+            with Image.open(image_dir / document.file_names[index]) as image:
+                width, height = ImageOps.exif_transpose(image).size
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DatasetError(
+                f"{document.path} gives no size for {document.file_names[index]}, which cannot be read ({error}); "
+                'replace the file, or add its "height" and "width"'
+            ) from error
+        sizes_hw[index] = height, width
+    if len(without):
+        problems.append(
+            f"{count_of(len(without), 'image size', 'image sizes')} read from the files: not in the annotations"
+        )
+    return sizes_hw
+
+
+def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArray[np.int64]:
+    """(N,) class indices, by class name: ids and order in this file may be its own."""
+    index_of = {name: index for index, name in enumerate(classes.names)}
+    category_ids = np.array(sorted(document.categories), dtype=np.int64)
+    lookup = np.array([index_of.get(document.categories[id_], -1) for id_ in category_ids.tolist()], dtype=np.int64)
+    labels = lookup[np.searchsorted(category_ids, document.category_ids)]
+    unknown = np.flatnonzero(labels < 0)
+    if len(unknown):
+        first = int(unknown[0])
+        name = document.categories[int(document.category_ids[first])]
+        raise DatasetError(
+            f'{document.path}: annotation {document.annotation_ids[first]} is of class "{name}", which is none of the '
+            f"{classes.num_classes} classes ({some_of(classes.names)}); {len(unknown)} boxes are of such classes."
+            f"{did_you_mean(name, classes.names)} Rename it, or label it in the training split too"
+        )
+    ignored = [name for name in document.categories.values() if name not in index_of]
+    if ignored:
+        problems.append(f"{count_of(len(ignored), 'category', 'categories')} without a box ignored: {some_of(ignored)}")
+    return labels
+
+
+def count_of(number: int, one: str, many: str) -> str:
+    """`1 box`, `2 boxes`."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def some_of(values: Iterable[Any], limit: int = 6) -> str:
+    """The first few of `values`, for a message."""
+    listed = [str(value) for value in values]
+    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")

@@ -1,0 +1,105 @@
+"""Pascal VOC data sets, as the challenges had them and as Roboflow writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rtdetrv4.data.formats import read_splits
+from rtdetrv4.errors import DatasetError
+
+
+def write(images: Path, annotations: Path, stem: str, *objects: tuple[str, str], filename: str | None = None) -> None:
+    """An image of 80×40 and its XML; each object is a name and the four sides."""
+    for folder in (images, annotations):
+        folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (80, 40)).save(images / f"{stem}.jpg")
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    rows = "".join(
+        f"<object><name>{name}</name><bndbox>"
+        + "".join(f"<{side}>{value}</{side}>" for side, value in zip(sides, box.split(), strict=True))
+        + "</bndbox><part><name>head</name></part></object>"
+        for name, box in objects
+    )
+    size = "<size><width>80</width><height>40</height><depth>3</depth></size>"
+    (annotations / f"{stem}.xml").write_text(
+        f"<annotation><filename>{filename or stem + '.jpg'}</filename>{size}{rows}</annotation>"
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    images, annotations = tmp_path / "JPEGImages", tmp_path / "Annotations"
+    write(images, annotations, "a", ("dog", "10 5 30 25"), ("cat", "0 0 8.5 8"), filename="C:\\photos\\other.png")
+    write(images, annotations, "b")
+    write(images, annotations, "c", ("dog", "1 1 80 40"), filename="../../c.jpg")
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a\nb  -1\n")
+    (lists / "val.txt").write_text("c\n")
+    return tmp_path
+
+
+def test_as_in_the_challenges(root: Path) -> None:
+    splits = read_splits(root)
+    assert splits.train is not None
+    assert splits.val is not None
+    first, second = splits.train.records
+    assert (first.info.file_name, first.info.height, first.info.width) == ("a.jpg", 40, 80)
+    assert first.boxes_xyxy_px.tolist() == [[10, 5, 30, 25], [0, 0, 8.5, 8]]
+    assert first.labels.tolist() == [1, 0]
+    assert len(second.labels) == 0
+    assert splits.train.classes.names == splits.val.classes.names == ("cat", "dog")
+    assert [each.labels.tolist() for each in splits.val.records] == [[1]]
+
+
+def test_as_roboflow_writes_it(tmp_path: Path) -> None:
+    for split, stem in (("train", "a"), ("valid", "b")):
+        write(tmp_path / split, tmp_path / split, stem, ("dog", "10 5 30 25"))
+    splits = read_splits(tmp_path)
+    for source in (splits.train, splits.val):
+        assert source is not None
+        (record,) = source.records
+        assert record.boxes_xyxy_px.tolist() == [[10, 5, 30, 25]]
+
+
+def test_the_same_boxes_as_in_coco(shared: Path) -> None:
+    ours, coco = read_splits(shared / "data" / "formats" / "bccd_voc"), read_splits(shared / "data" / "bccd")
+    assert ours.train is not None
+    assert ours.train.classes.names == ("Platelets", "RBC", "WBC")
+    parts = [coco.train, coco.val]
+    by_name = {each.info.file_name: each for part in parts if part is not None for each in part.records}
+    compared = 0
+    for source in (ours.train, ours.val, ours.test):
+        for record in source.records if source is not None else ():
+            expected = by_name[record.info.file_name]
+            np.testing.assert_array_equal(record.labels, expected.labels)
+            np.testing.assert_array_equal(record.boxes_xyxy_px, expected.boxes_xyxy_px)
+            compared += 1
+    assert compared == 62
+
+
+def test_mistakes(root: Path) -> None:
+    lists = root / "ImageSets" / "Main"
+    (lists / "val.txt").write_text("../c\nnone\n")
+    with pytest.raises(DatasetError, match=r"lists 1 images without annotation; the first would be .*none\.xml"):
+        read_splits(root)
+    (lists / "val.txt").write_text("c\n")
+    (root / "JPEGImages" / "c.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"c\.xml: its image is missing; looked for .*JPEGImages/c\.jpg"):
+        read_splits(root)
+    write(root / "JPEGImages", root / "Annotations", "c", ("", "1 1 2 2"))
+    with pytest.raises(DatasetError, match=r"c\.xml: object 1 has no <name>"):
+        read_splits(root)
+    (root / "Annotations" / "c.xml").write_text("<annotation>")
+    with pytest.raises(DatasetError, match="is not a Pascal VOC annotation"):
+        read_splits(root)
+    write(root / "JPEGImages", root / "Annotations", "c", ("dog", "a b c d"))
+    with pytest.raises(DatasetError, match=r"not one usable box.*<bndbox> should hold"):
+        read_splits(root)
+    (root / "ImageSets").rename(root / "lists")
+    with pytest.raises(DatasetError, match=r"without lists of its splits; write .*train\.txt"):
+        read_splits(root)

@@ -1,0 +1,168 @@
+"""YOLO data sets, in the shapes that tools write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rtdetrv4.data.formats import Source, read_splits
+from rtdetrv4.errors import DatasetError
+
+NAMES = "names: [cat, dog]\n"
+
+
+def write_image(path: Path, size_hw: tuple[int, int] = (40, 80), orientation: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size_hw[::-1]).save(path, exif=exif)
+
+
+def write_labels(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two images to train on, one without labels, and one to validate with."""
+    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        write_image(tmp_path / "images" / split / f"{name}.jpg")
+    write_labels(tmp_path / "labels" / "train" / "a.txt", "1 0.5 0.5 0.25 0.5", "", "0 0.1 0.25 0.2 0.5")
+    write_labels(tmp_path / "labels" / "val" / "c.txt", "0 0.5 0.5 1 1")
+    (tmp_path / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnc: 2\n{NAMES}")
+    return tmp_path
+
+
+def boxes(source: Source | None) -> dict[str, list[list[float]]]:
+    assert source is not None
+    return {each.info.file_name: each.boxes_xyxy_px.round(3).tolist() for each in source.records}
+
+
+def labels(source: Source | None) -> list[int]:
+    assert source is not None
+    return [int(label) for each in source.records for label in each.labels]
+
+
+@pytest.mark.parametrize("given", ["data.yaml", "."])
+def test_boxes_names_and_background(root: Path, given: str) -> None:
+    splits = read_splits(root / given)
+    assert boxes(splits.train) == {"a.jpg": [[30, 10, 50, 30], [0, 0, 16, 20]], "b.jpg": []}
+    assert boxes(splits.val) == {"c.jpg": [[0, 0, 80, 40]]}
+    assert labels(splits.train) == [1, 0]
+    assert splits.train is not None
+    assert (splits.train.classes.names, splits.train.classes.category_ids) == (("cat", "dog"), (0, 1))
+    assert splits.train.problems == ()
+    assert splits.test is None
+
+
+def test_the_same_boxes_as_in_coco(shared: Path) -> None:
+    ours, coco = read_splits(shared / "data" / "formats" / "bccd_yolo"), read_splits(shared / "data" / "bccd")
+    for part in ("train", "val"):
+        source, reference = getattr(ours, part), getattr(coco, part)
+        assert source.classes.names == reference.classes.names
+        by_name = {each.info.file_name: each for each in reference.records}
+        for record in source.records:
+            expected = by_name[record.info.file_name]
+            assert record.info[1:] == expected.info[1:]
+            np.testing.assert_array_equal(record.labels, expected.labels)
+            np.testing.assert_allclose(record.boxes_xyxy_px, expected.boxes_xyxy_px, atol=1e-3)  # six decimals
+
+
+def test_as_roboflow_writes_it(tmp_path: Path) -> None:
+    for split, name in (("train", "a"), ("valid", "b")):
+        write_image(tmp_path / split / "images" / f"{name}.jpg")
+        write_labels(tmp_path / split / "labels" / f"{name}.txt", "0 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text(
+        f"train: ../train/images\nval: ../valid/images\n{NAMES}roboflow: {{version: 1}}"
+    )
+    splits = read_splits(tmp_path)
+    assert boxes(splits.train) == {"a.jpg": [[20, 10, 60, 30]]}
+    assert boxes(splits.val) == {"b.jpg": [[20, 10, 60, 30]]}
+
+
+def test_lists_of_images_and_of_folders(root: Path) -> None:
+    (root / "train.txt").write_text("./images/train/a.jpg\nimages/val/c.jpg\n\n")
+    (root / "data.yaml").write_text(f"path: /not/here\ntrain: train.txt\nval: [images/val, images/train]\n{NAMES}")
+    splits = read_splits(root)
+    assert list(boxes(splits.train)) == ["images/train/a.jpg", "images/val/c.jpg"]
+    assert list(boxes(splits.val)) == ["val/c.jpg", "train/a.jpg", "train/b.jpg"]
+
+
+def test_names_by_number_and_labels_beside_the_images(tmp_path: Path) -> None:
+    write_image(tmp_path / "pictures" / "deep" / "a.png")
+    write_labels(tmp_path / "pictures" / "deep" / "a.txt", "7 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text("train: pictures\nnames: {3: cat, 7: 8}\n")
+    source = read_splits(tmp_path).train
+    assert boxes(source) == {"deep/a.png": [[20, 10, 60, 30]]}
+    assert source is not None
+    assert (source.classes.names, source.classes.category_ids) == (("cat", "8"), (3, 7))
+    assert labels(source) == [1]
+
+
+def test_polygons_become_boxes_and_turned_photos_are_upright(root: Path) -> None:
+    write_labels(root / "labels" / "train" / "a.txt", "0 0.1 0.5 0.5 0.1 0.9 0.5 0.5 0.9")
+    write_image(root / "images" / "train" / "b.jpg", (40, 80), orientation=6)
+    write_labels(root / "labels" / "train" / "b.txt", "1 0.5 0.5 1 0.5")
+    source = read_splits(root).train
+    assert boxes(source) == {"a.jpg": [[8, 4, 72, 36]], "b.jpg": [[0, 20, 40, 60]]}
+
+
+def test_what_is_no_box_is_counted(root: Path) -> None:
+    write_labels(
+        root / "labels" / "train" / "a.txt", "0 0.5 0.5 0.5 0.5", "0 0.5 nan 1 1", "1 0.5 0.5 0.1", "1 2 2 1 1"
+    )
+    source = read_splits(root).train
+    assert source is not None
+    assert boxes(source)["a.jpg"] == [[20, 10, 60, 30]]
+    told = "\n".join(source.problems)
+    assert "2 boxes dropped: not four finite numbers (first: annotation a.txt:2 of a.jpg)" in told
+    assert "1 box dropped: outside of the image (first: annotation a.txt:4 of a.jpg)" in told
+
+
+@pytest.mark.parametrize(
+    ("yaml", "line", "message"),
+    [
+        ("train: images/train\nnc: 3", "", '"names" should list the classes'),
+        (f"train: images/train\nnc: 3\n{NAMES}", "", '"nc" is 3, but "names" has 2 classes'),
+        ("train: images/train\nnames: [cat, cat]", "", '"cat" stands there more than once'),
+        (NAMES, "", "names no images"),
+        (f"train: images/none\n{NAMES}", "", '"train" is images/none, which is not there'),
+        (f"train: labels\n{NAMES}", "", '"train" has no images in'),
+        (f"train: [1]\n{NAMES}", "", "should be a folder of images, or several; got"),
+        (f"path: 3\ntrain: images/train\n{NAMES}", "", '"path" should be a folder; got 3'),
+        (f"train: data.yaml\n{NAMES}", "", "neither a folder of images nor a .txt file"),
+        (f"train: list.txt\n{NAMES}", "/etc/passwd", "outside of the data set's folder"),
+        (f"train: list.txt\n{NAMES}", "../../a.jpg", "outside of the data set's folder"),
+        (f"train: list.txt\n{NAMES}", "images/x.jpg", "lists images/x.jpg, which is not there"),
+        (f"train: images/train\n{NAMES}", "2 0.5 0.5 1 1", "line 1: class 2 is none of the 2"),
+        (f"train: images/train\n{NAMES}", "cat 0.5 0.5 1 1", "line 1: class cat is none of the 2"),
+        (f"train: images/train\n{NAMES}", "1 50 50 10 10", "not one usable box.*as parts of the image's"),
+    ],
+)
+def test_mistakes(root: Path, yaml: str, line: str, message: str) -> None:
+    (root / "data.yaml").write_text(yaml)
+    (root / "list.txt").write_text(line)
+    write_labels(root / "labels" / "train" / "a.txt", line)
+    with pytest.raises(DatasetError, match=message) as error:
+        read_splits(root / "data.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_images_without_any_labels_or_that_are_none(root: Path) -> None:
+    (root / "images" / "train" / "b.jpg").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"b\.jpg cannot be read"):
+        read_splits(root)
+    (root / "images" / "train" / "b.jpg").unlink()
+    (root / "labels" / "train" / "a.txt").unlink()
+    with pytest.raises(DatasetError, match=r"none of the 1 images in .* has labels; looked for .*labels/train/a.txt"):
+        read_splits(root)
+
+
+def test_two_descriptions_in_one_folder(root: Path) -> None:
+    (root / "other.yml").write_text(f"train: images/val\n{NAMES}")
+    with pytest.raises(DatasetError, match="has 2 YAML files of YOLO; give the one to use"):
+        read_splits(root)
