@@ -212,6 +212,20 @@ def test_the_teacher_may_take_part_in_every_second_step_only(source, tmp_path):
     assert recorder.epochs[0].losses["distill"] == recorder.steps[0].losses["distill"]  # the mean of those that had it
 
 
+def test_the_teacher_may_rest_after_some_epochs(source, tmp_path):
+    recorder, calls = Recorder(), []
+    trainer = make_trainer(source, tmp_path, teach_epochs=2, observers=[recorder])
+    trainer.teacher.register_forward_hook(lambda *_: calls.append(None))
+    trainer.run()
+    taught = [epoch for epoch in recorder.epochs if epoch.modulation is not None]
+    assert [epoch.epoch for epoch in taught] == [1, 2]
+    assert all(epoch.distill_weight > 0 for epoch in taught)
+    assert {epoch.distill_weight for epoch in recorder.epochs[2:]} == {0.0}
+    assert len(recorder.epochs) > 2
+    assert len(calls) == 2 * trainer.plan.steps_per_epoch
+    assert all(("distill" in report.losses) == (report.epoch <= 2) for report in recorder.steps)
+
+
 def test_a_probe_sets_the_band_of_the_epochs_after_it(source, tmp_path):
     recorder = Recorder()
     trainer = make_trainer(source, tmp_path, observers=[recorder])

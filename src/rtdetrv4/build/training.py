@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -200,6 +201,7 @@ def build_trainer(
         teacher=None if teacher is None else teacher.to(accelerator.device),
         modulation=None if teacher is None else build_modulation(recipe.distillation, schedule.epochs),
         teach_every=recipe.distillation.every,
+        teach_epochs=math.ceil(recipe.distillation.until * schedule.epochs),
         observers=observers,
         clip_norm=recipe.optimizer.clip_norm,
         accumulate=accumulate,

@@ -282,7 +282,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
         "best_ap": best["metrics"]["ap"],
         "best_ap50": best["metrics"]["ap50"],
         "seconds_per_epoch": statistics.median(record["seconds"] for record in epochs),
-        "distill_weight": distilled[-1]["distill_weight"] if distilled else None,
+        "distill_weight": last["distill_weight"],
         "share": statistics.fmean(record["modulation"]["share"] for record in distilled) if distilled else None,
     }
 

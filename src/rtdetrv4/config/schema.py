@@ -264,6 +264,10 @@ class DistillationConfig(_Section):
     every: AtLeastOne = Field(
         default=1, description="The teacher takes part in one of so many steps; more costs less and teaches less."
     )
+    until: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="The teacher takes part in this share of all epochs and rests in those after it; 1: in all.",
+    )
 
     @model_validator(mode="after")
     def _band_is_inside_percent(self) -> DistillationConfig:

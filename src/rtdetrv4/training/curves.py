@@ -43,7 +43,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     epochs = [record for record in records if record["type"] == "epoch"]
     if not epochs:
         return
-    distilled = [record for record in epochs if record["modulation"] is not None]
+    distilled = [record for record in epochs if record["distill_weight"] is not None]
     figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
     if distilled:
         losses, ap, distillation, lr = figure.subplots(2, 2, sharex=True).flat
@@ -106,12 +106,12 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     axes.set_ylabel("weight λ", color=RED)
     axes.set_ylim(0, 1.15 * max(weight) or 1)
     right = axes.twinx()
-    x, share = _series(epochs, lambda record: record["modulation"]["share"])
+    x, share = _series(epochs, lambda record: record["modulation"] and record["modulation"]["share"])
     right.plot(x, share, color=BLUE, **_style(x))
     right.set_ylabel("AIFI's share of the gradient, %", color=BLUE)
     right.set_ylim(0, 1.15 * max(share) or 1)
     right.spines[["top", "left"]].set_visible(False)
-    x, bands = _series(epochs, lambda record: record["modulation"]["band"])
+    x, bands = _series(epochs, lambda record: record["modulation"] and record["modulation"]["band"])
     if x:
         low, high = zip(*bands, strict=True)
         # A single epoch has no width of its own.

@@ -59,6 +59,7 @@ class Trainer:
         teacher: None trains without distillation. On the device; neither wrapped by DDP nor saved.
         modulation: owner of λ, the weight of the distillation loss; needed with a teacher.
         teach_every: the teacher takes part in the first of so many steps, and rests in the others.
+        teach_epochs: the teacher takes part in so many epochs, and rests after them; None: in all.
         observers: told on rank 0 what happens.
         clip_norm: largest gradient norm; 0 clips nothing.
         accumulate: batches per optimizer step. Losses are normalised by the boxes of each batch, then averaged.
@@ -83,6 +84,7 @@ class Trainer:
     teacher: Teacher | None = None
     modulation: Modulation | None = None
     teach_every: int = 1
+    teach_epochs: int | None = None
     observers: Sequence[Observer] = ()
     clip_norm: float = 0.1
     accumulate: int = 1
@@ -118,6 +120,11 @@ class Trainer:
     def at(self) -> Position:
         """Where the run is."""
         return self.state.position
+
+    @property
+    def _has_lessons(self) -> bool:
+        """Whether the teacher, if there is one, takes part in this epoch."""
+        return self.teach_epochs is None or self.at.epoch < self.teach_epochs
 
     def run(self, resume: Path | None = None) -> RunResult:
         """Train to the end of the plan, or from where the checkpoint `resume` was written.
@@ -171,7 +178,7 @@ class Trainer:
             group["lr"] = self.plan.lr(step, group["initial_lr"])
         weights = dict(self.weights)
         if self.modulation is not None:
-            weights["distill"] = self.modulation.weight
+            weights["distill"] = self.modulation.weight if self._has_lessons else 0.0
         size = self.data.size(at.epoch, at.step, stage)
 
         teaches = weights.get("distill", 0.0) > 0 and step % self.teach_every == 0
@@ -202,7 +209,7 @@ class Trainer:
             values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
         with self.clock("optimizer"):
             accelerator.unscale_gradients(self.optimizer)
-            if self.modulation is not None:
+            if self.modulation is not None and self._has_lessons:
                 self.modulation.observe(student)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
@@ -267,7 +274,9 @@ class Trainer:
         else:
             is_best = metrics is not None and at.judge(metrics.ap, metrics.as_dict())
         weight = modulated = None
-        if self.modulation is not None:
+        if self.modulation is not None and not self._has_lessons:
+            weight = 0.0
+        elif self.modulation is not None:
             weight = self.modulation.weight
             modulated = self.modulation.end_epoch(refinement=plan.stage(at.epoch + 1).refinement)
         at.num_unreadable = max(at.num_unreadable, self.data.num_unreadable)  # a resumed run finds them again
