@@ -9,8 +9,12 @@ from torch import Tensor
 
 
 def xyxy_from_cxcywh(boxes: Tensor) -> Tensor:
-    """(…, 4) cxcywh → (…, 4) xyxy, in the same frame."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
+    """(…, 4) cxcywh → (…, 4) xyxy, in the same frame; a negative width or height counts as 0.
+
+    Edge distributions can put the left edge of a box to the right of its right one. The GIoU of such a box would have
+    no bound, and a detector that trains from scratch does find that out.
+    """
+    centre, size = boxes[..., :2], boxes[..., 2:].clamp(min=0)
     return torch.cat((centre - 0.5 * size, centre + 0.5 * size), dim=-1)
 
 
@@ -41,8 +45,9 @@ class Overlap(NamedTuple):
 def overlap(a_xyxy: Tensor, b_xyxy: Tensor) -> Overlap:
     """IoU and GIoU of boxes paired by broadcasting: (…, 4) with (…, 4) → (…).
 
-    Boxes without area are ordinary input: their IoU is 0, never NaN. (Pairs cost as many operations as there are
-    pairs; a full matrix is `overlap(a[:, None], b[None])`.)
+    Boxes without area are ordinary input: their IoU is 0, never NaN. No box may end before it begins, and none of
+    `xyxy_from_cxcywh` does. (Pairs cost as many operations as there are pairs; a full matrix is
+    `overlap(a[:, None], b[None])`.)
 
     References:
         Rezatofighi et al., Generalized Intersection over Union, arXiv 1902.09630, algorithm 1.

@@ -11,6 +11,7 @@ from torchvision.ops import generalized_box_iou
 
 from rtdetrv4.build import create_model
 from rtdetrv4.losses import Criterion, HungarianMatcher, weighted_sum
+from rtdetrv4.losses.localization import box_losses
 from rtdetrv4.losses.matcher import MatchedHeads, flatten_targets
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
 from rtdetrv4.types import DetectorOutput, HeadOutput, Target, TrainingOutput
@@ -126,6 +127,21 @@ def test_degenerate_boxes() -> None:
     output = random_output(2, 1, 6, 2)
     terms = Criterion(HungarianMatcher())(output, targets)
     assert all(value.isfinite() for value in terms.values())
+
+
+def test_boxes_of_negative_size_neither_pay_nor_match() -> None:
+    """Edge distributions can give them; unbounded, their GIoU drew a whole run to them."""
+    true = torch.tensor([[[0.5, 0.5, 0.2, 0.2]]])
+    inverted = torch.tensor([[[0.5, 0.5, -0.4, -0.4]]], requires_grad=True)
+    terms = box_losses(inverted, true)
+    assert 1 <= terms.giou.item() <= 2
+    (5 * terms.bbox + 2 * terms.giou).sum().backward()
+    assert inverted.grad is not None
+    assert (inverted.grad[0, 0, 2:] < 0).all()  # a step against it makes the box wider and higher
+
+    boxes = torch.cat((inverted.detach(), torch.tensor([[[0.4, 0.4, 0.1, 0.1]]])), dim=1)[None]
+    targets = flatten_targets([Target(torch.tensor([0]), true[0])])
+    assert HungarianMatcher()(torch.zeros(1, 1, 2, 1), boxes, targets).each().query.tolist() == [[1]]
 
 
 def test_diverged_predictions_reach_the_loss() -> None:

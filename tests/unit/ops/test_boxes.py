@@ -32,6 +32,15 @@ def test_boxes_without_area_are_ordinary_input() -> None:
     assert point.grad.isfinite().all()
 
 
+def test_boxes_of_negative_size_have_no_area_and_gain_nothing() -> None:
+    predicted, true = torch.rand(200, 4) * 2 - 1, torch.rand(200, 4)
+    xyxy = xyxy_from_cxcywh(predicted)
+    assert (xyxy[:, 2:] >= xyxy[:, :2]).all()
+    both = overlap(xyxy, xyxy_from_cxcywh(true))
+    assert both.giou.abs().max() <= 1
+    assert (both.iou[(predicted[:, 2:] <= 0).any(dim=1)] == 0).all()
+
+
 def test_inverse_sigmoid() -> None:
     x = torch.linspace(0.01, 0.99, 20)
     torch.testing.assert_close(inverse_sigmoid(x).sigmoid(), x)
