@@ -40,6 +40,8 @@ class Document(NamedTuple):
     """(N,); NaN where the file gives none."""
     box_format: str
     """How a box should be written, for messages."""
+    problems: tuple[str, ...] = ()
+    """What was mended while reading."""
 
 
 def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
@@ -72,7 +74,7 @@ def build_source(document: Document, folders: Sequence[Path], classes: ClassMap)
     Raises:
         DatasetError: images are missing, or annotations are of none of the classes, or none is usable.
     """
-    problems: list[str] = []
+    problems = list(document.problems)
     image_dir = _check_images(document, folders)
     sizes_hw = _fill_sizes(document, image_dir, problems)
     labels = _labels(document, classes, problems)

@@ -33,7 +33,8 @@ def find_voc(root: Path, split_folders: dict[str, tuple[str, ...]]) -> dict[str,
     """
     found: dict[str, list[Path]] = {}
     for split, folders in split_folders.items():
-        lists = [file for file in (root / "ImageSets").rglob(f"{split}.txt") if file.is_file()]
+        # Layout, Action and Segmentation list images for other tasks.
+        lists = [file for place in ("Main", ".") if (file := root / "ImageSets" / place / f"{split}.txt").is_file()]
         beside = [sorted((root / folder).glob("*.xml")) for folder in folders]
         if (root / "Annotations").is_dir() and lists:
             found[split] = _listed(root, lists[0])

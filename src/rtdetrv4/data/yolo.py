@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rtdetrv4.data.document import Document, some_of
+from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
@@ -118,7 +118,14 @@ def _images(place: Path, root: Path) -> Iterator[Path]:
 
 
 def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int, str]) -> Document:
-    sizes_hw = np.array([_size_hw(image) for image in images], dtype=np.int64)
+    sizes = {image: _size_hw(image) for image in images}
+    unreadable = [image for image, size in sizes.items() if size is None]
+    images = [image for image in images if sizes[image] is not None]
+    if not images:
+        raise DatasetError(
+            f"none of the {len(unreadable)} images in {folder} can be read, the first is {unreadable[0]}"
+        )
+    sizes_hw = np.array([sizes[image] for image in images], dtype=np.int64)
     ids: list[str] = []
     image_index: list[int] = []
     category_ids: list[int] = []
@@ -129,9 +136,11 @@ def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int,
             f"{path}: none of the {len(images)} images in {folder} has labels; looked for {_places_of(images[0])[0]}"
         )
     for index, file in enumerate(labels):
-        for number, line in enumerate(_lines(file), start=1) if file else ():
+        if file is None:
+            continue
+        for number, line in enumerate(_lines(file), start=1):
             if fields := line.split():
-                ids.append(f"{file.name}:{number}" if file else "")
+                ids.append(f"{file.name}:{number}")
                 image_index.append(index)
                 category_ids.append(_class(file, number, fields[0], names))
                 boxes.append(_box(fields[1:]))
@@ -150,16 +159,20 @@ def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int,
         is_crowd=np.zeros(len(boxes), dtype=np.bool_),
         areas=np.full(len(boxes), np.nan),
         box_format=BOX_FORMAT,
+        problems=(f"{count_of(len(unreadable), 'image', 'images')} left out: cannot be read (first: {unreadable[0]})",)
+        if unreadable
+        else (),
     )
 
 
-def _size_hw(image: Path) -> tuple[int, int]:
+def _size_hw(image: Path) -> tuple[int, int] | None:
+    """Height and width of the upright image; None if it cannot be read."""
     try:
         with Image.open(image) as opened:
             width, height = opened.size
             lies = opened.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DatasetError(f"{image} cannot be read ({error}); replace or delete it") from error
+    except (OSError, ValueError, SyntaxError):
+        return None
     return (width, height) if lies else (height, width)
 
 
@@ -183,7 +196,7 @@ def _lines(file: Path) -> list[str]:
         raise DatasetError(f"{file} cannot be read as text: {error}") from error
 
 
-def _class(file: Path | None, number: int, text: str, names: Mapping[int, str]) -> int:
+def _class(file: Path, number: int, text: str, names: Mapping[int, str]) -> int:
     try:
         value = float(text)
     except ValueError:
@@ -201,6 +214,8 @@ def _box(fields: Sequence[str]) -> tuple[float, float, float, float]:
     try:
         values = [float(field) for field in fields]
     except ValueError:
+        values = []
+    if not all(map(math.isfinite, values)):
         values = []
     if len(values) == 4:
         x, y, width, height = values

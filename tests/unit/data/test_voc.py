@@ -37,8 +37,10 @@ def root(tmp_path: Path) -> Path:
     write(images, annotations, "b")
     write(images, annotations, "c", ("dog", "1 1 80 40"), filename="../../c.jpg")
     lists = tmp_path / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
+    for folder in (lists, lists.with_name("Layout")):
+        folder.mkdir(parents=True)
     (lists / "train.txt").write_text("a\nb  -1\n")
+    (lists.with_name("Layout") / "train.txt").write_text("a 1\n")
     (lists / "val.txt").write_text("c\n")
     return tmp_path
 

@@ -113,13 +113,14 @@ def test_polygons_become_boxes_and_turned_photos_are_upright(root: Path) -> None
 
 def test_what_is_no_box_is_counted(root: Path) -> None:
     write_labels(
-        root / "labels" / "train" / "a.txt", "0 0.5 0.5 0.5 0.5", "0 0.5 nan 1 1", "1 0.5 0.5 0.1", "1 2 2 1 1"
+        root / "labels" / "train" / "a.txt",
+        *("0 0.5 0.5 0.5 0.5", "0 0.5 nan 1 1", "1 0.5 0.5 0.1", "1 2 2 1 1", "0 0.5 0.5 inf 1"),
     )
     source = read_splits(root).train
     assert source is not None
     assert boxes(source)["a.jpg"] == [[20, 10, 60, 30]]
     told = "\n".join(source.problems)
-    assert "2 boxes dropped: not four finite numbers (first: annotation a.txt:2 of a.jpg)" in told
+    assert "3 boxes dropped: not four finite numbers (first: annotation a.txt:2 of a.jpg)" in told
     assert "1 box dropped: outside of the image (first: annotation a.txt:4 of a.jpg)" in told
 
 
@@ -152,10 +153,18 @@ def test_mistakes(root: Path, yaml: str, line: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_images_without_any_labels_or_that_are_none(root: Path) -> None:
+def test_images_that_are_none_are_left_out_and_told(root: Path) -> None:
     (root / "images" / "train" / "b.jpg").write_bytes(b"no image")
-    with pytest.raises(DatasetError, match=r"b\.jpg cannot be read"):
+    source = read_splits(root).train
+    assert list(boxes(source)) == ["a.jpg"]
+    assert source is not None
+    assert source.problems[0] == f"1 image left out: cannot be read (first: {root / 'images' / 'train' / 'b.jpg'})"
+    (root / "images" / "train" / "a.jpg").write_bytes(b"neither")
+    with pytest.raises(DatasetError, match=r"none of the 2 images in .* can be read, the first is .*a\.jpg"):
         read_splits(root)
+
+
+def test_images_without_any_labels(root: Path) -> None:
     (root / "images" / "train" / "b.jpg").unlink()
     (root / "labels" / "train" / "a.txt").unlink()
     with pytest.raises(DatasetError, match=r"none of the 1 images in .* has labels; looked for .*labels/train/a.txt"):
