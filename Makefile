@@ -11,7 +11,7 @@ demo: $(VENV)/.installed-demo  ## train, distil, evaluate and export on made-up 
 	$(BIN)/rtdetrv4 demo --out runs/demo
 
 test: $(VENV)/.installed-dev  ## every test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.installed-dev  ## style, types, layers
 	$(BIN)/ruff check .
