@@ -499,8 +499,8 @@ def _few_steps(steps: int, batch: int) -> str:
     smaller = max(4, 1 << (steps * batch // FEW_STEPS).bit_length() >> 1)
     more = f"batch={smaller} makes {steps * batch // smaller} of the same images. " if smaller < batch else ""
     return (
-        f"{steps} optimizer steps are few for a detector that does not start from a trained one: it may find next to "
-        f"nothing. {more}More epochs help too, and most of all weights to start from."
+        f"{steps} optimizer steps are few for a detector whose encoder and decoder start from random weights: it may "
+        f"find next to nothing. {more}More epochs help too, and most of all a trained detector's weights."
     )
 
 

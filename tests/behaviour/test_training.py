@@ -14,6 +14,7 @@ from rtdetrv4.build import create_model
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.loader import build_loader
 from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.distillation import Modulation
 from rtdetrv4.errors import NonFiniteError
 from rtdetrv4.evaluation import CocoEvaluator
 from rtdetrv4.losses import Criterion, HungarianMatcher
@@ -229,7 +230,7 @@ def test_the_teacher_may_rest_after_some_epochs(source, tmp_path):
 def test_a_probe_sets_the_band_of_the_epochs_after_it(source, tmp_path):
     recorder = Recorder()
     trainer = make_trainer(source, tmp_path, observers=[recorder])
-    trainer.modulation._probe_epochs = trainer.modulation._probe_left = 1
+    trainer.modulation = Modulation(5.0, rule="released", probe_epochs=1)
     trainer.run()
     first, second, *_ = (epoch.modulation for epoch in recorder.epochs)
     assert (first.reason, first.weight, first.band) == ("probe", 5.0, None)
