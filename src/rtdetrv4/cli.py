@@ -527,13 +527,14 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 def _print_comparison(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     for each in comparison.tables:
         table = Table(title=each.title, caption=each.note, title_justify="left", caption_justify="left")
         for index, name in enumerate(each.header):
             table.add_column(name, justify="right" if index and name else "left")
         for row in each.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # names of classes are not markup
         Console().print(table)
     if comparison.unfinished:
         print(f"Without a result, and left out: {', '.join(comparison.unfinished)}")

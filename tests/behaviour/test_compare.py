@@ -257,7 +257,9 @@ def test_mistakes_on_the_command_line(args: str, message: str, capsys: pytest.Ca
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def fake_run(out: Path, arm: str, seed: int, ap: float, **given: Any) -> None:
+def fake_run(
+    out: Path, arm: str, seed: int, ap: float, classes: dict[str, float | None] | None = None, **given: Any
+) -> None:
     folder = out / f"{arm}-seed{seed}"
     folder.mkdir(parents=True)
     result = {**OUTCOME, "arm": arm, "seed": seed, "settings": {}, "last_ap": ap, "last_ap50": ap + 0.2, **given}
@@ -266,7 +268,7 @@ def fake_run(out: Path, arm: str, seed: int, ap: float, **given: Any) -> None:
         {
             "type": "epoch",
             "epoch": epoch,
-            "metrics": {"ap": ap * epoch / 3},
+            "metrics": {"ap": ap * epoch / 3, "per_class": classes if epoch == 3 and classes else {}},
             "distill_weight": given.get("distill_weight"),
             "modulation": {"share": given["share"]} if "share" in given else None,
         }
@@ -318,6 +320,38 @@ def test_numbers_are_those_computed_by_hand(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "compare.json").read_text())
     assert written["differences"][0]["interval"] == pytest.approx([-0.0048414, 0.0448414], abs=1e-6)
     assert written["differences"][0]["by_seed"] == pytest.approx({"0": 0.01, "1": 0.03, "2": 0.02})
+
+
+def test_classes_are_compared_too(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        fake_run(tmp_path, "off", seed, 0.4, {"cat": 0.5, "dog|wolf": 0.3 + 0.1 * seed, "[red]": None})
+        fake_run(tmp_path, "gam", seed, 0.4, {"cat": 0.51 + 0.02 * seed, "dog|wolf": 0.5 + 0.1 * seed, "[red]": None})
+    comparison = read_comparison(tmp_path, ["off", "gam"])
+    assert {name: spread.mean for name, spread in comparison.arms[0].class_ap.items()} == pytest.approx(
+        {"cat": 0.5, "dog|wolf": 0.35}
+    )
+    cat, dog = comparison.class_differences
+    assert (cat.class_name, cat.metric, cat.by_seed) == ("cat", "last_ap", pytest.approx({0: 0.01, 1: 0.03}))
+    assert cat.conclusion == "no difference that these seeds could show"
+    table = comparison.tables[-1]
+    assert table.header == ("class", "off", "gam − off")
+    assert [row[0] for row in table.rows] == ["dog|wolf", "cat"]  # the larger difference first
+    assert table.rows[1][1:] == ("50.00 ± 0.00", "+2.00 ± 1.41")
+    assert dog.spread.mean == pytest.approx(0.2)
+    assert table.rows[0][2].startswith("+20.00 ± 0.00")
+    assert "| dog\\|wolf | 35.00 ± 7.07 |" in (tmp_path / "compare.md").read_text()
+    written = json.loads((tmp_path / "compare.json").read_text())["class_differences"]
+    assert [each["class"] for each in written] == ["cat", "dog|wolf"]
+
+
+def test_of_many_classes_those_that_differ_most_are_shown(tmp_path: Path) -> None:
+    names = [f"c{index}" for index in range(25)]
+    fake_run(tmp_path, "off", 0, 0.4, dict.fromkeys(names, 0.1))
+    fake_run(tmp_path, "gam", 0, 0.4, {name: 0.1 + 0.01 * index for index, name in enumerate(names)})
+    comparison = read_comparison(tmp_path, ["off", "gam"])
+    assert [row[0] for row in comparison.tables[-1].rows] == names[:4:-1]
+    assert "5 more classes are in compare.json" in comparison.tables[-1].note
+    assert len(comparison.class_differences) == 25
 
 
 def test_the_first_arm_named_is_the_reference(tmp_path: Path) -> None:

@@ -44,27 +44,40 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
                     f'{out} holds no finished run of an arm "{name}".{did_you_mean(name, results)} There are: {known}.'
                 )
         results = {name: results[name] for name in arms}
+    logs = {
+        name: {seed: read_epochs(result["folder"]) for seed, result in by_seed.items()}
+        for name, by_seed in results.items()
+    }
+    class_ap = {name: _class_ap(by_seed) for name, by_seed in logs.items()}
 
     reference, *others = results
-    differences = []
+    differences, class_differences = [], []
     for name in others:
         common = [seed for seed in results[name] if seed in results[reference]]
         for metric in METRICS if common else ():
             by_seed = {seed: results[name][seed][metric] - results[reference][seed][metric] for seed in common}
             differences.append(Difference(name, reference, metric, by_seed))
+        for label, of_reference in class_ap[reference].items():
+            by_seed = {
+                seed: ap - of_reference[seed]
+                for seed, ap in class_ap[name].get(label, {}).items()
+                if seed in of_reference
+            }
+            if by_seed:
+                class_differences.append(Difference(name, reference, "last_ap", by_seed, label))
     unfinished = [
         file.parent.name for file in sorted(out.glob("*/recipe.yaml")) if not file.with_name(RESULT_FILE).is_file()
     ]
     comparison = Comparison(
         out,
-        tuple(_summary(name, by_seed) for name, by_seed in results.items()),
+        tuple(_summary(name, by_seed, class_ap[name]) for name, by_seed in results.items()),
         tuple(differences),
+        tuple(class_differences),
         tuple(unfinished),
     )
     write_text(out / "compare.json", json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n")
     write_text(out / "compare.md", markdown(comparison))
-    logs = {name: [read_epochs(result["folder"]) for result in by_seed.values()] for name, by_seed in results.items()}
-    draw_comparison(comparison, logs, out / "compare.png")
+    draw_comparison(comparison, {name: list(by_seed.values()) for name, by_seed in logs.items()}, out / "compare.png")
     return comparison
 
 
@@ -86,7 +99,20 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _summary(name: str, by_seed: Mapping[int, Mapping[str, Any]]) -> ArmSummary:
+def _class_ap(by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[int, float]]:
+    """Of each class, by seed, in the last epoch; classes without boxes to find have none."""
+    found: dict[str, dict[int, float]] = {}
+    for seed, epochs in by_seed.items():
+        last = epochs[-1]["metrics"] if epochs else {}
+        for label, ap in last.get("per_class", {}).items():
+            if ap is not None:
+                found.setdefault(label, {})[seed] = ap
+    return found
+
+
+def _summary(
+    name: str, by_seed: Mapping[int, Mapping[str, Any]], class_ap: Mapping[str, Mapping[int, float]]
+) -> ArmSummary:
     results = list(by_seed.values())
 
     def over_seeds(key: str, reduce: Callable[[list[float]], float]) -> float | None:
@@ -98,6 +124,7 @@ def _summary(name: str, by_seed: Mapping[int, Mapping[str, Any]]) -> ArmSummary:
         results[0]["settings"],
         tuple(by_seed),
         **{metric: Spread.of([result[metric] for result in results]) for metric in METRICS},
+        class_ap={label: Spread.of(list(values.values())) for label, values in class_ap.items()},
         seconds_per_epoch=statistics.median(result["seconds_per_epoch"] for result in results),
         gpu_memory_mib=over_seeds("gpu_memory_mib", max),
         host_memory_mib=over_seeds("host_memory_mib", max),

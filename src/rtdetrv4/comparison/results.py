@@ -14,6 +14,8 @@ from scipy import stats
 CONFIDENCE = 0.95
 METRICS = {"last_ap": "AP", "last_ap50": "AP50", "best_ap": "AP", "best_ap50": "AP50"}
 """Of the last epoch and of the best one, as in `result.json`."""
+MAX_CLASSES = 20
+"""Rows of the table of classes."""
 
 
 class Table(NamedTuple):
@@ -60,6 +62,8 @@ class ArmSummary:
     best_ap: Spread
     """Of each run's best epoch, which was picked on the same images."""
     best_ap50: Spread
+    class_ap: Mapping[str, Spread]
+    """AP of the last epoch of each class with boxes in the validation part."""
     seconds_per_epoch: float
     """Median over the seeds of each run's median; validation included."""
     gpu_memory_mib: float | None
@@ -82,6 +86,8 @@ class Difference:
     """A key of `METRICS`."""
     by_seed: Mapping[int, float]
     """Of the seeds that both have finished; at least one."""
+    class_name: str | None = None
+    """The class that it is about; None: all of them."""
 
     @property
     def spread(self) -> Spread:
@@ -109,34 +115,42 @@ class Comparison:
     """The first is the reference."""
     differences: tuple[Difference, ...]
     """Of every other arm, for each of `METRICS`."""
+    class_differences: tuple[Difference, ...]
+    """Of every other arm, in AP of the last epoch, class by class."""
     unfinished: tuple[str, ...]
     """Folders of runs that began and have no result, because they were stopped, diverged or are still under way."""
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """The arms, and how they differ from the first."""
-        arms = _arms_table(self.arms)
-        return (arms, _differences_table(self.differences)) if self.differences else (arms,)
+        """The arms, how they differ from the first, and in which classes if there are several."""
+        tables = [_arms_table(self.arms)]
+        if self.differences:
+            tables.append(_differences_table(self.differences))
+        if self.class_differences and len(self.arms[0].class_ap) > 1:
+            tables.append(_classes_table(self.arms[0], self.class_differences))
+        return tuple(tables)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in compare.json."""
-        differences = [
-            {
+
+        def plain(each: Difference) -> dict[str, Any]:
+            return {
                 "arm": each.arm,
                 "reference": each.reference,
                 "metric": each.metric,
+                **({} if each.class_name is None else {"class": each.class_name}),
                 "by_seed": {str(seed): value for seed, value in each.by_seed.items()},
                 **asdict(each.spread),
                 "interval": each.spread.interval,
                 "conclusion": each.conclusion,
             }
-            for each in self.differences
-        ]
+
         return {
             "reference": self.arms[0].name,
             "confidence": CONFIDENCE,
             "arms": [asdict(arm) for arm in self.arms],
-            "differences": differences,
+            "differences": [plain(each) for each in self.differences],
+            "class_differences": [plain(each) for each in self.class_differences],
             "unfinished": list(self.unfinished),
         }
 
@@ -188,6 +202,34 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
     return Table(f"Difference to {reference}, in pairs", header, tuple(rows), note)
 
 
+def _classes_table(reference: ArmSummary, differences: Sequence[Difference]) -> Table:
+    arms = list(dict.fromkeys(each.arm for each in differences))
+    found = {(each.class_name, each.arm): each.spread for each in differences}
+
+    def largest(name: str) -> float:
+        return max((abs(found[name, arm].mean) for arm in arms if (name, arm) in found), default=0.0)
+
+    def cell(spread: Spread | None) -> str:
+        if spread is None:
+            return ""
+        clear = spread.interval is not None and not spread.interval[0] <= 0 <= spread.interval[1]
+        return _percent(spread, sign="+") + (" *" if clear else "")
+
+    names = sorted(reference.class_ap, key=largest, reverse=True)
+    rows = [
+        (name, _percent(reference.class_ap[name]), *(cell(found.get((name, arm))) for arm in arms))
+        for name in names[:MAX_CLASSES]
+    ]
+    left_out = len(names) - len(rows)
+    note = (
+        "AP of the last epoch in percent, the largest differences first. *: the 95 % interval of this difference alone "
+        "excludes 0, as one in twenty does by chance; the more classes, the more of them."
+        + (f" {left_out} more classes are in compare.json." if left_out else "")
+    )
+    header = ("class", reference.name, *(f"{arm} − {reference.name}" for arm in arms))
+    return Table("Class by class", header, tuple(rows), note)
+
+
 def _percent(spread: Spread, sign: str = "") -> str:
     deviation = "" if spread.sd is None else f" ± {100 * spread.sd:.2f}"
     return f"{100 * spread.mean:{sign}.2f}{deviation}"
@@ -201,7 +243,7 @@ def markdown(comparison: Comparison) -> str:
     """All of it, as in compare.md."""
 
     def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cells)} |"
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     parts = []
     for table in comparison.tables:
