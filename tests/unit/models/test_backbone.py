@@ -110,6 +110,19 @@ def test_frozen_stages_stay_as_they_are(name: str, number: int, first_trained: s
     assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
 
 
+def test_a_variant_that_freezes_its_norms_takes_frozen_stages_too() -> None:
+    torch.manual_seed(0)
+    backbone = create_model("rtdetrv2-r50", frozen_stages=2).backbone.train()  # freezes its stem and its norms
+    trained = {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trained == {"layer2", "layer3", "layer4"}
+    assert not any(p.requires_grad for name, p in backbone.body.layer2.named_parameters() if "bn" in name)
+
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    sum(each.square().mean() for each in backbone(torch.rand(2, 3, 64, 64))).backward()
+    assert all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())
+    assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
+
+
 def test_no_more_stages_are_frozen_than_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
         create_model("rtdetrv4-n", backbone="efficientnet_lite0", frozen_stages=6)
