@@ -17,10 +17,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.transforms import Augmentation
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """An image on disk and its boxes."""
 
     path: Path
@@ -37,7 +37,7 @@ class TorchvisionPipeline:
         stage: probabilities, and how far mosaics turn, move and scale.
     """
 
-    def __init__(self, images: Sequence[Labelled], image_size: tuple[int, int], stage: AugmentStage) -> None:
+    def __init__(self, images: Sequence[Labeled], image_size: tuple[int, int], stage: Augmentation) -> None:
         self.images = images
         self.stage = stage
         self.fit_tile = v2.Resize(min(image_size) // 2)
@@ -46,7 +46,7 @@ class TorchvisionPipeline:
             translate=(stage.translation, stage.translation),
             scale=(stage.min_scale, stage.max_scale),
         )
-        self.recolour = v2.RandomPhotometricDistort(p=stage.photometric)
+        self.recolor = v2.RandomPhotometricDistort(p=stage.photometric)
         self.crop = v2.Compose(
             [v2.RandomZoomOut(p=stage.zoom_out), v2.RandomApply([v2.RandomIoUCrop()], p=stage.iou_crop)]
         )
@@ -64,9 +64,9 @@ class TorchvisionPipeline:
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         """The image, 3×H×W uint8, and its boxes, cxcywh in [0, 1], with labels."""
         if random.random() < self.stage.mosaic:
-            image, target = self.recolour(*self._mosaic(index))
+            image, target = self.recolor(*self._mosaic(index))
         else:
-            image, target = self.crop(*self.recolour(*self._read(index)))
+            image, target = self.crop(*self.recolor(*self._read(index)))
         image, target = self.finish(image, target)
         height, width = image.shape[-2:]
         target["boxes"] = target["boxes"] / torch.tensor([width, height, width, height])

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rtdetrv4.build import create_model
-from rtdetrv4.build.models import find_variant
-from rtdetrv4.build.training import build_criterion, loss_weights
+from rtdetrv4.assembly import create_model
+from rtdetrv4.assembly.models import find_variant
+from rtdetrv4.assembly.training import build_criterion, loss_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.distillation import DistillationStudent, Modulation, alignment_loss
 from rtdetrv4.losses import weighted_sum
@@ -39,9 +39,9 @@ def make_batch(batch: int, size: int, device: torch.device, num_boxes: int = NUM
     targets = []
     for _ in range(batch):
         sides = 0.05 + 0.3 * torch.rand(num_boxes, 2)
-        centre = sides / 2 + (1 - sides) * torch.rand(num_boxes, 2)
+        center = sides / 2 + (1 - sides) * torch.rand(num_boxes, 2)
         labels = torch.randint(NUM_CLASSES, (num_boxes,))
-        targets.append(Target(labels.to(device), torch.cat((centre, sides), dim=1).to(device)))
+        targets.append(Target(labels.to(device), torch.cat((center, sides), dim=1).to(device)))
     return TrainingBatch(images.to(device), tuple(targets))
 
 

@@ -20,18 +20,18 @@ import cv2
 import numpy as np
 import torch
 from _measure import Results, arguments, function_shares, in_turn
-from _torchvision_pipeline import Labelled, TorchvisionPipeline
+from _torchvision_pipeline import Labeled, TorchvisionPipeline
 
 from rtdetrv4.data.dataset import DetectionDataset
-from rtdetrv4.data.records import Record, Source
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.records import Record, Split
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.types import ClassMap, ImageInfo
 
 TARGET = 0.25
 IMAGE_SIZE = (640, 640)
 WIDTH, HEIGHT = 640, 480
 NUM_CLASSES = 80
-WITHOUT_MOSAIC = AugmentStage(photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
+WITHOUT_MOSAIC = Augmentation(photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
 STAGES = {"mosaic stage": WITHOUT_MOSAIC._replace(mosaic=0.5), "no-mosaic stage": WITHOUT_MOSAIC}
 
 
@@ -65,12 +65,12 @@ def write_photos(folder: Path, count: int) -> list[Record]:
 
 
 def our_samples(
-    folder: Path, records: list[Record], stage: AugmentStage, boxes_per_sample: list[float]
+    folder: Path, records: list[Record], stage: Augmentation, boxes_per_sample: list[float]
 ) -> Callable[[], None]:
     """A pass over all images, drawn anew each time; notes down how many boxes were left."""
     names = tuple(str(k) for k in range(NUM_CLASSES))
-    source = Source(folder, records, ClassMap(names, tuple(range(NUM_CLASSES))), "", ())
-    dataset = DetectionDataset(source, IMAGE_SIZE, stage)
+    split = Split(folder, records, ClassMap(names, tuple(range(NUM_CLASSES))), "", ())
+    dataset = DetectionDataset(split, IMAGE_SIZE, stage)
     check(dataset[0].image, dataset[0].target.boxes)
     epoch = 0
 
@@ -87,11 +87,11 @@ def our_samples(
 
 
 def their_samples(
-    folder: Path, records: list[Record], stage: AugmentStage, boxes_per_sample: list[float]
+    folder: Path, records: list[Record], stage: Augmentation, boxes_per_sample: list[float]
 ) -> Callable[[], None]:
     """The same with torchvision."""
     images = [
-        Labelled(folder / r.info.file_name, torch.from_numpy(r.boxes_xyxy_px), torch.from_numpy(r.labels))
+        Labeled(folder / r.info.file_name, torch.from_numpy(r.boxes_xyxy_px), torch.from_numpy(r.labels))
         for r in records
     ]
     pipeline = TorchvisionPipeline(images, IMAGE_SIZE, stage)

@@ -6,7 +6,7 @@ The heads are those of an S model: encoder selection, the plain head of the firs
 denoising queries. Predictions look like those of a trained model, because the time of an assignment depends on them.
 
 Both compute VFL, L1, GIoU, FGL and DDF. First the terms that both define alike are compared, and must agree to 1e-4.
-transformers computes fewer of them, so the comparison is in its favour:
+transformers computes fewer of them, so the comparison is in its favor:
 - it pairs the class and box predictions of one head with the distributions of the next ("pre" with layer 0, layer 0
   with layer 1), and so leaves out the last but one decoder layer, and the last one for denoising queries;
 - it has no FGL for the final layer, and no union of matches.
@@ -84,8 +84,8 @@ def predict(batch: int, num_boxes: int, num_queries: int, device: torch.device) 
     targets = []
     for _ in range(batch):
         size = 0.02 + 0.4 * torch.rand(num_boxes, 2)
-        centre = size / 2 + (1 - size) * torch.rand(num_boxes, 2)
-        targets.append(Target(torch.randint(NUM_CLASSES, (num_boxes,)), torch.cat((centre, size), dim=1)))
+        center = size / 2 + (1 - size) * torch.rand(num_boxes, 2)
+        targets.append(Target(torch.randint(NUM_CLASSES, (num_boxes,)), torch.cat((center, size), dim=1)))
     groups = group_layout(NUM_DENOISING, num_boxes)
     total = 2 * groups.num_groups * num_boxes + num_queries
     seen = torch.arange(total) % num_boxes

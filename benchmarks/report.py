@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 DOCS = BENCHMARKS.parent / "docs"
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
-COLOURS = {True: "#2a7f62", False: "#b5382a"}
+COLORS = {True: "#2a7f62", False: "#b5382a"}
 PICTURE = "benchmarks.png"
 
 
@@ -28,16 +28,16 @@ def draw(summary: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for row, entry in enumerate(summary):
-        colour = COLOURS[entry["met"]]
-        axes.plot([entry["ratio"], entry["target"]], [row, row], color=colour, linewidth=1, alpha=0.5)
-        axes.plot(entry["ratio"], row, "o", color=colour)
+        color = COLORS[entry["met"]]
+        axes.plot([entry["ratio"], entry["target"]], [row, row], color=color, linewidth=1, alpha=0.5)
+        axes.plot(entry["ratio"], row, "o", color=color)
         axes.plot(entry["target"], row, "|", color="black", markersize=13, markeredgewidth=2)
         axes.annotate(
             f"{entry['ratio']:.3g}  (≤ {entry['target']:g})",
             (1.01, row),
             xycoords=("axes fraction", "data"),
             va="center",
-            color=colour,
+            color=color,
         )
     axes.set_yticks(range(len(summary)), [entry["name"] for entry in summary])
     axes.set_ylim(len(summary) - 0.5, -0.5)

@@ -33,12 +33,12 @@ from pathlib import Path
 import torch
 from _measure import RESULTS, Results, arguments
 from _training import CLIP_NORM, LEARNING_RATE, MODEL, NUM_CLASSES, WEIGHT_DECAY, count_parameters
-from augmentation import STAGES, Labelled, write_photos
+from augmentation import STAGES, Labeled, write_photos
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-COLOURS = {
+COLORS = {
     "data": "#56B4E9",
     "teacher": "#CC79A7",
     "forward": "#0072B2",
@@ -63,21 +63,21 @@ def phase(name: str) -> Iterator[None]:
 
 def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[], None]:
     """What the loop does; `before` as it was set up then."""
-    from rtdetrv4.build import create_model
-    from rtdetrv4.build.models import find_variant
-    from rtdetrv4.build.training import build_criterion, loss_weights
+    from rtdetrv4.assembly import create_model
+    from rtdetrv4.assembly.models import find_variant
+    from rtdetrv4.assembly.training import build_criterion, loss_weights
     from rtdetrv4.config import load_recipe
     from rtdetrv4.data.batch import collate, prepare_batch
     from rtdetrv4.data.dataset import DetectionDataset
-    from rtdetrv4.data.records import Source
+    from rtdetrv4.data.records import Split
     from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, alignment_loss, load_teacher
     from rtdetrv4.losses import weighted_sum
     from rtdetrv4.training import ModelEma, adamw, parameter_groups
     from rtdetrv4.types import ClassMap
 
     names = tuple(str(k) for k in range(NUM_CLASSES))
-    source = Source(folder, write_photos(folder, 4 * batch), ClassMap(names, tuple(range(NUM_CLASSES))), "", ())
-    dataset = DetectionDataset(source, (size, size), STAGE)
+    split = Split(folder, write_photos(folder, 4 * batch), ClassMap(names, tuple(range(NUM_CLASSES))), "", ())
+    dataset = DetectionDataset(split, (size, size), STAGE)
     recipe, teacher = load_recipe(MODEL), load_teacher(TEACHER)
     criterion = build_criterion(recipe.loss, find_variant(MODEL))
     torch.manual_seed(0)
@@ -124,7 +124,7 @@ def their_step(folder: Path, batch: int, size: int) -> Callable[[], None]:
 
     records = write_photos(folder, 4 * batch)
     images = [
-        Labelled(folder / r.info.file_name, torch.from_numpy(r.boxes_xyxy_px), torch.from_numpy(r.labels))
+        Labeled(folder / r.info.file_name, torch.from_numpy(r.boxes_xyxy_px), torch.from_numpy(r.labels))
         for r in records
     ]
     pipeline = TorchvisionPipeline(images, (size, size), STAGE)
@@ -172,7 +172,7 @@ def work_for(side: str, args: argparse.Namespace) -> None:
             step = our_step(folder, batch, size, before=side == "before")
         for _ in range(2 if args.quick else 1 + args.repeats):
             step()
-    print(json.dumps({name: seconds[name][1:] for name in COLOURS if name in seconds}))
+    print(json.dumps({name: seconds[name][1:] for name in COLORS if name in seconds}))
 
 
 def main() -> None:
@@ -217,9 +217,9 @@ def draw(medians: dict[str, dict[str, float]]) -> None:
     axes = figure.subplots()
     for row, by_phase in enumerate(medians.values()):
         left = 0.0
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             width = by_phase.get(name, 0.0)
-            axes.barh(row, width, left=left, color=colour, label=name if row == len(medians) - 1 else None)
+            axes.barh(row, width, left=left, color=color, label=name if row == len(medians) - 1 else None)
             if width > 0.12:
                 axes.text(left + width / 2, row, f"{width:.2f}", ha="center", va="center", color="white")
             left += width
@@ -229,7 +229,7 @@ def draw(medians: dict[str, dict[str, float]]) -> None:
     axes.margins(x=0.1)
     axes.set_xlabel("seconds of a training step, batch 4 at 640×640")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(ncols=len(COLOURS), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes.legend(ncols=len(COLORS), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.savefig(PICTURE, dpi=130)
 
 

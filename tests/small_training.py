@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.loader import build_loader
-from rtdetrv4.data.records import Record, Source
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.records import Record, Split
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
@@ -46,11 +46,11 @@ from rtdetrv4.types import ClassMap, ImageInfo
 SIZE = (64, 64)
 CLASSES = ClassMap(("red", "green", "blue"), (1, 2, 3))
 WEIGHTS = {"mal": 1.0, "bbox": 5.0, "giou": 2.0, "fgl": 0.15, "ddf": 1.5}
-AUGMENT = AugmentStage(mosaic=0.5, mixup=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
+AUGMENT = Augmentation(mosaic=0.5, mixup=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
 
 
-def write_images(folder: Path, num_images: int = 8, empty: tuple[int, ...] = ()) -> Source:
-    """Coloured rectangles on noise; images whose number is in `empty` have none."""
+def write_images(folder: Path, num_images: int = 8, empty: tuple[int, ...] = ()) -> Split:
+    """Colored rectangles on noise; images whose number is in `empty` have none."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     records = []
@@ -66,7 +66,7 @@ def write_images(folder: Path, num_images: int = 8, empty: tuple[int, ...] = ())
         cv2.imwrite(str(folder / name), image)
         areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).astype(np.float64)
         records.append(Record(ImageInfo(index, name, *SIZE), boxes, labels, np.zeros(count, dtype=bool), areas))
-    return Source(folder, tuple(records), CLASSES, "made up", ())
+    return Split(folder, tuple(records), CLASSES, "made up", ())
 
 
 def make_detector(num_denoising: int = 8) -> DetectionModel:
@@ -133,7 +133,7 @@ def fixed_score(detector: nn.Module, score: float) -> Metrics:
 
 
 def make_trainer(
-    source: Source,
+    split: Split,
     out: Path,
     *,
     plan: Plan | None = None,
@@ -142,7 +142,7 @@ def make_trainer(
     distil: bool = True,
     rule: str = "released",
     detector: nn.Module | None = None,
-    augment: AugmentStage = AUGMENT,
+    augment: Augmentation = AUGMENT,
     multi_scale_repeat: int | None = 3,
     shuffle: bool = True,
     workers: int = 0,
@@ -159,7 +159,7 @@ def make_trainer(
     detector = detector or make_detector()
     teacher = make_teacher() if distil else None
     student = DistillationStudent(detector, Injector(32, teacher.dim) if teacher else None).to(accelerator.device)
-    dataset = DetectionDataset(source, SIZE, augment, seed=0)
+    dataset = DetectionDataset(split, SIZE, augment, seed=0)
     loader = build_loader(
         dataset,
         split_batch(batch, ranks=ranks, accumulate=accumulate),

@@ -1,4 +1,4 @@
-"""What each of two processes does in `behaviour/test_ranks.py`, where a new process can import it."""
+"""What each of two processes does in `behavior/test_ranks.py`, where a new process can import it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.training import Trainer
 from rtdetrv4.training.checkpoint import load_checkpoint
 from small_training import (
@@ -41,7 +41,7 @@ def make_equal(folder: Path) -> Trainer:
         plan=make_plan(epochs=1, steps_per_epoch=STEPS, refine_from=1),
         detector=with_frozen_norms(make_detector(num_denoising=0)),
         weights=WEIGHTS | {"ddf": 0.0},
-        augment=AugmentStage(flip=0.5),
+        augment=Augmentation(flip=0.5),
     )
 
 
@@ -71,18 +71,18 @@ def _facts(trainer: Trainer) -> dict:
         "student": trainer.student.state_dict(),
         "ema": trainer.ema.module.state_dict(),
         "weight": trainer.modulation.weight,
-        "position": vars(trainer.at),
+        "position": vars(trainer.position),
     }
 
 
 def _cut_and_resume(rank: int, folder: Path) -> dict:
     """Batch norm, denoising, everything; a NaN on rank 1 only, Ctrl-C on rank 0 only."""
-    source = write_images(folder / "images", 12, empty=(0, 1, 2))
+    split = write_images(folder / "images", 12, empty=(0, 1, 2))
     # The first epoch is the best: refinement begins with weights that only rank 0 reads.
     plan = make_plan(epochs=3, steps_per_epoch=3, refine_from=2)
 
     def make(out: str, *, interrupted: bool = False, disturbed: bool = True) -> Trainer:
-        trainer, calls = make_trainer(source, folder / out, plan=plan), []
+        trainer, calls = make_trainer(split, folder / out, plan=plan), []
         trainer.evaluate = lambda detector: fixed_score(detector, 1 / trainer.ema.num_updates)
 
         def disturb(module, inputs):

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rtdetrv4.build import build_detector
-from rtdetrv4.build.training import build_trainer
+from rtdetrv4.assembly import build_detector
+from rtdetrv4.assembly.training import build_trainer
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.data.batch import prepare_batch
 from rtdetrv4.data.formats import read_splits

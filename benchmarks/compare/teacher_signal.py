@@ -56,10 +56,10 @@ def main() -> None:
 
 def _images(data: str, size: int, number: int) -> Tensor:
     """N×3×size×size in [0, 1], of the validation part."""
-    source = read_splits(data).val
-    assert source is not None, f"{data} has no validation part"
-    infos = [record.info for record in itertools.islice(source.records, number)]
-    images = [read_image(source.image_dir / info.file_name, (info.height, info.width)) for info in infos]
+    split = read_splits(data).val
+    assert split is not None, f"{data} has no validation part"
+    infos = [record.info for record in itertools.islice(split.records, number)]
+    images = [read_image(split.image_dir / info.file_name, (info.height, info.width)) for info in infos]
     return torch.from_numpy(preprocess(images, (size, size)))
 
 

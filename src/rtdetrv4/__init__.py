@@ -10,7 +10,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rtdetrv4.build import create_model
+    from rtdetrv4.assembly import create_model
     from rtdetrv4.comparison import compare
     from rtdetrv4.config import load_recipe
     from rtdetrv4.detector import Detector
@@ -49,7 +49,7 @@ _HOMES = {
     "Detections": "rtdetrv4.runtime.detections",
     "Detector": "rtdetrv4.detector",
     "compare": "rtdetrv4.comparison",
-    "create_model": "rtdetrv4.build",
+    "create_model": "rtdetrv4.assembly",
     "load_recipe": "rtdetrv4.config",
 }
 

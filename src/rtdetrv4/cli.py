@@ -165,7 +165,7 @@ def train(
         out=out,
     )
     result = _detector(model, weights).train(data, resume=resume, overrides=overrides, **given)
-    if _speaks():
+    if _is_main_process():
         _print_metrics(result.metrics)
         print(f"Weights: {result.weights}")
 
@@ -185,12 +185,12 @@ def val(
     """Measure COCO average precision."""
     given = _given(batch=batch, imgsz=_image_size(imgsz))
     metrics = _detector(model, device=_device(device)).val(data, split=split, **given)
-    if not _speaks():
+    if not _is_main_process():
         return
-    _print_metrics(metrics.as_dict())
+    _print_metrics(metrics.to_dict())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(metrics.as_dict(), indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -223,7 +223,7 @@ def predict(
 @app.command()
 def export(
     model: _Trained,
-    format: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",  # noqa: A002
+    format: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.", show_default=False)
     ] = None,
@@ -250,7 +250,7 @@ def convert(
     to: Annotated[Literal["ours", "released", "transformers"], typer.Option(help="Format to write.")] = "ours",
 ) -> None:
     """Write weights in another format: ours, that of the released code, or transformers'."""
-    from rtdetrv4.build.conversion import convert_weights
+    from rtdetrv4.assembly.conversion import convert_weights
 
     found = convert_weights(source, out, model=model, to=to)
     print(f"{found.model} with {found.num_classes} classes: {out}")
@@ -362,30 +362,30 @@ def models(
 
 @app.command()
 def teachers() -> None:
-    """List the teachers known by name, with the licences of their weights. Any other timm model works too."""
+    """List the teachers known by name, with the licenses of their weights. Any other timm model works too."""
     from rich.console import Console
     from rich.table import Table
 
-    from rtdetrv4.distillation.catalog import TEACHERS
+    from rtdetrv4.distillation.teacher_catalog import TEACHERS
 
     table = Table(
         title="Teachers",
-        caption="* not an open-source licence: read it before you train. Licences as timm states them; checkpoints "
+        caption="* not an open-source license: read it before you train. Licenses as timm states them; checkpoints "
         "name theirs. Any other timm model can be a teacher too, by its timm name.",
     )
     table.add_column("teacher", style="bold", no_wrap=True)
     table.add_column("name in timm", overflow="fold")
     for column in ("channels", "stride"):
         table.add_column(column, justify="right")
-    table.add_column("licence", overflow="fold")
+    table.add_column("license", overflow="fold")
     table.add_column("note")
     family = TEACHERS[0].family
     for facts in TEACHERS:
         if facts.family != family:
             table.add_section()
             family = facts.family
-        licence = facts.licence if facts.is_open else f"{facts.licence} *"
-        table.add_row(facts.name, facts.timm_name, str(facts.dim), str(facts.stride), licence, facts.note)
+        terms = facts.license if facts.is_open else f"{facts.license} *"
+        table.add_row(facts.name, facts.timm_name, str(facts.dim), str(facts.stride), terms, facts.note)
     Console().print(table)
 
 
@@ -504,7 +504,7 @@ def _predictions(
     return OnnxSession(model).stream(source, conf)
 
 
-def _speaks() -> bool:
+def _is_main_process() -> bool:
     """Whether this is the first of the processes that run one command together, as under torchrun."""
     from accelerate import PartialState
 

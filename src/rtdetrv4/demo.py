@@ -36,7 +36,7 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
         tell(f"1/4  Drawing a data set of textured shapes into {data}")
         write_shapes(data, num_train=400, num_val=80, image_size=192, num_classes=3)
     teacher = demo_teacher()
-    tell(f"2/4  Training with the teacher {teacher.name} ({teacher.licence})")
+    tell(f"2/4  Training with the teacher {teacher.name} ({teacher.license})")
     detector = Detector("demo")
     run = out / "train"
     result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())

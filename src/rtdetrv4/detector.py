@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtdetrv4.build import build_detector
+from rtdetrv4.assembly import build_detector
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
 from rtdetrv4.config.schema import parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
@@ -27,7 +27,7 @@ from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import find_weights, load_weights, read_metadata
 
 if TYPE_CHECKING:
-    from rtdetrv4.data.formats import Source, Splits
+    from rtdetrv4.data.formats import Split, Splits
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import Metrics
 
@@ -187,7 +187,7 @@ class Detector:
                 fit into memory.
             imgsz: side of a square, or (height, width); multiples of 32.
             teacher: to learn from: a name of `rtdetrv4 teachers` or of timm, "none" for none, a built `Teacher`, or any
-                network from normalised images B×3×H×W to a map of features.
+                network from normalized images B×3×H×W to a map of features.
             lr: learning rate; the backbone's follows.
             device: of this run.
             workers: processes that load images.
@@ -208,7 +208,7 @@ class Detector:
         require("accelerate", "train")
         from accelerate.utils import set_seed
 
-        from rtdetrv4.build.training import build_trainer
+        from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.training import make_accelerator
@@ -269,7 +269,7 @@ class Detector:
         self._load(weights)
         metrics: dict[str, Any] = {}
         if splits.val is not None:
-            metrics = self._evaluate(splits.val, folder / "val").as_dict()
+            metrics = self._evaluate(splits.val, folder / "val").to_dict()
             if accelerator.is_main_process:
                 self._show(splits.val, folder / "predictions.jpg")
         return TrainResult(folder, weights, folder / "best.pt", last, metrics)
@@ -313,21 +313,21 @@ class Detector:
         classes = self._known_classes("Nothing to evaluate")
         if split not in ("train", "val", "test"):
             raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
-        source: Source | None = getattr(read_splits(data, classes), split)
-        if source is None:
+        part: Split | None = getattr(read_splits(data, classes), split)
+        if part is None:
             raise DatasetError(f"{data} has no {split} part.")
         settings = {"imgsz": imgsz, "workers": workers}
         recipe = override(self.recipe, settings | ({} if batch is None else {"run.val_batch": batch}))
-        return self._evaluate(source, None if out is None else Path(out), recipe)
+        return self._evaluate(part, None if out is None else Path(out), recipe)
 
-    def _evaluate(self, source: Source, out: Path | None, recipe: Recipe | None = None) -> Metrics:
-        from rtdetrv4.build.training import build_evaluation
+    def _evaluate(self, split: Split, out: Path | None, recipe: Recipe | None = None) -> Metrics:
+        from rtdetrv4.assembly.training import build_evaluation
         from rtdetrv4.evaluation import CocoEvaluator, write_report
         from rtdetrv4.training import make_accelerator
 
         accelerator = make_accelerator(str(self.device), "off")
-        evaluator = CocoEvaluator(source.records, source.classes)
-        metrics = build_evaluation(recipe or self.recipe, source, accelerator, evaluator)(self._deploy())
+        evaluator = CocoEvaluator(split.records, split.classes)
+        metrics = build_evaluation(recipe or self.recipe, split, accelerator, evaluator)(self._deploy())
         if out is not None and accelerator.is_main_process:
             write_report(evaluator, out, metrics)
         return metrics
@@ -401,7 +401,7 @@ class Detector:
 
     def export(
         self,
-        format: str = "onnx",  # noqa: A002
+        format: str = "onnx",
         *,
         out: str | Path | None = None,
         imgsz: int | str | tuple[int, int] | None = None,
@@ -448,7 +448,7 @@ class Detector:
     def _provenance(self) -> dict[str, str]:
         """What an exported file keeps about where its weights come from."""
         teacher = None if self._weights is None else read_metadata(self._weights).facts.get("teacher")
-        return {} if teacher is None else {"teacher": teacher["name"], "teacher_licence": teacher["licence"]}
+        return {} if teacher is None else {"teacher": teacher["name"], "teacher_license": teacher["license"]}
 
     def _deploy(self) -> DetectionModel:
         if self._deployed is None:
@@ -463,11 +463,11 @@ class Detector:
             )
         return self.classes
 
-    def _show(self, source: Source, path: Path) -> None:
+    def _show(self, split: Split, path: Path) -> None:
         """Draw what is found in the first validation images beside what is there."""
         pictures = []
-        files = [source.image_dir / record.info.file_name for record in source.records[:NUM_SHOWN]]
-        for record, file in zip(source.records[:NUM_SHOWN], files, strict=True):
+        files = [split.image_dir / record.info.file_name for record in split.records[:NUM_SHOWN]]
+        for record, file in zip(split.records[:NUM_SHOWN], files, strict=True):
             found = self.predict(file, conf=0.4)[0]
             assert found.image is not None
             truth = [self.names[label] for label in record.labels]

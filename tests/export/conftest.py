@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import golden
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.export import export_onnx
 from rtdetrv4.models import DetectionModel
 from rtdetrv4.types import ClassMap

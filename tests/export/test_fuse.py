@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import golden
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.models import fuse
 from rtdetrv4.weights import from_released
 

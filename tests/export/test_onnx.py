@@ -112,7 +112,7 @@ def test_detector_and_exported_file_predict_alike(
         "image_size": (64, 64),
         "num_queries": 300,
         "trained": True,
-        "teacher": {"name": "a teacher", "licence": "apache-2.0"},
+        "teacher": {"name": "a teacher", "license": "apache-2.0"},
     }
     save_weights(square.model, tmp_path / "weights.safetensors", facts)
     monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: onnx.load(square.path))
@@ -120,7 +120,7 @@ def test_detector_and_exported_file_predict_alike(
     path = detector.export()
     assert path == tmp_path / "weights.onnx"
     entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert (entries["teacher"], entries["teacher_licence"]) == ("a teacher", "apache-2.0")
+    assert (entries["teacher"], entries["teacher_license"]) == ("a teacher", "apache-2.0")
 
     image = (255 * golden.image(3, 90, 150)).astype(np.uint8).transpose(1, 2, 0)
     ours, theirs = detector.predict(image, conf=0.3)[0], OnnxSession(path).predict(image, conf=0.3)[0]
@@ -217,7 +217,7 @@ def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytes
         num_points=(4, 4, 4),
         query_position_layers=3,
     )
-    monkeypatch.setattr("rtdetrv4.build.models.VARIANTS", {"test": variant})
+    monkeypatch.setattr("rtdetrv4.assembly.models.VARIANTS", {"test": variant})
     model = model_like_a_trained_one()
     path = tmp_path / "v2.onnx"
     with warnings.catch_warnings():

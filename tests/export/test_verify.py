@@ -39,7 +39,7 @@ def test_rounding_is_measured() -> None:
     assert (result.num_moved, result.num_lost) == (0, 0)
 
 
-def test_nearly_tied_neighbours_may_change_places() -> None:
+def test_nearly_tied_neighbors_may_change_places() -> None:
     a = detections()
     a.scores[[20, 21, 22]] = [[0.5], [0.5], [0.49999]]
     order = np.arange(50)

@@ -91,7 +91,7 @@ def targets(seed: int, per_image: Sequence[int], num_classes: int = 80) -> list[
     drawn = []
     for count in per_image:
         sizes = rng.uniform(0.05, 0.5, (count, 2))
-        centres = rng.uniform(0.25, 0.75, (count, 2))
+        centers = rng.uniform(0.25, 0.75, (count, 2))
         labels = rng.randint(0, num_classes, count).astype(np.int64)
-        drawn.append((labels, np.hstack([centres, sizes]).astype(np.float32)))
+        drawn.append((labels, np.hstack([centers, sizes]).astype(np.float32)))
     return drawn

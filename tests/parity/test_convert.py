@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import golden
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.distillation import Injector
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.weights import load_weights
@@ -115,7 +115,7 @@ def test_constants_are_those_of_the_released_code() -> None:
     points = constants["decoder.decoder.layers.5.cross_attn.num_points_scale"]
     torch.testing.assert_close(points, torch.tensor([1 / 3] * 3 + [1 / 6] * 6 + [1 / 3] * 3))
     anchors, valid = constants["decoder.anchors"][0], constants["decoder.valid_mask"][0]
-    # Of stride 8 the outermost cells are invalid: their centres are nearer to the edge than 0.01.
+    # Of stride 8 the outermost cells are invalid: their centers are nearer to the edge than 0.01.
     assert valid.dtype == torch.bool
     assert (~valid).sum() == 80 * 80 - 78 * 78
     assert anchors[0].isinf().all()

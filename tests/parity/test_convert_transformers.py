@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 import golden
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.models import DetectionModel
 from rtdetrv4.weights import from_released, load_weights, read_metadata
@@ -84,7 +84,7 @@ def test_outputs_are_the_same_both_ways(name: str, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "theirs")
     fresh = create_model(name)
     report = load_weights(fresh, tmp_path / "theirs")
-    assert not report.newly_initialised
+    assert not report.newly_initialized
     assert not report.ignored
     assert read_metadata(tmp_path / "theirs").models == (name,)
     assert_same_outputs(fresh.eval(), theirs, size)

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 import golden
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.distillation import DistillationStudent, Injector, alignment_loss
 from rtdetrv4.distillation.modulation import gradient_l1
 from rtdetrv4.losses import Criterion, HungarianMatcher, weighted_sum

@@ -1,4 +1,4 @@
-"""Parameter counts and optimiser groups of the released models, name by name."""
+"""Parameter counts and optimizer groups of the released models, name by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import golden
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.config import load_recipe
 from rtdetrv4.distillation import DistillationStudent, Injector
 from rtdetrv4.models import fuse

@@ -52,7 +52,7 @@ class FakeDetector:
     def val(self, *args: Any, **options: Any) -> Any:
         self._note("val", args, options)
         metrics = {"ap": 0.5, "ap_small": None, "num_images": 3, "per_class": {"cat": 0.25, "dog": None}}
-        return SimpleNamespace(as_dict=lambda: metrics)
+        return SimpleNamespace(to_dict=lambda: metrics)
 
     def predict(self, *args: Any, **options: Any) -> Any:
         self._note("predict", args, options)
@@ -185,7 +185,7 @@ def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         calls.append((args, options))
         return SimpleNamespace(model="dfine-s", num_classes=80)
 
-    monkeypatch.setattr("rtdetrv4.build.conversion.convert_weights", convert_weights)
+    monkeypatch.setattr("rtdetrv4.assembly.conversion.convert_weights", convert_weights)
     assert run("convert dfine_s_coco.pth --out a.safetensors") == 0
     assert run("convert a.safetensors -o hf -m dfine-s --to transformers") == 0
     assert calls == [

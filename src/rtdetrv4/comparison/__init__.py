@@ -3,9 +3,9 @@
 The package is not called `compare`, which in `rtdetrv4` is the function.
 """
 
-from rtdetrv4.comparison.report import read_comparison
 from rtdetrv4.comparison.results import METRICS, ArmSummary, Comparison, Difference, Spread, Table
 from rtdetrv4.comparison.runs import ARMS, compare
+from rtdetrv4.comparison.summary import read_comparison
 
 __all__ = [
     "ARMS",

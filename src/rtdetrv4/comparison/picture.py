@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rtdetrv4.comparison.results import CONFIDENCE, Comparison, Spread
-from rtdetrv4.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from rtdetrv4.training.run_curves import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY
 
-_COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+_COLORS = (GRAY, BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 _DASHES = ("-", "--", ":")
 
 Curve = Mapping[int, float]
@@ -87,7 +87,7 @@ def _curves(
 
 
 def _style(index: int) -> dict[str, Any]:
-    return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _DASHES[index // len(_COLOURS) % len(_DASHES)]}
+    return {"color": _COLORS[index % len(_COLORS)], "linestyle": _DASHES[index // len(_COLORS) % len(_DASHES)]}
 
 
 def _draw_curves(axes: Axes, arms: Mapping[str, Sequence[Curve]], title: str) -> None:
@@ -114,24 +114,24 @@ def _draw_differences(axes: Axes, comparison: Comparison) -> None:
     reference = comparison.arms[0].name
     legend = f"dots: a seed; bar: mean with its {CONFIDENCE:.0%} interval"
     axes.set_title(f"AP of the last epoch minus that of {reference}, points\n{legend}", loc="left", fontsize="medium")
-    axes.axhline(0, color=GREY, linewidth=1.2)
+    axes.axhline(0, color=GRAY, linewidth=1.2)
     shown = {each.arm: each for each in comparison.differences if each.metric == "last_ap"}
     for place, (index, arm) in enumerate(
         (index, arm) for index, arm in enumerate(comparison.arms) if arm.name in shown
     ):
-        difference, colour = shown[arm.name], _style(index)["color"]
+        difference, color = shown[arm.name], _style(index)["color"]
         values = [100 * value for value in difference.by_seed.values()]
         spread = difference.spread
         middle = (len(values) - 1) / 2
         beside = [place - 0.18 + 0.06 * (number - middle) / max(middle, 1) for number in range(len(values))]
-        axes.plot(beside, values, "o", color=colour, markersize=5, alpha=0.7, linestyle="none")
-        axes.plot([place - 0.08, place + 0.28], [100 * spread.mean] * 2, color=colour, linewidth=2.5)
+        axes.plot(beside, values, "o", color=color, markersize=5, alpha=0.7, linestyle="none")
+        axes.plot([place - 0.08, place + 0.28], [100 * spread.mean] * 2, color=color, linewidth=2.5)
         if spread.interval is not None:
             low, high = (100 * end for end in spread.interval)
-            axes.vlines(place + 0.1, low, high, color=colour, linewidth=1.5)
+            axes.vlines(place + 0.1, low, high, color=color, linewidth=1.5)
     if shown:
         axes.set_xticks(range(len(shown)), list(shown))
         axes.set_xlim(-0.6, len(shown) - 0.4)
     else:
         axes.set_xticks([])
-        axes.text(0.5, 0.6, "nothing to compare with yet", color=GREY, ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.6, "nothing to compare with yet", color=GRAY, ha="center", transform=axes.transAxes)

@@ -130,7 +130,7 @@ class Comparison:
             tables.append(_classes_table(self.arms[0], self.class_differences))
         return tuple(tables)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values, as in compare.json."""
 
         def plain(each: Difference) -> dict[str, Any]:

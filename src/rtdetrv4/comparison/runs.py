@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from rtdetrv4.build.training import build_teacher
-from rtdetrv4.comparison.report import (
+from rtdetrv4.assembly.training import build_teacher
+from rtdetrv4.comparison.results import Comparison
+from rtdetrv4.comparison.summary import (
     RESULT_FILE,
     SETTINGS_FILE,
     read_comparison,
@@ -26,7 +27,6 @@ from rtdetrv4.comparison.report import (
     read_settings,
     write_text,
 )
-from rtdetrv4.comparison.results import Comparison
 from rtdetrv4.config import Recipe, changed_settings, from_yaml, load_recipe, override, parse_assignment
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.detector import FREE_ON_RESUME, WEIGHTS_SUFFIXES, Detector
@@ -226,8 +226,8 @@ def _fingerprints(base: Recipe) -> dict[str, str]:
     if base.data.path is None:
         raise ConfigError("There is no data to compare on. Give a folder: --data datasets/mine.")
     splits = read_splits(base.data.path)
-    for part, source in (("training", splits.train), ("validation", splits.val)):
-        if source is None:
+    for part, split in (("training", splits.train), ("validation", splits.val)):
+        if split is None:
             raise DatasetError(f"{base.data.path} has no {part} part; comparisons train and validate.")
     assert splits.train is not None
     assert splits.val is not None

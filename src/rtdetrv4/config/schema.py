@@ -1,6 +1,6 @@
 """What a recipe may say: every setting with its type, range, default and meaning.
 
-A recipe is plain data. Classes never receive it: `rtdetrv4.build` reads it and passes plain values on. Settings that
+A recipe is plain data. Classes never receive it: `rtdetrv4.assembly` reads it and passes plain values on. Settings that
 differ between models have no default here; the shipped recipes give them. `Recipe.model_json_schema()` is the same
 information for editors.
 """
@@ -157,7 +157,7 @@ class AugmentConfig(_Section):
     """How training images are varied. Probabilities are per image; 0 turns an item off."""
 
     mosaic: Probability = Field(description="Four images in one; such an image gets no zoom-out and no IoU crop.")
-    mixup: Probability = Field(description="Per batch: blend every image with its neighbour in the batch.")
+    mixup: Probability = Field(description="Per batch: blend every image with its neighbor in the batch.")
     photometric: Probability = Field(
         default=0.5, description="Brightness, contrast, saturation, hue and channel order."
     )
@@ -189,7 +189,7 @@ class LossWeights(_Section):
 
     cls: NonNegative = Field(default=1.0, description="Classification: MAL or VFL.")
     bbox: NonNegative = Field(default=5.0, description="L1 distance of boxes.")
-    giou: NonNegative = Field(default=2.0, description="Generalised IoU of boxes.")
+    giou: NonNegative = Field(default=2.0, description="Generalized IoU of boxes.")
     fgl: NonNegative = Field(default=0.15, description="Fine-grained localization (D-FINE); 0 for plain box heads.")
     ddf: NonNegative = Field(
         default=1.5, description="Decoupled distillation focal loss (D-FINE); 0 for plain box heads."
@@ -201,13 +201,13 @@ class MatcherConfig(_Section):
 
     cls: NonNegative = Field(default=2.0, description="Focal-style class cost.")
     bbox: NonNegative = Field(default=5.0, description="L1 distance of boxes.")
-    giou: NonNegative = Field(default=2.0, description="Generalised IoU of boxes.")
+    giou: NonNegative = Field(default=2.0, description="Generalized IoU of boxes.")
     alpha: Probability = Field(default=0.25, description="α of the class cost.")
     gamma: NonNegative = Field(default=2.0, description="γ of the class cost.")
 
 
 class LossConfig(_Section):
-    """What is minimised, apart from distillation."""
+    """What is minimized, apart from distillation."""
 
     classification: Literal["mal", "vfl"] = Field(description="Matchability-aware (DEIM) or varifocal loss.")
     gamma: NonNegative = Field(description="γ of the classification loss.")

@@ -27,7 +27,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from rtdetrv4.data.decode import MAX_REDUCTION
-from rtdetrv4.data.records import Source
+from rtdetrv4.data.records import Split
 from rtdetrv4.errors import ConfigError
 
 CAN_FORK = sys.platform == "linux"
@@ -145,7 +145,7 @@ class DiskCache:
     A file that is damaged, or made of an image that has changed since, is deleted and made again.
 
     Args:
-        source: the images.
+        split: the images.
         folder: made if need be. Its files may be deleted at any time.
         max_bytes: of all files in it.
         ranks: processes that fill it at the same time; each takes its share of the room that is left.
@@ -154,8 +154,8 @@ class DiskCache:
         ConfigError: the folder cannot be made or read.
     """
 
-    def __init__(self, source: Source, folder: Path, max_bytes: int, ranks: int = 1) -> None:
-        self._source = source
+    def __init__(self, split: Split, folder: Path, max_bytes: int, ranks: int = 1) -> None:
+        self._split = split
         self._folder = folder
         self._is_writable = True
         sizes: list[int] = []
@@ -174,11 +174,11 @@ class DiskCache:
 
     def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """See `ImageCache`."""
-        info = self._source.records[index].info
+        info = self._split.records[index].info
         digest = hashlib.sha256(f"{info.file_name}\0{info.height}x{info.width}".encode()).hexdigest()
         path = self._folder / f"{digest[:40]}-{reduction}"
         try:
-            status = (self._source.image_dir / info.file_name).stat()
+            status = (self._split.image_dir / info.file_name).stat()
         except OSError:
             return decode()  # which says what is wrong
         made_of = (MAGIC, status.st_size, status.st_mtime_ns)
@@ -225,26 +225,26 @@ class DiskCache:
 
 
 def open_cache(
-    kind: Literal["ram", "disk"], source: Source, max_bytes: int, *, workers: int = 0, ranks: int = 1
+    kind: Literal["ram", "disk"], split: Split, max_bytes: int, *, workers: int = 0, ranks: int = 1
 ) -> ImageCache | None:
-    """A cache for the images of a source, or None, with a warning, where there cannot be one.
+    """A cache for the images of a split, or None, with a warning, where there cannot be one.
 
     Args:
         kind: "ram" lasts as long as this object, "disk" for ever.
-        source: the images.
-        max_bytes: of all caches for this source on this machine.
+        split: the images.
+        max_bytes: of all caches for this split on this machine.
         workers: of the loader.
-        ranks: processes on this machine that have a cache for this source.
+        ranks: processes on this machine that have a cache for this split.
 
     Raises:
         ConfigError: there is no room, or no right, to make it.
     """
     if kind == "disk":
-        return DiskCache(source, cache_folder(source.image_dir), max_bytes, ranks)
+        return DiskCache(split, cache_folder(split.image_dir), max_bytes, ranks)
     if workers and not CAN_FORK:
         logger.warning("data.cache=ram is left out: data workers cannot share memory here. Use data.cache=disk.")
         return None
-    return RamCache(len(source.records), max_bytes // ranks)
+    return RamCache(len(split.records), max_bytes // ranks)
 
 
 def cache_folder(image_dir: Path) -> Path:
@@ -254,10 +254,10 @@ def cache_folder(image_dir: Path) -> Path:
     return caches / "rtdetrv4" / "images" / digest[:16]
 
 
-def describe(cache: ImageCache, source: Source) -> str:
+def describe(cache: ImageCache, split: Split) -> str:
     """What a cache holds, and how many images there is room for."""
-    count = len(source.records)
-    infos = [record.info for record in source.records[:: count // 1000 + 1]]
+    count = len(split.records)
+    infos = [record.info for record in split.records[:: count // 1000 + 1]]
     mean = 3 * sum(info.height * info.width for info in infos) / len(infos)
     fitting = min(int(cache.budget.limit / mean), count)
     return (

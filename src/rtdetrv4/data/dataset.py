@@ -1,4 +1,4 @@
-"""A source as training or evaluation samples of one size."""
+"""A split as training or evaluation samples of one size."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch.utils.data import Dataset
 from rtdetrv4.data.cache import ImageCache
 from rtdetrv4.data.decode import read_image, reduction_for
 from rtdetrv4.data.mosaic import draw_mosaic, paint
-from rtdetrv4.data.records import Record, Source
+from rtdetrv4.data.records import Record, Split
 from rtdetrv4.data.transforms import (
-    AugmentStage,
+    Augmentation,
     Window,
-    centres_inside,
+    centers_inside,
     clip_boxes,
     draw_iou_crop,
     draw_zoom_out,
@@ -53,7 +53,7 @@ class _UnreadableError(Exception):
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Images of a source, augmented for training or plainly stretched for evaluation.
+    """Images of a split, augmented for training or plainly stretched for evaluation.
 
     A sample depends on nothing but (seed, epoch, index): not on the number of workers, nor on what was drawn before.
 
@@ -61,33 +61,33 @@ class DetectionDataset(Dataset[Sample]):
     evaluation it is black, so that its objects count as missed.
 
     Args:
-        source: the images and boxes.
+        split: the images and boxes.
         image_size: (H, W) of the samples.
         stage: augmentation to begin with, or None to evaluate.
         seed: of all augmentation.
-        cache: of the images of `source`; None decodes them each time. Samples do not depend on it.
+        cache: of the images of `split`; None decodes them each time. Samples do not depend on it.
     """
 
     def __init__(
         self,
-        source: Source,
+        split: Split,
         image_size: tuple[int, int],
-        stage: AugmentStage | None = None,
+        stage: Augmentation | None = None,
         seed: int = 0,
         cache: ImageCache | None = None,
     ) -> None:
-        self.source = source
+        self.split = split
         self.image_size = image_size
         self.cache = cache
         self._training = stage is not None
         self._seed = seed
         # Workers live through all epochs with their own copy of this object: what changes lies in shared memory.
-        self._state = torch.zeros(1 + len(AugmentStage._fields), dtype=torch.float64).share_memory_()
-        self._unreadable = torch.zeros(len(source.records), dtype=torch.bool).share_memory_()
-        self.set_epoch(0, stage or AugmentStage())
+        self._state = torch.zeros(1 + len(Augmentation._fields), dtype=torch.float64).share_memory_()
+        self._unreadable = torch.zeros(len(split.records), dtype=torch.bool).share_memory_()
+        self.set_epoch(0, stage or Augmentation())
 
     def __len__(self) -> int:
-        return len(self.source.records)
+        return len(self.split.records)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample of image `index`.
@@ -97,16 +97,16 @@ class DetectionDataset(Dataset[Sample]):
         """
         if not self._training:
             return self._plain(index)
-        epoch, stage = int(self._state[0]), AugmentStage(*self._state[1:].tolist())
+        epoch, stage = int(self._state[0]), Augmentation(*self._state[1:].tolist())
         for stand_in in range(len(self)):
             shifted = (index + stand_in) % len(self)
             try:
                 return self._augmented(shifted, stage, np.random.default_rng((self._seed, epoch, shifted)))
             except _UnreadableError:
                 continue
-        raise DatasetError(f"none of the {len(self)} images in {self.source.image_dir} can be read")
+        raise DatasetError(f"none of the {len(self)} images in {self.split.image_dir} can be read")
 
-    def set_epoch(self, epoch: int, stage: AugmentStage) -> None:
+    def set_epoch(self, epoch: int, stage: Augmentation) -> None:
         """Draw anew for `epoch`, and augment as `stage` says; reaches running workers too."""
         self._state.copy_(torch.tensor([epoch, *stage], dtype=torch.float64))
 
@@ -116,7 +116,7 @@ class DetectionDataset(Dataset[Sample]):
         return int(self._unreadable.sum())
 
     def _plain(self, index: int) -> Sample:
-        record = self.source.records[index]
+        record = self.split.records[index]
         size_hw = (record.info.height, record.info.width)
         try:
             # Every pixel is read, as in prediction: a metric must hold for what users will run.
@@ -128,8 +128,8 @@ class DetectionDataset(Dataset[Sample]):
             image, boxes / np.tile(size_hw[::-1], 2) * np.tile(self.image_size[::-1], 2), labels, record
         )
 
-    def _augmented(self, index: int, stage: AugmentStage, rng: Generator) -> Sample:
-        record = self.source.records[index]
+    def _augmented(self, index: int, stage: Augmentation, rng: Generator) -> Sample:
+        record = self.split.records[index]
         if rng.random() < stage.mosaic:
             image, boxes, labels = self._mosaic(index, stage, rng)
         else:
@@ -137,10 +137,10 @@ class DetectionDataset(Dataset[Sample]):
         return self._sample(image, boxes, labels, record)
 
     def _cropped(
-        self, index: int, stage: AugmentStage, rng: Generator
+        self, index: int, stage: Augmentation, rng: Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
         """Pixels, boxes in them, and labels of one image after zoom-out, IoU crop, flip and photometric changes."""
-        record = self.source.records[index]
+        record = self.split.records[index]
         boxes, labels = _trained_boxes(record)
         size_hw = (record.info.height, record.info.width)
         window = Window(0, 0, size_hw[1], size_hw[0])
@@ -148,7 +148,7 @@ class DetectionDataset(Dataset[Sample]):
             window = draw_zoom_out(rng, size_hw)
         if rng.random() < stage.iou_crop:
             window = draw_iou_crop(rng, boxes, window)
-            kept = centres_inside(boxes, window)
+            kept = centers_inside(boxes, window)
             boxes, labels = boxes[kept], labels[kept]
         flip = rng.random() < stage.flip
 
@@ -156,7 +156,7 @@ class DetectionDataset(Dataset[Sample]):
         pixels = self._read(index, max(out_hw[0] / window.height, out_hw[1] / window.width))
         placement = place(window, size_hw, pixels.shape[:2], out_hw)  # pyright: ignore[reportArgumentType]
         shown_hw = (_length(placement.out_rows), _length(placement.out_columns))
-        # The fill around a zoomed-out image stays black, as it is put there after the colours were changed.
+        # The fill around a zoomed-out image stays black, as it is put there after the colors were changed.
         shown = photometric(resize(pixels[placement.rows, placement.columns], shown_hw), rng, stage.photometric)
         if shown_hw == out_hw:
             image = shown
@@ -171,11 +171,11 @@ class DetectionDataset(Dataset[Sample]):
         return image, boxes[kept], labels[kept]  # pyright: ignore[reportReturnType]
 
     def _mosaic(
-        self, index: int, stage: AugmentStage, rng: Generator
+        self, index: int, stage: Augmentation, rng: Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
         """Pixels, boxes in them, and labels of a mosaic of this image and three others."""
         indices = [index, *rng.integers(len(self), size=3).tolist()]
-        records = [self.source.records[i] for i in indices]
+        records = [self.split.records[i] for i in indices]
         sizes_hw = np.array([(record.info.height, record.info.width) for record in records], dtype=np.int32)
         matrices, canvas_hw = draw_mosaic(rng, sizes_hw, self.image_size, stage)
         if rng.random() < stage.flip:
@@ -196,8 +196,8 @@ class DetectionDataset(Dataset[Sample]):
     def _read(self, index: int, scale: float) -> NDArray[np.uint8]:
         if self._unreadable[index]:
             raise _UnreadableError
-        info = self.source.records[index].info
-        decode = partial(read_image, self.source.image_dir / info.file_name, (info.height, info.width), scale)
+        info = self.split.records[index].info
+        decode = partial(read_image, self.split.image_dir / info.file_name, (info.height, info.width), scale)
         try:
             return decode() if self.cache is None else self.cache.read(index, reduction_for(scale), decode)
         except DatasetError as error:

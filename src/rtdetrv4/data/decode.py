@@ -21,7 +21,7 @@ ASPECT_TOLERANCE = 0.01
 
 
 def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDArray[np.uint8]:
-    """Read an image of any common kind (grey, palette, alpha, CMYK, 16 bit) as 8-bit RGB.
+    """Read an image of any common kind (gray, palette, alpha, CMYK, 16 bit) as 8-bit RGB.
 
     The array shows the whole image but may have fewer pixels: halved up to three times while it stays at least `scale`
     times the original. JPEG files are decoded at that size to begin with, which costs less and averages as it shrinks.

@@ -1,4 +1,4 @@
-"""Annotations as columns, whatever file they came from, and the way from there to a `Source`."""
+"""Annotations as columns, whatever file they came from, and the way from there to a `Split`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from rtdetrv4.data.records import RecordTable, Source
+from rtdetrv4.data.records import RecordTable, Split
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
 
@@ -63,7 +63,7 @@ def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
     return ClassMap(names=tuple(name for _, name in kept), category_ids=tuple(id_ for id_, _ in kept))
 
 
-def build_source(document: Document, folders: Sequence[Path], classes: ClassMap) -> Source:
+def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) -> Split:
     """From columns to records.
 
     Args:
@@ -142,7 +142,7 @@ def build_source(document: Document, folders: Sequence[Path], classes: ClassMap)
         is_crowd=document.is_crowd[order],
         areas=areas[order],
     )
-    return Source(image_dir, table, classes, table.fingerprint(classes), tuple(problems))
+    return Split(image_dir, table, classes, table.fingerprint(classes), tuple(problems))
 
 
 def _check_images(document: Document, folders: Sequence[Path]) -> Path:

@@ -1,7 +1,7 @@
-"""Annotations on disk to `Source`: COCO, YOLO and Pascal VOC, checked once so that nothing later has to.
+"""Annotations on disk to `Split`: COCO, YOLO and Pascal VOC, checked once so that nothing later has to.
 
 What harms silently is refused with one `DatasetError` (an annotation of an unknown class, two classes of one name,
-images that are not there). What can be mended without guessing is mended, counted and told in `Source.problems`.
+images that are not there). What can be mended without guessing is mended, counted and told in `Split.problems`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 
 from rtdetrv4.data.coco import read_document
-from rtdetrv4.data.document import Document, build_source, make_class_map
-from rtdetrv4.data.records import Record, RecordTable, Source, Splits
+from rtdetrv4.data.document import Document, build_split, make_class_map
+from rtdetrv4.data.records import Record, RecordTable, Split, Splits
 from rtdetrv4.data.voc import find_voc, read_voc
 from rtdetrv4.data.yolo import is_yolo, read_yolo
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
 
-__all__ = ["Record", "RecordTable", "Source", "Splits", "read_coco", "read_splits"]
+__all__ = ["Record", "RecordTable", "Split", "Splits", "read_coco", "read_splits"]
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
@@ -61,11 +61,11 @@ def read_splits(path: str | Path, classes: ClassMap | None = None) -> Splits:
     if classes is None:
         owner = documents.get("train") or next(iter(documents.values()))
         classes = make_class_map(owner, documents.values())
-    sources = {split: build_source(document, folders, classes) for split, (document, folders) in found.items()}
-    return Splits(sources.get("train"), sources.get("val"), sources.get("test"))
+    parts = {split: build_split(document, folders, classes) for split, (document, folders) in found.items()}
+    return Splits(parts.get("train"), parts.get("val"), parts.get("test"))
 
 
-def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classes: ClassMap | None = None) -> Source:
+def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classes: ClassMap | None = None) -> Split:
     """Read one COCO file.
 
     Args:
@@ -78,7 +78,7 @@ def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classe
     """
     document = read_document(Path(json_path).expanduser())
     folder = document.path.parent if image_dir is None else Path(image_dir).expanduser()
-    return build_source(document, (folder,), classes or make_class_map(document, [document]))
+    return build_split(document, (folder,), classes or make_class_map(document, [document]))
 
 
 # Where the files are ------------------------------------------------------------------------------------------------

@@ -7,19 +7,19 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.transforms import Augmentation
 
 SUBPIXEL_BITS = 4
 
 
 def draw_mosaic(
-    rng: Generator, sizes_hw: NDArray[np.int32], out_hw: tuple[int, int], stage: AugmentStage
+    rng: Generator, sizes_hw: NDArray[np.int32], out_hw: tuple[int, int], stage: Augmentation
 ) -> tuple[NDArray[np.float64], tuple[int, int]]:
     """Where four images go.
 
     As in the released code: every image is scaled to cover a tile of half the sample (its short side fills a square
     tile, its long side reaches over); the largest scaled sides set the tiles of a 2×2 canvas, with an image in the top
-    left of each; the canvas is rotated, scaled and shifted about its centre, and stretched to the sample.
+    left of each; the canvas is rotated, scaled and shifted about its center, and stretched to the sample.
 
     Args:
         rng: source of randomness.
@@ -67,7 +67,7 @@ def paint(
     if left >= right or top >= bottom:
         return
 
-    # OpenCV counts from pixel centres: its (0, 0) is our (0.5, 0.5), on both sides of the map.
+    # OpenCV counts from pixel centers: its (0, 0) is our (0.5, 0.5), on both sides of the map.
     warp = matrix.copy()
     warp[:, :2] *= [size_hw[1] / width, size_hw[0] / height]
     warp[:, 2] += warp[:, :2] @ [0.5, 0.5] - 0.5 - [left, top]

@@ -30,7 +30,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RecordTable(Sequence[Record]):
-    """All records of a source, packed in a few arrays and cut out on demand.
+    """All records of a split, packed in a few arrays and cut out on demand.
 
     A hundred thousand small objects would be copied page by page into every forked worker, because reading a Python
     object writes its reference count. A dozen arrays stay shared, and pickle fast where workers are spawned.
@@ -81,7 +81,7 @@ class RecordTable(Sequence[Record]):
         return digest.hexdigest()
 
 
-class Source(NamedTuple):
+class Split(NamedTuple):
     """One split of a data set, ready to train on or to evaluate with."""
 
     image_dir: Path
@@ -96,6 +96,6 @@ class Source(NamedTuple):
 class Splits(NamedTuple):
     """The parts of a data set; a part that is not there is None."""
 
-    train: Source | None
-    val: Source | None
-    test: Source | None
+    train: Split | None
+    val: Split | None
+    test: Split | None

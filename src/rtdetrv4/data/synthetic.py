@@ -20,7 +20,7 @@ SIDE_RANGE = (0.18, 0.48)
 MAX_COVERED = 0.35
 """Part of an object that later ones may hide."""
 MIN_CONTRAST = 45
-"""Least difference to the background, in grey levels of the channel that differs most."""
+"""Least difference to the background, in gray levels of the channel that differs most."""
 EMPTY_SHARE = 0.05
 JPEG_QUALITY = 92
 
@@ -35,7 +35,7 @@ def write_shapes(
 ) -> Path:
     """Write a detection data set of up to five classes in the Roboflow layout (`train/` and `valid/`).
 
-    Shapes vary in size, turn, colour, texture and contrast, hide each other in part and are cut off by the border. The
+    Shapes vary in size, turn, color, texture and contrast, hide each other in part and are cut off by the border. The
     background has gradients, soft blobs, lines and rings that are no class. A few images show no shape.
 
     Args:
@@ -117,10 +117,10 @@ def _bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 def _shape_mask(rng: Generator, name: str, size: int) -> NDArray[np.float32]:
     """H×W in [0, 1], smooth at the edge: one shape somewhere, perhaps cut off by the border."""
     radius = size * np.exp(rng.uniform(*np.log(SIDE_RANGE))) / 2
-    centre = rng.uniform(0.2 * radius, size - 0.2 * radius, 2)
+    center = rng.uniform(0.2 * radius, size - 0.2 * radius, 2)
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = (_outline(name) * [1, squeeze]) @ turn.T * radius + centre
+    points = (_outline(name) * [1, squeeze]) @ turn.T * radius + center
     subpixels = np.rint((points - 0.5) * 16).astype(np.int32)
     mask = cv2.fillPoly(np.zeros((size, size), np.uint8), [subpixels], 255, cv2.LINE_AA, shift=4)
     return (mask / 255).astype(np.float32)
@@ -138,10 +138,10 @@ def _outline(name: str) -> NDArray[np.float64]:
 
 
 def _texture(rng: Generator, shape_hw: tuple[int, int], size: int, behind: NDArray[np.float32]) -> NDArray[np.float32]:
-    """h×w×3 of plain colour, stripes, checks, dots or noise, in two colours that differ from `behind`."""
+    """h×w×3 of plain color, stripes, checks, dots or noise, in two colors that differ from `behind`."""
     while True:
-        colours = rng.uniform(20, 235, (2, 3)).astype(np.float32)
-        if np.abs(colours - behind).max(axis=1).min() > MIN_CONTRAST:
+        colors = rng.uniform(20, 235, (2, 3)).astype(np.float32)
+        if np.abs(colors - behind).max(axis=1).min() > MIN_CONTRAST:
             break
     angle, period = rng.uniform(0, np.pi), rng.uniform(0.02, 0.06) * size
     y, x = np.mgrid[: shape_hw[0], : shape_hw[1]] * (2 * np.pi / period)
@@ -158,7 +158,7 @@ def _texture(rng: Generator, shape_hw: tuple[int, int], size: int, behind: NDArr
     else:
         blend = _smooth_noise(rng, shape_hw, 5)
     shade = rng.uniform(-25, 25) * np.linspace(0, 1, shape_hw[1])
-    texture = colours[0] + blend[..., None] * (colours[1] - colours[0]) + shade[:, None]
+    texture = colors[0] + blend[..., None] * (colors[1] - colors[0]) + shade[:, None]
     return texture.astype(np.float32)
 
 
@@ -169,17 +169,17 @@ def _smooth_noise(rng: Generator, shape_hw: tuple[int, int], cells: int) -> NDAr
 
 
 def _background(rng: Generator, size: int) -> NDArray[np.float32]:
-    """H×W×3: two colours blended by broad noise, a third by finer noise, with lines and rings on top."""
-    colours = rng.uniform(30, 225, (3, 3)).astype(np.float32)
+    """H×W×3: two colors blended by broad noise, a third by finer noise, with lines and rings on top."""
+    colors = rng.uniform(30, 225, (3, 3)).astype(np.float32)
     broad = _smooth_noise(rng, (size, size), 4)[..., None]
     fine = _smooth_noise(rng, (size, size), int(rng.integers(8, 40)))[..., None]
     strength = np.float32(rng.uniform(0, 0.4))
-    canvas = colours[0] + broad * (colours[1] - colours[0]) + strength * fine * (colours[2] - colours[0])
+    canvas = colors[0] + broad * (colors[1] - colors[0]) + strength * fine * (colors[2] - colors[0])
     for _ in range(rng.integers(0, 7)):
-        colour, width = rng.uniform(0, 255, 3).tolist(), int(rng.integers(1, max(2, size // 80) + 1))
+        color, width = rng.uniform(0, 255, 3).tolist(), int(rng.integers(1, max(2, size // 80) + 1))
         first, last = rng.integers(0, size, (2, 2)).tolist()
         if rng.random() < 0.6:
-            cv2.line(canvas, first, last, colour, width)
+            cv2.line(canvas, first, last, color, width)
         else:
-            cv2.circle(canvas, first, int(rng.uniform(0.03, 0.15) * size), colour, width)
+            cv2.circle(canvas, first, int(rng.uniform(0.03, 0.15) * size), color, width)
     return canvas

@@ -27,7 +27,7 @@ MIN_SIDE = 1.0
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-class AugmentStage(NamedTuple):
+class Augmentation(NamedTuple):
     """What training does to images in one stretch of epochs. The first six are probabilities."""
 
     mosaic: float = 0.0
@@ -67,7 +67,7 @@ def draw_zoom_out(rng: Generator, size_hw: tuple[int, int]) -> Window:
 
 
 def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Window) -> Window:
-    """A part of `window` that keeps the centre of a box, and as much of one as a drawn IoU demands (SSD, section 2.2).
+    """A part of `window` that keeps the center of a box, and as much of one as a drawn IoU demands (SSD, section 2.2).
 
     Args:
         rng: source of randomness.
@@ -80,7 +80,7 @@ def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Wi
     if not len(boxes_xyxy_px):
         return window
     boxes = boxes_xyxy_px - np.array([window.left, window.top] * 2)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     box_areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     size = np.array([window.width, window.height])
     while True:
@@ -91,7 +91,7 @@ def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Wi
         sides = (size * rng.uniform(*CROP_SCALE, size=(CROP_TRIALS, 2))).astype(np.int64)
         low = ((size - sides) * rng.random((CROP_TRIALS, 2))).astype(np.int64)
         high = low + sides
-        within = np.all((low[:, None] < centres) & (centres < high[:, None]), axis=2)
+        within = np.all((low[:, None] < centers) & (centers < high[:, None]), axis=2)
         inner_low = np.maximum(low[:, None], boxes[:, :2])
         inner = np.prod(np.clip(np.minimum(high[:, None], boxes[:, 2:]) - inner_low, 0, None), axis=2)
         overlap = inner / (np.prod(sides, axis=1)[:, None] + box_areas - inner).clip(min=1e-9)
@@ -104,11 +104,11 @@ def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Wi
             return Window(window.left + left, window.top + top, width, height)
 
 
-def centres_inside(boxes_xyxy_px: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
+def centers_inside(boxes_xyxy_px: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
     """(n,): the boxes that stay after a crop."""
-    centres = (boxes_xyxy_px[:, :2] + boxes_xyxy_px[:, 2:]) / 2
+    centers = (boxes_xyxy_px[:, :2] + boxes_xyxy_px[:, 2:]) / 2
     low, sides = np.array([window.left, window.top]), np.array([window.width, window.height])
-    return np.all((centres > low) & (centres < low + sides), axis=1)
+    return np.all((centers > low) & (centers < low + sides), axis=1)
 
 
 class Placement(NamedTuple):
@@ -180,7 +180,7 @@ def clip_boxes(
 def photometric(image: NDArray[np.uint8], rng: Generator, probability: float) -> NDArray[np.uint8]:
     """Brightness, contrast, saturation, hue and channel order, each changed with `probability`.
 
-    All but the hue are linear in RGB and run as one colour matrix, without rounding in between.
+    All but the hue are linear in RGB and run as one color matrix, without rounding in between.
 
     Args:
         image: H×W×3 RGB.
@@ -191,29 +191,29 @@ def photometric(image: NDArray[np.uint8], rng: Generator, probability: float) ->
     factors = rng.uniform(*np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE]).T)
     order = rng.permutation(3)
 
-    colour = np.eye(3, 4)
+    color = np.eye(3, 4)
     if brighten < probability:
-        colour *= factors[0]
+        color *= factors[0]
     if contrast < probability and contrast_first < 0.5:
-        colour = _contrast(colour, image, factors[1])
+        color = _contrast(color, image, factors[1])
     if saturate < probability:
-        colour = (factors[2] * np.eye(3) + (1 - factors[2]) * LUMA) @ colour
+        color = (factors[2] * np.eye(3) + (1 - factors[2]) * LUMA) @ color
     if turn_hue < probability:
-        image = _turn_hue(_recolour(image, colour), factors[3])
-        colour = np.eye(3, 4)
+        image = _turn_hue(_recolor(image, color), factors[3])
+        color = np.eye(3, 4)
     if contrast < probability and contrast_first >= 0.5:
-        colour = _contrast(colour, image, factors[1])
+        color = _contrast(color, image, factors[1])
     if permute < probability:
-        colour = colour[order]
-    return _recolour(image, colour)
+        color = color[order]
+    return _recolor(image, color)
 
 
-def _contrast(colour: NDArray[np.float64], image: NDArray[np.uint8], factor: float) -> NDArray[np.float64]:
-    """`colour` (3, 4), then a blend with the mean grey of what it makes of `image`."""
-    grey = LUMA @ colour @ [*cv2.mean(image)[:3], 1.0]
-    colour = factor * colour
-    colour[:, 3] += (1 - factor) * grey
-    return colour
+def _contrast(color: NDArray[np.float64], image: NDArray[np.uint8], factor: float) -> NDArray[np.float64]:
+    """`color` (3, 4), then a blend with the mean gray of what it makes of `image`."""
+    gray = LUMA @ color @ [*cv2.mean(image)[:3], 1.0]
+    color = factor * color
+    color[:, 3] += (1 - factor) * gray
+    return color
 
 
 def _turn_hue(image: NDArray[np.uint8], turn: float) -> NDArray[np.uint8]:
@@ -223,7 +223,7 @@ def _turn_hue(image: NDArray[np.uint8], turn: float) -> NDArray[np.uint8]:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # pyright: ignore[reportReturnType]
 
 
-def _recolour(image: NDArray[np.uint8], colour: NDArray[np.float64]) -> NDArray[np.uint8]:
-    if np.array_equal(colour, np.eye(3, 4)):
+def _recolor(image: NDArray[np.uint8], color: NDArray[np.float64]) -> NDArray[np.uint8]:
+    if np.array_equal(color, np.eye(3, 4)):
         return image
-    return cv2.transform(image, colour.astype(np.float32))  # pyright: ignore[reportReturnType]
+    return cv2.transform(image, color.astype(np.float32))  # pyright: ignore[reportReturnType]

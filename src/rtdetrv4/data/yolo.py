@@ -18,7 +18,7 @@ from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 EXIF_ORIENTATION = 0x0112
-BOX_FORMAT = 'a line should be "class x y width height" with the centre and the sides as parts of the image\'s, 0 to 1'
+BOX_FORMAT = 'a line should be "class x y width height" with the center and the sides as parts of the image\'s, 0 to 1'
 
 
 def is_yolo(content: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Deep Semantic Injector (DSI), Gradient-guided Adaptive Modulation (GAM), and the teachers.
 
-Names are imported when they are first used, so that the catalogue of teachers can be read without torch.
+Names are imported when they are first used, so that the catalog of teachers can be read without torch.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rtdetrv4.distillation.catalog import DEFAULT_TEACHER, PIP_TEACHER, TEACHERS, TeacherFacts
     from rtdetrv4.distillation.injector import Injector, alignment_loss
     from rtdetrv4.distillation.modulation import Modulation, ModulationReport, next_weight
     from rtdetrv4.distillation.student import DistillationStudent
     from rtdetrv4.distillation.tap import Tap
     from rtdetrv4.distillation.teacher import Teacher, load_teacher, wrap_teacher
+    from rtdetrv4.distillation.teacher_catalog import DEFAULT_TEACHER, PIP_TEACHER, TEACHERS, TeacherFacts
 
 __all__ = [
     "DEFAULT_TEACHER",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "catalog": ("DEFAULT_TEACHER", "PIP_TEACHER", "TEACHERS", "TeacherFacts"),
+    "teacher_catalog": ("DEFAULT_TEACHER", "PIP_TEACHER", "TEACHERS", "TeacherFacts"),
     "injector": ("Injector", "alignment_loss"),
     "modulation": ("Modulation", "ModulationReport", "next_weight"),
     "student": ("DistillationStudent",),

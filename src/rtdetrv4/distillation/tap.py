@@ -21,7 +21,7 @@ from rtdetrv4.ops.collectives import world_size
 NAME = "tap"
 """Of the tap in the model it taps."""
 IMAGE_RANGE = (-0.1, 1.1)
-"""Augmentations may overshoot [0, 1] a little; bytes and normalised images leave this range."""
+"""Augmentations may overshoot [0, 1] a little; bytes and normalized images leave this range."""
 
 
 class _Beside(NamedTuple):
@@ -113,7 +113,7 @@ class Tap(nn.Module):
         Projector and teacher compute in the number format that autocast had where the layer ran.
 
         Args:
-            images: B×3×H×W in [0, 1]: what the model saw, before any normalisation with mean and std.
+            images: B×3×H×W in [0, 1]: what the model saw, before any normalization with mean and std.
             grid_hw: h and w where F5 comes as tokens; needed unless N square cells tile the image.
 
         Raises:
@@ -172,7 +172,7 @@ class Tap(nn.Module):
         return self.modulation.end_epoch(refinement=refinement)
 
     def close(self) -> None:
-        """Give the model back as it was before, with what it learnt."""
+        """Give the model back as it was before, with what it learned."""
         for hook in self._hooks:
             hook.remove()
         model = self._beside.student.detector
@@ -309,7 +309,7 @@ def _check_range(images: Tensor) -> None:
     if low < IMAGE_RANGE[0] or high > IMAGE_RANGE[1]:
         raise ConfigError(
             f"The teacher takes images in [0, 1] and got values from {low:.4g} to {high:.4g}. Give images without "
-            "normalisation by mean and std, and divide bytes by 255."
+            "normalization by mean and std, and divide bytes by 255."
         )
 
 

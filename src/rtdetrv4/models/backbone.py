@@ -44,7 +44,7 @@ class LeanConvBNAct(ConvBNAct):
         return lean_activation(self.conv(x), self.bn, self.act, self.lab)
 
 
-class Normalisation(nn.Module):
+class Normalization(nn.Module):
     """From images in [0, 1] to what a pretrained network was shown."""
 
     mean: Tensor
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
         out_indices: which of its stages to return; negative ones count from the last.
         pretrained: True loads timm's weights from the hub (those of `PIP_BACKBONE` from its package), a path loads
             them from a file.
-        normalise: give the network images with the mean and deviation it was pretrained with. The released detectors
+        normalize: give the network images with the mean and deviation it was pretrained with. The released detectors
             give theirs images in [0, 1].
         freeze_stem: do not train what stands before the first stage.
         freeze_norm: keep batch norms at their loaded statistics and affine parameters.
@@ -88,7 +88,7 @@ class Backbone(nn.Module):
         out_indices: Sequence[int],
         *,
         pretrained: bool | str | Path = False,
-        normalise: bool = False,
+        normalize: bool = False,
         freeze_stem: bool = False,
         freeze_norm: bool = False,
         frozen_stages: int = 0,
@@ -126,7 +126,7 @@ class Backbone(nn.Module):
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()
         config = self.body.pretrained_cfg
-        self.normalisation = Normalisation(config["mean"], config["std"]) if normalise else nn.Identity()
+        self.normalization = Normalization(config["mean"], config["std"]) if normalize else nn.Identity()
         if first_shortcut:
             width = self.body.layer1[0].conv1.in_channels
             self.body.layer1[0].downsample = nn.Sequential(
@@ -161,7 +161,7 @@ class Backbone(nn.Module):
         last = range(-num_levels, 0)
         strides: list[int] = list(STRIDES[-num_levels:])
         try:
-            backbone = cls(name, last, normalise=True)  # nothing is fetched for a network that does not fit
+            backbone = cls(name, last, normalize=True)  # nothing is fetched for a network that does not fit
             problem = _misfit(backbone, strides)
         except ConfigError:
             raise
@@ -172,7 +172,7 @@ class Backbone(nn.Module):
             raise _does_not_fit(name, problem, strides)
         if not pretrained and not frozen_stages:
             return backbone
-        return cls(name, last, pretrained=pretrained, normalise=True, frozen_stages=frozen_stages)
+        return cls(name, last, pretrained=pretrained, normalize=True, frozen_stages=frozen_stages)
 
     def train(self, mode: bool = True) -> Backbone:
         """As for any module, but frozen stages stay in evaluation mode, so that their batch statistics stay."""
@@ -183,7 +183,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """B×3×H×W → one B×Cs×H/s×W/s map per stage, finest first."""
-        maps = self.body(self.normalisation(images))
+        maps = self.body(self.normalization(images))
         if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # Swin and its like
             maps = [each.movedim(-1, 1) for each in maps]
         return maps

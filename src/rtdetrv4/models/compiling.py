@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from rtdetrv4.models.backbone import LeanConvBNAct
-from rtdetrv4.models.detector import DetectionModel
+from rtdetrv4.models.detection_model import DetectionModel
 from rtdetrv4.models.layers import ConvNorm
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from rtdetrv4.models.backbone import FrozenNorm
 from rtdetrv4.models.layers import RepVGGBlock
 
-# Exactly these: others may do more than convolve and normalise, such as standardising their weights on every call.
+# Exactly these: others may do more than convolve and normalize, such as standardizing their weights on every call.
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 NORMS = (nn.BatchNorm2d, FrozenNorm, BatchNormAct2d)
 
@@ -80,7 +80,7 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         results[id(result)] = name, result
         uses.counts[id(result)] = 0
 
-    def normalised(name: str, given: Tensor) -> None:
+    def normalized(name: str, given: Tensor) -> None:
         calls[name] += 1
         if id(given) in results:
             found.append((results[id(given)][0], name, id(given)))
@@ -90,7 +90,7 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         if type(part) in CONVOLUTIONS:
             handles.append(part.register_forward_hook(lambda _, __, result, name=name: convolved(name, result)))
         elif type(part) in NORMS:
-            handles.append(part.register_forward_pre_hook(lambda _, given, name=name: normalised(name, given[0])))
+            handles.append(part.register_forward_pre_hook(lambda _, given, name=name: normalized(name, given[0])))
     try:
         with uses:
             module(images)

@@ -41,14 +41,14 @@ class ConvNorm(nn.Module):
 
 
 def learns(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether this is a plain batch norm that normalises with the statistics of the batch."""
+    """Whether this is a plain batch norm that normalizes with the statistics of the batch."""
     return type(norm) is nn.BatchNorm2d and norm.training
 
 
 def lean_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affine: nn.Module | None = None) -> Tensor:
     """affine(act(norm(x))) that keeps x alone for the backward pass, where it computes the rest again.
 
-    The numbers are the same, bit for bit, and statistics move once. Less memory is paid for with another normalisation.
+    The numbers are the same, bit for bit, and statistics move once. Less memory is paid for with another normalization.
 
     Args:
         x: B×C×H×W.
@@ -57,7 +57,7 @@ def lean_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affine: nn.
         affine: elementwise too, with gradients from its input.
     """
     held, weight, bias = x.detach(), norm.weight.detach(), norm.bias.detach()
-    normalised = norm(x)
+    normalized = norm(x)
     num_kept, computed = 0, []
 
     def pack(tensor: Tensor) -> Tensor | None:
@@ -79,7 +79,7 @@ def lean_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affine: nn.
         return again
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        x = act(normalised)
+        x = act(normalized)
         return x if affine is None else affine(x)
 
 

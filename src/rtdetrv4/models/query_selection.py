@@ -41,8 +41,8 @@ def anchor_logits(shapes: Sequence[tuple[int, int]], *, device: torch.device, ba
     for level, (height, width) in enumerate(shapes):
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-        centre = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
-        anchors.append(torch.cat((centre, torch.full_like(centre, base_size * 2**level)), dim=-1).flatten(0, 1))
+        center = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1)
+        anchors.append(torch.cat((center, torch.full_like(center, base_size * 2**level)), dim=-1).flatten(0, 1))
     flat = torch.cat(anchors)
     valid = ((flat > 0.01) & (flat < 0.99)).all(dim=-1, keepdim=True)
     return torch.where(valid, torch.log(flat / (1 - flat)), torch.inf)
@@ -109,7 +109,7 @@ def _gather(cells: Tensor, index: Tensor) -> Tensor:
 
 
 def score_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
-    """Class logits, every class starting at probability `prior` (focal loss initialisation)."""
+    """Class logits, every class starting at probability `prior` (focal loss initialization)."""
     head = nn.Linear(dim, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
     return head

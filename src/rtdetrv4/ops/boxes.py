@@ -14,8 +14,8 @@ def xyxy_from_cxcywh(boxes: Tensor) -> Tensor:
     Edge distributions can put the left edge of a box to the right of its right one. The GIoU of such a box would have
     no bound, and a detector that trains from scratch does find that out.
     """
-    centre, size = boxes[..., :2], boxes[..., 2:].clamp(min=0)
-    return torch.cat((centre - 0.5 * size, centre + 0.5 * size), dim=-1)
+    center, size = boxes[..., :2], boxes[..., 2:].clamp(min=0)
+    return torch.cat((center - 0.5 * size, center + 0.5 * size), dim=-1)
 
 
 def cxcywh_from_xyxy(boxes_xyxy: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 class Overlap(NamedTuple):
-    """IoU in [0, 1] and generalised IoU in [-1, 1]."""
+    """IoU in [0, 1] and generalized IoU in [-1, 1]."""
 
     iou: Tensor
     giou: Tensor

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of ranks; 1 without an initialised process group."""
+    """Number of ranks; 1 without an initialized process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

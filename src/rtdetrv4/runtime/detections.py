@@ -138,7 +138,7 @@ class Detections:
         path.write_bytes(data.tobytes())
         return path
 
-    def as_dicts(self) -> list[dict[str, Any]]:
+    def to_dicts(self) -> list[dict[str, Any]]:
         """Plain Python values, one dict per detection: class_id, name, confidence and xyxy."""
         return [
             {"class_id": class_id, "name": name, "confidence": confidence, "xyxy": xyxy.tolist()}
@@ -146,9 +146,9 @@ class Detections:
         ]
 
     def to_json(self) -> str:
-        """`as_dicts` with the path and the size of the image, as one JSON object."""
+        """`to_dicts` with the path and the size of the image, as one JSON object."""
         height, width = self.image.shape[:2] if self.image is not None else (None, None)
-        content = {"path": self.path, "height": height, "width": width, "detections": self.as_dicts()}
+        content = {"path": self.path, "height": height, "width": width, "detections": self.to_dicts()}
         return json.dumps(content, ensure_ascii=False)
 
     def to_supervision(self) -> Any:

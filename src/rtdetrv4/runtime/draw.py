@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Told apart with any kind of colour vision: Okabe and Ito's, the dark blue made brighter. Further classes get hues as
+# Told apart with any kind of color vision: Okabe and Ito's, the dark blue made brighter. Further classes get hues as
 # far apart as possible.
-_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#8C6BFF")
+_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#8C6BFF")
 _GOLDEN_RATIO = 0.618034
 _WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc",
@@ -26,13 +26,13 @@ _WIDE_FONTS = (
 _MIN_FONT_SIZE = 9
 _MAX_HIDDEN = 0.35
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def colour_of_class(class_id: int) -> Colour:
+def color_of_class(class_id: int) -> Color:
     """RGB of a class: always the same, and distinct for the first few dozen."""
-    if class_id < len(_COLOURS):
-        return tuple(bytes.fromhex(_COLOURS[class_id][1:]))  # pyright: ignore[reportReturnType]
+    if class_id < len(_COLORS):
+        return tuple(bytes.fromhex(_COLORS[class_id][1:]))  # pyright: ignore[reportReturnType]
     hue = class_id * _GOLDEN_RATIO % 1
     saturation, value = ((0.9, 0.95), (0.5, 1.0), (0.85, 0.65))[class_id % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -43,12 +43,12 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
     """Draw boxes with their labels; line width and letters grow with the image.
 
     A label goes to a corner of its box where it hides neither another label nor an object. Where boxes are so dense
-    that there is no such place it is left out, and the colour tells the class.
+    that there is no such place it is left out, and the color tells the class.
 
     Args:
         image: H×W×3 uint8 RGB; it is not changed.
         xyxy: (n, 4), pixels; those first in order get the best places for their labels.
-        class_ids: (n,), which choose the colours.
+        class_ids: (n,), which choose the colors.
         labels: n texts.
 
     Returns:
@@ -56,7 +56,7 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
     """
     height, width = image.shape[:2]
     boxes = np.asarray(xyxy, dtype=np.float64).reshape(-1, 4).round().clip(0, [width - 1, height - 1] * 2)
-    colours = [colour_of_class(int(class_id)) for class_id in class_ids]
+    colors = [color_of_class(int(class_id)) for class_id in class_ids]
     scale = (height * width) ** 0.5
     typical_box = float(np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1))) if len(boxes) else scale
     line = max(1, round(min(scale / 300, typical_box / 15)))
@@ -64,20 +64,20 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
 
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
-    for box, colour in reversed(list(zip(boxes, colours, strict=True))):
-        draw.rectangle(tuple(box), outline=colour, width=line)
+    for box, color in reversed(list(zip(boxes, colors, strict=True))):
+        draw.rectangle(tuple(box), outline=color, width=line)
 
     _, above, _, below = draw.textbbox((0, 0), "Ág_", font=font)  # the same height for all labels
     pad = max(1, round((below - above) / 7))
     placed = np.zeros((0, 4))
-    for box, colour, label in zip(boxes, colours, labels, strict=True):
+    for box, color, label in zip(boxes, colors, labels, strict=True):
         size = (math.ceil(draw.textlength(label, font=font)) + 2 * pad, math.ceil(below - above) + pad)
         place = _free_place(box, size, (height, width), placed, boxes)
         if place is None:
             continue
         placed = np.concatenate([placed, place[None]])
-        draw.rectangle(tuple(place - [0, 0, 1, 1]), fill=colour)
-        is_bright = np.dot(colour, (0.299, 0.587, 0.114)) > 110
+        draw.rectangle(tuple(place - [0, 0, 1, 1]), fill=color)
+        is_bright = np.dot(color, (0.299, 0.587, 0.114)) > 110
         corner = (place[0] + pad, place[1] + pad / 2 - above)
         draw.text(corner, label, font=font, fill="black" if is_bright else "white")
     return np.array(canvas)

@@ -177,8 +177,8 @@ def postprocess(
     order = np.argsort(-np.take_along_axis(flat, best, axis=1), axis=1, kind="stable")
     index = np.take_along_axis(best, order, axis=1)
     scores = np.exp(-np.logaddexp(0, -np.take_along_axis(flat, index, axis=1)))  # the sigmoid, without overflow
-    centre, half = boxes[..., :2].astype(np.float32), boxes[..., 2:].astype(np.float32) / 2
-    corners = np.concatenate([centre - half, centre + half], axis=-1)
+    center, half = boxes[..., :2].astype(np.float32), boxes[..., 2:].astype(np.float32) / 2
+    corners = np.concatenate([center - half, center + half], axis=-1)
     return scores, index % num_classes, np.take_along_axis(corners, index[..., None] // num_classes, axis=1)
 
 

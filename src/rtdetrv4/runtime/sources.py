@@ -137,7 +137,7 @@ def _read_image(file: str) -> np.ndarray:
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
-    """H×W×3 uint8 RGB of any image file: 16 bit is brought down to 8, grey becomes RGB, alpha is dropped."""
+    """H×W×3 uint8 RGB of any image file: 16 bit is brought down to 8, gray becomes RGB, alpha is dropped."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             upright = ImageOps.exif_transpose(image)

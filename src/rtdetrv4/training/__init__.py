@@ -1,13 +1,13 @@
 """How a detector is trained: the loop, its plan, and what it writes."""
 
 from rtdetrv4.training.accelerator import make_accelerator
-from rtdetrv4.training.data import TrainingData
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.loop import Trainer
 from rtdetrv4.training.observers import Observer, default_observers
 from rtdetrv4.training.optimizer import adamw, parameter_groups
 from rtdetrv4.training.plan import Plan, scale_schedule, split_batch
 from rtdetrv4.training.profile import Profiler
+from rtdetrv4.training.training_data import TrainingData
 from rtdetrv4.training.validation import validate
 
 __all__ = [

@@ -54,10 +54,10 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
             raise ConfigError(f'amp="{amp}" does not work on {found}: {error} Use amp="off".') from error
 
 
-def synchronise_norms(model: nn.Module, accelerator: Accelerator) -> None:
+def synchronize_norms(model: nn.Module, accelerator: Accelerator) -> None:
     """Let batch norms share their statistics between GPUs, so that a batch counts as one.
 
-    Frozen ones stay as they are. So do those on CPUs, where PyTorch cannot: each rank normalises with its own images.
+    Frozen ones stay as they are. So do those on CPUs, where PyTorch cannot: each rank normalizes with its own images.
     """
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         for module in list(model.modules()):

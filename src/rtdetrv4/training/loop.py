@@ -24,10 +24,9 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import Criterion, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
-from rtdetrv4.training.accelerator import synchronise_norms
+from rtdetrv4.training.accelerator import synchronize_norms
 from rtdetrv4.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from rtdetrv4.training.clock import Clock
-from rtdetrv4.training.data import TrainingData
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.interrupt import Interrupt
 from rtdetrv4.training.nonfinite import nonfinite_error, nonfinite_terms
@@ -35,6 +34,7 @@ from rtdetrv4.training.observers import EpochReport, Observer, RunInfo, RunResul
 from rtdetrv4.training.plan import Plan, Stage
 from rtdetrv4.training.position import Position
 from rtdetrv4.training.state import RunState
+from rtdetrv4.training.training_data import TrainingData
 from rtdetrv4.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Trainer:
         teach_epochs: the teacher takes part in so many epochs, and rests after them; None: in all.
         observers: told on rank 0 what happens.
         clip_norm: largest gradient norm; 0 clips nothing.
-        accumulate: batches per optimizer step. Losses are normalised by the boxes of each batch, then averaged.
+        accumulate: batches per optimizer step. Losses are normalized by the boxes of each batch, then averaged.
         eval_every: epochs between evaluations; the last epoch is evaluated always.
         patience: stop after so many evaluations in a row without a better score.
         max_skipped: give up after so many steps in a row whose loss or gradient is NaN or infinite.
@@ -98,7 +98,7 @@ class Trainer:
     def __post_init__(self) -> None:
         if self.teacher is not None and self.modulation is None:
             raise ConfigError("A teacher needs a modulation, which owns the weight of the distillation loss.")
-        synchronise_norms(self.student, self.accelerator)
+        synchronize_norms(self.student, self.accelerator)
         self.model, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
         self.state = RunState(
             self.student,
@@ -117,14 +117,14 @@ class Trainer:
             self.observers = ()
 
     @property
-    def at(self) -> Position:
+    def position(self) -> Position:
         """Where the run is."""
         return self.state.position
 
     @property
-    def _has_lessons(self) -> bool:
+    def _teacher_is_active(self) -> bool:
         """Whether the teacher, if there is one, takes part in this epoch."""
-        return self.teach_epochs is None or self.at.epoch < self.teach_epochs
+        return self.teach_epochs is None or self.position.epoch < self.teach_epochs
 
     def run(self, resume: Path | None = None) -> RunResult:
         """Train to the end of the plan, or from where the checkpoint `resume` was written.
@@ -141,28 +141,30 @@ class Trainer:
         is_complete = False
         try:
             with self.interrupt:
-                while self.at.epoch < self.plan.epochs and not self.at.is_out_of_patience(self.patience):
+                while self.position.epoch < self.plan.epochs and not self.position.is_out_of_patience(self.patience):
                     self._train_epoch()
                     self._finish_epoch()
             is_complete = True
         finally:
-            result = RunResult(self.out, self.at.best_epoch, self.at.best_score, self.at.best_metrics, is_complete)
+            result = RunResult(
+                self.out, self.position.best_epoch, self.position.best_score, self.position.best_metrics, is_complete
+            )
             for observer in self.observers:
                 observer.run_end(result)
         return result
 
     def _train_epoch(self) -> None:
-        at, stage = self.at, self.plan.stage(self.at.epoch)
-        if at.step == 0 and at.epoch == self.plan.refine_from:
+        position, stage = self.position, self.plan.stage(self.position.epoch)
+        if position.step == 0 and position.epoch == self.plan.refine_from:
             self._restart_from_best()
         self.started, self.num_images = time.monotonic(), 0
-        batches = iter(self.data.batches(at.epoch, stage, at.step * self.accumulate))
+        batches = iter(self.data.batches(position.epoch, stage, position.step * self.accumulate))
         self.model.train()
-        while at.step < self.plan.steps_per_epoch:
+        while position.step < self.plan.steps_per_epoch:
             with self.clock("data"):
                 read = list(islice(batches, self.accumulate))
             report, stop = self._step(read, stage)
-            at.step += 1
+            position.step += 1
             for observer in self.observers:
                 observer.step_end(report)
             if stop:
@@ -171,27 +173,27 @@ class Trainer:
 
     def _step(self, batches: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
         """One optimizer step; also tells whether any rank was asked to stop."""
-        at, accelerator, student = self.at, self.accelerator, self.student
+        position, accelerator, student = self.position, self.accelerator, self.student
         assert batches, "the loader has fewer batches than the plan"
-        step = at.epoch * self.plan.steps_per_epoch + at.step
+        step = position.epoch * self.plan.steps_per_epoch + position.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr(step, group["initial_lr"])
         weights = dict(self.weights)
         if self.modulation is not None:
-            weights["distill"] = self.modulation.weight if self._has_lessons else 0.0
-        size = self.data.size(at.epoch, at.step, stage)
+            weights["distill"] = self.modulation.weight if self._teacher_is_active else 0.0
+        size = self.data.size(position.epoch, position.step, stage)
 
         teaches = weights.get("distill", 0.0) > 0 and step % self.teach_every == 0
 
         self.optimizer.zero_grad()
         names: list[str] = []
         values = torch.zeros((), device=accelerator.device)
-        for number, batch in enumerate(batches, start=at.step * self.accumulate):
+        for number, batch in enumerate(batches, start=position.step * self.accumulate):
             is_last = batch is batches[-1]
             with nullcontext() if is_last else accelerator.no_sync(self.model):
                 with self.clock("data"):
                     batch = prepare_batch(batch, size, accelerator.device)
-                    if (ratio := self.data.mixup(at.epoch, number, stage)) is not None:
+                    if (ratio := self.data.mixup(position.epoch, number, stage)) is not None:
                         batch = mix_up(batch, ratio)
                 with self.clock("forward"):
                     output, projected = self.model(batch.images, batch.targets)  # float32, whatever computed it
@@ -209,7 +211,7 @@ class Trainer:
             values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
         with self.clock("optimizer"):
             accelerator.unscale_gradients(self.optimizer)
-            if self.modulation is not None and self._has_lessons:
+            if self.modulation is not None and self._teacher_is_active:
                 self.modulation.observe(student)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
@@ -225,14 +227,14 @@ class Trainer:
                     clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
                 self.optimizer.step()
                 self.ema.update(student)
-            at.add(losses)
+            position.add(losses)
         else:
             self._skip(losses, batches)
 
         num_images = accelerator.num_processes * sum(len(batch.targets) for batch in batches)
         self.num_images += num_images
         report = StepReport(
-            epoch=at.epoch + 1,
+            epoch=position.epoch + 1,
             step=step + 1,
             losses=losses,
             grad_norm=mean_norm,
@@ -252,62 +254,66 @@ class Trainer:
 
     def _skip(self, losses: Mapping[str, float], batches: Sequence[Batch]) -> None:
         """Leave the model as it is after a step that was not finite; give up after too many of these in a row."""
-        at, scaler = self.at, self.accelerator.scaler
-        at.num_skipped += 1
-        at.num_skipped_in_row += 1
+        position, scaler = self.position, self.accelerator.scaler
+        position.num_skipped += 1
+        position.num_skipped_in_row += 1
         self.ema.restore_buffers(self.student)  # the forward pass has put NaN into batch norm statistics
         bad = nonfinite_terms(losses)
         if scaler is not None:
             scaler.update()
         if scaler is None or bad != ["gradient"]:  # in fp16, overflowing gradients are how the scaler finds its scale
-            logger.warning("Epoch %d, step %d left out: %s not finite.", at.epoch + 1, at.step + 1, ", ".join(bad))
-        if at.num_skipped_in_row >= self.max_skipped:
+            logger.warning(
+                "Epoch %d, step %d left out: %s not finite.", position.epoch + 1, position.step + 1, ", ".join(bad)
+            )
+        if position.num_skipped_in_row >= self.max_skipped:
             path = self.out / "nonfinite.json"
-            raise nonfinite_error(path, at, losses, self.student, batches, self.accelerator.mixed_precision)
+            raise nonfinite_error(path, position, losses, self.student, batches, self.accelerator.mixed_precision)
 
     def _finish_epoch(self) -> None:
         """Validate, adapt λ, and save; then the epoch is over."""
-        at, plan = self.at, self.plan
+        position, plan = self.position, self.plan
         metrics = self._validate()  # may be interrupted, so nothing has changed yet
         if self.evaluate is None:
-            is_best = at.judge(None, {})
+            is_best = position.judge(None, {})
         else:
-            is_best = metrics is not None and at.judge(metrics.ap, metrics.as_dict())
+            is_best = metrics is not None and position.judge(metrics.ap, metrics.to_dict())
         weight = modulated = None
-        if self.modulation is not None and not self._has_lessons:
+        if self.modulation is not None and not self._teacher_is_active:
             weight = 0.0
         elif self.modulation is not None:
             weight = self.modulation.weight
-            modulated = self.modulation.end_epoch(refinement=plan.stage(at.epoch + 1).refinement)
-        at.num_unreadable = max(at.num_unreadable, self.data.num_unreadable)  # a resumed run finds them again
+            modulated = self.modulation.end_epoch(refinement=plan.stage(position.epoch + 1).refinement)
+        position.num_unreadable = max(
+            position.num_unreadable, self.data.num_unreadable
+        )  # a resumed run finds them again
         report = EpochReport(
-            epoch=at.epoch + 1,
-            step=(at.epoch + 1) * plan.steps_per_epoch,
-            stage=plan.stage(at.epoch).name,
-            losses=at.means(),
+            epoch=position.epoch + 1,
+            step=(position.epoch + 1) * plan.steps_per_epoch,
+            stage=plan.stage(position.epoch).name,
+            losses=position.means(),
             lr=max(group["lr"] for group in self.optimizer.param_groups),
-            metrics={} if metrics is None else metrics.as_dict(),
-            best_score=at.best_score,
+            metrics={} if metrics is None else metrics.to_dict(),
+            best_score=position.best_score,
             is_best=is_best,
             distill_weight=weight,
             modulation=modulated,
-            num_skipped=at.num_skipped,
-            num_unreadable=at.num_unreadable,
+            num_skipped=position.num_skipped,
+            num_unreadable=position.num_unreadable,
             seconds=time.monotonic() - self.started,
             images_per_second=self.num_images / self.seconds,
             shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
         )
-        at.next_epoch()
+        position.next_epoch()
         self._save("last.pt", *(["best.pt"] if is_best else []))
         if is_best and self.accelerator.is_main_process:
-            metadata = {**self.metadata, "trained": True, "epoch": at.epoch, "metrics": report.metrics}
+            metadata = {**self.metadata, "trained": True, "epoch": position.epoch, "metrics": report.metrics}
             save_weights(self.ema.module.detector, self.out / "weights.safetensors", metadata)
         for observer in self.observers:
             observer.epoch_end(report)
 
     def _validate(self) -> Metrics | None:
         """Metrics of the EMA, or None if this epoch is not evaluated."""
-        number = self.at.epoch + 1
+        number = self.position.epoch + 1
         if self.evaluate is None or (number % self.eval_every and number < self.plan.epochs):
             return None
         broadcast(list(self.ema.module.buffers()))  # batch norm statistics differ between ranks
@@ -322,7 +328,7 @@ class Trainer:
     def _restart_from_best(self) -> None:
         """Begin the refinement stage from the best weights so far, read by rank 0 and sent to the others."""
         path = self.out / "best.pt"
-        if self.at.best_epoch is not None and self.accelerator.is_main_process:
+        if self.position.best_epoch is not None and self.accelerator.is_main_process:
             if path.is_file():
                 self.ema.module.load_state_dict(load_checkpoint(path)["ema"]["module"])
             else:
@@ -338,7 +344,7 @@ class Trainer:
     def _stop(self) -> NoReturn:
         self._save("last.pt")
         raise KeyboardInterrupt(
-            f"Stopped in epoch {self.at.epoch + 1} of {self.plan.epochs} after {self.at.step} of "
+            f"Stopped in epoch {self.position.epoch + 1} of {self.plan.epochs} after {self.position.step} of "
             f"{self.plan.steps_per_epoch} steps. Everything is in {self.out / 'last.pt'}; "
             "the same command with --resume goes on from there."
         )
@@ -349,8 +355,8 @@ class Trainer:
         return RunInfo(
             out=self.out,
             plan=self.plan,
-            epoch=self.at.epoch,
-            step=self.at.epoch * self.plan.steps_per_epoch + self.at.step,
+            epoch=self.position.epoch,
+            step=self.position.epoch * self.plan.steps_per_epoch + self.position.step,
             hardware=f"{accelerator.device}{ranks}, {accelerator.mixed_precision.replace('no', 'float32')}",
             num_parameters=sum(p.numel() for p in self.parameters),
             teacher=None if self.teacher is None else self.teacher.name,

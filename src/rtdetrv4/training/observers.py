@@ -18,8 +18,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch.utils.tensorboard import SummaryWriter
 
 from rtdetrv4.distillation import ModulationReport
-from rtdetrv4.training.curves import draw_curves
 from rtdetrv4.training.plan import Plan
+from rtdetrv4.training.run_curves import draw_curves
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def default_observers(out: Path, *, log_every: int = 50, console: Console | None
         TerminalProgress(log_every, console or Console(stderr=True)),
         JsonLog(out / "log.jsonl", log_every),
         TensorBoard(out / "tensorboard", log_every),
-        Curves(out / "log.jsonl", out / "curves.png"),
+        CurvePlot(out / "log.jsonl", out / "curves.png"),
         BandWatch(),
     ]
 
@@ -284,7 +284,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
 
-class Curves:
+class CurvePlot:
     """`curves.png`, drawn anew from the log after an epoch, at most twice a minute, and at the end."""
 
     def __init__(self, log: Path, picture: Path, seconds_between: float = 30.0) -> None:

@@ -35,7 +35,7 @@ COCO = ClassMap(
     ),
 )
 
-#: The 365 classes of Objects365 v2 in the order of its category ids, spelt as its annotations spell them.
+#: The 365 classes of Objects365 v2 in the order of its category ids, spelled as its annotations spell them.
 OBJECTS365 = ClassMap(
     names=(
         *("Person", "Sneakers", "Chair", "Other Shoes", "Hat", "Car", "Lamp", "Glasses", "Bottle", "Desk", "Cup"),

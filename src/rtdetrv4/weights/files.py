@@ -54,7 +54,7 @@ class WeightsMetadata(NamedTuple):
     layout: Layout
     """Whose names and format the file has."""
     facts: Mapping[str, Any]
-    """Everything that the file says, such as the teacher and its licence; empty for released checkpoints."""
+    """Everything that the file says, such as the teacher and its license; empty for released checkpoints."""
 
     @property
     def model(self) -> str:
@@ -154,8 +154,8 @@ def find_weights(weights: str | Path) -> Path:
         return path
     if text in MODELS or text in RELEASED:
         raise WeightsError(_where_to_get(text))
-    neighbours = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise WeightsError(f"There is no file {path}.{did_you_mean(path.name, neighbours)}")
+    neighbors = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise WeightsError(f"There is no file {path}.{did_you_mean(path.name, neighbors)}")
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ class LoadReport(NamedTuple):
     """Tensors taken over; of those with a row per class, at least one row."""
     moved: tuple[str, ...]
     """Classes whose rows were found by name, where the file has other classes or another order."""
-    newly_initialised: tuple[str, ...]
+    newly_initialized: tuple[str, ...]
     """Classes that the file does not know, and tensors for training only that it does not have."""
     ignored: tuple[str, ...]
     """Tensors for which the model has no use."""
@@ -37,15 +37,15 @@ class LoadReport(NamedTuple):
     """Whether the model can predict as it is: all its class heads come from training."""
 
     def require_trained(self) -> None:
-        """Stop before someone looks at the predictions of a head that has learnt nothing.
+        """Stop before someone looks at the predictions of a head that has learned nothing.
 
         Raises:
             WeightsError: the weights have not been trained, or not for all classes.
         """
         if self.trained:
             return
-        if self.newly_initialised:
-            what = f"knows nothing of {listing(self.newly_initialised)}, for which the model has new, untrained rows"
+        if self.newly_initialized:
+            what = f"knows nothing of {listing(self.newly_initialized)}, for which the model has new, untrained rows"
         else:
             what = "says that its weights have not been trained"
         raise WeightsError(f"{self.source} {what}: predictions would be noise. Train first, or use other weights.")
@@ -53,7 +53,7 @@ class LoadReport(NamedTuple):
     def __str__(self) -> str:
         parts = {
             "classes moved by name": self.moved,
-            "newly initialised": self.newly_initialised,
+            "newly initialized": self.newly_initialized,
             "ignored": self.ignored,
         }
         return "; ".join(
@@ -97,7 +97,7 @@ def load_weights(model: DetectionModel, weights: str | Path, *, names: Sequence[
         source=metadata.source,
         loaded=tuple(name for name in own if name in theirs and (rows or not CLASS_ROWS.fullmatch(name))),
         moved=() if is_as_in_file else tuple(classes[index] for index in sorted(rows)),
-        newly_initialised=(*new, *(name for name in own if name not in theirs and not _is_counter(name))),
+        newly_initialized=(*new, *(name for name in own if name not in theirs and not _is_counter(name))),
         ignored=tuple(name for name in theirs if name not in own),
         trained=metadata.trained and not new,
     )

@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rtdetrv4.build import build_detector
-from rtdetrv4.build.training import build_trainer
+from rtdetrv4.assembly import build_detector
+from rtdetrv4.assembly.training import build_trainer
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.data import cache as cache_module
 from rtdetrv4.data.cache import HEADER, DiskCache, ImageCache, RamCache, cache_folder, describe, open_cache
@@ -21,12 +21,12 @@ from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.decode import read_image, reduction_for
 from rtdetrv4.data.formats import read_coco
 from rtdetrv4.data.loader import build_loader
-from rtdetrv4.data.records import Source, Splits
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.records import Split, Splits
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.types import Batch
 
-FULL = AugmentStage(mosaic=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
+FULL = Augmentation(mosaic=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
 NUM_IMAGES, SIZE_HW = 10, (120, 160)
 FULL_SIZE = 3 * 120 * 160
 PLENTY = 10**7
@@ -38,7 +38,7 @@ def _cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def source(tmp_path: Path, write_coco: Callable[..., Path]) -> Source:
+def split(tmp_path: Path, write_coco: Callable[..., Path]) -> Split:
     boxes = [{"image_id": i, "bbox": [5, 5, 60 + i, 80]} for i in range(NUM_IMAGES)]
     path = write_coco(tmp_path / "data", boxes, num_images=NUM_IMAGES, size_hw=SIZE_HW, suffix=".jpg")
     for i in range(NUM_IMAGES):
@@ -47,11 +47,11 @@ def source(tmp_path: Path, write_coco: Callable[..., Path]) -> Source:
 
 
 @pytest.fixture(params=["ram", "disk"])
-def make(request: pytest.FixtureRequest, source: Source) -> Callable[[int], ImageCache]:
+def make(request: pytest.FixtureRequest, split: Split) -> Callable[[int], ImageCache]:
     """A new cache of at most so many bytes."""
 
     def make(max_bytes: int) -> ImageCache:
-        cache = open_cache(request.param, source, max_bytes)
+        cache = open_cache(request.param, split, max_bytes)
         assert cache is not None
         return cache
 
@@ -63,11 +63,11 @@ def repaint(path: Path, seed: int) -> None:
     cv2.imwrite(str(path), cv2.blur(noise, (5, 5)))
 
 
-def epochs(source: Source, cache: ImageCache | None, workers: int, stages: tuple[AugmentStage | None, ...]) -> Iterator:
+def epochs(split: Split, cache: ImageCache | None, workers: int, stages: tuple[Augmentation | None, ...]) -> Iterator:
     """The batches of some epochs, one loader for each kind of data set as in a run."""
-    training = DetectionDataset(source, (32, 64), FULL, seed=5, cache=cache)
+    training = DetectionDataset(split, (32, 64), FULL, seed=5, cache=cache)
     # The images' own size: nothing is done to the pixels on their way.
-    plain = DetectionDataset(source, SIZE_HW, cache=cache)
+    plain = DetectionDataset(split, SIZE_HW, cache=cache)
     loaders = {
         True: build_loader(training, 4, workers, shuffle=True, seed=5),
         False: build_loader(plain, 4, workers, shuffle=False),
@@ -92,12 +92,12 @@ def equal(first: list[Batch], second: list[Batch]) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("max_bytes", [PLENTY, 4 * FULL_SIZE])
 def test_samples_are_the_same_with_and_without(
-    source: Source, make: Callable[[int], ImageCache], workers: int, max_bytes: int, monkeypatch: pytest.MonkeyPatch
+    split: Split, make: Callable[[int], ImageCache], workers: int, max_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rtdetrv4.data.loader._num_processors", lambda: 2)
-    stages = (FULL, None, FULL, AugmentStage(), AugmentStage(mosaic=1.0), None)
-    without, cache = list(epochs(source, None, 0, stages)), make(max_bytes)
-    for expected, batches in zip(without, epochs(source, cache, workers, stages), strict=True):
+    stages = (FULL, None, FULL, Augmentation(), Augmentation(mosaic=1.0), None)
+    without, cache = list(epochs(split, None, 0, stages)), make(max_bytes)
+    for expected, batches in zip(without, epochs(split, cache, workers, stages), strict=True):
         assert equal(batches, expected)
     # Filled by the workers, and seen from here.
     assert max_bytes / 2 < cache.budget.used <= max_bytes or max_bytes == PLENTY
@@ -108,34 +108,32 @@ def refuse() -> NDArray[np.uint8]:
     raise AssertionError("this is held, and must not be decoded again")
 
 
-def decoder(source: Source, index: int, scale: float) -> Callable[[], NDArray[np.uint8]]:
-    return lambda: read_image(source.image_dir / f"{index}.jpg", SIZE_HW, scale)
+def decoder(split: Split, index: int, scale: float) -> Callable[[], NDArray[np.uint8]]:
+    return lambda: read_image(split.image_dir / f"{index}.jpg", SIZE_HW, scale)
 
 
-def test_every_resolution_is_kept_by_itself(source: Source, make: Callable[[int], ImageCache]) -> None:
+def test_every_resolution_is_kept_by_itself(split: Split, make: Callable[[int], ImageCache]) -> None:
     cache = make(PLENTY)
     for scale in (1.0, 0.5, 0.25, 0.1):
-        assert np.array_equal(
-            cache.read(3, reduction_for(scale), decoder(source, 3, scale)), decoder(source, 3, scale)()
-        )
+        assert np.array_equal(cache.read(3, reduction_for(scale), decoder(split, 3, scale)), decoder(split, 3, scale)())
     for scale, height in ((1.0, 120), (0.5, 60), (0.25, 30), (0.1, 15)):
         held = cache.read(3, reduction_for(scale), refuse)
         assert held.shape == (height, height * 4 // 3, 3)
-        assert np.array_equal(held, decoder(source, 3, scale)())
+        assert np.array_equal(held, decoder(split, 3, scale)())
         assert not held.flags.writeable
     with pytest.raises(AssertionError, match="must not be decoded"):
         cache.read(4, 1, refuse)
 
 
 def test_what_does_not_fit_is_decoded_again_and_told_once(
-    source: Source, make: Callable[[int], ImageCache], caplog: pytest.LogCaptureFixture
+    split: Split, make: Callable[[int], ImageCache], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make(3 * FULL_SIZE + 1000)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             for index in range(NUM_IMAGES):
-                image = cache.read(index, 1, decoder(source, index, 1.0))
-                assert np.array_equal(image, decoder(source, index, 1.0)())
+                image = cache.read(index, 1, decoder(split, index, 1.0))
+                assert np.array_equal(image, decoder(split, index, 1.0)())
     assert cache.budget.used <= cache.budget.limit == 3 * FULL_SIZE + 1000
     assert [record.getMessage() for record in caplog.records] == [
         "The image cache is full: 0.00 GB in 3 images; others are decoded again."
@@ -146,41 +144,41 @@ def test_what_does_not_fit_is_decoded_again_and_told_once(
         cache.read(3, 1, refuse)
 
 
-def test_an_image_that_cannot_be_decoded_is_not_kept(source: Source, make: Callable[[int], ImageCache]) -> None:
+def test_an_image_that_cannot_be_decoded_is_not_kept(split: Split, make: Callable[[int], ImageCache]) -> None:
     cache = make(PLENTY)
     with pytest.raises(AssertionError):
         cache.read(0, 1, refuse)
     assert cache.budget.used == 0
-    assert cache.read(0, 1, decoder(source, 0, 1.0)).shape == (*SIZE_HW, 3)
+    assert cache.read(0, 1, decoder(split, 0, 1.0)).shape == (*SIZE_HW, 3)
 
 
-def test_the_log_says_how_many_fit(source: Source, make: Callable[[int], ImageCache]) -> None:
+def test_the_log_says_how_many_fit(split: Split, make: Callable[[int], ImageCache]) -> None:
     cache = make(4 * FULL_SIZE + 1)
-    assert describe(cache, source) == "0.00 GB held of 0.00 GB, room for about 4 of 10 images at full size"
-    assert "about 10 of 10 images" in describe(make(PLENTY), source)
+    assert describe(cache, split) == "0.00 GB held of 0.00 GB, room for about 4 of 10 images at full size"
+    assert "about 10 of 10 images" in describe(make(PLENTY), split)
 
 
 @pytest.mark.skipif(not cache_module.CAN_FORK, reason="memory is shared by forking")
-def test_memory_is_shared_with_workers_and_never_sent_to_them(source: Source) -> None:
+def test_memory_is_shared_with_workers_and_never_sent_to_them(split: Split) -> None:
     cache = RamCache(NUM_IMAGES, PLENTY)
-    list(build_loader(DetectionDataset(source, SIZE_HW, cache=cache), 2, workers=1, shuffle=False))
+    list(build_loader(DetectionDataset(split, SIZE_HW, cache=cache), 2, workers=1, shuffle=False))
     for index in range(NUM_IMAGES):
-        assert np.array_equal(cache.read(index, 1, refuse), decoder(source, index, 1.0)())
+        assert np.array_equal(cache.read(index, 1, refuse), decoder(split, index, 1.0)())
     with pytest.raises((TypeError, RuntimeError), match=r"mmap|shared"):
         pickle.dumps(cache)
 
 
 def test_without_fork_memory_serves_the_process_itself_only(
-    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    split: Split, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cache_module, "CAN_FORK", False)
-    assert isinstance(open_cache("ram", source, PLENTY, workers=0), RamCache)
+    assert isinstance(open_cache("ram", split, PLENTY, workers=0), RamCache)
     assert not caplog.records
-    assert open_cache("ram", source, PLENTY, workers=2) is None
+    assert open_cache("ram", split, PLENTY, workers=2) is None
     assert [record.getMessage() for record in caplog.records] == [
         "data.cache=ram is left out: data workers cannot share memory here. Use data.cache=disk."
     ]
-    assert isinstance(open_cache("disk", source, PLENTY, workers=2), DiskCache)
+    assert isinstance(open_cache("disk", split, PLENTY, workers=2), DiskCache)
 
 
 def test_more_memory_than_there_is() -> None:
@@ -188,25 +186,25 @@ def test_more_memory_than_there_is() -> None:
         RamCache(NUM_IMAGES, 10**17)
 
 
-def filled(source: Source, **options: int) -> DiskCache:
-    cache = DiskCache(source, cache_folder(source.image_dir), **{"max_bytes": PLENTY} | options)
+def filled(split: Split, **options: int) -> DiskCache:
+    cache = DiskCache(split, cache_folder(split.image_dir), **{"max_bytes": PLENTY} | options)
     for index in range(NUM_IMAGES):
-        cache.read(index, 1, decoder(source, index, 1.0))
+        cache.read(index, 1, decoder(split, index, 1.0))
     return cache
 
 
-def test_files_serve_the_next_run(source: Source, tmp_path: Path) -> None:
-    first = filled(source)
-    folder = cache_folder(source.image_dir)
+def test_files_serve_the_next_run(split: Split, tmp_path: Path) -> None:
+    first = filled(split)
+    folder = cache_folder(split.image_dir)
     assert folder.is_relative_to(tmp_path / "cache" / "rtdetrv4" / "images")
     files = sorted(path.name for path in folder.iterdir())
     assert len(files) == NUM_IMAGES
     # No part of a name comes from the annotations.
     assert all(set(name) <= set("0123456789abcdef-") for name in files)
-    second = DiskCache(source, folder, PLENTY)
+    second = DiskCache(split, folder, PLENTY)
     assert second.budget.used == first.budget.used == sum(path.stat().st_size for path in folder.iterdir())
     for index in range(NUM_IMAGES):
-        assert np.array_equal(second.read(index, 1, refuse), decoder(source, index, 1.0)())
+        assert np.array_equal(second.read(index, 1, refuse), decoder(split, index, 1.0)())
 
 
 def test_other_folders_have_other_caches(tmp_path: Path) -> None:
@@ -215,9 +213,9 @@ def test_other_folders_have_other_caches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["pixels", "time", "size"])
-def test_an_image_that_changed_is_decoded_anew(source: Source, change: str) -> None:
-    used = filled(source).budget.used
-    path = source.image_dir / "2.jpg"
+def test_an_image_that_changed_is_decoded_anew(split: Split, change: str) -> None:
+    used = filled(split).budget.used
+    path = split.image_dir / "2.jpg"
     before = path.stat()
     if change == "pixels":
         repaint(path, seed=50)
@@ -226,88 +224,88 @@ def test_an_image_that_changed_is_decoded_anew(source: Source, change: str) -> N
     else:
         path.write_bytes(path.read_bytes() + b"\0")
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    cache = DiskCache(source, cache_folder(source.image_dir), used)  # full, but for what is made anew
-    expected = decoder(source, 2, 1.0)()
+    cache = DiskCache(split, cache_folder(split.image_dir), used)  # full, but for what is made anew
+    expected = decoder(split, 2, 1.0)()
     assert np.array_equal(cache.read(2, 1, lambda: expected), expected)
     assert np.array_equal(cache.read(2, 1, refuse), expected)
     assert cache.budget.used == used
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "longer", "pixel", "other program"])
-def test_damaged_files_are_made_anew(source: Source, damage: str) -> None:
-    used = filled(source).budget.used
-    for path in cache_folder(source.image_dir).iterdir():
+def test_damaged_files_are_made_anew(split: Split, damage: str) -> None:
+    used = filled(split).budget.used
+    for path in cache_folder(split.image_dir).iterdir():
         data = bytearray(path.read_bytes())
         if damage == "pixel":
             data[HEADER.size + 1000] ^= 1
         elif damage == "other program":
             data[:4] = b"\x93NUM"
         path.write_bytes({"empty": b"", "short": data[:-1], "longer": data + b"\0"}.get(damage, data))
-    cache = filled(source)
+    cache = filled(split)
     assert cache.budget.used == used
     for index in range(NUM_IMAGES):
-        assert np.array_equal(cache.read(index, 1, refuse), decoder(source, index, 1.0)())
+        assert np.array_equal(cache.read(index, 1, refuse), decoder(split, index, 1.0)())
 
 
-def test_annotations_of_another_size_do_not_share_files(source: Source) -> None:
+def test_annotations_of_another_size_do_not_share_files(split: Split) -> None:
     """Whether a photo is turned depends on the size in the annotations."""
-    filled(source)
-    sizes = source.records.sizes_hw  # pyright: ignore[reportAttributeAccessIssue]
+    filled(split)
+    sizes = split.records.sizes_hw  # pyright: ignore[reportAttributeAccessIssue]
     sizes[0] = sizes[0][::-1]
     with pytest.raises(AssertionError, match="must not be decoded"):
-        DiskCache(source, cache_folder(source.image_dir), PLENTY).read(0, 1, refuse)
+        DiskCache(split, cache_folder(split.image_dir), PLENTY).read(0, 1, refuse)
 
 
-def test_ranks_share_the_room_that_is_left(source: Source) -> None:
-    room = filled(source, max_bytes=2 * FULL_SIZE + 500).budget
+def test_ranks_share_the_room_that_is_left(split: Split) -> None:
+    room = filled(split, max_bytes=2 * FULL_SIZE + 500).budget
     assert room.used < room.limit
-    folder = cache_folder(source.image_dir)
-    assert DiskCache(source, folder, room.used + 1000, ranks=4).budget.limit == room.used + 250
-    assert DiskCache(source, folder, 10, ranks=4).budget.limit == room.used
+    folder = cache_folder(split.image_dir)
+    assert DiskCache(split, folder, room.used + 1000, ranks=4).budget.limit == room.used + 250
+    assert DiskCache(split, folder, 10, ranks=4).budget.limit == room.used
 
 
 def test_a_full_disk_stops_the_writing_only(
-    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    split: Split, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = DiskCache(source, cache_folder(source.image_dir), PLENTY)
+    cache = DiskCache(split, cache_folder(split.image_dir), PLENTY)
 
     def fail(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
     for index in range(NUM_IMAGES):
-        image = cache.read(index, 1, decoder(source, index, 1.0))
-        assert np.array_equal(image, decoder(source, index, 1.0)())
+        image = cache.read(index, 1, decoder(split, index, 1.0))
+        assert np.array_equal(image, decoder(split, index, 1.0)())
     assert [record.getMessage().partition("takes no more")[2] for record in caplog.records] == [
         " images (No space left on device); they are decoded again."
     ]
     assert cache.budget.used == 0
-    assert list(cache_folder(source.image_dir).iterdir()) == []
+    assert list(cache_folder(split.image_dir).iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"cannot hold the image cache \(.*set XDG_CACHE_HOME"):
-        open_cache("disk", source, PLENTY)
+        open_cache("disk", split, PLENTY)
 
 
-def test_a_missing_image_is_told_as_without_a_cache(source: Source, make: Callable[[int], ImageCache]) -> None:
-    (source.image_dir / "3.jpg").unlink()
-    dataset = DetectionDataset(source, SIZE_HW, AugmentStage(), cache=make(PLENTY))
+def test_a_missing_image_is_told_as_without_a_cache(split: Split, make: Callable[[int], ImageCache]) -> None:
+    (split.image_dir / "3.jpg").unlink()
+    dataset = DetectionDataset(split, SIZE_HW, Augmentation(), cache=make(PLENTY))
     assert dataset[3].info.file_name == "4.jpg"
     assert dataset.num_unreadable == 1
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("none", type(None)), ("ram", RamCache), ("disk", DiskCache)])
 def test_settings_reach_both_parts_of_the_data(
-    source: Source, tmp_path: Path, kind: str, expected: type, caplog: pytest.LogCaptureFixture
+    split: Split, tmp_path: Path, kind: str, expected: type, caplog: pytest.LogCaptureFixture
 ) -> None:
-    val = source._replace(records=source.records[:6])
+    val = split._replace(records=split.records[:6])
     changes = {"cache": kind, "data.cache_size": "80MB", "out": str(tmp_path / "run"), "device": "cpu"}
     recipe = override(load_recipe("test"), changes | {"teacher": "none", "model.pretrained_backbone": False})
     with caplog.at_level(logging.INFO):
-        trainer = build_trainer(recipe, Splits(source, val, None), build_detector(recipe, source.classes.num_classes))
+        trainer = build_trainer(recipe, Splits(split, val, None), build_detector(recipe, split.classes.num_classes))
     caches = [
         trainer.data.loader.dataset.cache,
         trainer.evaluate.keywords["loader"].dataset.cache,  # pyright: ignore
@@ -315,4 +313,4 @@ def test_settings_reach_both_parts_of_the_data(
     assert [type(cache) for cache in caches] == [expected, expected]
     if kind != "none":
         assert [cache.budget.limit for cache in caches if cache] == [50_000_000, 30_000_000]
-        assert f"Image cache ({kind}) for {source.image_dir}: 0.00 GB held of 0.05 GB" in caplog.text
+        assert f"Image cache ({kind}) for {split.image_dir}: 0.00 GB held of 0.05 GB" in caplog.text

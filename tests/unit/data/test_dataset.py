@@ -16,13 +16,13 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from rtdetrv4.data.dataset import DetectionDataset, Sample
 from rtdetrv4.data.formats import read_coco
-from rtdetrv4.data.records import RecordTable, Source
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.records import RecordTable, Split
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap
 
 Write = Callable[..., Path]
-FULL = AugmentStage(mosaic=0.5, mixup=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
+FULL = Augmentation(mosaic=0.5, mixup=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
 
 
 def equal(first: Sample, second: Sample) -> bool:
@@ -46,9 +46,9 @@ def test_evaluation_stretches_and_nothing_else(tmp_path: Path, write_coco: Write
 
 
 def test_images_without_boxes(tmp_path: Path, write_coco: Write) -> None:
-    source = read_coco(write_coco(tmp_path, num_images=4))
+    split = read_coco(write_coco(tmp_path, num_images=4))
     for stage in (None, FULL, FULL._replace(mosaic=1.0), FULL._replace(mosaic=0.0)):
-        dataset = DetectionDataset(source, (64, 96), stage)
+        dataset = DetectionDataset(split, (64, 96), stage)
         for index in range(4):
             sample = dataset[index]
             assert sample.image.shape == (3, 64, 96)
@@ -59,16 +59,16 @@ def test_images_without_boxes(tmp_path: Path, write_coco: Write) -> None:
 
 
 def test_samples_depend_on_seed_epoch_and_index_only(tmp_path: Path, write_coco: Write) -> None:
-    source = read_coco(write_coco(tmp_path, [{"bbox": [16, 12, 32, 24]}], num_images=6))
-    dataset = DetectionDataset(source, (64, 64), FULL, seed=3)
+    split = read_coco(write_coco(tmp_path, [{"bbox": [16, 12, 32, 24]}], num_images=6))
+    dataset = DetectionDataset(split, (64, 64), FULL, seed=3)
     first = [dataset[index] for index in range(6)]
-    again = DetectionDataset(source, (64, 64), FULL, seed=3)
+    again = DetectionDataset(split, (64, 64), FULL, seed=3)
     assert all(equal(again[index], first[index]) for index in (4, 1, 0, 1, 5))
     again.set_epoch(1, FULL)
     assert not any(equal(again[index], first[index]) for index in range(6))
     again.set_epoch(0, FULL)
     assert equal(again[2], first[2])
-    assert not equal(DetectionDataset(source, (64, 64), FULL, seed=4)[0], first[0])
+    assert not equal(DetectionDataset(split, (64, 64), FULL, seed=4)[0], first[0])
     assert equal(pickle.loads(pickle.dumps(again))[3], first[3])
 
 
@@ -81,10 +81,10 @@ def test_crowds_are_not_trained_on(tmp_path: Path, write_coco: Write) -> None:
 
 
 @pytest.fixture
-def marked(tmp_path: Path, write_coco: Write) -> Callable[..., Source]:
-    """A source whose images are black, with one white rectangle each, and a box around it."""
+def marked(tmp_path: Path, write_coco: Write) -> Callable[..., Split]:
+    """A split whose images are black, with one white rectangle each, and a box around it."""
 
-    def make(size_hw: tuple[int, int], suffix: str) -> Source:
+    def make(size_hw: tuple[int, int], suffix: str) -> Split:
         height, width = size_hw
         rng = np.random.default_rng(0)
         annotations = []
@@ -111,9 +111,9 @@ def bounds(mask: NDArray[np.bool_]) -> list[int]:
     ("size_hw", "suffix"), [((90, 120), ".png"), ((701, 503), ".jpg"), ((260, 1300), ".png"), ((1200, 901), ".jpg")]
 )
 def test_boxes_follow_their_pixels_through_crops(
-    marked: Callable[..., Source], size_hw: tuple[int, int], suffix: str
+    marked: Callable[..., Split], size_hw: tuple[int, int], suffix: str
 ) -> None:
-    stage = AugmentStage(zoom_out=0.5, iou_crop=0.8, flip=0.5)
+    stage = Augmentation(zoom_out=0.5, iou_crop=0.8, flip=0.5)
     dataset = DetectionDataset(marked(size_hw, suffix), (128, 160), stage)
     for epoch in range(6):
         dataset.set_epoch(epoch, stage)
@@ -126,9 +126,9 @@ def test_boxes_follow_their_pixels_through_crops(
 
 @pytest.mark.parametrize(("size_hw", "suffix"), [((120, 120), ".png"), ((1201, 905), ".jpg")])
 def test_boxes_follow_their_pixels_through_mosaics(
-    marked: Callable[..., Source], size_hw: tuple[int, int], suffix: str
+    marked: Callable[..., Split], size_hw: tuple[int, int], suffix: str
 ) -> None:
-    stage = AugmentStage(mosaic=1.0, flip=0.5)
+    stage = Augmentation(mosaic=1.0, flip=0.5)
     dataset = DetectionDataset(marked(size_hw, suffix), (200, 200), stage)
     checked = 0
     for epoch in range(4):
@@ -153,11 +153,11 @@ class BlankDataset(DetectionDataset):
     """Draws the geometry and leaves the pixels black."""
 
     def _read(self, index: int, scale: float) -> NDArray[np.uint8]:
-        info = self.source.records[index].info
+        info = self.split.records[index].info
         return np.zeros((info.height, info.width, 3), np.uint8)
 
 
-def scattered(num_images: int, sizes_hw: list[tuple[int, int]]) -> Source:
+def scattered(num_images: int, sizes_hw: list[tuple[int, int]]) -> Split:
     """Images of alternating sizes with one to nine boxes each, some of them tiny."""
     rng = np.random.default_rng(11)
     sizes = np.array([sizes_hw[i % len(sizes_hw)] for i in range(num_images)], np.int32)
@@ -176,7 +176,7 @@ def scattered(num_images: int, sizes_hw: list[tuple[int, int]]) -> Source:
         is_crowd=np.zeros(len(boxes), np.bool_),
         areas=np.ones(len(boxes)),
     )
-    return Source(Path(), table, ClassMap(("thing",), (1,)), "", ())
+    return Split(Path(), table, ClassMap(("thing",), (1,)), "", ())
 
 
 def wrap(boxes: NDArray[np.float32] | torch.Tensor, height: int, width: int) -> BoundingBoxes:
@@ -185,7 +185,7 @@ def wrap(boxes: NDArray[np.float32] | torch.Tensor, height: int, width: int) -> 
     )
 
 
-def reference_crops(source: Source, image_size: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
+def reference_crops(split: Split, image_size: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
     """Boxes as the released models' transforms of torchvision leave them."""
     steps = tv.Compose(
         [
@@ -197,13 +197,13 @@ def reference_crops(source: Source, image_size: tuple[int, int]) -> Iterator[NDA
             tv.SanitizeBoundingBoxes(min_size=1, labels_getter=None),
         ]
     )
-    for record in source.records:
+    for record in split.records:
         height, width = record.info.height, record.info.width
         black = torch.zeros(1, height, width, dtype=torch.uint8)
         yield steps(black, wrap(record.boxes_xyxy_px, height, width))[1].numpy()
 
 
-def reference_mosaics(source: Source, image_size: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
+def reference_mosaics(split: Split, image_size: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
     rng = np.random.default_rng(5)
     shrink = tv.Resize(image_size[0] // 2)
     steps = tv.Compose(
@@ -215,8 +215,8 @@ def reference_mosaics(source: Source, image_size: tuple[int, int]) -> Iterator[N
             tv.SanitizeBoundingBoxes(min_size=1, labels_getter=None),
         ]
     )
-    for index in range(len(source.records)):
-        records = [source.records[i] for i in (index, *rng.integers(len(source.records), size=3).tolist())]
+    for index in range(len(split.records)):
+        records = [split.records[i] for i in (index, *rng.integers(len(split.records), size=3).tolist())]
         tiles = [shrink(wrap(r.boxes_xyxy_px, r.info.height, r.info.width)) for r in records]
         height, width = (max(tile.canvas_size[axis] for tile in tiles) for axis in (0, 1))
         offsets = torch.tensor([[0, 0], [width, 0], [0, height], [width, height]]).repeat(1, 2)
@@ -230,19 +230,19 @@ def statistics(samples: list[NDArray[np.float32]]) -> dict[str, list[float]]:
     """One number per sample, so that they are independent."""
     filled = [boxes for boxes in samples if len(boxes)]
     sides = [boxes[:, 2:] - boxes[:, :2] for boxes in filled]
-    centres = [(boxes[:, 2:] + boxes[:, :2]).mean(axis=0) / 2 for boxes in filled]
+    centers = [(boxes[:, 2:] + boxes[:, :2]).mean(axis=0) / 2 for boxes in filled]
     return {
         "count": [len(boxes) for boxes in samples],
         "mean area": [float(np.log(side.prod(axis=1)).mean()) for side in sides],
         "largest area": [float(side.prod(axis=1).max()) for side in sides],
         "aspect": [float(np.log(side[0, 0] / side[0, 1])) for side in sides],
-        "centre x": [float(centre[0]) for centre in centres],
-        "centre y": [float(centre[1]) for centre in centres],
+        "center x": [float(center[0]) for center in centers],
+        "center y": [float(center[1]) for center in centers],
     }
 
 
-def ours(source: Source, image_size: tuple[int, int], stage: AugmentStage) -> list[NDArray[np.float32]]:
-    dataset = BlankDataset(source, image_size, stage)
+def ours(split: Split, image_size: tuple[int, int], stage: Augmentation) -> list[NDArray[np.float32]]:
+    dataset = BlankDataset(split, image_size, stage)
     limit = np.array(image_size[::-1] * 2, dtype=np.float32)
     boxes = [dataset[index].target.boxes.numpy() * limit for index in range(len(dataset))]
     return [np.concatenate([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], axis=1) for b in boxes]
@@ -250,17 +250,17 @@ def ours(source: Source, image_size: tuple[int, int], stage: AugmentStage) -> li
 
 @pytest.mark.parametrize("kind", ["crops", "mosaics"])
 def test_boxes_are_distributed_as_with_torchvision(kind: str) -> None:
-    source, image_size = scattered(200, [(96, 128), (150, 100)]), (96, 96)
+    split, image_size = scattered(200, [(96, 128), (150, 100)]), (96, 96)
     if kind == "crops":
-        stage, reference = AugmentStage(zoom_out=0.5, iou_crop=0.8, flip=0.5), reference_crops
+        stage, reference = Augmentation(zoom_out=0.5, iou_crop=0.8, flip=0.5), reference_crops
         other = stage._replace(zoom_out=0.0)
     else:
-        stage, reference = AugmentStage(mosaic=1.0, flip=0.5), reference_mosaics
+        stage, reference = Augmentation(mosaic=1.0, flip=0.5), reference_mosaics
         other = stage._replace(max_scale=1.0)
-    expected = statistics(list(reference(source, image_size)))
+    expected = statistics(list(reference(split, image_size)))
 
-    def p_values(stage: AugmentStage) -> dict[str, float]:
-        drawn = statistics(ours(source, image_size, stage))
+    def p_values(stage: Augmentation) -> dict[str, float]:
+        drawn = statistics(ours(split, image_size, stage))
         return {name: float(ks_2samp(values, expected[name]).pvalue) for name, values in drawn.items()}
 
     equal_settings = p_values(stage)
@@ -270,7 +270,7 @@ def test_boxes_are_distributed_as_with_torchvision(kind: str) -> None:
 
 
 @pytest.fixture
-def partly_damaged(tmp_path: Path, write_coco: Write) -> Source:
+def partly_damaged(tmp_path: Path, write_coco: Write) -> Split:
     """Twelve images, of which number 4 is cut off."""
     path = write_coco(tmp_path, [{"image_id": 4, "bbox": [1, 2, 30, 40]}], num_images=12, suffix=".jpg")
     broken = tmp_path / "4.jpg"
@@ -279,9 +279,9 @@ def partly_damaged(tmp_path: Path, write_coco: Write) -> Source:
 
 
 def test_a_damaged_image_is_replaced_in_training_and_told_once(
-    partly_damaged: Source, caplog: pytest.LogCaptureFixture
+    partly_damaged: Split, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain = AugmentStage()
+    plain = Augmentation()
     dataset = DetectionDataset(partly_damaged, (64, 64), plain)
     with caplog.at_level(logging.WARNING):
         assert equal(dataset[4], dataset[5])
@@ -293,7 +293,7 @@ def test_a_damaged_image_is_replaced_in_training_and_told_once(
         assert all(dataset[index].image.any() for index in range(12))
 
 
-def test_a_damaged_image_is_black_in_evaluation(partly_damaged: Source) -> None:
+def test_a_damaged_image_is_black_in_evaluation(partly_damaged: Split) -> None:
     dataset = DetectionDataset(partly_damaged, (64, 64))
     sample = dataset[4]
     assert not sample.image.any()
@@ -303,7 +303,7 @@ def test_a_damaged_image_is_black_in_evaluation(partly_damaged: Source) -> None:
 
 
 @pytest.mark.parametrize("stage", [None, FULL])
-def test_many_damaged_images_are_an_error(partly_damaged: Source, stage: AugmentStage | None) -> None:
+def test_many_damaged_images_are_an_error(partly_damaged: Split, stage: Augmentation | None) -> None:
     (partly_damaged.image_dir / "7.jpg").unlink()
     dataset = DetectionDataset(partly_damaged, (64, 64), stage)
     with pytest.raises(DatasetError, match=r"2 of 12 images cannot be read, the last because .*[47]\.jpg"):

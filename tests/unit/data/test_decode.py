@@ -43,7 +43,7 @@ def test_kinds_of_files(tmp_path: Path, name: str, mode: str, tolerance: int) ->
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 @pytest.mark.parametrize("mode", ["L", "1"])
-def test_grey_images_have_three_equal_channels(tmp_path: Path, name: str, mode: str) -> None:
+def test_gray_images_have_three_equal_channels(tmp_path: Path, name: str, mode: str) -> None:
     Image.fromarray(gradient()).convert(mode).save(tmp_path / name)
     image = read_image(tmp_path / name, SIZE_HW)
     assert image.shape == (*SIZE_HW, 3)
@@ -52,10 +52,10 @@ def test_grey_images_have_three_equal_channels(tmp_path: Path, name: str, mode: 
 
 
 def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
-    grey = np.linspace(0, 65535, 48 * 64).reshape(SIZE_HW).astype(np.uint16)
-    cv2.imwrite(str(tmp_path / "a.png"), grey)
+    gray = np.linspace(0, 65535, 48 * 64).reshape(SIZE_HW).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), gray)
     image = read_image(tmp_path / "a.png", SIZE_HW)
-    assert np.abs(image[..., 0] - grey / 257.0).max() <= 1
+    assert np.abs(image[..., 0] - gray / 257.0).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])

@@ -18,7 +18,7 @@ Write = Callable[..., Path]
 
 
 def test_reads_boxes_labels_crowds_and_areas(tmp_path: Path, write_coco: Write) -> None:
-    source = read_coco(
+    split = read_coco(
         write_coco(
             tmp_path,
             [
@@ -29,7 +29,7 @@ def test_reads_boxes_labels_crowds_and_areas(tmp_path: Path, write_coco: Write) 
             num_images=3,
         )
     )
-    first, second, third = source.records
+    first, second, third = split.records
     assert first.info == ImageInfo(0, "0.png", 48, 64)
     np.testing.assert_array_equal(first.boxes_xyxy_px, [[1.5, 2, 4.5, 6]])
     np.testing.assert_array_equal(first.areas, [12])
@@ -39,8 +39,8 @@ def test_reads_boxes_labels_crowds_and_areas(tmp_path: Path, write_coco: Write) 
     np.testing.assert_array_equal(second.areas, [99, 5])
     assert third.boxes_xyxy_px.shape == (0, 4)
     assert third.labels.dtype == np.int64
-    assert source.problems == ()
-    assert source.classes == ClassMap(("cat", "dog"), (1, 2))
+    assert split.problems == ()
+    assert split.classes == ClassMap(("cat", "dog"), (1, 2))
 
 
 def test_records_are_a_sequence_that_pickles(tmp_path: Path, write_coco: Write) -> None:
@@ -61,18 +61,18 @@ def test_any_category_ids_become_contiguous_in_their_order(
 ) -> None:
     categories = [{"id": ids[0], "name": "cat"}, {"id": ids[1], "name": "dog"}]
     annotations = [{"category_id": ids[1], "bbox": [1, 2, 3, 4]}, {"category_id": ids[0], "bbox": [1, 2, 3, 5]}]
-    source = read_coco(write_coco(tmp_path, annotations, categories=categories))
-    assert source.classes.category_ids == tuple(sorted(ids))
-    named = [source.classes.names[label] for label in source.records[0].labels]
+    split = read_coco(write_coco(tmp_path, annotations, categories=categories))
+    assert split.classes.category_ids == tuple(sorted(ids))
+    named = [split.classes.names[label] for label in split.records[0].labels]
     assert named == ["dog", "cat"]
 
 
 def test_one_class_with_a_large_id(tmp_path: Path, write_coco: Write) -> None:
-    source = read_coco(
+    split = read_coco(
         write_coco(tmp_path, [{"category_id": 30056, "bbox": [1, 2, 3, 4]}], categories=[{"id": 30056, "name": "bolt"}])
     )
-    assert source.classes == ClassMap(("bolt",), (30056,))
-    np.testing.assert_array_equal(source.records[0].labels, [0])
+    assert split.classes == ClassMap(("bolt",), (30056,))
+    np.testing.assert_array_equal(split.records[0].labels, [0])
 
 
 def test_validation_classes_are_matched_by_name(tmp_path: Path, write_coco: Write) -> None:
@@ -113,21 +113,21 @@ def test_placeholder_parent_is_no_class(tmp_path: Path, write_coco: Write) -> No
         {"id": 1, "name": "cat", "supercategory": "animals"},
         {"id": 2, "name": "dog", "supercategory": "animals"},
     ]
-    source = read_coco(write_coco(tmp_path / "a", [{"bbox": [1, 2, 3, 4]}], categories=categories))
-    assert source.classes == ClassMap(("cat", "dog"), (1, 2))
-    assert source.problems == ("1 category without a box ignored: animals", "1 of 2 classes without a box: dog")
+    split = read_coco(write_coco(tmp_path / "a", [{"bbox": [1, 2, 3, 4]}], categories=categories))
+    assert split.classes == ClassMap(("cat", "dog"), (1, 2))
+    assert split.problems == ("1 category without a box ignored: animals", "1 of 2 classes without a box: dog")
     used = read_coco(write_coco(tmp_path / "b", [{"category_id": 0, "bbox": [1, 2, 3, 4]}], categories=categories))
     assert used.classes.names == ("animals", "cat", "dog")
 
 
 def test_class_named_like_its_own_group_stays(tmp_path: Path, write_coco: Write) -> None:
     categories = [{"id": 1, "name": "person", "supercategory": "person"}, {"id": 2, "name": "dog"}]
-    source = read_coco(write_coco(tmp_path, [{"category_id": 2, "bbox": [1, 2, 3, 4]}], categories=categories))
-    assert source.classes.names == ("person", "dog")
+    split = read_coco(write_coco(tmp_path, [{"category_id": 2, "bbox": [1, 2, 3, 4]}], categories=categories))
+    assert split.classes.names == ("person", "dog")
 
 
 def test_bad_boxes_are_mended_or_dropped_and_counted(tmp_path: Path, write_coco: Write) -> None:
-    source = read_coco(
+    split = read_coco(
         write_coco(
             tmp_path,
             [
@@ -146,10 +146,10 @@ def test_bad_boxes_are_mended_or_dropped_and_counted(tmp_path: Path, write_coco:
         )
     )
     np.testing.assert_allclose(
-        source.records[0].boxes_xyxy_px, [[60, 0, 64, 15], [60, 40, 64, 48], [5, 5, 10, 10], [5, 5, 10, 10]]
+        split.records[0].boxes_xyxy_px, [[60, 0, 64, 15], [60, 40, 64, 48], [5, 5, 10, 10], [5, 5, 10, 10]]
     )
-    assert source.records[0].areas[0] == 60
-    assert source.problems[:5] == (
+    assert split.records[0].areas[0] == 60
+    assert split.problems[:5] == (
         "4 boxes dropped: not four finite numbers (first: annotation 5 of 0.png)",
         "2 boxes dropped: no width or no height (first: annotation 0 of 0.png)",
         "1 box dropped: outside of the image (first: annotation 2 of 0.png)",
@@ -160,14 +160,14 @@ def test_bad_boxes_are_mended_or_dropped_and_counted(tmp_path: Path, write_coco:
 
 def test_sizes_missing_in_the_file_come_from_the_images(tmp_path: Path, write_coco: Write) -> None:
     images = [{"id": 0, "file_name": "0.png", "height": 0, "width": 0}, {"id": 1, "file_name": "1.png"}]
-    source = read_coco(write_coco(tmp_path, images=images))
-    assert [(record.info.height, record.info.width) for record in source.records] == [(48, 64)] * 2
-    assert source.problems == ("2 image sizes read from the files: not in the annotations",)
+    split = read_coco(write_coco(tmp_path, images=images))
+    assert [(record.info.height, record.info.width) for record in split.records] == [(48, 64)] * 2
+    assert split.problems == ("2 image sizes read from the files: not in the annotations",)
 
 
 def test_no_annotations_at_all_is_a_source_of_background(tmp_path: Path, write_coco: Write) -> None:
-    source = read_coco(write_coco(tmp_path))
-    assert [len(record.labels) for record in source.records] == [0, 0]
+    split = read_coco(write_coco(tmp_path))
+    assert [len(record.labels) for record in split.records] == [0, 0]
 
 
 IMAGE = {"id": 0, "file_name": "0.png", "height": 48, "width": 64}
@@ -260,9 +260,9 @@ def _usual_layout(root: Path, write_coco: Write, image_folders: dict[str, str]) 
 def test_usual_layouts(tmp_path: Path, write_coco: Write, folders: dict[str, str]) -> None:
     _usual_layout(tmp_path, write_coco, folders)
     splits = read_splits(tmp_path)
-    for source, folder in zip(splits[:2], folders.values(), strict=True):
-        assert source is not None
-        assert source.image_dir == tmp_path / folder
+    for split, folder in zip(splits[:2], folders.values(), strict=True):
+        assert split is not None
+        assert split.image_dir == tmp_path / folder
 
 
 def test_two_files_for_one_split_need_a_choice(tmp_path: Path, write_coco: Write) -> None:
@@ -328,8 +328,8 @@ def test_images_in_subfolders_and_utf8_names(tmp_path: Path, write_coco: Write) 
 
 
 def test_an_image_listed_under_two_ids_is_told(tmp_path: Path, write_coco: Write) -> None:
-    source = read_coco(write_coco(tmp_path, images=[IMAGE, IMAGE | {"id": 1}]))
-    assert source.problems == ("1 image listed again under another id: each shows only its own boxes",)
+    split = read_coco(write_coco(tmp_path, images=[IMAGE, IMAGE | {"id": 1}]))
+    assert split.problems == ("1 image listed again under another id: each shows only its own boxes",)
 
 
 @pytest.mark.parametrize(
@@ -341,9 +341,9 @@ def test_an_image_listed_under_two_ids_is_told(tmp_path: Path, write_coco: Write
     ],
 )
 def test_real_data(shared: Path, name: str, counts: list[tuple[int, int]]) -> None:
-    sources = [source for source in read_splits(shared / "data" / name) if source is not None]
+    sources = [split for split in read_splits(shared / "data" / name) if split is not None]
     assert [(len(s.records), sum(len(record.labels) for record in s.records)) for s in sources] == counts
-    assert all(source.problems == () for source in sources)
+    assert all(split.problems == () for split in sources)
 
 
 @pytest.mark.parametrize(

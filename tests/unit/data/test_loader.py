@@ -10,16 +10,16 @@ import torch
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import read_coco
 from rtdetrv4.data.loader import DetectionLoader, ShardSampler, build_loader
-from rtdetrv4.data.records import Source
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.records import Split
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import Batch
 
-FULL = AugmentStage(mosaic=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
+FULL = Augmentation(mosaic=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
 
 
 @pytest.fixture
-def source(tmp_path: Path, write_coco: Callable[..., Path]) -> Source:
+def split(tmp_path: Path, write_coco: Callable[..., Path]) -> Split:
     boxes = [{"image_id": i, "bbox": [5, 5, 10 + i, 20]} for i in range(11)]
     return read_coco(write_coco(tmp_path, boxes, num_images=11, suffix=".jpg"))
 
@@ -37,13 +37,13 @@ def equal(first: list[Batch], second: list[Batch]) -> bool:
     )
 
 
-def test_workers_change_nothing_and_follow_the_epoch(source: Source) -> None:
+def test_workers_change_nothing_and_follow_the_epoch(split: Split) -> None:
     runs = []
     for workers in (0, 2):
-        dataset = DetectionDataset(source, (32, 64), FULL, seed=5)
+        dataset = DetectionDataset(split, (32, 64), FULL, seed=5)
         loader = build_loader(dataset, 4, workers, shuffle=True, seed=5, drop_last=True)
         epochs = []
-        for epoch, stage in enumerate((FULL, FULL, AugmentStage())):
+        for epoch, stage in enumerate((FULL, FULL, Augmentation())):
             dataset.set_epoch(epoch, stage)
             loader.sampler.set_epoch(epoch)
             epochs.append(list(loader))
@@ -55,8 +55,8 @@ def test_workers_change_nothing_and_follow_the_epoch(source: Source) -> None:
     assert len(loader) == 2
 
 
-def test_resuming_in_the_middle_of_an_epoch(source: Source) -> None:
-    loader = build_loader(DetectionDataset(source, (32, 32), FULL), 3, 0, shuffle=True, drop_last=True)
+def test_resuming_in_the_middle_of_an_epoch(split: Split) -> None:
+    loader = build_loader(DetectionDataset(split, (32, 32), FULL), 3, 0, shuffle=True, drop_last=True)
     loader.sampler.set_epoch(4)
     whole = list(loader)
     state = loader.sampler.state_dict()
@@ -67,8 +67,8 @@ def test_resuming_in_the_middle_of_an_epoch(source: Source) -> None:
     assert equal(list(loader), whole)
 
 
-def test_orders_differ_between_epochs_and_seeds(source: Source) -> None:
-    dataset = DetectionDataset(source, (32, 32))
+def test_orders_differ_between_epochs_and_seeds(split: Split) -> None:
+    dataset = DetectionDataset(split, (32, 32))
     loader = build_loader(dataset, 4, 0, shuffle=True, seed=1)
     first = ids(loader)
     assert sorted(chain(*first)) == list(range(11))
@@ -79,8 +79,8 @@ def test_orders_differ_between_epochs_and_seeds(source: Source) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_evaluation_sees_every_image_once(source: Source, world_size: int) -> None:
-    dataset = DetectionDataset(source, (32, 32))
+def test_evaluation_sees_every_image_once(split: Split, world_size: int) -> None:
+    dataset = DetectionDataset(split, (32, 32))
     seen = []
     for rank in range(world_size):
         loader = build_loader(dataset, 2, 0, shuffle=False, rank=rank, world_size=world_size)
@@ -91,8 +91,8 @@ def test_evaluation_sees_every_image_once(source: Source, world_size: int) -> No
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_training_ranks_get_equal_and_different_shares(source: Source, world_size: int) -> None:
-    dataset = DetectionDataset(source, (32, 32))
+def test_training_ranks_get_equal_and_different_shares(split: Split, world_size: int) -> None:
+    dataset = DetectionDataset(split, (32, 32))
     shares = [
         ids(build_loader(dataset, 2, 0, True, seed=7, rank=rank, world_size=world_size, drop_last=True))
         for rank in range(world_size)
@@ -102,8 +102,8 @@ def test_training_ranks_get_equal_and_different_shares(source: Source, world_siz
     assert len(set(seen)) == len(seen)
 
 
-def test_fewer_images_than_a_batch_are_one_batch(source: Source) -> None:
-    dataset = DetectionDataset(source, (32, 32))
+def test_fewer_images_than_a_batch_are_one_batch(split: Split) -> None:
+    dataset = DetectionDataset(split, (32, 32))
     for world_size, expected in ((1, 11), (2, 5)):
         loader = build_loader(dataset, 16, 0, shuffle=True, world_size=world_size, drop_last=True)
         assert [len(batch) for batch in ids(loader)] == [expected]
@@ -116,25 +116,25 @@ def test_more_ranks_than_images_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_a_worker_is_one_line(source: Source, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_worker_is_one_line(split: Split, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # PyTorch waits this long for a worker that failed.
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     for index in range(3):
-        (source.image_dir / f"{index}.jpg").unlink()
-    loader = build_loader(DetectionDataset(source, (32, 32)), 4, workers, shuffle=False)
+        (split.image_dir / f"{index}.jpg").unlink()
+    loader = build_loader(DetectionDataset(split, (32, 32)), 4, workers, shuffle=False)
     with pytest.raises(DatasetError, match=r"^2 of 11 images cannot be read.*1\.jpg cannot be read") as error:
         list(loader)
     assert "\n" not in str(error.value)
 
 
-def test_unreadable_images_are_counted_across_workers(source: Source) -> None:
-    (source.image_dir / "3.jpg").unlink()
-    dataset = DetectionDataset(source, (32, 32))
+def test_unreadable_images_are_counted_across_workers(split: Split) -> None:
+    (split.image_dir / "3.jpg").unlink()
+    dataset = DetectionDataset(split, (32, 32))
     list(build_loader(dataset, 4, 2, shuffle=False))
     assert dataset.num_unreadable == 1
 
 
-def test_no_more_workers_than_processors(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_workers_than_processors(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rtdetrv4.data.loader._num_processors", lambda: 1)
-    dataset = DetectionDataset(source, (32, 64))
+    dataset = DetectionDataset(split, (32, 64))
     assert [build_loader(dataset, 4, workers, shuffle=False).num_workers for workers in (0, 1, 50)] == [0, 1, 1]

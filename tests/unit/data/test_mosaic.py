@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from rtdetrv4.data.mosaic import draw_mosaic, paint
-from rtdetrv4.data.transforms import AugmentStage, map_boxes
+from rtdetrv4.data.transforms import Augmentation, map_boxes
 
-STILL = AugmentStage(rotation=0.0, translation=0.0, min_scale=1.0, max_scale=1.0)
+STILL = Augmentation(rotation=0.0, translation=0.0, min_scale=1.0, max_scale=1.0)
 
 
 def test_four_squares_fill_the_quarters() -> None:
@@ -29,13 +29,13 @@ def test_short_sides_fill_a_tile_and_the_longest_sets_it() -> None:
 
 def test_rotation_scale_and_shift_stay_in_range() -> None:
     rng = np.random.default_rng(0)
-    drawn = [draw_mosaic(rng, np.full((4, 2), 100, np.int32), (200, 200), AugmentStage()) for _ in range(300)]
+    drawn = [draw_mosaic(rng, np.full((4, 2), 100, np.int32), (200, 200), Augmentation()) for _ in range(300)]
     linear = np.array([matrices[0][:, :2] for matrices, _ in drawn])
     scales = np.sqrt(np.linalg.det(linear))
     angles = np.rad2deg(np.arctan2(linear[:, 1, 0], linear[:, 0, 0]))
-    # The corner that the four images share is the centre, shifted.
-    centres = np.array([map_boxes(np.array([[100, 100, 100, 100]], np.float32), m[0])[0, :2] for m, _ in drawn])
-    for values, low, high in ((scales, 0.5, 1.5), (angles, -10, 10), (centres, 80, 120)):
+    # The corner that the four images share is the center, shifted.
+    centers = np.array([map_boxes(np.array([[100, 100, 100, 100]], np.float32), m[0])[0, :2] for m, _ in drawn])
+    for values, low, high in ((scales, 0.5, 1.5), (angles, -10, 10), (centers, 80, 120)):
         assert low <= values.min() < low + 0.05 * (high - low)
         assert high - 0.05 * (high - low) < values.max() <= high
 
@@ -56,10 +56,10 @@ def test_painted_pixels_lie_where_the_matrix_says(reduction: int) -> None:
     assert set(np.unique(canvas[canvas < 90])) <= {0}, "edges are sharp: no blend with the background"
 
 
-def test_neighbours_leave_no_seam() -> None:
+def test_neighbors_leave_no_seam() -> None:
     image = np.full((50, 50, 3), 200, np.uint8)
     canvas = np.zeros((100, 100, 3), np.uint8)
-    stage = AugmentStage(translation=0.0, min_scale=1.4, max_scale=1.5)
+    stage = Augmentation(translation=0.0, min_scale=1.4, max_scale=1.5)
     for matrix in draw_mosaic(np.random.default_rng(3), np.full((4, 2), 50, np.int32), (100, 100), stage)[0]:
         paint(canvas, image, (50, 50), matrix)
     assert canvas.min() == 200

@@ -36,9 +36,9 @@ def test_splits_share_no_picture(splits: Splits) -> None:
     assert splits.train is not None
     assert splits.val is not None
     pixels = [
-        cv2.imread(str(source.image_dir / record.info.file_name)).tobytes()
-        for source in (splits.train, splits.val)
-        for record in source.records
+        cv2.imread(str(split.image_dir / record.info.file_name)).tobytes()
+        for split in (splits.train, splits.val)
+        for record in split.records
     ]
     assert len(set(pixels)) == 70
 
@@ -65,6 +65,6 @@ def test_shapes_stand_out_where_their_boxes_are(splits: Splits) -> None:
                 continue
             around = image[top - 3 : bottom + 3, left - 3 : right + 3].copy()
             around[3:-3, 3:-3] = np.nan
-            centre = image[(top + bottom) // 2, (left + right) // 2]
-            differences.append(np.abs(centre - np.nanmean(around, axis=(0, 1))).max())
+            center = image[(top + bottom) // 2, (left + right) // 2]
+            differences.append(np.abs(center - np.nanmean(around, axis=(0, 1))).max())
     assert np.median(differences) > 40

@@ -14,7 +14,7 @@ from rtdetrv4.data.transforms import (
     HUE,
     SATURATION,
     Window,
-    centres_inside,
+    centers_inside,
     clip_boxes,
     draw_iou_crop,
     draw_zoom_out,
@@ -48,7 +48,7 @@ def test_crops_keep_what_was_asked_for() -> None:
         assert crop.left + crop.width <= 180
         assert crop.top + crop.height <= 110
         if crop != canvas:
-            assert centres_inside(boxes, crop).any()
+            assert centers_inside(boxes, crop).any()
             assert 0.5 <= crop.width / crop.height <= 2
 
 
@@ -65,9 +65,9 @@ def test_tiny_images_survive_the_crop() -> None:
         assert crop.height >= 1
 
 
-def test_centres_decide_what_stays() -> None:
+def test_centers_decide_what_stays() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 12, 12], [0, 0, 100, 10.4]], np.float32)
-    np.testing.assert_array_equal(centres_inside(boxes, Window(5, 5, 20, 20)), [False, True, False])
+    np.testing.assert_array_equal(centers_inside(boxes, Window(5, 5, 20, 20)), [False, True, False])
 
 
 @pytest.mark.parametrize("window", [Window(0, 0, 60, 40), Window(-30, -7, 111, 90), Window(13, 5, 31, 22)])
@@ -137,7 +137,7 @@ class FixedDraws:
 
 @pytest.mark.parametrize("contrast_first", [True, False])
 @pytest.mark.parametrize("on", ["", "b", "c", "s", "h", "p", "bc", "cs", "bcsp", "bcshp"])
-def test_colours_equal_those_of_torchvision(on: str, contrast_first: bool) -> None:
+def test_colors_equal_those_of_torchvision(on: str, contrast_first: bool) -> None:
     pixels = np.random.default_rng(0).integers(60, 160, (24, 32, 3), np.uint8)
     draws: Any = FixedDraws(on, contrast_first)
     result = photometric(pixels.copy(), draws, 0.5)

@@ -62,9 +62,9 @@ def test_as_roboflow_writes_it(tmp_path: Path) -> None:
     for split, stem in (("train", "a"), ("valid", "b")):
         write(tmp_path / split, tmp_path / split, stem, ("dog", "10 5 30 25"))
     splits = read_splits(tmp_path)
-    for source in (splits.train, splits.val):
-        assert source is not None
-        (record,) = source.records
+    for split in (splits.train, splits.val):
+        assert split is not None
+        (record,) = split.records
         assert record.boxes_xyxy_px.tolist() == [[10, 5, 30, 25]]
 
 
@@ -75,8 +75,8 @@ def test_the_same_boxes_as_in_coco(shared: Path) -> None:
     parts = [coco.train, coco.val]
     by_name = {each.info.file_name: each for part in parts if part is not None for each in part.records}
     compared = 0
-    for source in (ours.train, ours.val, ours.test):
-        for record in source.records if source is not None else ():
+    for split in (ours.train, ours.val, ours.test):
+        for record in split.records if split is not None else ():
             expected = by_name[record.info.file_name]
             np.testing.assert_array_equal(record.labels, expected.labels)
             np.testing.assert_array_equal(record.boxes_xyxy_px, expected.boxes_xyxy_px)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtdetrv4.data.formats import Source, read_splits
+from rtdetrv4.data.formats import Split, read_splits
 from rtdetrv4.errors import DatasetError
 
 NAMES = "names: [cat, dog]\n"
@@ -37,14 +37,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def boxes(source: Source | None) -> dict[str, list[list[float]]]:
-    assert source is not None
-    return {each.info.file_name: each.boxes_xyxy_px.round(3).tolist() for each in source.records}
+def boxes(split: Split | None) -> dict[str, list[list[float]]]:
+    assert split is not None
+    return {each.info.file_name: each.boxes_xyxy_px.round(3).tolist() for each in split.records}
 
 
-def labels(source: Source | None) -> list[int]:
-    assert source is not None
-    return [int(label) for each in source.records for label in each.labels]
+def labels(split: Split | None) -> list[int]:
+    assert split is not None
+    return [int(label) for each in split.records for label in each.labels]
 
 
 @pytest.mark.parametrize("given", ["data.yaml", "."])
@@ -62,10 +62,10 @@ def test_boxes_names_and_background(root: Path, given: str) -> None:
 def test_the_same_boxes_as_in_coco(shared: Path) -> None:
     ours, coco = read_splits(shared / "data" / "formats" / "bccd_yolo"), read_splits(shared / "data" / "bccd")
     for part in ("train", "val"):
-        source, reference = getattr(ours, part), getattr(coco, part)
-        assert source.classes.names == reference.classes.names
+        split, reference = getattr(ours, part), getattr(coco, part)
+        assert split.classes.names == reference.classes.names
         by_name = {each.info.file_name: each for each in reference.records}
-        for record in source.records:
+        for record in split.records:
             expected = by_name[record.info.file_name]
             assert record.info[1:] == expected.info[1:]
             np.testing.assert_array_equal(record.labels, expected.labels)
@@ -96,19 +96,19 @@ def test_names_by_number_and_labels_beside_the_images(tmp_path: Path) -> None:
     write_image(tmp_path / "pictures" / "deep" / "a.png")
     write_labels(tmp_path / "pictures" / "deep" / "a.txt", "7 0.5 0.5 0.5 0.5")
     (tmp_path / "data.yaml").write_text("train: pictures\nnames: {3: cat, 7: 8}\n")
-    source = read_splits(tmp_path).train
-    assert boxes(source) == {"deep/a.png": [[20, 10, 60, 30]]}
-    assert source is not None
-    assert (source.classes.names, source.classes.category_ids) == (("cat", "8"), (3, 7))
-    assert labels(source) == [1]
+    split = read_splits(tmp_path).train
+    assert boxes(split) == {"deep/a.png": [[20, 10, 60, 30]]}
+    assert split is not None
+    assert (split.classes.names, split.classes.category_ids) == (("cat", "8"), (3, 7))
+    assert labels(split) == [1]
 
 
 def test_polygons_become_boxes_and_turned_photos_are_upright(root: Path) -> None:
     write_labels(root / "labels" / "train" / "a.txt", "0 0.1 0.5 0.5 0.1 0.9 0.5 0.5 0.9")
     write_image(root / "images" / "train" / "b.jpg", (40, 80), orientation=6)
     write_labels(root / "labels" / "train" / "b.txt", "1 0.5 0.5 1 0.5")
-    source = read_splits(root).train
-    assert boxes(source) == {"a.jpg": [[8, 4, 72, 36]], "b.jpg": [[0, 20, 40, 60]]}
+    split = read_splits(root).train
+    assert boxes(split) == {"a.jpg": [[8, 4, 72, 36]], "b.jpg": [[0, 20, 40, 60]]}
 
 
 def test_what_is_no_box_is_counted(root: Path) -> None:
@@ -116,10 +116,10 @@ def test_what_is_no_box_is_counted(root: Path) -> None:
         root / "labels" / "train" / "a.txt",
         *("0 0.5 0.5 0.5 0.5", "0 0.5 nan 1 1", "1 0.5 0.5 0.1", "1 2 2 1 1", "0 0.5 0.5 inf 1"),
     )
-    source = read_splits(root).train
-    assert source is not None
-    assert boxes(source)["a.jpg"] == [[20, 10, 60, 30]]
-    told = "\n".join(source.problems)
+    split = read_splits(root).train
+    assert split is not None
+    assert boxes(split)["a.jpg"] == [[20, 10, 60, 30]]
+    told = "\n".join(split.problems)
     assert "3 boxes dropped: not four finite numbers (first: annotation a.txt:2 of a.jpg)" in told
     assert "1 box dropped: outside of the image (first: annotation a.txt:4 of a.jpg)" in told
 
@@ -155,10 +155,10 @@ def test_mistakes(root: Path, yaml: str, line: str, message: str) -> None:
 
 def test_images_that_are_none_are_left_out_and_told(root: Path) -> None:
     (root / "images" / "train" / "b.jpg").write_bytes(b"no image")
-    source = read_splits(root).train
-    assert list(boxes(source)) == ["a.jpg"]
-    assert source is not None
-    assert source.problems[0] == f"1 image left out: cannot be read (first: {root / 'images' / 'train' / 'b.jpg'})"
+    split = read_splits(root).train
+    assert list(boxes(split)) == ["a.jpg"]
+    assert split is not None
+    assert split.problems[0] == f"1 image left out: cannot be read (first: {root / 'images' / 'train' / 'b.jpg'})"
     (root / "images" / "train" / "a.jpg").write_bytes(b"neither")
     with pytest.raises(DatasetError, match=r"none of the 2 images in .* can be read, the first is .*a\.jpg"):
         read_splits(root)

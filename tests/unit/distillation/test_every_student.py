@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtdetrv4.build import build_detector
-from rtdetrv4.build.models import find_variant
-from rtdetrv4.build.training import build_criterion, loss_weights
+from rtdetrv4.assembly import build_detector
+from rtdetrv4.assembly.models import find_variant
+from rtdetrv4.assembly.training import build_criterion, loss_weights
 from rtdetrv4.config import VARIANTS, load_recipe, override
 from rtdetrv4.distillation import DistillationStudent, Injector, alignment_loss
 from rtdetrv4.losses import weighted_sum

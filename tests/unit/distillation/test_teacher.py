@@ -14,7 +14,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
 from rtdetrv4 import Detector
-from rtdetrv4.build.training import build_teacher
+from rtdetrv4.assembly.training import build_teacher
 from rtdetrv4.config import load_recipe
 from rtdetrv4.config.schema import DistillationConfig
 from rtdetrv4.data.synthetic import write_shapes
@@ -25,11 +25,11 @@ from rtdetrv4.weights import read_metadata
 
 
 def patches(images: Tensor) -> Tensor:
-    """Stands in for a network of stride 16: the mean colour of each patch."""
+    """Stands in for a network of stride 16: the mean color of each patch."""
     return torch.nn.functional.avg_pool2d(images, 16)
 
 
-def test_normalises_and_halves_the_image_for_patches_of_16() -> None:
+def test_normalizes_and_halves_the_image_for_patches_of_16() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     teacher = Teacher(patches, name="means", dim=3, stride=16, mean=mean, std=std)
     images = torch.rand(2, 3, 96, 160)
@@ -78,7 +78,7 @@ def test_real_architectures_on_rectangles(name: str, dim: int, stride: int) -> N
     assert teacher(torch.rand(1, 3, 64, 128), (2, 4)).shape == (1, dim, 2, 4)
 
 
-def test_last_tokens_are_normalised_and_in_place() -> None:
+def test_last_tokens_are_normalized_and_in_place() -> None:
     teacher = load_teacher("vit_tiny_patch16_224", pretrained=False)
     image = torch.rand(1, 3, 64, 96)
     body = teacher.network.body
@@ -397,8 +397,8 @@ def test_runs_as_it_is_where_compilation_fails(
 
 
 def test_any_network_is_tried_for_its_width_and_stride() -> None:
-    teacher = wrap_teacher(patches, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), licence="mit")
-    assert (teacher.name, teacher.dim, teacher.stride, teacher.licence) == ("patches", 3, 16, "mit")
+    teacher = wrap_teacher(patches, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), license="mit")
+    assert (teacher.name, teacher.dim, teacher.stride, teacher.license) == ("patches", 3, 16, "mit")
     images = torch.rand(1, 3, 96, 160)
     expected = (torch.nn.functional.avg_pool2d(images, 32) - 0.5) / 0.25
     torch.testing.assert_close(teacher(images, (3, 5)), expected)
@@ -464,5 +464,5 @@ def test_a_given_teacher_comes_before_the_settings() -> None:
 def test_training_takes_any_network(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "data", num_train=4, num_val=2, image_size=64)
     result = Detector("test").train(data, epochs=1, teacher=torch.nn.Conv2d(3, 6, 32, 32), out=tmp_path / "run")
-    assert read_metadata(result.weights).facts["teacher"] == {"name": "Conv2d", "licence": "unknown"}
+    assert read_metadata(result.weights).facts["teacher"] == {"name": "Conv2d", "license": "unknown"}
     assert load_recipe(tmp_path / "run" / "recipe.yaml").distillation.teacher == "Conv2d"

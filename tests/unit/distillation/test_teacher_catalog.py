@@ -1,4 +1,4 @@
-"""The catalogue of teachers against timm, and every one of its networks at work."""
+"""The catalog of teachers against timm, and every one of its networks at work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timm.models import get_pretrained_cfg
 
 from rtdetrv4.cli import main
 from rtdetrv4.distillation import PIP_TEACHER, TEACHERS, Injector, TeacherFacts, alignment_loss, load_teacher
-from rtdetrv4.distillation.catalog import BY_NAME, DEFAULT_TEACHER, timm_name
+from rtdetrv4.distillation.teacher_catalog import BY_NAME, DEFAULT_TEACHER, timm_name
 from rtdetrv4.errors import ConfigError
 
 FULL = ("dinov3-s", "dinov2-s", "eva02-s", PIP_TEACHER)
@@ -52,13 +52,13 @@ def test_names_are_unique_and_the_default_is_among_them() -> None:
 
 
 @pytest.mark.parametrize("facts", TEACHERS, ids=named)
-def test_weights_and_licences_are_those_that_timm_names(facts: TeacherFacts) -> None:
+def test_weights_and_licenses_are_those_that_timm_names(facts: TeacherFacts) -> None:
     if not timm.is_model(facts.timm_name.partition(".")[0]):
         pytest.skip(f"timm {timm.__version__} does not have it")
     config = get_pretrained_cfg(facts.timm_name, allow_unregistered=False)
     assert config is not None
     assert config.has_weights
-    assert (config.license, tuple(config.mean), tuple(config.std)) == (facts.licence, facts.mean, facts.std)
+    assert (config.license, tuple(config.mean), tuple(config.std)) == (facts.license, facts.mean, facts.std)
 
 
 @pytest.mark.parametrize("facts", TEACHERS, ids=named)
@@ -73,7 +73,7 @@ def test_teaches_on_squares_and_rectangles(facts: TeacherFacts, request: pytest.
         request.getfixturevalue("shallow")
     teacher = load_teacher(facts.name, pretrained=False)
     assert teacher.name == (PIP_TEACHER if facts.name == PIP_TEACHER else facts.timm_name)
-    assert (teacher.dim, teacher.stride, teacher.licence) == (facts.dim, facts.stride, facts.licence)
+    assert (teacher.dim, teacher.stride, teacher.license) == (facts.dim, facts.stride, facts.license)
     assert tuple(teacher.mean.flatten().tolist()) == pytest.approx(facts.mean)
     assert tuple(teacher.std.flatten().tolist()) == pytest.approx(facts.std)
 
@@ -127,7 +127,7 @@ def test_the_command_lists_every_teacher(capsys: pytest.CaptureFixture[str], mon
     for facts in TEACHERS:
         (line,) = (line for line in lines if f" {facts.name} " in line and facts.timm_name in line)
         assert f" {facts.dim} " in line
-        assert (f"{facts.licence} *" in line) != facts.is_open
+        assert (f"{facts.license} *" in line) != facts.is_open
 
 
 def test_the_command_needs_no_torch() -> None:

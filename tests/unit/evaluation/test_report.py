@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from rtdetrv4.evaluation import CocoEvaluator, ImageDetections, write_report
-from rtdetrv4.evaluation.curves import best_confidence, confusion_matrix, match, operating_curves
+from rtdetrv4.evaluation.operating_curves import best_confidence, confusion_matrix, match, operating_curves
 from rtdetrv4.evaluation.report import draw_f1_confidence, draw_precision_recall
 from rtdetrv4.types import ClassMap, ImageInfo
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torchvision.ops import generalized_box_iou
 
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.losses import Criterion, HungarianMatcher, weighted_sum
 from rtdetrv4.losses.localization import box_losses
 from rtdetrv4.losses.matcher import MatchedHeads, flatten_targets

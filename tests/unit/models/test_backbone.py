@@ -12,8 +12,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 from rtdetrv4 import Detector
-from rtdetrv4.build import build_detector, create_model
-from rtdetrv4.build.training import weights_metadata
+from rtdetrv4.assembly import build_detector, create_model
+from rtdetrv4.assembly.training import weights_metadata
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.errors import ConfigError, MissingDependencyError, WeightsError
 from rtdetrv4.models import Backbone, fuse
@@ -48,7 +48,7 @@ def test_pyramids_of_rectangles_can_be_learned_from(name: str, channels: list[in
     assert first.abs().sum() > 0
 
 
-def test_images_are_normalised_as_in_pretraining() -> None:
+def test_images_are_normalized_as_in_pretraining() -> None:
     backbone = Backbone.from_timm("efficientnet_lite0", 3).eval()
     images = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(backbone(images), backbone.body(2 * images - 1))

@@ -42,7 +42,7 @@ def compare(module: nn.Module, images: Tensor) -> nn.Module:
         ("densenet121", False),  # norms of concatenated maps
         ("mobilenetv4_hybrid_medium_075", False),  # norms before attention
         ("test_coatnet", False),  # norms before convolutions, of maps that are also added
-        ("test_nfnet", True),  # convolutions that standardise their weights, and no norm
+        ("test_nfnet", True),  # convolutions that standardize their weights, and no norm
         ("test_convnext", True),  # layer norms only
     ],
 )
@@ -55,7 +55,7 @@ def test_networks_of_timm(name: str, all_folded: bool) -> None:
 
 
 class Residual(nn.Module):
-    """A norm that is defined behind a convolution, but normalises something else."""
+    """A norm that is defined behind a convolution, but normalizes something else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Residual(nn.Module):
 
 
 class Twice(Residual):
-    """A convolution whose result is normalised, and also used as it is."""
+    """A convolution whose result is normalized, and also used as it is."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)

@@ -5,12 +5,12 @@ import torch
 from rtdetrv4.ops.deformable import deformable_sample
 
 
-def test_samples_at_cell_centres_are_the_cells() -> None:
+def test_samples_at_cell_centers_are_the_cells() -> None:
     heads, channels = 2, 6
     levels = [torch.rand(3, channels, 4, 8), torch.rand(3, channels, 2, 4)]
     row, column = 2, 5
-    centre = torch.tensor([(column + 0.5) / 8, (row + 0.5) / 4])
-    locations = centre.expand(3, 1, heads, 2, 2).clone()
+    center = torch.tensor([(column + 0.5) / 8, (row + 0.5) / 4])
+    locations = center.expand(3, 1, heads, 2, 2).clone()
     weights = torch.tensor([0.3, 0.7]).expand(3, 1, heads, 2)
     sampled = deformable_sample(levels, locations, weights, [1, 1])
     fine = levels[0][:, :, row, column]

@@ -11,7 +11,7 @@ import pytest
 
 from rtdetrv4.errors import ConfigError, SourceError
 from rtdetrv4.runtime import Detections, draw_boxes
-from rtdetrv4.runtime.draw import colour_of_class
+from rtdetrv4.runtime.draw import color_of_class
 
 NAMES = ("cat", "dog", "细胞")
 
@@ -61,7 +61,7 @@ def test_filter_by_one_threshold_or_one_per_class() -> None:
 def test_nothing_found() -> None:
     found = make_detections().filter(0.95)
     assert len(found) == 0
-    assert list(found) == found.as_dicts() == []
+    assert list(found) == found.to_dicts() == []
     assert found.xyxy.shape == (0, 4)
     assert found.image is not None
     np.testing.assert_array_equal(found.plot(), found.image)
@@ -71,11 +71,11 @@ def test_nothing_found() -> None:
 
 def test_plain_values_and_json() -> None:
     found = make_detections()
-    assert found.as_dicts()[0] == {
+    assert found.to_dicts()[0] == {
         "class_id": 1, "name": "dog", "confidence": pytest.approx(0.9), "xyxy": [10, 10, 50, 40],
     }  # fmt: skip
     content = json.loads(found.to_json())
-    assert content["detections"] == found.as_dicts()
+    assert content["detections"] == found.to_dicts()
     assert (content["path"], content["height"], content["width"]) == ("a.jpg", 80, 120)
 
 
@@ -103,15 +103,15 @@ def test_without_an_image_there_is_nothing_to_draw_on() -> None:
     assert json.loads(found.to_json())["height"] is None
 
 
-def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class() -> None:
+def test_boxes_are_drawn_where_they_are_in_the_color_of_their_class() -> None:
     image = np.zeros((200, 300, 3), np.uint8)
     drawn = draw_boxes(image, np.array([[50, 80, 200, 150]]), np.array([1]), ["dog 0.90"])
     assert not image.any()
     for y, x in ((120, 50), (120, 200), (150, 120)):
-        assert tuple(drawn[y, x]) == colour_of_class(1)
+        assert tuple(drawn[y, x]) == color_of_class(1)
     assert not drawn[100:140, 60:190].any()  # nothing inside
     label = drawn[60:80, 50:120].reshape(-1, 3)
-    assert (label == colour_of_class(1)).all(axis=1).sum() > 150  # above: the label
+    assert (label == color_of_class(1)).all(axis=1).sum() > 150  # above: the label
     assert not drawn[:50].any()
 
 
@@ -132,14 +132,14 @@ def test_labels_hide_neither_each_other_nor_small_objects() -> None:
     black = np.zeros((400, 400, 3), np.uint8)
     drawn = draw_boxes(black, boxes, np.array([0, 1, 2]), ["first 0.9", "second 0.8", ""])
     bare = draw_boxes(black, boxes, np.array([0, 1, 2]), ["", "", ""])
-    assert tuple(drawn[96, 110]) == tuple(drawn[78, 110]) == colour_of_class(2)
+    assert tuple(drawn[96, 110]) == tuple(drawn[78, 110]) == color_of_class(2)
     for class_id in (0, 1):
-        is_label = (drawn == colour_of_class(class_id)).all(axis=2) & (drawn != bare).any(axis=2)
+        is_label = (drawn == color_of_class(class_id)).all(axis=2) & (drawn != bare).any(axis=2)
         assert is_label.sum() > 200
 
 
-def test_colours_of_many_classes_differ() -> None:
-    assert len({colour_of_class(k) for k in range(80)}) == 80
+def test_colors_of_many_classes_differ() -> None:
+    assert len({color_of_class(k) for k in range(80)}) == 80
 
 
 def test_the_runtime_needs_no_torch() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rtdetrv4.data.batch import prepare_images
 from rtdetrv4.data.dataset import DetectionDataset
-from rtdetrv4.data.records import Record, Source
+from rtdetrv4.data.records import Record, Split
 from rtdetrv4.runtime import preprocess, read_source, resize
 from rtdetrv4.types import ClassMap, ImageInfo
 
@@ -47,8 +47,8 @@ def test_evaluation_sees_the_pixels_that_prediction_sees(tmp_path: Path, suffix:
         np.zeros(0, bool),
         np.zeros(0),
     )
-    source = Source(tmp_path, (record,), ClassMap(("thing",), (1,)), "", ())
-    evaluated = prepare_images(DetectionDataset(source, (96, 64))[0].image[None], (96, 64), "cpu")
+    split = Split(tmp_path, (record,), ClassMap(("thing",), (1,)), "", ())
+    evaluated = prepare_images(DetectionDataset(split, (96, 64))[0].image[None], (96, 64), "cpu")
     (frame,) = read_source(path)
     np.testing.assert_array_equal(evaluated.numpy(), preprocess([frame.image], (96, 64)))
 

@@ -47,8 +47,8 @@ RAW = """
      int64[1] first = {0}, int64[1] one = {1}, int64[1] last = {2}>
     {
         mean = ReduceMean<keepdims=0>(images, space)
-        centred = Sub(mean, half)
-        logits = Unsqueeze(centred, query)
+        centered = Sub(mean, half)
+        logits = Unsqueeze(centered, query)
         zeros = Sub(logits, logits)
         column = Slice(zeros, first, one, last)
         boxes = Add(column, box)

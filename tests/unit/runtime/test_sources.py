@@ -36,17 +36,17 @@ def test_file_is_read_as_rgb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
 def test_any_kind_of_png_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    grey = make_image()[..., 0]
+    gray = make_image()[..., 0]
     if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 256)
+        image = Image.fromarray(gray.astype(np.uint16) * 256)
     else:
-        image = Image.fromarray(np.repeat(grey[..., None], 3, axis=2)).convert(mode)
+        image = Image.fromarray(np.repeat(gray[..., None], 3, axis=2)).convert(mode)
     image.save(tmp_path / "a.png")
     (frame,) = read_source(tmp_path / "a.png")
     assert frame.image.dtype == np.uint8
     assert frame.image.shape == (24, 40, 3)
     if mode != "P":
-        np.testing.assert_array_equal(frame.image[..., 0], grey)
+        np.testing.assert_array_equal(frame.image[..., 0], gray)
 
 
 def test_photos_are_turned_upright(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.training import make_accelerator
-from rtdetrv4.training.accelerator import keep_freed_memory, synchronise_norms
+from rtdetrv4.training.accelerator import keep_freed_memory, synchronize_norms
 
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
 
@@ -45,9 +45,9 @@ def test_fp16_on_a_cpu_is_refused():
         make_accelerator("cpu", "fp16")
 
 
-def test_one_process_has_nothing_to_synchronise():
+def test_one_process_has_nothing_to_synchronize():
     model = nn.Sequential(nn.BatchNorm2d(2))
-    synchronise_norms(model, make_accelerator("cpu", "off"))
+    synchronize_norms(model, make_accelerator("cpu", "off"))
     assert type(model[0]) is nn.BatchNorm2d
 
 
@@ -60,7 +60,7 @@ def test_norms_of_several_gpus_become_one_but_frozen_ones_stay():
 
     model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(2)), Frozen(2), nn.LayerNorm(2), BatchNormAct2d(2))
     weight = model[0][0].weight
-    synchronise_norms(model, TwoGpus())
+    synchronize_norms(model, TwoGpus())
     assert [type(module) for module in (model[0][0], model[1], model[2])] == [nn.SyncBatchNorm, Frozen, nn.LayerNorm]
     assert model[0][0].weight is weight  # the optimizer's
     assert isinstance(model[3], nn.SyncBatchNorm)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from rtdetrv4.build.training import build_criterion, loss_weights
+from rtdetrv4.assembly.training import build_criterion, loss_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.config.variants import VARIANTS
 from rtdetrv4.distillation import DistillationStudent

@@ -11,7 +11,6 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rtdetrv4.distillation import ModulationReport
-from rtdetrv4.training.curves import draw_curves
 from rtdetrv4.training.observers import (
     EPOCHS_OUTSIDE,
     BandWatch,
@@ -26,6 +25,7 @@ from rtdetrv4.training.observers import (
     read_log,
 )
 from rtdetrv4.training.plan import Plan
+from rtdetrv4.training.run_curves import draw_curves
 
 PLAN = Plan(
     epochs=3,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.distillation import DistillationStudent, Injector
 from rtdetrv4.training import adamw, parameter_groups
 

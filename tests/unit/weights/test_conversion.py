@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rtdetrv4 import Detector
-from rtdetrv4.build import create_model
-from rtdetrv4.build.conversion import convert_weights
+from rtdetrv4.assembly import create_model
+from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.distillation import Injector
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.weights import COCO, load_weights, read_metadata, save_weights, to_released
@@ -116,7 +116,7 @@ def test_incomplete_weights_are_not_converted(tmp_path: Path) -> None:
 
 def test_weights_without_denoising_stay_without(tmp_path: Path) -> None:
     model = create_model("test", 3, num_denoising=0)
-    facts: dict[str, Any] = {"model": "test", "names": list(ANIMALS), "teacher": {"name": "t", "licence": "l"}}
+    facts: dict[str, Any] = {"model": "test", "names": list(ANIMALS), "teacher": {"name": "t", "license": "l"}}
     save_weights(model.state_dict(), tmp_path / "w.safetensors", facts)
     convert_weights(tmp_path / "w.safetensors", tmp_path / "v.safetensors")
     assert read_checkpoint(tmp_path / "v.safetensors").tensors.keys() == model.state_dict().keys()

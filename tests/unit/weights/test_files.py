@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from huggingface_hub.utils import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.config import VARIANTS
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.weights import find_weights, read_metadata, to_released

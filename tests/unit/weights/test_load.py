@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.distillation import DistillationStudent, Injector
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.models import DetectionModel
@@ -86,7 +86,7 @@ def test_the_same_classes_in_another_order_are_moved(animals: tuple[DetectionMod
     report = load_weights(model, path, names=("Horse", "cat", "DOG"))
     assert report.moved == ("Horse", "cat", "DOG")
     assert report.trained
-    assert not report.newly_initialised
+    assert not report.newly_initialized
     for name in ROWS:
         assert torch.equal(model.state_dict()[name], trained.state_dict()[name][[2, 0, 1]])
 
@@ -105,8 +105,8 @@ def test_classes_are_moved_by_name_and_others_keep_their_rows(animals: tuple[Det
         after["decoder.layers.0.linear1.weight"], trained.state_dict()["decoder.layers.0.linear1.weight"]
     )
     assert report.moved == ("dog", "cat")
-    assert report.newly_initialised == ("zebra", "traffic_light")
-    assert "classes moved by name: dog and cat; newly initialised: zebra and traffic_light" in str(report)
+    assert report.newly_initialized == ("zebra", "traffic_light")
+    assert "classes moved by name: dog and cat; newly initialized: zebra and traffic_light" in str(report)
     with pytest.raises(WeightsError, match=r"nothing of zebra and traffic_light.*untrained rows.*Train first"):
         report.require_trained()
 
@@ -116,7 +116,7 @@ def test_no_class_in_common(animals: tuple[DetectionModel, Path]) -> None:
     model = model_of(1)
     before = model.query_selection.score_head.weight.clone()
     report = load_weights(model, path, names=["scratch"])
-    assert report.newly_initialised == ("scratch",)
+    assert report.newly_initialized == ("scratch",)
     assert not report.trained
     assert not set(ROWS) & set(report.loaded)
     assert torch.equal(model.query_selection.score_head.weight, before)
@@ -124,13 +124,13 @@ def test_no_class_in_common(animals: tuple[DetectionModel, Path]) -> None:
 
 def test_another_number_of_classes_without_names_is_new(animals: tuple[DetectionModel, Path]) -> None:
     report = load_weights(model_of(2), animals[1])
-    assert report.newly_initialised == ("class 0", "class 1")
+    assert report.newly_initialized == ("class 0", "class 1")
     assert not report.trained
 
 
 def test_untrained_weights_are_refused_for_inference(tmp_path: Path) -> None:
     report = load_weights(model_of(2), write(model_of(2), tmp_path / "w.safetensors", "ab", trained=False))
-    assert not report.newly_initialised
+    assert not report.newly_initialized
     with pytest.raises(WeightsError, match="says that its weights have not been trained"):
         report.require_trained()
 
@@ -201,7 +201,7 @@ def test_coco_rows_start_a_detector_of_other_classes(tmp_path: Path) -> None:
     model = model_of(3)
     report = load_weights(model, tmp_path / "released.pth", names=("helmet", "Person", "sports-ball"))
     assert report.moved == ("Person", "sports-ball")
-    assert report.newly_initialised == ("helmet",)
+    assert report.newly_initialized == ("helmet",)
     for name in ROWS:
         old = [COCO.names.index("person"), COCO.names.index("sports ball")]
         assert torch.equal(model.state_dict()[name][1:], coco.state_dict()[name][old])
@@ -228,7 +228,7 @@ def test_what_only_training_needs_may_be_missing(tmp_path: Path) -> None:
     model = model_of(3)
     embedding = model.state_dict()["denoising.class_embedding.weight"].clone()
     report = load_weights(model, path)
-    assert report.newly_initialised == ("denoising.class_embedding.weight",)
+    assert report.newly_initialized == ("denoising.class_embedding.weight",)
     assert report.trained
     assert torch.equal(model.state_dict()["denoising.class_embedding.weight"], embedding)
 
@@ -288,7 +288,7 @@ def test_rows_of_objects365_start_a_detector_of_other_classes(tmp_path: Path, ca
         assert torch.equal(after[name][[0, 2, 3]], pretrained.state_dict()[name][[57, 36, 1]])
         assert torch.equal(after[name][1], before[name][1])
     assert f"{tmp_path / 'obj365.pth'}: {len(before)} tensors loaded" in caplog.text
-    assert "classes moved by name: wild bird, Wine-Glass and person; newly initialised: forklift" in caplog.text
+    assert "classes moved by name: wild bird, Wine-Glass and person; newly initialized: forklift" in caplog.text
     with pytest.raises(WeightsError, match=r"nothing of forklift.*untrained rows.*Train first"):
         report.require_trained()
 
@@ -304,7 +304,7 @@ def test_transformers_weights_start_a_detector_of_other_classes(tmp_path: Path) 
     model = create_model("dfine-n", 2)
     before = model.query_selection.score_head.weight[1].clone()
     report = load_weights(model, tmp_path, names=("Horse", "zebra"))
-    assert (report.moved, report.newly_initialised) == (("Horse",), ("zebra",))
+    assert (report.moved, report.newly_initialized) == (("Horse",), ("zebra",))
     theirs = pretrained.state_dict()
     for name, tensor in model.state_dict().items():
         is_by_class = name.startswith(("query_selection.score_head", "decoder.score_heads", "denoising"))

@@ -193,7 +193,7 @@ def test_perfect_detections_score_one_and_absent_classes_are_null_in_json() -> N
     assert metrics.per_class["cat"] == pytest.approx(1, abs=1e-12)
     assert math.isnan(metrics.per_class["never"])
     assert math.isnan(metrics.ap_large)
-    written = json.loads(json.dumps(metrics.as_dict(), allow_nan=False))
+    written = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
     assert written["per_class"]["never"] is None
     assert written["ap_large"] is None
     assert written["ap"] == metrics.ap

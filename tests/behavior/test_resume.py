@@ -49,14 +49,14 @@ def press_ctrl_c():
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def split(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"), 8)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(source, tmp_path_factory):
+def uninterrupted(split, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    make_trainer(source, out, observers=[JsonLog(out / "log.jsonl", 1)]).run()
+    make_trainer(split, out, observers=[JsonLog(out / "log.jsonl", 1)]).run()
     return out
 
 
@@ -73,31 +73,31 @@ def assert_same_results(out: Path, uninterrupted: Path):
     assert [record for record in logs[0] if record["type"] != "run"] == logs[1][1:]
 
 
-def resume(source, out: Path, **options):
-    return make_trainer(source, out, observers=[JsonLog(out / "log.jsonl", 1)], **options).run(resume=out / "last.pt")
+def resume(split, out: Path, **options):
+    return make_trainer(split, out, observers=[JsonLog(out / "log.jsonl", 1)], **options).run(resume=out / "last.pt")
 
 
-def test_after_two_of_four_epochs(source, uninterrupted, tmp_path):
+def test_after_two_of_four_epochs(split, uninterrupted, tmp_path):
     # Power fails in the third epoch, after its first step has been logged; last.pt is from the end of the second.
     observers = [JsonLog(tmp_path / "log.jsonl", 1), Cut(cut_power, step=5)]
     with pytest.raises(PowerCutError):
-        make_trainer(source, tmp_path, observers=observers).run()
+        make_trainer(split, tmp_path, observers=observers).run()
     assert load_checkpoint(tmp_path / "last.pt")["position"]["epoch"] == 2
     assert read_log(tmp_path / "log.jsonl")[-1]["step"] == 5
-    resume(source, tmp_path)
+    resume(split, tmp_path)
     assert_same_results(tmp_path, uninterrupted)
 
 
 @pytest.mark.parametrize("epoch", [2, 4])  # with mosaics and MixUp; in the first epoch of refinement
-def test_in_the_middle_of_an_epoch(source, uninterrupted, tmp_path, epoch):
+def test_in_the_middle_of_an_epoch(split, uninterrupted, tmp_path, epoch):
     observers = [JsonLog(tmp_path / "log.jsonl", 1), Cut(press_ctrl_c, epoch=epoch - 1)]
     with pytest.raises(KeyboardInterrupt, match=rf"epoch {epoch} of 4 after 1 of 2 steps.*last\.pt.*--resume"):
-        make_trainer(source, tmp_path, observers=observers).run()
-    resume(source, tmp_path)
+        make_trainer(split, tmp_path, observers=observers).run()
+    resume(split, tmp_path)
     assert_same_results(tmp_path, uninterrupted)
 
 
-def test_during_validation(source, uninterrupted, tmp_path):
+def test_during_validation(split, uninterrupted, tmp_path):
     calls = []
 
     def slow_validation(detector):
@@ -107,34 +107,34 @@ def test_during_validation(source, uninterrupted, tmp_path):
         return score_of_weights(detector)
 
     with pytest.raises(KeyboardInterrupt, match="epoch 2 of 4 after 2 of 2 steps"):
-        make_trainer(source, tmp_path, evaluate=slow_validation, observers=[JsonLog(tmp_path / "log.jsonl", 1)]).run()
-    resume(source, tmp_path)
+        make_trainer(split, tmp_path, evaluate=slow_validation, observers=[JsonLog(tmp_path / "log.jsonl", 1)]).run()
+    resume(split, tmp_path)
     assert_same_results(tmp_path, uninterrupted)
 
 
-def test_with_accumulation_workers_and_bf16(source, tmp_path):
+def test_with_accumulation_workers_and_bf16(split, tmp_path):
     options = {"accumulate": 2, "workers": 1, "amp": "bf16", "plan": make_plan(epochs=2, refine_from=2)}
-    make_trainer(source, tmp_path / "whole", **options).run()
+    make_trainer(split, tmp_path / "whole", **options).run()
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(source, tmp_path / "cut", observers=[Cut(press_ctrl_c, epoch=1)], **options).run()
-    make_trainer(source, tmp_path / "cut", **options).run(resume=tmp_path / "cut" / "last.pt")
+        make_trainer(split, tmp_path / "cut", observers=[Cut(press_ctrl_c, epoch=1)], **options).run()
+    make_trainer(split, tmp_path / "cut", **options).run(resume=tmp_path / "cut" / "last.pt")
     assert_same(load_checkpoint(tmp_path / "cut" / "last.pt"), load_checkpoint(tmp_path / "whole" / "last.pt"))
 
 
-def test_a_finished_run_stays_finished(source, uninterrupted):
+def test_a_finished_run_stays_finished(split, uninterrupted):
     before = (uninterrupted / "last.pt").read_bytes()
-    result = make_trainer(source, uninterrupted).run(resume=uninterrupted / "last.pt")
+    result = make_trainer(split, uninterrupted).run(resume=uninterrupted / "last.pt")
     assert result.is_complete
     assert result.best_score == load_checkpoint(uninterrupted / "best.pt")["position"]["best_score"]
     assert (uninterrupted / "last.pt").read_bytes() == before
 
 
-def test_another_plan_is_refused(source, uninterrupted):
-    trainer = make_trainer(source, uninterrupted, plan=make_plan(epochs=5))
+def test_another_plan_is_refused(split, uninterrupted):
+    trainer = make_trainer(split, uninterrupted, plan=make_plan(epochs=5))
     with pytest.raises(ConfigError, match="epochs 4, now 5"):
         trainer.run(resume=uninterrupted / "last.pt")
 
 
-def test_a_missing_checkpoint_is_named(source, tmp_path):
+def test_a_missing_checkpoint_is_named(split, tmp_path):
     with pytest.raises(WeightsError, match=r"last\.pt does not exist"):
-        make_trainer(source, tmp_path).run(resume=tmp_path / "last.pt")
+        make_trainer(split, tmp_path).run(resume=tmp_path / "last.pt")

@@ -17,7 +17,7 @@ from rtdetrv4 import Detector
 def write_data(
     folder: Path, category_ids: Sequence[int], boxes_per_image: Sequence[int], size_hw: tuple[int, int]
 ) -> Path:
-    """Coloured rectangles in the Roboflow layout, the same for training and validation."""
+    """Colored rectangles in the Roboflow layout, the same for training and validation."""
     rng = np.random.default_rng(0)
     for split in ("train", "valid"):
         (folder / split).mkdir(parents=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.models import DetectionModel, fuse
 from rtdetrv4.models.hybrid_encoder import sine_cosine_positions
@@ -127,7 +127,7 @@ def test_anchors() -> None:
     assert anchors.shape == (40, 4)
     torch.testing.assert_close(anchors[9], torch.tensor([1.5 / 8, 1.5 / 4, 0.05, 0.05]))
     torch.testing.assert_close(anchors[32 + 4], torch.tensor([0.5 / 4, 1.5 / 2, 0.1, 0.1]))
-    # On a map of 100 columns, the outermost centre lies at 0.005: not inside (0.01, 0.99).
+    # On a map of 100 columns, the outermost center lies at 0.005: not inside (0.01, 0.99).
     edge = anchor_logits([(4, 100)], device=torch.device("cpu"))
     assert edge[0].isinf().all()
     assert edge[1].isfinite().all()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rtdetrv4.build.models import create_model, find_variant
+from rtdetrv4.assembly.models import create_model, find_variant
 from rtdetrv4.distillation import Injector
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.weights import WeightsMetadata, load_weights, to_released

@@ -18,13 +18,13 @@ PACKAGE = Path(next(iter(rtdetrv4.__path__)))
 OWNERS = importlib.metadata.packages_distributions()
 
 
-def normalised(name: str) -> str:
+def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def distribution(module: str) -> str:
     """What to install to import `module`: cv2 → opencv-python-headless."""
-    return normalised(OWNERS.get(module, [module])[0])
+    return normalized(OWNERS.get(module, [module])[0])
 
 
 def requirements() -> dict[str | None, set[str]]:
@@ -42,7 +42,7 @@ def requirements() -> dict[str | None, set[str]]:
             assert extras is not None
             nested.setdefault(extra, set()).update(part.strip() for part in extras[1].split(","))
         else:
-            direct.setdefault(extra, set()).add(normalised(name[0]))
+            direct.setdefault(extra, set()).add(normalized(name[0]))
 
     def everything(extra: str | None) -> set[str]:
         inner = (everything(part) for part in nested.get(extra, ()))

@@ -15,7 +15,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
 from rtdetrv4.models.backbone import LeanConvBNAct
-from rtdetrv4.models.detector import DetectionModel
+from rtdetrv4.models.detection_model import DetectionModel
 from rtdetrv4.models.layers import ConvNorm
 
 

@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from rtdetrv4.build import create_model
+from rtdetrv4.assembly import create_model
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.loader import build_loader
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.distillation import Modulation
 from rtdetrv4.errors import NonFiniteError
 from rtdetrv4.evaluation import CocoEvaluator
@@ -56,14 +56,14 @@ class Recorder:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def split(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"), 8)
 
 
 @pytest.fixture(scope="module")
-def four_epochs(source, tmp_path_factory):
+def four_epochs(split, tmp_path_factory):
     recorder = Recorder()
-    trainer = make_trainer(source, tmp_path_factory.mktemp("run"), observers=[recorder])
+    trainer = make_trainer(split, tmp_path_factory.mktemp("run"), observers=[recorder])
     trainer.run()
     return trainer, recorder
 
@@ -104,9 +104,9 @@ class Poison:
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
-def test_a_step_that_is_not_finite_is_left_out(source, tmp_path, kind, caplog):
+def test_a_step_that_is_not_finite_is_left_out(split, tmp_path, kind, caplog):
     recorder = Recorder()
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(4), batch=2, observers=[recorder])
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(4), batch=2, observers=[recorder])
     trainer.criterion = Poison({2}, kind)
     seen = []
     step = trainer._step
@@ -127,8 +127,8 @@ def test_a_step_that_is_not_finite_is_left_out(source, tmp_path, kind, caplog):
     assert "step 2 left out: " + ("gradient" if kind == "gradient" else "loss, giou") in caplog.text
 
 
-def test_nan_images_leave_no_trace_in_the_statistics(source, tmp_path):
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(2), evaluate=None)
+def test_nan_images_leave_no_trace_in_the_statistics(split, tmp_path):
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(2), evaluate=None)
     calls = []
 
     def poison(module, inputs):
@@ -142,9 +142,9 @@ def test_nan_images_leave_no_trace_in_the_statistics(source, tmp_path):
     assert all(tensor.isfinite().all() for tensor in trainer.ema.module.state_dict().values())
 
 
-def test_too_many_such_steps_in_a_row_end_the_run_with_a_report(source, tmp_path):
+def test_too_many_such_steps_in_a_row_end_the_run_with_a_report(split, tmp_path):
     recorder = Recorder()
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(4), batch=2, max_skipped=3, observers=[recorder])
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(4), batch=2, max_skipped=3, observers=[recorder])
     trainer.criterion = Poison({2, 3, 4}, "nan")
     with pytest.raises(NonFiniteError, match=r"3 training steps in a row.* loss, giou.*nonfinite\.json.*amp") as error:
         trainer.run()
@@ -158,8 +158,8 @@ def test_too_many_such_steps_in_a_row_end_the_run_with_a_report(source, tmp_path
     assert [result.is_complete for result in recorder.results] == [False]
 
 
-def test_single_bad_steps_do_not_add_up(source, tmp_path):
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(4), batch=2, max_skipped=2)
+def test_single_bad_steps_do_not_add_up(split, tmp_path):
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(4), batch=2, max_skipped=2)
     trainer.criterion = Poison({1, 3}, "nan")
     trainer.run()
     assert trainer.state.position.num_skipped == 2
@@ -195,17 +195,17 @@ def test_the_teacher_is_not_saved(four_epochs):
         assert set(file.keys()) == set(trainer.student.detector.state_dict())
 
 
-def test_without_weight_the_teacher_rests(source, tmp_path):
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(), rule="fixed")
+def test_without_weight_the_teacher_rests(split, tmp_path):
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(), rule="fixed")
     trainer.modulation.weight = 0.0
     trainer.teacher.network = None  # would fail if it were called
     trainer.run()
     assert trainer.student.injector.projector.weight.grad is not None
 
 
-def test_the_teacher_may_take_part_in_every_second_step_only(source, tmp_path):
+def test_the_teacher_may_take_part_in_every_second_step_only(split, tmp_path):
     recorder, calls = Recorder(), []
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(), rule="fixed", teach_every=2, observers=[recorder])
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(), rule="fixed", teach_every=2, observers=[recorder])
     trainer.teacher.register_forward_hook(lambda *_: calls.append(None))
     trainer.run()
     assert ["distill" in report.losses for report in recorder.steps] == [True, False]
@@ -213,9 +213,9 @@ def test_the_teacher_may_take_part_in_every_second_step_only(source, tmp_path):
     assert recorder.epochs[0].losses["distill"] == recorder.steps[0].losses["distill"]  # the mean of those that had it
 
 
-def test_the_teacher_may_rest_after_some_epochs(source, tmp_path):
+def test_the_teacher_may_rest_after_some_epochs(split, tmp_path):
     recorder, calls = Recorder(), []
-    trainer = make_trainer(source, tmp_path, teach_epochs=2, observers=[recorder])
+    trainer = make_trainer(split, tmp_path, teach_epochs=2, observers=[recorder])
     trainer.teacher.register_forward_hook(lambda *_: calls.append(None))
     trainer.run()
     taught = [epoch for epoch in recorder.epochs if epoch.modulation is not None]
@@ -227,9 +227,9 @@ def test_the_teacher_may_rest_after_some_epochs(source, tmp_path):
     assert all(("distill" in report.losses) == (report.epoch <= 2) for report in recorder.steps)
 
 
-def test_a_probe_sets_the_band_of_the_epochs_after_it(source, tmp_path):
+def test_a_probe_sets_the_band_of_the_epochs_after_it(split, tmp_path):
     recorder = Recorder()
-    trainer = make_trainer(source, tmp_path, observers=[recorder])
+    trainer = make_trainer(split, tmp_path, observers=[recorder])
     trainer.modulation = Modulation(5.0, rule="released", probe_epochs=1)
     trainer.run()
     first, second, *_ = (epoch.modulation for epoch in recorder.epochs)
@@ -240,18 +240,18 @@ def test_a_probe_sets_the_band_of_the_epochs_after_it(source, tmp_path):
 # ---- where the time goes --------------------------------------------------------------------------------------------
 
 
-def test_the_time_of_an_epoch_is_divided_among_its_phases(source, tmp_path):
+def test_the_time_of_an_epoch_is_divided_among_its_phases(split, tmp_path):
     recorder = Recorder()
-    make_trainer(source, tmp_path, plan=one_epoch(), observers=[recorder]).run()
+    make_trainer(split, tmp_path, plan=one_epoch(), observers=[recorder]).run()
     shares = recorder.epochs[0].shares
     assert tuple(shares) == PHASES
     assert all(share > 0 for share in shares.values())
     assert 0.5 < sum(shares.values()) <= 1
 
 
-def test_a_profile_names_the_phases_and_the_operators(source, tmp_path):
+def test_a_profile_names_the_phases_and_the_operators(split, tmp_path):
     plan = make_plan(epochs=5)  # ten steps: three pass, one warms up, five are recorded
-    make_trainer(source, tmp_path, plan=plan, observers=[Profiler(tmp_path / "profile")]).run()
+    make_trainer(split, tmp_path, plan=plan, observers=[Profiler(tmp_path / "profile")]).run()
     table = (tmp_path / "profile" / "table.txt").read_text()
     assert "aten::convolution_backward" in table
     for phase in PHASES:
@@ -260,9 +260,9 @@ def test_a_profile_names_the_phases_and_the_operators(source, tmp_path):
     assert {event.get("name") for event in events} >= set(PHASES)
 
 
-def test_without_a_teacher_there_is_no_distillation(source, tmp_path):
+def test_without_a_teacher_there_is_no_distillation(split, tmp_path):
     recorder = Recorder()
-    make_trainer(source, tmp_path, plan=one_epoch(), distil=False, observers=[recorder]).run()
+    make_trainer(split, tmp_path, plan=one_epoch(), distil=False, observers=[recorder]).run()
     assert "distill" not in recorder.steps[0].losses
     assert recorder.epochs[0].modulation is recorder.epochs[0].distill_weight is None
     assert load_checkpoint(tmp_path / "last.pt")["modulation"] is None
@@ -273,8 +273,8 @@ def test_without_a_teacher_there_is_no_distillation(source, tmp_path):
 
 def test_accumulated_batches_are_one_step(tmp_path):
     # As many boxes in each part as in the other, and no statistics over the batch: then parts add up exactly.
-    source = write_images(tmp_path / "images", 1)
-    source = source._replace(records=source.records * 4)
+    split = write_images(tmp_path / "images", 1)
+    split = split._replace(records=split.records * 4)
 
     def make(out: str, **options):
         torch.manual_seed(0)
@@ -282,7 +282,7 @@ def test_accumulated_batches_are_one_step(tmp_path):
         weights = WEIGHTS | {"ddf": 0.0}  # balanced by counts of the batch
         plan = one_epoch(1)
         return make_trainer(
-            source, tmp_path / out, plan=plan, detector=detector, weights=weights, augment=AugmentStage(), **options
+            split, tmp_path / out, plan=plan, detector=detector, weights=weights, augment=Augmentation(), **options
         )
 
     recorders = [Recorder(), Recorder()]
@@ -303,9 +303,9 @@ def test_accumulated_batches_are_one_step(tmp_path):
     assert any(not torch.equal(before[name], gain[name]) for name in before)
 
 
-def test_gradients_are_clipped_before_the_step(source, tmp_path):
+def test_gradients_are_clipped_before_the_step(split, tmp_path):
     recorder = Recorder()
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(1), clip_norm=0.1, observers=[recorder])
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(1), clip_norm=0.1, observers=[recorder])
     trainer.run()
     norms = [p.grad.norm() for p in trainer.student.parameters() if p.grad is not None]
     assert recorder.steps[0].grad_norm > 1
@@ -320,8 +320,8 @@ def test_learning_rates_keep_their_ratio(four_epochs):
     }
 
 
-def test_the_forward_pass_is_bf16_and_losses_are_float32(source, tmp_path):
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(1), amp="bf16")
+def test_the_forward_pass_is_bf16_and_losses_are_float32(split, tmp_path):
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(1), amp="bf16")
     inside, outside = [], []
     trainer.student.detector.hybrid_encoder.aifi.linear1.register_forward_hook(lambda m, i, o: inside.append(o.dtype))
     criterion = trainer.criterion
@@ -338,11 +338,11 @@ def test_the_forward_pass_is_bf16_and_losses_are_float32(source, tmp_path):
     assert {p.dtype for p in trainer.student.parameters()} == {torch.float32}
 
 
-def test_a_loss_scale_is_taken_out_before_gradients_are_used(source, tmp_path):
+def test_a_loss_scale_is_taken_out_before_gradients_are_used(split, tmp_path):
     """Fp16 needs a GPU; its scaler does not."""
     recorders = {scale: Recorder() for scale in (None, 1024.0)}
     for scale, recorder in recorders.items():
-        trainer = make_trainer(source, tmp_path, plan=one_epoch(2), observers=[recorder])
+        trainer = make_trainer(split, tmp_path, plan=one_epoch(2), observers=[recorder])
         if scale is not None:
             with_scaler(trainer, scale)
         trainer.run()
@@ -351,8 +351,8 @@ def test_a_loss_scale_is_taken_out_before_gradients_are_used(source, tmp_path):
     assert scaled.epochs[0].modulation.share == pytest.approx(plain.epochs[0].modulation.share, rel=1e-4)
 
 
-def test_an_overflow_lowers_the_scale_and_is_no_alarm(source, tmp_path, caplog):
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(2), evaluate=None)
+def test_an_overflow_lowers_the_scale_and_is_no_alarm(split, tmp_path, caplog):
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(2), evaluate=None)
     with_scaler(trainer, 1e38)
     trainer.run()
     assert trainer.accelerator.scaler.get_scale() == pytest.approx(0.25e38)
@@ -373,10 +373,10 @@ def with_scaler(trainer, scale: float) -> None:
 # ---- epochs ---------------------------------------------------------------------------------------------------------
 
 
-def test_refinement_begins_with_the_best_weights(source, tmp_path):
+def test_refinement_begins_with_the_best_weights(split, tmp_path):
     # The second epoch is refinement at a learning rate of zero, so that it ends as it begins: with the best weights.
     plan = make_plan(epochs=3, flat_epoch=1, no_aug_epochs=1, lr_gamma=0.0, refine_from=2, ema_restart_decay=0.7)
-    trainer = make_trainer(source, tmp_path, plan=plan, evaluate=scores(0.9, 0.1, 0.2))
+    trainer = make_trainer(split, tmp_path, plan=plan, evaluate=scores(0.9, 0.1, 0.2))
     trainer.run()
     best, last = load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt")
     assert (best["position"]["epoch"], last["position"]["epoch"]) == (1, 3)
@@ -388,8 +388,8 @@ def test_refinement_begins_with_the_best_weights(source, tmp_path):
     assert trainer.student.detector.decoder.layers[0].linear1.weight.requires_grad
 
 
-def test_refinement_goes_on_without_a_lost_best(source, tmp_path, caplog):
-    trainer = make_trainer(source, tmp_path, plan=make_plan(epochs=2, refine_from=1))
+def test_refinement_goes_on_without_a_lost_best(split, tmp_path, caplog):
+    trainer = make_trainer(split, tmp_path, plan=make_plan(epochs=2, refine_from=1))
     finish = trainer._finish_epoch
 
     def lose():
@@ -401,10 +401,10 @@ def test_refinement_goes_on_without_a_lost_best(source, tmp_path, caplog):
     assert "best.pt is gone" in caplog.text
 
 
-def test_best_and_last(source, tmp_path):
+def test_best_and_last(split, tmp_path):
     recorder = Recorder()
     plan = make_plan(steps_per_epoch=1, refine_from=4)
-    result = make_trainer(source, tmp_path, plan=plan, evaluate=scores(0.2, 0.5, 0.5, 0.3), observers=[recorder]).run()
+    result = make_trainer(split, tmp_path, plan=plan, evaluate=scores(0.2, 0.5, 0.5, 0.3), observers=[recorder]).run()
     assert [epoch.is_best for epoch in recorder.epochs] == [True, True, True, False]
     assert (result.best_epoch, result.best_score, result.best_metrics["ap"]) == (3, 0.5, 0.5)
     best = load_checkpoint(tmp_path / "best.pt")
@@ -417,65 +417,63 @@ def test_best_and_last(source, tmp_path):
     assert (metadata["epoch"], metadata["metrics"]["ap"], metadata["trained"]) == (3, 0.5, True)
 
 
-def test_the_average_is_what_is_evaluated(source, tmp_path):
+def test_the_average_is_what_is_evaluated(split, tmp_path):
     seen = []
 
     def evaluate(detector):
         seen.append(detector)
         return score_of_weights(detector)
 
-    trainer = make_trainer(source, tmp_path, plan=one_epoch(), evaluate=evaluate)
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(), evaluate=evaluate)
     trainer.run()
     assert seen == [trainer.ema.module.detector]
 
 
-def test_patience(source, tmp_path):
+def test_patience(split, tmp_path):
     plan = make_plan(epochs=6, steps_per_epoch=1, refine_from=6)
-    trainer = make_trainer(source, tmp_path, plan=plan, evaluate=scores(0.2, 0.5, 0.5, 0.4), patience=2)
+    trainer = make_trainer(split, tmp_path, plan=plan, evaluate=scores(0.2, 0.5, 0.5, 0.4), patience=2)
     result = trainer.run()
     assert result.is_complete
-    assert trainer.at.epoch == 4
+    assert trainer.position.epoch == 4
     assert result.best_epoch == 3
 
 
-def test_evaluations_may_be_rarer_than_epochs(source, tmp_path):
+def test_evaluations_may_be_rarer_than_epochs(split, tmp_path):
     recorder = Recorder()
     plan = make_plan(epochs=3, steps_per_epoch=1, refine_from=3)
-    make_trainer(source, tmp_path, plan=plan, eval_every=2, evaluate=scores(0.2, 0.1), observers=[recorder]).run()
+    make_trainer(split, tmp_path, plan=plan, eval_every=2, evaluate=scores(0.2, 0.1), observers=[recorder]).run()
     assert [bool(epoch.metrics) for epoch in recorder.epochs] == [False, True, True]
     assert [epoch.is_best for epoch in recorder.epochs] == [False, True, False]
 
 
-def test_without_validation_the_last_weights_are_the_best(source, tmp_path):
+def test_without_validation_the_last_weights_are_the_best(split, tmp_path):
     plan = make_plan(epochs=2, steps_per_epoch=1, refine_from=1)
-    trainer = make_trainer(source, tmp_path, plan=plan, evaluate=None)
+    trainer = make_trainer(split, tmp_path, plan=plan, evaluate=None)
     result = trainer.run()
     assert (result.best_epoch, result.best_score) == (2, None)
     assert_same(load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt"))
 
 
 def test_images_without_boxes_are_learned_from(tmp_path):
-    source = write_images(tmp_path / "images", 4, empty=(0, 1, 2, 3))
+    split = write_images(tmp_path / "images", 4, empty=(0, 1, 2, 3))
     recorder = Recorder()
-    make_trainer(source, tmp_path, plan=one_epoch(1), observers=[recorder]).run()
+    make_trainer(split, tmp_path, plan=one_epoch(1), observers=[recorder]).run()
     assert recorder.steps[0].is_finite
     assert recorder.steps[0].losses["mal"] > 0
 
 
-def test_everything_together_on_one_short_run(source, tmp_path, caplog):
+def test_everything_together_on_one_short_run(split, tmp_path, caplog):
     """The real `test` model, real validation, all observers."""
-    dataset = DetectionDataset(source, SIZE)
+    dataset = DetectionDataset(split, SIZE)
     loader = build_loader(dataset, 3, 0, shuffle=False)
-    evaluator = CocoEvaluator(source.records, CLASSES)
+    evaluator = CocoEvaluator(split.records, CLASSES)
 
     def evaluate(detector):
         return validate(detector, loader, evaluator, image_size=SIZE)
 
     observers = default_observers(tmp_path, log_every=1)
     detector = create_model("test", num_classes=3, num_queries=20, num_denoising=8)
-    trainer = make_trainer(
-        source, tmp_path, detector=detector, plan=one_epoch(), evaluate=evaluate, observers=observers
-    )
+    trainer = make_trainer(split, tmp_path, detector=detector, plan=one_epoch(), evaluate=evaluate, observers=observers)
     result = trainer.run()
     assert {path.name for path in tmp_path.iterdir()} == {
         "best.pt",
@@ -485,6 +483,6 @@ def test_everything_together_on_one_short_run(source, tmp_path, caplog):
         "tensorboard",
         "weights.safetensors",
     }
-    assert evaluate(trainer.ema.module.detector).as_dict() == result.best_metrics
+    assert evaluate(trainer.ema.module.detector).to_dict() == result.best_metrics
     assert result.best_metrics["num_images"] == 8
     assert caplog.text == ""

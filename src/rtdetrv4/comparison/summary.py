@@ -75,7 +75,7 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
         tuple(class_differences),
         tuple(unfinished),
     )
-    write_text(out / "compare.json", json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    write_text(out / "compare.json", json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
     write_text(out / "compare.md", markdown(comparison))
     draw_comparison(comparison, {name: list(by_seed.values()) for name, by_seed in logs.items()}, out / "compare.png")
     return comparison

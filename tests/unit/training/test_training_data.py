@@ -4,12 +4,12 @@ import pytest
 
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.loader import build_loader
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.training import TrainingData
 from rtdetrv4.training.plan import AUGMENTED, BASIC, DENSE, REFINEMENT
 from small_training import SIZE, write_images
 
-AUGMENT = AugmentStage(mosaic=0.5, mixup=0.4, photometric=0.3, zoom_out=0.2, iou_crop=0.8, flip=0.6, rotation=7)
+AUGMENT = Augmentation(mosaic=0.5, mixup=0.4, photometric=0.3, zoom_out=0.2, iou_crop=0.8, flip=0.6, rotation=7)
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def data(tmp_path):
 
 
 def test_a_stage_allows_what_it_names(data):
-    nothing = AugmentStage(flip=0.6, rotation=7)
+    nothing = Augmentation(flip=0.6, rotation=7)
     assert data.allowed(DENSE) == AUGMENT
     assert data.allowed(AUGMENTED) == AUGMENT._replace(mosaic=0, mixup=0)
     assert data.allowed(BASIC) == data.allowed(REFINEMENT) == nothing
@@ -45,9 +45,9 @@ def test_mixup_belongs_to_the_dense_stage(data):
 
 
 def test_unreadable_images_are_counted(tmp_path, caplog):
-    source = write_images(tmp_path, 12)
+    split = write_images(tmp_path, 12)
     (tmp_path / "3.png").write_bytes(b"no picture")
-    loader = build_loader(DetectionDataset(source, SIZE, AUGMENT), 2, 0, shuffle=False, drop_last=True)
+    loader = build_loader(DetectionDataset(split, SIZE, AUGMENT), 2, 0, shuffle=False, drop_last=True)
     data = TrainingData(loader=loader, augment=AUGMENT, image_size=SIZE)
     assert data.num_unreadable == 0
     for _ in data.batches(0, BASIC, 0):

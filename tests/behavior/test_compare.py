@@ -27,7 +27,7 @@ PAIRS = (("off-seed0", "static-seed0"), ("off-seed1", "static-seed1"))
 
 def small_teacher() -> Teacher:
     torch.manual_seed(7)
-    return Teacher(torch.nn.Conv2d(3, 6, 32, 32), name="tiny", dim=6, stride=32, licence="none")
+    return Teacher(torch.nn.Conv2d(3, 6, 32, 32), name="tiny", dim=6, stride=32, license="none")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ class Runs:
         train_epoch = Trainer._train_epoch
 
         def stop_in_second_epoch(trainer: Trainer) -> None:
-            if trainer.out.name == "static-seed0" and trainer.at.epoch == 1:
+            if trainer.out.name == "static-seed0" and trainer.position.epoch == 1:
                 raise KeyboardInterrupt
             train_epoch(trainer)
 
@@ -116,7 +116,7 @@ def test_the_results_of_all_runs_are_together(runs: Runs) -> None:
         "best_ap50",
     }
     assert comparison.unfinished == ()
-    assert json.loads((runs.out / "compare.json").read_text()) == json.loads(json.dumps(comparison.as_dict()))
+    assert json.loads((runs.out / "compare.json").read_text()) == json.loads(json.dumps(comparison.to_dict()))
     assert (runs.out / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "| static | AP | 2 |" in (runs.out / "compare.md").read_text()
 

@@ -18,7 +18,7 @@ from rtdetrv4.distillation import Teacher
 
 def small_teacher() -> Teacher:
     torch.manual_seed(7)
-    return Teacher(torch.nn.Conv2d(3, 6, 32, 32), name="tiny", dim=6, stride=32, licence="none")
+    return Teacher(torch.nn.Conv2d(3, 6, 32, 32), name="tiny", dim=6, stride=32, license="none")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_weights_know_everything(trained: Path, shapes: Path) -> None:
     assert detector.recipe.model.name == "test"
     assert detector.recipe.model.image_size == (64, 64)
     logged = json.loads((trained / "val" / "metrics.json").read_text())
-    metrics = detector.val(shapes).as_dict()
+    metrics = detector.val(shapes).to_dict()
     assert metrics["ap"] == pytest.approx(logged["ap"], abs=1e-9)
 
     photo = next((shapes / "valid").glob("*.jpg"))
@@ -126,8 +126,8 @@ def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of the test model: 33 MB for the optimizer, and so 15 MB for images.
-    monkeypatch.setattr("rtdetrv4.build.training.free_memory", lambda _: 68 * 10**6)
-    monkeypatch.setattr("rtdetrv4.build.training.bytes_per_image", lambda *_: 6 * 10**6)
+    monkeypatch.setattr("rtdetrv4.assembly.training.free_memory", lambda _: 68 * 10**6)
+    monkeypatch.setattr("rtdetrv4.assembly.training.bytes_per_image", lambda *_: 6 * 10**6)
     detector = Detector("test")
     settings = {"run.profile": True, "distillation.mode": "auto", "distillation.every": 2}
     detector.train(shapes, out=tmp_path, epochs=4, batch="auto", teacher=small_teacher(), overrides=settings)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetrv4 import ConfigError, Detector
-from rtdetrv4.build import training
+from rtdetrv4.assembly import training
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.models import DetectionModel
 from rtdetrv4.training import ModelEma
@@ -78,7 +78,7 @@ def test_maps_are_channels_last_where_that_is_on(shapes: Path, tmp_path: Path, s
 
 
 def make_trainer(shapes: Path, out: Path, overrides: dict[str, Any]) -> training.Trainer:
-    from rtdetrv4.build import build_detector
+    from rtdetrv4.assembly import build_detector
     from rtdetrv4.config import load_recipe, override
     from rtdetrv4.data.formats import read_splits
 

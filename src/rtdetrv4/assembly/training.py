@@ -15,16 +15,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from rtdetrv4.build.models import find_variant
+from rtdetrv4.assembly.models import find_variant
 from rtdetrv4.config import Recipe, override
 from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
 from rtdetrv4.config.variants import Variant
 from rtdetrv4.data.batch import multi_scales
 from rtdetrv4.data.cache import ImageCache, describe, open_cache
 from rtdetrv4.data.dataset import DetectionDataset
-from rtdetrv4.data.formats import Source, Splits
+from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.loader import DetectionLoader, build_loader
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher
 from rtdetrv4.distillation.modulation import Rule
 from rtdetrv4.distillation.teacher import Network
@@ -148,7 +148,7 @@ def build_trainer(
     variant = find_variant(recipe.model.name)
     injector = None if teacher is None else Injector(variant.hidden_dim, teacher.dim)
     student = DistillationStudent(detector, injector).to(accelerator.device)
-    _arrange(detector, recipe.run, accelerator.device)
+    _set_up_computation(detector, recipe.run, accelerator.device)
     recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator)
 
     cache = _cache(recipe, splits.train, splits, accelerator)
@@ -216,16 +216,16 @@ def build_trainer(
 
 def build_evaluation(
     recipe: Recipe,
-    source: Source,
+    split: Split,
     accelerator: Accelerator,
     evaluator: CocoEvaluator | None = None,
     cache: ImageCache | None = None,
 ) -> Callable[[nn.Module], Metrics]:
-    """A function from a detector to its metrics on `source`; with several ranks a collective call.
+    """A function from a detector to its metrics on `split`; with several ranks a collective call.
 
     Args:
         recipe: image size, batch and workers.
-        source: labelled by the classes of the detector.
+        split: labeled by the classes of the detector.
         accelerator: device and ranks.
         evaluator: filled on the way, for a report; None makes one.
         cache: of the images, for a run that evaluates many times.
@@ -233,7 +233,7 @@ def build_evaluation(
     parts = recipe.run.accumulate if isinstance(recipe.run.accumulate, int) else 1
     per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=parts)
     loader = build_loader(
-        DetectionDataset(source, recipe.model.image_size, cache=cache),
+        DetectionDataset(split, recipe.model.image_size, cache=cache),
         recipe.run.val_batch or per_rank,
         recipe.data.workers,
         shuffle=False,
@@ -243,7 +243,7 @@ def build_evaluation(
     return partial(
         validate,
         loader=loader,
-        evaluator=evaluator or CocoEvaluator(source.records, source.classes),
+        evaluator=evaluator or CocoEvaluator(split.records, split.classes),
         image_size=recipe.model.image_size,
     )
 
@@ -257,13 +257,13 @@ def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None)
         "category_ids": list(classes.category_ids),
         "image_size": list(recipe.model.image_size),
         "num_queries": recipe.model.num_queries,
-        "teacher": None if teacher is None else {"name": teacher.name, "licence": teacher.licence},
+        "teacher": None if teacher is None else {"name": teacher.name, "license": teacher.license},
         "version": importlib.metadata.version("rtdetrv4"),
     }
 
 
 def _fit_batch(
-    recipe: Recipe, source: Source, student: DistillationStudent, accelerator: Accelerator
+    recipe: Recipe, split: Split, student: DistillationStudent, accelerator: Accelerator
 ) -> tuple[Recipe, int]:
     """The recipe with a number for `run.accumulate`, and that number; where it is auto, as few parts as fit."""
     if isinstance(recipe.run.accumulate, int):
@@ -275,7 +275,7 @@ def _fit_batch(
         largest = max(multi_scales(max(height, width), augment.multi_scale_repeat)) / max(height, width)
         height, width = (round(side * largest / 32) * 32 for side in (height, width))
     images_in_one = (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
-    most_boxes = max((len(record.labels) for record in source.records), default=1)
+    most_boxes = max((len(record.labels) for record in split.records), default=1)
     per_image = bytes_per_image(
         student,
         build_criterion(recipe.loss, find_variant(recipe.model.name)),
@@ -288,7 +288,7 @@ def _fit_batch(
     return override(recipe, {"run.accumulate": parts}), parts
 
 
-def _arrange(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
+def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
     """How the detector computes, not what."""
     if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
         # With such weights every convolution gives maps in that format, whatever the format of its input.
@@ -300,10 +300,10 @@ def _arrange(detector: DetectionModel, run: RunConfig, device: torch.device) -> 
 
 
 def _training_data(
-    recipe: Recipe, source: Source, accumulate: int, accelerator: Accelerator, cache: ImageCache | None
+    recipe: Recipe, split: Split, accumulate: int, accelerator: Accelerator, cache: ImageCache | None
 ) -> TrainingData:
     augment = recipe.augment
-    stage = AugmentStage(
+    stage = Augmentation(
         mosaic=augment.mosaic,
         mixup=augment.mixup,
         photometric=augment.photometric,
@@ -317,7 +317,7 @@ def _training_data(
     )
     ranks, rank, seed = accelerator.num_processes, accelerator.process_index, recipe.run.seed
     loader: DetectionLoader = build_loader(
-        DetectionDataset(source, recipe.model.image_size, stage, seed, cache),
+        DetectionDataset(split, recipe.model.image_size, stage, seed, cache),
         split_batch(recipe.schedule.batch, ranks=ranks, accumulate=accumulate),
         recipe.data.workers,
         shuffle=True,
@@ -336,7 +336,7 @@ def _training_data(
     )
 
 
-def _cache(recipe: Recipe, source: Source, splits: Splits, accelerator: Accelerator) -> ImageCache | None:
+def _cache(recipe: Recipe, split: Split, splits: Splits, accelerator: Accelerator) -> ImageCache | None:
     """The cache of one part of a data set, with that share of the room which the part has of the images."""
     data = recipe.data
     if data.cache == "none":
@@ -344,11 +344,11 @@ def _cache(recipe: Recipe, source: Source, splits: Splits, accelerator: Accelera
     num_images = sum(len(part.records) for part in (splits.train, splits.val) if part is not None)
     cache = open_cache(
         data.cache,
-        source,
-        parse_size(data.cache_size) * len(source.records) // num_images,
+        split,
+        parse_size(data.cache_size) * len(split.records) // num_images,
         workers=data.workers,
         ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or accelerator.num_processes,
     )
     if cache is not None and accelerator.is_main_process:
-        logger.info("Image cache (%s) for %s: %s.", data.cache, source.image_dir, describe(cache, source))
+        logger.info("Image cache (%s) for %s: %s.", data.cache, split.image_dir, describe(cache, split))
     return cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rtdetrv4.data.batch import draw_mixup, draw_size
 from rtdetrv4.data.loader import DetectionLoader
-from rtdetrv4.data.transforms import AugmentStage
+from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.training.plan import Stage
 from rtdetrv4.types import Batch
 
@@ -26,7 +26,7 @@ class TrainingData:
     """
 
     loader: DetectionLoader
-    augment: AugmentStage
+    augment: Augmentation
     image_size: tuple[int, int]
     multi_scale_repeat: int | None = None
     seed: int = 0
@@ -47,7 +47,7 @@ class TrainingData:
         """The share of its own image that each sample keeps in the batch of this number, or None for no MixUp."""
         return draw_mixup(self.allowed(stage).mixup, self.seed, epoch, number, self.rank)
 
-    def allowed(self, stage: Stage) -> AugmentStage:
+    def allowed(self, stage: Stage) -> Augmentation:
         """The recipe's augmentation without what the stage leaves out; flips are part of every stage."""
         augment = self.augment
         return augment._replace(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rtdetrv4.evaluation.coco import GroundTruth, ImageDetections
+from rtdetrv4.evaluation.coco_evaluator import GroundTruth, ImageDetections
 
 IOU_THRESHOLD = 0.5
 CONFIDENCES = np.linspace(0, 1, 1001)
@@ -16,7 +16,7 @@ RECALLS = np.linspace(0, 1, 101)
 _UNMATCHED, _IGNORED = -1, -2
 
 
-class Curves(NamedTuple):
+class OperatingCurves(NamedTuple):
     """One row per class, NaN where a number is not defined: nothing found so sure, or no box of the class."""
 
     precision: np.ndarray
@@ -31,7 +31,9 @@ class Curves(NamedTuple):
     """(K,) int64, ground truth without crowd regions."""
 
 
-def operating_curves(records: Sequence[GroundTruth], detections: Sequence[ImageDetections], num_classes: int) -> Curves:
+def operating_curves(
+    records: Sequence[GroundTruth], detections: Sequence[ImageDetections], num_classes: int
+) -> OperatingCurves:
     """Precision, recall and F1 of every class at every confidence threshold.
 
     Args:
@@ -63,7 +65,7 @@ def operating_curves(records: Sequence[GroundTruth], detections: Sequence[ImageD
         best_from_here = np.maximum.accumulate((num_right[1:] / np.arange(1, len(num_right)))[::-1])[::-1]
         first = np.searchsorted(num_right[1:] / num_boxes[k], RECALLS, side="left")
         precision_at_recall[k] = np.append(best_from_here, 0)[first]
-    return Curves(precision, recall, f1, precision_at_recall, num_boxes)
+    return OperatingCurves(precision, recall, f1, precision_at_recall, num_boxes)
 
 
 def best_confidence(f1: np.ndarray) -> float | None:

@@ -63,7 +63,7 @@ class Metrics:
     """The twelve COCO numbers and the AP of every class.
 
     A number is NaN where it is not defined: nothing of that size, or no box of that class, in the ground truth.
-    `as_dict` gives None for these, so that it can be written as JSON.
+    `to_dict` gives None for these, so that it can be written as JSON.
 
     References:
         https://cocodataset.org/#detection-eval
@@ -90,7 +90,7 @@ class Metrics:
     per_class_ap50: Mapping[str, float]
     num_images: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything, ready for `json.dumps`: None instead of NaN."""
 
         def plain(value: Any) -> Any:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Okabe and Ito's palette: colour-blind readers can tell these apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+# Okabe and Ito's palette: color-blind readers can tell these apart.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GRAY = (
     "#0072B2",
     "#E69F00",
     "#009E73",
@@ -22,7 +22,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#777777",
 )
 TERMS = (
-    ("loss", "total, weighted", GREY),
+    ("loss", "total, weighted", GRAY),
     ("mal", "mal", BLUE),
     ("vfl", "vfl", BLUE),
     ("giou", "giou", GREEN),
@@ -71,10 +71,10 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     axes.set_title("training losses of the last layer, unweighted", loc="left")
-    for name, label, colour in TERMS:
+    for name, label, color in TERMS:
         x, y = _series(epochs, lambda record, name=name: record["losses"].get(name))
         if any(value > 0 for value in y):
-            axes.plot(x, y, color=colour, label=label, **_style(x, dashed=name == "loss"))
+            axes.plot(x, y, color=color, label=label, **_style(x, dashed=name == "loss"))
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -84,9 +84,9 @@ def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
 
 def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     axes.set_title("validation of the averaged weights, %", loc="left")
-    for name, label, colour in (("ap50", "AP50", SKY), ("ap", "AP", BLUE)):
+    for name, label, color in (("ap50", "AP50", SKY), ("ap", "AP", BLUE)):
         x, y = _series(epochs, lambda record, name=name: record["metrics"].get(name))
-        axes.plot(x, [100 * value for value in y], color=colour, label=label, **_style(x))
+        axes.plot(x, [100 * value for value in y], color=color, label=label, **_style(x))
     axes.set_ylim(0, max(axes.get_ylim()[1], 5))  # what is less than that is noise, and looks like it
     x, y = _series(epochs, lambda record: record["metrics"].get("ap"))
     if x:
@@ -96,7 +96,7 @@ def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
         )
         axes.legend(loc="lower right", frameon=False, fontsize="small")
     else:
-        axes.text(0.5, 0.5, "not evaluated yet", color=GREY, ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "not evaluated yet", color=GRAY, ha="center", transform=axes.transAxes)
 
 
 def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
@@ -155,7 +155,7 @@ def _draw_stages(axes: Axes, epochs: Sequence[dict[str, Any]], *, named: bool) -
                 va="bottom",
                 rotation=90 if is_narrow else 0,
                 fontsize="small",
-                color=GREY,
+                color=GRAY,
             )
 
 

