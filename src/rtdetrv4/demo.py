@@ -1,4 +1,4 @@
-"""The demonstration: a small detector learns made-up shapes from scratch, with a teacher, in a few minutes on a CPU."""
+"""The demonstration: a small detector learns made-up shapes with the help of a teacher, in a few minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.detector import Detector
 from rtdetrv4.distillation import PIP_TEACHER, Teacher, load_teacher
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.training.observers import read_log
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
     onnx = detector.export("onnx", out=out / "demo.onnx")
     first = sorted((data / "valid").glob("*.jpg"))[0]
     picture = detector.predict(first, conf=0.4)[0].save(out / "prediction.jpg")
+    tell(_what_the_teacher_did(run / "log.jsonl", teacher.name))
     tell(
         f"""Look at
   predictions (left: truth)  {run / "predictions.jpg"}
@@ -53,6 +55,18 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
   evaluation                 {run / "val"}
   weights                    {result.weights}
   exported model             {onnx}"""
+    )
+
+
+def _what_the_teacher_did(log: Path, name: str) -> str:
+    """One line on DSI and GAM, from the log of a run."""
+    epochs = [record for record in read_log(log) if record["type"] == "epoch" and record["modulation"] is not None]
+    first, last = epochs[0], epochs[-1]
+    return (
+        f"What {name} did: L_DSI, its distance to the encoder's features, went from {first['losses']['distill']:.2f} to "
+        f"{last['losses']['distill']:.2f}; its weight λ from {first['distill_weight']:.2g} to "
+        f"{last['distill_weight']:.2g}; AIFI received {last['modulation']['share']:.1f} % of the gradient. "
+        "The exported model holds nothing of it."
     )
 
 
