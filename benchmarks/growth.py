@@ -25,7 +25,7 @@ VARIED = {
     "boxes per image": (7, 30, 100, 300),
     "pixels per side": (320, 448, 640),
 }
-PICTURE = RESULTS.parent.parent / "docs" / "growth.png"
+PICTURE = RESULTS.parent.parent / "docs" / "research" / "growth.png"
 
 
 def main() -> None:

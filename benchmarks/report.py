@@ -1,8 +1,8 @@
-"""Draw what is in benchmarks/results/, and write it into docs/benchmarks.md.
+"""Write benchmarks/results/ into docs/benchmarks.md, and profiles of missed targets into docs/research/profiles.md.
 
     python benchmarks/report.py
 
-`make bench` runs it last. Of results that miss their target, the page also shows the profiles.
+`make bench` runs it last.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def draw(summary: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def page_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any]]) -> str:
-    """Markdown: the picture, the machine, the table, and profiles of what missed its target."""
+def results_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any]]) -> str:
+    """Markdown: the picture, the machine and the table."""
     lines = [f"![Ratios and targets]({PICTURE})", ""]
     lines += [f"- {scripts}: {machine}" for machine, scripts in _machines(details).items()]
     lines += ["", "| what | ratio | target | | measured | commit, date |", "|---|---|---|---|---|---|"]
@@ -64,13 +64,23 @@ def page_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any]])
             f"{entry['commit']}, {entry['date']}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    missed = sorted({_script(entry) for entry in summary if not entry["met"]} & set(details))
-    if missed:
-        lines += ["", "### What bounds what is missed", "", "Shares of the time in torch operators or in functions."]
-    for script in missed:
-        lines += ["", f"`benchmarks/{script}.py`", ""]
-        lines += [f"- {name}: {_value(value)}" for name, value in details[script]["notes"].items()]
     return "\n".join(lines)
+
+
+def profiles_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any]]) -> str:
+    """Markdown: the profiles of scripts with a missed target."""
+    lines: list[str] = []
+    for script in sorted({_script(entry) for entry in summary if not entry["met"]} & set(details)):
+        lines += [f"`benchmarks/{script}.py`", ""]
+        lines += [f"- {name}: {_value(value)}" for name, value in details[script]["notes"].items()] + [""]
+    return "\n".join(lines).rstrip() or "Every target was met."
+
+
+def insert(page: Path, part: str) -> None:
+    """Replace what stands between the two markers of `page`."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{part}\n\n{END}{after}", encoding="utf-8")
 
 
 def _script(entry: dict[str, Any]) -> str:
@@ -122,9 +132,8 @@ def main() -> None:
     }
     draw(summary, args.docs / PICTURE)
     page = args.docs / "benchmarks.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{page_part(summary, details)}\n\n{END}{after}", encoding="utf-8")
+    insert(page, results_part(summary, details))
+    insert(args.docs / "research" / "profiles.md", profiles_part(summary, details))
     print(f"{page} and {PICTURE} show {len(summary)} results, {sum(entry['met'] for entry in summary)} of them met")
 
 

@@ -48,7 +48,7 @@ COLORS = {
 }
 STAGE = STAGES["mosaic stage"]
 TEACHER = "efficientnet_lite2"
-PICTURE = RESULTS.parent.parent / "docs" / "time-shares.png"
+PICTURE = RESULTS.parent.parent / "docs" / "research" / "time-shares.png"
 
 seconds: defaultdict[str, list[float]] = defaultdict(list)
 

@@ -1,4 +1,4 @@
-"""Distil into transformers' D-FINE in a loop of your own; pip install "rtdetrv4[train]" transformers pycocotools."""
+"""Distill into transformers' D-FINE in your own loop; needs rtdetrv4[train], transformers and pycocotools."""
 
 import torch
 from torchvision.datasets import CocoDetection

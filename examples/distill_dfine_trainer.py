@@ -1,4 +1,4 @@
-"""Distil into transformers' D-FINE with its Trainer; pip install "rtdetrv4[train]" transformers pycocotools."""
+"""Distill into transformers' D-FINE with its Trainer; needs rtdetrv4[train], transformers and pycocotools."""
 
 from torchvision.datasets import CocoDetection
 from transformers import DFineForObjectDetection, RTDetrImageProcessor, Trainer, TrainerCallback, TrainingArguments

@@ -1,4 +1,4 @@
-"""Distil into transformers' RT-DETRv2 with its Trainer; pip install "rtdetrv4[train]" transformers pycocotools."""
+"""Distill into transformers' RT-DETRv2 with its Trainer; needs rtdetrv4[train], transformers and pycocotools."""
 
 from torchvision.datasets import CocoDetection
 from transformers import RTDetrImageProcessor, RTDetrV2ForObjectDetection, Trainer, TrainerCallback, TrainingArguments

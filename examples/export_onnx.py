@@ -7,6 +7,6 @@ from rtdetrv4.runtime import OnnxSession
 
 path = Detector(weights=sys.argv[1]).export("onnx")
 
-session = OnnxSession(path)  # from here on neither torch nor the training code is needed
+session = OnnxSession(path)  # from here on, no torch is needed
 print(session.metadata.names, session.metadata.image_size)
 print(session.predict(sys.argv[2], conf=0.4)[0])

@@ -6,10 +6,10 @@ from rtdetrv4 import Detector
 
 detector = Detector("rtdetrv4-s")
 result = detector.train(
-    sys.argv[1],  # a folder in COCO or Roboflow layout
+    sys.argv[1],  # a folder in COCO, YOLO or Pascal VOC layout
     epochs=50,
     batch=16,
-    teacher="vit_base_patch14_dinov2.lvd142m",  # Apache-2.0; leave out to train without distillation
+    teacher="dinov2-b",  # Apache 2.0; "none" trains without distillation
     out="runs/mine",
 )
 print(f"AP {result.metrics['ap']:.3f}; weights in {result.weights}")

@@ -1,4 +1,4 @@
-"""Write the tables of docs/experiments.md from results/compare/, the `compare.json` of each comparison.
+"""Write the tables of docs/research/experiments.md from results/compare/, the `compare.json` of each comparison.
 
     python benchmarks/compare/tables.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).parents[1]
-PAGE = BENCHMARKS.parent / "docs" / "experiments.md"
+PAGE = BENCHMARKS.parent / "docs" / "research" / "experiments.md"
 HEADER = ("arm", "seeds", "AP", "AP50", "AP − off, in pairs", "95 % interval", "last λ", "AIFI's share, %", "s / epoch")
 
 

@@ -51,7 +51,7 @@ FREE_ON_RESUME = (
 )
 """Settings that do not change the numbers, or that another machine may need."""
 FEW_STEPS = 1000
-"""Optimizer steps below which a detector that does not start from a trained one finds little (docs/experiments.md)."""
+"""Optimizer steps below which an untrained detector learns little (docs/research/experiments.md)."""
 NUM_SHOWN = 12
 """Validation images on the picture that training leaves behind."""
 

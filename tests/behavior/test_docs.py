@@ -25,6 +25,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def anchors(page: Path) -> set[str]:
+    """The ids that mkdocs gives the headings of `page`."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -60,8 +66,13 @@ def test_code_names_what_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=named)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
-    local = [link.partition("#")[0] for link in links if "://" not in link]
-    assert [link for link in local if link and not (page.parent / link).exists()] == []
+    broken = []
+    for link in [link for link in links if "://" not in link]:
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -73,7 +84,7 @@ def test_every_page_is_in_the_navigation() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_files_of_the_package_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    parts = "build|config|data|distillation|evaluation|export|losses|models|ops|runtime|training|weights"
+    parts = "assembly|config|data|distillation|evaluation|export|losses|models|ops|runtime|training|weights"
     files = set(re.findall(rf"`((?:{parts})(?:/\w+)*\.py)`", text))
     assert [file for file in sorted(files) if not (ROOT / "src/rtdetrv4" / file).is_file()] == []
     names = re.findall(rf"`((?:{parts})(?:/\w+)*\.py)` `([\w.]+)`", text)

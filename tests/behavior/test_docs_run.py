@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 PAGES = ("README.md", "docs/index.md", "docs/quickstart.md", "docs/guides/training.md")
+PAGES_AFTER_TRAINING = tuple(f"docs/guides/{name}.md" for name in ("predict", "evaluate", "deploy"))
 
 
 class Small(rtdetrv4.Detector):
@@ -45,9 +47,31 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("photo.jpg").write_bytes(Path("photos/0.jpg").read_bytes())
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with weights and the model exported from them."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_shapes(folder / "shapes", num_train=4, num_val=2, image_size=64, seed=0)
+    detector = Small("test")
+    detector.train(folder / "shapes", out=folder / "run")
+    detector.export("onnx")
+    return folder / "run"
+
+
 @pytest.mark.usefixtures("_workplace")
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run_one_after_the_other(page: str) -> None:
+    run_blocks(page)
+
+
+@pytest.mark.usefixtures("_workplace")
+@pytest.mark.parametrize("page", PAGES_AFTER_TRAINING)
+def test_blocks_run_after_training(page: str, trained: Path) -> None:
+    shutil.copytree(trained, "runs/mine")
+    run_blocks(page)
+
+
+def run_blocks(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     assert blocks

@@ -70,8 +70,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep large blocks that are freed, instead of giving them back to the kernel at once.
 
     A training step on a CPU allocates and frees gigabytes, and a block from the kernel is cleared page by page when it
-    is first written: up to a third of the time of a step, see docs/benchmarks.md. The price is that the process stays
-    as large as it has been. Only for glibc; elsewhere nothing happens.
+    is first written: up to a third of the time of a step, see docs/research/profiles.md. The price is that the process
+    stays as large as it has been. Only for glibc; elsewhere nothing happens.
 
     Returns:
         Whether it was set.
