@@ -7,6 +7,7 @@ time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,13 +35,40 @@ class ImageInfo(NamedTuple):
     width: int
 
 
-class Target(NamedTuple):
-    """The boxes of one image. Both tensors may have n = 0."""
+class Targets(NamedTuple):
+    """The true boxes of a batch, those of all images in one row; an image may have none."""
 
     labels: Tensor
-    """(n,) int64 in [0, K)."""
+    """(N,) int64 in [0, K)."""
     boxes: Tensor
-    """(n, 4) float32, cxcywh in [0, 1]."""
+    """(N, 4) float32, cxcywh in [0, 1]."""
+    counts: tuple[int, ...]
+    """The number of boxes of each of the B images; their sum is N."""
+
+    @classmethod
+    def of(cls, images: Sequence[tuple[Tensor, Tensor]]) -> Targets:
+        """Make the targets of a batch from (labels, boxes) of each image.
+
+        Args:
+            images: for each of at least one image, labels (n,) in [0, K) and boxes (n, 4), cxcywh in [0, 1].
+
+        Raises:
+            ValueError: an image has more labels than boxes, or fewer.
+        """
+        counts = tuple(len(labels) for labels, _ in images)
+        if counts != (num_boxes := tuple(len(boxes) for _, boxes in images)):
+            raise ValueError(f"every box needs one label; got {counts} labels and {num_boxes} boxes per image")
+        labels, boxes = images[0]
+        # Filled in place, because this module cannot call torch.cat: it imports no torch.
+        targets = cls(labels.new_empty(sum(counts)).long(), boxes.new_empty(sum(counts), 4).float(), counts)
+        for own, given in zip(targets.split(), images, strict=True):
+            for part, values in zip(own, given, strict=True):
+                part.copy_(values)
+        return targets
+
+    def split(self) -> list[tuple[Tensor, Tensor]]:
+        """Labels (n,) and boxes (n, 4) of each image, as views."""
+        return list(zip(self.labels.split(self.counts), self.boxes.split(self.counts), strict=True))
 
 
 class Batch(NamedTuple):
@@ -48,7 +76,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     """B×3×H×W, RGB: uint8 in [0, 255], or float32 in [0, 1]."""
-    targets: tuple[Target, ...]
+    targets: Targets
     infos: tuple[ImageInfo, ...]
 
 

@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from rtdetrv4.data.dataset import Sample
-from rtdetrv4.types import Batch, ImageInfo, Target
+from rtdetrv4.types import Batch, Targets
 
 STRIDE = 32
 MIXUP_RATIO = (0.45, 0.55)
 _SIZE_STREAM, _MIXUP_STREAM = 1, 2
 
 
-class PackedBatch(NamedTuple):
-    """A batch on its way out of a worker.
+def pack(samples: Sequence[Sample]) -> Batch:
+    """Make a batch of samples of one size; in a worker, images go straight to shared memory.
 
-    Every tensor that crosses processes costs a file descriptor, and two per image exhaust them ("received 0 items of
-    ancdata"); arrays travel as plain bytes.
+    A batch is three tensors, however many images it has: each tensor that crosses processes costs a file descriptor,
+    and a few per image exhaust them ("received 0 items of ancdata").
     """
-
-    images: Tensor
-    """B×3×H×W uint8."""
-    boxes: NDArray[np.float32]
-    """(N, 4) of all images, cxcywh in [0, 1]."""
-    labels: NDArray[np.int64]
-    """(N,)."""
-    counts: tuple[int, ...]
-    """B numbers of boxes that sum to N."""
-    infos: tuple[ImageInfo, ...]
-
-
-def pack(samples: Sequence[Sample]) -> PackedBatch:
-    """Put samples of one size together; in a worker, images go straight to shared memory."""
-    # Stacked as H×W×3, the layout they lie in, this is a plain copy.
+    # Stacked as H×W×3, the layout they have in memory, this is a plain copy.
     images = default_collate([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
-    return PackedBatch(
-        images=images,
-        boxes=np.concatenate([sample.target.boxes.numpy() for sample in samples]),
-        labels=np.concatenate([sample.target.labels.numpy() for sample in samples]),
-        counts=tuple(len(sample.target.labels) for sample in samples),
-        infos=tuple(sample.info for sample in samples),
+    targets = Targets(
+        labels=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
+        boxes=torch.from_numpy(np.concatenate([sample.boxes for sample in samples])),
+        counts=tuple(len(sample.labels) for sample in samples),
     )
-
-
-def unpack(packed: PackedBatch) -> Batch:
-    """The batch that was packed."""
-    labels, boxes = torch.from_numpy(packed.labels), torch.from_numpy(packed.boxes)
-    return Batch(packed.images, _split(labels, boxes, packed.counts), packed.infos)
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples of one size together."""
-    return unpack(pack(samples))
+    return Batch(images, targets, tuple(sample.info for sample in samples))
 
 
 def multi_scales(base: int, repeat: int) -> list[int]:
@@ -100,15 +72,14 @@ def mix_up(batch: Batch, ratio: float) -> Batch:
         batch: with float images.
         ratio: share of the own image.
     """
-    if len(batch.infos) < 2:
+    num_images = len(batch.images)
+    if num_images < 2:
         return batch
     images = torch.lerp(batch.images.roll(1, dims=0), batch.images, ratio)
-    others = (batch.targets[-1], *batch.targets[:-1])
-    targets = tuple(
-        Target(torch.cat([own.labels, other.labels]), torch.cat([own.boxes, other.boxes]))
-        for own, other in zip(batch.targets, others, strict=True)
-    )
-    return Batch(images, targets, batch.infos)
+    counts, own = batch.targets.counts, batch.targets.split()
+    labels, boxes = zip(*(own[image] for index in range(num_images) for image in (index, index - 1)), strict=True)
+    mixed = tuple(counts[index] + counts[index - 1] for index in range(num_images))
+    return Batch(images, Targets(torch.cat(labels), torch.cat(boxes), mixed), batch.infos)
 
 
 def prepare_images(images: Tensor, size_hw: tuple[int, int], device: torch.device | str) -> Tensor:
@@ -121,13 +92,7 @@ def prepare_images(images: Tensor, size_hw: tuple[int, int], device: torch.devic
 
 
 def prepare_batch(batch: Batch, size_hw: tuple[int, int], device: torch.device | str) -> Batch:
-    """`prepare_images`, and all boxes and labels in one transfer each."""
-    counts = [len(target.labels) for target in batch.targets]
-    labels = torch.cat([target.labels for target in batch.targets]).to(device, non_blocking=True)
-    boxes = torch.cat([target.boxes for target in batch.targets]).to(device, non_blocking=True)
-    return Batch(prepare_images(batch.images, size_hw, device), _split(labels, boxes, counts), batch.infos)
-
-
-def _split(labels: Tensor, boxes: Tensor, counts: Sequence[int]) -> tuple[Target, ...]:
-    pairs = zip(labels.split(list(counts)), boxes.split(list(counts)), strict=True)
-    return tuple(Target(own_labels, own_boxes) for own_labels, own_boxes in pairs)
+    """`prepare_images`, and the targets to the device."""
+    labels, boxes, counts = batch.targets
+    targets = Targets(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts)
+    return Batch(prepare_images(batch.images, size_hw, device), targets, batch.infos)

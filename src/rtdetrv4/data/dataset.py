@@ -32,7 +32,7 @@ from rtdetrv4.data.transforms import (
 )
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.preprocess import resize
-from rtdetrv4.types import ImageInfo, Target
+from rtdetrv4.types import ImageInfo
 
 MAX_UNREADABLE_SHARE = 0.1
 
@@ -44,7 +44,10 @@ class Sample(NamedTuple):
 
     image: Tensor
     """3×H×W uint8 RGB, a view of H×W×3 memory."""
-    target: Target
+    labels: NDArray[np.int64]
+    """(n,) in [0, K)."""
+    boxes: NDArray[np.float32]
+    """(n, 4), cxcywh in [0, 1]."""
     info: ImageInfo
 
 
@@ -216,10 +219,9 @@ class DetectionDataset(Dataset[Sample]):
         height, width = self.image_size
         low, high = boxes_xyxy_px[:, :2], boxes_xyxy_px[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / [width, height, width, height]
-        target = Target(torch.from_numpy(labels.copy()), torch.from_numpy(boxes.astype(np.float32)))
         if not image.flags.writeable:  # nothing was done to it, and it is the cache's own
             image = image.copy()
-        return Sample(torch.from_numpy(image).permute(2, 0, 1), target, record.info)
+        return Sample(torch.from_numpy(image).permute(2, 0, 1), labels, boxes.astype(np.float32), record.info)
 
 
 def _trained_boxes(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

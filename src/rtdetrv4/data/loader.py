@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from rtdetrv4.data.batch import PackedBatch, pack, unpack
+from rtdetrv4.data.batch import pack
 from rtdetrv4.data.cache import RamCache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.errors import DatasetError
@@ -82,10 +82,8 @@ class DetectionLoader(DataLoader[Batch]):
     sampler: ShardSampler  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        packed_batches: Iterator[PackedBatch] = super().__iter__()  # pyright: ignore[reportAssignmentType]
         try:
-            for packed in packed_batches:
-                yield unpack(packed)
+            yield from super().__iter__()
         except DatasetError as error:
             # A worker's error arrives with its traceback as the message; the last line is what the user needs.
             raise DatasetError(str(error).strip().rpartition("DatasetError: ")[2]) from error
