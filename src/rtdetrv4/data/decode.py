@@ -18,6 +18,7 @@ EXIF_MAGIC = b"Exif\x00\x00"
 EXIF_ORIENTATION = 0x0112
 MAX_REDUCTION = 8
 ASPECT_TOLERANCE = 0.01
+PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDArray[np.uint8]:
@@ -42,7 +43,7 @@ def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDAr
 
     try:
         image, full_hw = _decode(data, reduction_for(scale))
-    except (OSError, ValueError, SyntaxError, EOFError, cv2.error, Image.DecompressionBombError) as error:
+    except (*PIL_ERRORS, cv2.error) as error:
         raise DatasetError(f"{path} is damaged or not an image: {error}") from error
 
     # Annotation tools disagree about EXIF: browsers turn the photo before anyone draws a box, scripts that read files
@@ -59,6 +60,20 @@ def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDAr
             "correct width and height in the annotations"
         )
     return np.ascontiguousarray(upright)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image once it is upright, read from the header of its file.
+
+    Raises:
+        DatasetError: the file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) < 5 else (width, height)
+    except PIL_ERRORS as error:
+        raise DatasetError(f"{path} is damaged or not an image: {error}") from error
 
 
 def reduction_for(scale: float) -> int:
@@ -101,14 +116,27 @@ def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """1 to 8 as EXIF numbers them; 1 where there is none or nonsense."""
-    if EXIF_MAGIC not in data[:65536]:
+    if data.startswith(JPEG_MAGIC) and EXIF_MAGIC not in data[:65536]:  # most files: no need to parse the header
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:
-            value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError):
+            return _orientation(image)
+    except PIL_ERRORS:  # OpenCV reads files that PIL does not
         return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as EXIF numbers them; 1 if there is none or it is invalid.
+
+    TIFF files have no EXIF block: PIL and OpenCV both turn them upright themselves. In a PNG file only a block before
+    the pixels counts, because PIL's `getexif` decodes the whole image to look behind them.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+    except PIL_ERRORS:
+        return 1
+    value = exif.get(EXIF_ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 
 

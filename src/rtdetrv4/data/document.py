@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from rtdetrv4.data.decode import read_size
 from rtdetrv4.data.records import RecordTable, Split
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
@@ -175,14 +175,12 @@ def _fill_sizes(document: Document, image_dir: Path, problems: list[str]) -> NDA
     without = np.flatnonzero((sizes_hw < 1).any(axis=1))
     for index in without.tolist():
         try:
-            with Image.open(image_dir / document.file_names[index]) as image:
-                width, height = ImageOps.exif_transpose(image).size
-        except (OSError, ValueError, SyntaxError) as error:
+            sizes_hw[index] = read_size(image_dir / document.file_names[index])
+        except DatasetError as error:
             raise DatasetError(
                 f"{document.path} gives no size for {document.file_names[index]}, which cannot be read ({error}); "
                 'replace the file, or add its "height" and "width"'
             ) from error
-        sizes_hw[index] = height, width
     if len(without):
         problems.append(
             f"{count_of(len(without), 'image size', 'image sizes')} read from the files: not in the annotations"

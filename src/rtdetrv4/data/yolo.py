@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from rtdetrv4.data.decode import read_size
 from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-EXIF_ORIENTATION = 0x0112
 BOX_FORMAT = 'a line should be "class x y width height" with the center and the sides as parts of the image\'s, 0 to 1'
 
 
@@ -118,9 +117,14 @@ def _images(place: Path, root: Path) -> Iterator[Path]:
 
 
 def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int, str]) -> Document:
-    sizes = {image: _size_hw(image) for image in images}
-    unreadable = [image for image, size in sizes.items() if size is None]
-    images = [image for image in images if sizes[image] is not None]
+    sizes: dict[Path, tuple[int, int]] = {}
+    unreadable: list[Path] = []
+    for image in images:
+        try:
+            sizes[image] = read_size(image)
+        except DatasetError:
+            unreadable.append(image)
+    images = [image for image in images if image in sizes]
     if not images:
         raise DatasetError(
             f"none of the {len(unreadable)} images in {folder} can be read, the first is {unreadable[0]}"
@@ -163,17 +167,6 @@ def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int,
         if unreadable
         else (),
     )
-
-
-def _size_hw(image: Path) -> tuple[int, int] | None:
-    """Height and width of the upright image; None if it cannot be read."""
-    try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-            lies = opened.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except (OSError, ValueError, SyntaxError):
-        return None
-    return (width, height) if lies else (height, width)
 
 
 def _places_of(image: Path) -> list[Path]:
