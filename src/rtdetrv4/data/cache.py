@@ -12,11 +12,10 @@ import logging
 import mmap
 import multiprocessing
 import os
-import struct
 import sys
 import uuid
-import zlib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,10 +32,9 @@ from rtdetrv4.errors import ConfigError
 CAN_FORK = sys.platform == "linux"
 """Elsewhere processes are started anew, and inherit no memory."""
 NUM_REDUCTIONS = MAX_REDUCTION.bit_length()
-MAGIC = hashlib.sha256(f"1 {cv2.__version__} {PIL.__version__} {simplejpeg.__version__}".encode()).digest()[:8]
-"""The layout of a cache file, and what decoded it: other versions may make other pixels of the same file."""
-HEADER = struct.Struct("<8sqqiiI")
-"""Magic, size and time of the image file, height, width, Adler-32 of the pixels."""
+DECODERS = (version("rtdetrv4"), cv2.__version__, PIL.__version__, simplejpeg.__version__)
+"""Other versions may make other pixels of the same file."""
+NPY_HEADER_BYTES = 128
 
 logger = logging.getLogger(__name__)
 
@@ -140,18 +138,20 @@ class RamCache:
 
 
 class DiskCache:
-    """A folder with one file per image and resolution, which serves later runs too.
+    """A folder of .npy files that serves later runs too: one folder per image, one file per resolution in it.
 
-    A file that is damaged, or made of an image that has changed since, is deleted and made again.
+    The name of a file is a digest of everything that its pixels depend on, so an image that has changed, or another
+    version of a decoder, asks for another file. Files that are outdated or damaged are deleted when their image is
+    decoded again; until then they count against `max_bytes`.
 
     Args:
         split: the images.
-        folder: made if need be. Its files may be deleted at any time.
+        folder: created if missing. Anything in it may be deleted at any time.
         max_bytes: of all files in it.
         ranks: processes that fill it at the same time; each takes its share of the room that is left.
 
     Raises:
-        ConfigError: the folder cannot be made or read.
+        ConfigError: the folder cannot be created or read.
     """
 
     def __init__(self, split: Split, folder: Path, max_bytes: int, ranks: int = 1) -> None:
@@ -161,9 +161,9 @@ class DiskCache:
         sizes: list[int] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for entry in os.scandir(folder):
+            for file in folder.glob("*/*"):
                 with contextlib.suppress(FileNotFoundError):  # another process may have renamed it just now
-                    sizes.append(entry.stat().st_size)
+                    sizes.append(file.stat().st_size)
         except OSError as error:
             raise ConfigError(
                 f"{folder} cannot hold the image cache ({error.strerror}); "
@@ -175,45 +175,36 @@ class DiskCache:
     def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """See `ImageCache`."""
         info = self._split.records[index].info
-        digest = hashlib.sha256(f"{info.file_name}\0{info.height}x{info.width}".encode()).hexdigest()
-        path = self._folder / f"{digest[:40]}-{reduction}"
         try:
-            status = (self._split.image_dir / info.file_name).stat()
+            source = (self._split.image_dir / info.file_name).stat()
         except OSError:
             return decode()  # which says what is wrong
-        made_of = (MAGIC, status.st_size, status.st_mtime_ns)
-        if (held := self._load(path, made_of)) is not None:
-            return held
+        folder = self._folder / _digest(info.file_name, info.height, info.width)
+        path = folder / f"{reduction}-{_digest(source.st_size, source.st_mtime_ns, DECODERS)}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
+            held = np.load(path, allow_pickle=False)
+            if held.dtype == np.uint8 and held.ndim == 3 and held.shape[2] == 3:
+                held.flags.writeable = False
+                return held
+        for outdated in folder.glob(f"{reduction}-*.npy"):
+            with contextlib.suppress(OSError):  # another process was faster
+                num_bytes = outdated.stat().st_size
+                outdated.unlink()
+                self.budget.give_back(num_bytes)
         image = decode()
-        self._save(path, made_of, image)
+        self._save(path, image)
         return image
 
-    def _load(self, path: Path, made_of: tuple[bytes, int, int]) -> NDArray[np.uint8] | None:
-        try:
-            data = path.read_bytes()
-        except OSError:
-            return None
-        if len(data) > HEADER.size:
-            *found, height, width, checksum = HEADER.unpack_from(data)
-            pixels = memoryview(data)[HEADER.size :]
-            is_whole = len(pixels) == 3 * height * width and zlib.adler32(pixels) == checksum
-            if is_whole and tuple(found) == made_of:
-                return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-        with contextlib.suppress(OSError):  # unless another process was faster
-            path.unlink()
-            self.budget.give_back(len(data))
-        return None
-
-    def _save(self, path: Path, made_of: tuple[bytes, int, int], image: NDArray[np.uint8]) -> None:
-        num_bytes = HEADER.size + image.nbytes
+    def _save(self, path: Path, image: NDArray[np.uint8]) -> None:
+        num_bytes = NPY_HEADER_BYTES + image.nbytes
         if not self._is_writable or self.budget.take(num_bytes) is None:
             return
         # Nobody ever reads half a file: it gets its name when it is whole.
         temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
         try:
+            path.parent.mkdir(exist_ok=True)
             with temporary.open("wb") as file:
-                file.write(HEADER.pack(*made_of, *image.shape[:2], zlib.adler32(image.data)))
-                file.write(image.data)
+                np.save(file, image)
             temporary.replace(path)
         except OSError as error:
             self._is_writable = False
@@ -222,6 +213,10 @@ class DiskCache:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def open_cache(

@@ -16,7 +16,7 @@ from rtdetrv4.assembly import build_detector
 from rtdetrv4.assembly.training import build_trainer
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.data import cache as cache_module
-from rtdetrv4.data.cache import HEADER, DiskCache, ImageCache, RamCache, cache_folder, describe, open_cache
+from rtdetrv4.data.cache import DiskCache, ImageCache, RamCache, cache_folder, describe, open_cache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.decode import read_image, reduction_for
 from rtdetrv4.data.formats import read_coco
@@ -194,16 +194,20 @@ def filled(split: Split, **options: int) -> DiskCache:
     return cache
 
 
+def files(split: Split) -> list[Path]:
+    return sorted(path for path in cache_folder(split.image_dir).rglob("*") if path.is_file())
+
+
 def test_files_serve_the_next_run(split: Split, tmp_path: Path) -> None:
     first = filled(split)
     folder = cache_folder(split.image_dir)
     assert folder.is_relative_to(tmp_path / "cache" / "rtdetrv4" / "images")
-    files = sorted(path.name for path in folder.iterdir())
-    assert len(files) == NUM_IMAGES
+    assert len(files(split)) == NUM_IMAGES
     # No part of a name comes from the annotations.
-    assert all(set(name) <= set("0123456789abcdef-") for name in files)
+    names = [str(path.relative_to(folder).with_suffix("")) for path in files(split)]
+    assert all(set(name) <= set("0123456789abcdef-/") for name in names)
     second = DiskCache(split, folder, PLENTY)
-    assert second.budget.used == first.budget.used == sum(path.stat().st_size for path in folder.iterdir())
+    assert second.budget.used == first.budget.used == sum(path.stat().st_size for path in files(split))
     for index in range(NUM_IMAGES):
         assert np.array_equal(second.read(index, 1, refuse), decoder(split, index, 1.0)())
 
@@ -213,8 +217,8 @@ def test_other_folders_have_other_caches(tmp_path: Path) -> None:
     assert cache_folder(tmp_path / "a") == cache_folder(tmp_path / "b" / ".." / "a")
 
 
-@pytest.mark.parametrize("change", ["pixels", "time", "size"])
-def test_an_image_that_changed_is_decoded_anew(split: Split, change: str) -> None:
+@pytest.mark.parametrize("change", ["pixels", "time", "size", "decoder"])
+def test_an_image_that_changed_is_decoded_anew(split: Split, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used = filled(split).budget.used
     path = split.image_dir / "2.jpg"
     before = path.stat()
@@ -222,6 +226,8 @@ def test_an_image_that_changed_is_decoded_anew(split: Split, change: str) -> Non
         repaint(path, seed=50)
     elif change == "time":
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    elif change == "decoder":
+        monkeypatch.setattr(cache_module, "DECODERS", ("another version",))
     else:
         path.write_bytes(path.read_bytes() + b"\0")
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -230,20 +236,25 @@ def test_an_image_that_changed_is_decoded_anew(split: Split, change: str) -> Non
     assert np.array_equal(cache.read(2, 1, lambda: expected), expected)
     assert np.array_equal(cache.read(2, 1, refuse), expected)
     assert cache.budget.used == used
+    assert len(files(split)) == NUM_IMAGES  # the outdated file is gone
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "longer", "pixel", "other program"])
+@pytest.mark.parametrize("damage", ["empty", "short", "zeros", "pickle", "other shape", "other type"])
 def test_damaged_files_are_made_anew(split: Split, damage: str) -> None:
     used = filled(split).budget.used
-    for path in cache_folder(split.image_dir).iterdir():
-        data = bytearray(path.read_bytes())
-        if damage == "pixel":
-            data[HEADER.size + 1000] ^= 1
-        elif damage == "other program":
-            data[:4] = b"\x93NUM"
-        path.write_bytes({"empty": b"", "short": data[:-1], "longer": data + b"\0"}.get(damage, data))
+    for path in files(split):
+        data, pixels = path.read_bytes(), np.load(path)
+        if damage == "pickle":
+            path.write_bytes(pickle.dumps(pixels))
+        elif damage == "other shape":
+            np.save(path, pixels[..., 0])
+        elif damage == "other type":
+            np.save(path, pixels.astype(np.int16))
+        else:
+            path.write_bytes({"empty": b"", "short": data[:-1], "zeros": bytes(len(data))}[damage])
     cache = filled(split)
     assert cache.budget.used == used
+    assert len(files(split)) == NUM_IMAGES
     for index in range(NUM_IMAGES):
         assert np.array_equal(cache.read(index, 1, refuse), decoder(split, index, 1.0)())
 
@@ -281,7 +292,7 @@ def test_a_full_disk_stops_the_writing_only(
         " images (No space left on device); they are decoded again."
     ]
     assert cache.budget.used == 0
-    assert list(cache_folder(split.image_dir).iterdir()) == []
+    assert files(split) == []
 
 
 def test_a_folder_that_cannot_be_made(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
