@@ -8,43 +8,15 @@ import gc
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rtdetrv4.data.records import Record
 from rtdetrv4.errors import DatasetError, require
 from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
 
 logger = logging.getLogger(__name__)
-
-
-class GroundTruth(Protocol):
-    """The boxes of one image; the records of a data set have this form."""
-
-    @property
-    def info(self) -> ImageInfo:
-        """Which image, and its size."""
-        ...
-
-    @property
-    def boxes_xyxy_px(self) -> np.ndarray:
-        """(n, 4) float32, pixels of the original image."""
-        ...
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(n,) int64 in [0, K)."""
-        ...
-
-    @property
-    def is_crowd(self) -> np.ndarray:
-        """(n,) bool: a region of many objects, in which detections count neither for nor against."""
-        ...
-
-    @property
-    def areas(self) -> np.ndarray:
-        """(n,) float64, square pixels: of the object, not of its box, where the annotations tell."""
-        ...
 
 
 class ImageDetections(NamedTuple):
@@ -118,9 +90,9 @@ class CocoEvaluator:
         DatasetError: there is no image, or two have the same id.
     """
 
-    def __init__(self, records: Iterable[GroundTruth], classes: ClassMap) -> None:
+    def __init__(self, records: Iterable[Record], classes: ClassMap) -> None:
         # By id, as pycocotools goes through them: where scores of two images tie, the order decides.
-        self.records: tuple[GroundTruth, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
+        self.records: tuple[Record, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
         self.classes = classes
         self._detections: dict[int, ImageDetections] = {}
         self._index_of = {record.info.image_id: index for index, record in enumerate(self.records)}

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rtdetrv4.evaluation.coco_evaluator import GroundTruth, ImageDetections
+from rtdetrv4.data.records import Record
+from rtdetrv4.evaluation.coco_evaluator import ImageDetections
 
 IOU_THRESHOLD = 0.5
 CONFIDENCES = np.linspace(0, 1, 1001)
@@ -32,7 +33,7 @@ class OperatingCurves(NamedTuple):
 
 
 def operating_curves(
-    records: Sequence[GroundTruth], detections: Sequence[ImageDetections], num_classes: int
+    records: Sequence[Record], detections: Sequence[ImageDetections], num_classes: int
 ) -> OperatingCurves:
     """Precision, recall and F1 of every class at every confidence threshold.
 
@@ -85,7 +86,7 @@ def best_confidence(f1: np.ndarray) -> float | None:
 
 
 def confusion_matrix(
-    records: Sequence[GroundTruth], detections: Sequence[ImageDetections], num_classes: int, confidence: float
+    records: Sequence[Record], detections: Sequence[ImageDetections], num_classes: int, confidence: float
 ) -> np.ndarray:
     """How often a box of one class was found as another.
 
@@ -109,7 +110,7 @@ def confusion_matrix(
     return counts
 
 
-def match(found: ImageDetections, truth: GroundTruth, *, same_class: bool) -> np.ndarray:
+def match(found: ImageDetections, truth: Record, *, same_class: bool) -> np.ndarray:
     """Pair detections with boxes as COCO does: by descending score, each takes the free box it overlaps most.
 
     Args:

@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from rtdetrv4.data.records import Record
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
@@ -21,14 +22,6 @@ SUMMARY = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium",
     "ar_large",
 )  # fmt: skip
-
-
-class Record(NamedTuple):
-    info: ImageInfo
-    boxes_xyxy_px: np.ndarray
-    labels: np.ndarray
-    is_crowd: np.ndarray
-    areas: np.ndarray
 
 
 def random_boxes(rng: np.random.Generator, num: int) -> np.ndarray:
