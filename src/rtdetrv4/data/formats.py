@@ -19,6 +19,7 @@ from rtdetrv4.data.voc import find_voc, read_voc
 from rtdetrv4.data.yolo import is_yolo, read_yolo
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
+from rtdetrv4.yaml12 import load_yaml
 
 __all__ = ["Record", "RecordTable", "Split", "Splits", "read_coco", "read_splits"]
 
@@ -157,7 +158,7 @@ def _nothing_found(root: Path) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -54,9 +54,13 @@ def _names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     listed: dict[Any, Any] = (
         dict(enumerate(given)) if isinstance(given, list) else given if isinstance(given, dict) else {}
     )
-    names = {key: str(name) for key, name in listed.items() if isinstance(key, int) and isinstance(name, str | int)}
+    names = {
+        key: str(name)
+        for key, name in listed.items()
+        if isinstance(key, int) and isinstance(name, str | int) and not isinstance(name, bool)
+    }
     if not names or len(names) < len(listed) or min(names) < 0 or not all(names.values()):
-        raise DatasetError(f'{path}: "names" should list the classes, such as [cat, dog]; got {given!r}')
+        raise DatasetError(f'{path}: "names" should list the classes as text, such as [cat, dog]; got {given!r}')
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         raise DatasetError(f'{path}: the class name "{twice[0]}" stands there more than once; merge or rename them')
     count = content.get("nc", len(names))

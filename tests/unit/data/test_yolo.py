@@ -103,6 +103,14 @@ def test_names_by_number_and_labels_beside_the_images(tmp_path: Path) -> None:
     assert labels(split) == [1]
 
 
+@pytest.mark.parametrize("names", [("no", "yes"), ("off", "on"), ("n", "y"), ("012", "1:30")])
+def test_names_are_text_whatever_yaml_1_1_makes_of_them(root: Path, names: tuple[str, str]) -> None:
+    (root / "data.yaml").write_text(f"train: images/train\nnames: [{names[0]}, {names[1]}]\n")
+    split = read_splits(root).train
+    assert split is not None
+    assert split.classes.names == names
+
+
 def test_polygons_become_boxes_and_turned_photos_are_upright(root: Path) -> None:
     write_labels(root / "labels" / "train" / "a.txt", "0 0.1 0.5 0.5 0.1 0.9 0.5 0.5 0.9")
     write_image(root / "images" / "train" / "b.jpg", (40, 80), orientation=6)
@@ -128,6 +136,7 @@ def test_what_is_no_box_is_counted(root: Path) -> None:
     ("yaml", "line", "message"),
     [
         ("train: images/train\nnc: 3", "", '"names" should list the classes'),
+        ("train: images/train\nnames: [true, false]", "", '"names" should list the classes as text'),
         (f"train: images/train\nnc: 3\n{NAMES}", "", '"nc" is 3, but "names" has 2 classes'),
         ("train: images/train\nnames: [cat, cat]", "", '"cat" stands there more than once'),
         (NAMES, "", "names no images"),
