@@ -1,4 +1,4 @@
-"""How good a detector is: COCO metrics, and a report to look at."""
+"""Evaluation of detectors: COCO metrics, and a report with pictures."""
 
 from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, ImageDetections, Metrics
 from rtdetrv4.evaluation.report import write_report

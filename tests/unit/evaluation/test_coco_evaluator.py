@@ -243,7 +243,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
 def test_what_does_not_fit_the_ground_truth_is_refused() -> None:
     evaluator = make_evaluator()
     found = PostprocessedBatch(torch.ones(1, 1), torch.tensor([[90]]), torch.ones(1, 1, 4))
-    with pytest.raises(DatasetError, match=r"labels 90...90, the data set has classes 0...2"):
+    with pytest.raises(DatasetError, match=r"labels 90...90, but the data set has classes 0...2"):
         evaluator.update([evaluator.records[0].info], found)
     with pytest.raises(DatasetError, match=r"image id 12345 \(x.jpg\) is not among the 6 images"):
         evaluator.update([ImageInfo(12345, "x.jpg", 1, 1)], found._replace(labels=torch.tensor([[0]])))
