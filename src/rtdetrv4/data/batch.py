@@ -1,4 +1,4 @@
-"""Samples to batches: packing, MixUp, multi-scale sizes, and the way to the device."""
+"""Batches: packing samples, multi-scale sizes, MixUp, and the transfer to the device."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SIZE_STREAM, _MIXUP_STREAM = 1, 2
 
 
 def pack(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of samples of one size; in a worker, images go straight to shared memory.
+    """Combine samples of one size into a batch; in a worker, the images go straight to shared memory.
 
-    A batch is three tensors, however many images it has: each tensor that crosses processes costs a file descriptor,
-    and a few per image exhaust them ("received 0 items of ancdata").
+    A batch is three tensors, however many images it has. Every tensor sent between processes takes a file descriptor,
+    and tensors for each image would exhaust them ("received 0 items of ancdata").
     """
     # Stacked as H×W×3, the layout they have in memory, this is a plain copy.
     images = default_collate([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
@@ -35,21 +35,21 @@ def pack(samples: Sequence[Sample]) -> Batch:
 
 
 def multi_scales(base: int, repeat: int) -> list[int]:
-    """Sides to choose from with equal chance: 3/4 to 5/4 of `base` in steps of 32, and `base` `repeat` times."""
+    """The equally likely side lengths: 3/4 to 5/4 of `base` in steps of 32, with `base` itself `repeat` times."""
     low, high = (int(base * factor / STRIDE) * STRIDE for factor in (0.75, 1.25))
     steps = [STRIDE * i for i in range((base - low) // STRIDE)]
     return [low + step for step in steps] + [base] * repeat + [high - step for step in steps]
 
 
 def draw_size(image_size: tuple[int, int], repeat: int | None, seed: int, epoch: int, step: int) -> tuple[int, int]:
-    """The size (H, W) of the batch at `step` of `epoch`, the same on every rank.
+    """Draw the size (H, W) of a batch; it is the same on every rank.
 
     Args:
-        image_size: (H, W) that images are loaded in.
+        image_size: the (H, W) at which images are loaded.
         repeat: see `multi_scales`; None keeps `image_size`.
-        seed: of the run.
-        epoch: from 0.
-        step: of the epoch, from 0.
+        seed: the seed of the run.
+        epoch: counted from 0.
+        step: the step within the epoch, counted from 0.
     """
     if repeat is None:
         return image_size
@@ -60,17 +60,17 @@ def draw_size(image_size: tuple[int, int], repeat: int | None, seed: int, epoch:
 
 
 def draw_mixup(probability: float, seed: int, epoch: int, step: int, rank: int = 0) -> float | None:
-    """The share of its own image that each sample of the batch keeps, or None for no MixUp."""
+    """Draw the weight of each sample's own image in MixUp, or None for a batch without MixUp."""
     rng = np.random.default_rng((seed, epoch, step, _MIXUP_STREAM, rank))
     return float(rng.uniform(*MIXUP_RATIO)) if rng.random() < probability else None
 
 
 def mix_up(batch: Batch, ratio: float) -> Batch:
-    """Blend every image with the one before it and keep the boxes of both (DEIM, section 3.1).
+    """Blend every image with the previous one in the batch, keeping the boxes of both (DEIM, section 3.1).
 
     Args:
-        batch: with float images.
-        ratio: share of the own image.
+        batch: a batch of float images; one of a single image is returned as it is.
+        ratio: the weight of the image itself.
     """
     num_images = len(batch.images)
     if num_images < 2:
@@ -83,7 +83,7 @@ def mix_up(batch: Batch, ratio: float) -> Batch:
 
 
 def prepare_images(images: Tensor, size_hw: tuple[int, int], device: torch.device | str) -> Tensor:
-    """Bring uint8 images to the device, and only there to float32 in [0, 1] and to `size_hw` (bilinear)."""
+    """Move uint8 images to the device, and convert them there to float32 in [0, 1] of `size_hw` (bilinear)."""
     images = images.to(device, non_blocking=True)
     images = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     if images.shape[-2:] != size_hw:
@@ -92,7 +92,7 @@ def prepare_images(images: Tensor, size_hw: tuple[int, int], device: torch.devic
 
 
 def prepare_batch(batch: Batch, size_hw: tuple[int, int], device: torch.device | str) -> Batch:
-    """`prepare_images`, and the targets to the device."""
+    """Move a batch to the device; see `prepare_images`."""
     labels, boxes, counts = batch.targets
     targets = Targets(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts)
     return Batch(prepare_images(batch.images, size_hw, device), targets, batch.infos)

@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_decoded_again_and_told_once(
                 assert np.array_equal(image, decoder(split, index, 1.0)())
     assert cache.budget.used <= cache.budget.limit == 3 * FULL_SIZE + 1000
     assert [record.getMessage() for record in caplog.records] == [
-        "The image cache is full: 0.00 GB in 3 images; others are decoded again."
+        "The image cache is full (0.00 GB, 3 images); others are decoded every time."
     ]
     for index in range(3):
         cache.read(index, 1, refuse)
@@ -177,13 +177,15 @@ def test_without_fork_memory_serves_the_process_itself_only(
     assert not caplog.records
     assert open_cache("ram", split, PLENTY, workers=2) is None
     assert [record.getMessage() for record in caplog.records] == [
-        "data.cache=ram is left out: data workers cannot share memory here. Use data.cache=disk."
+        "data.cache=ram is ignored: workers cannot share memory on this system. Use data.cache=disk."
     ]
     assert isinstance(open_cache("disk", split, PLENTY, workers=2), DiskCache)
 
 
 def test_more_memory_than_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"of memory for images cannot be had .* set data\.cache_size lower"):
+    with pytest.raises(
+        ConfigError, match=r"of memory for images cannot be allocated .* set a smaller data\.cache_size"
+    ):
         RamCache(NUM_IMAGES, 10**17)
 
 
@@ -289,7 +291,7 @@ def test_a_full_disk_stops_the_writing_only(
         image = cache.read(index, 1, decoder(split, index, 1.0))
         assert np.array_equal(image, decoder(split, index, 1.0)())
     assert [record.getMessage().partition("takes no more")[2] for record in caplog.records] == [
-        " images (No space left on device); they are decoded again."
+        " images (No space left on device); they are decoded every time."
     ]
     assert cache.budget.used == 0
     assert files(split) == []

@@ -305,7 +305,7 @@ def test_a_damaged_image_is_black_in_evaluation(partly_damaged: Split) -> None:
 def test_many_damaged_images_are_an_error(partly_damaged: Split, stage: Augmentation | None) -> None:
     (partly_damaged.image_dir / "7.jpg").unlink()
     dataset = DetectionDataset(partly_damaged, (64, 64), stage)
-    with pytest.raises(DatasetError, match=r"2 of 12 images cannot be read, the last because .*[47]\.jpg"):
+    with pytest.raises(DatasetError, match=r"2 of 12 images cannot be read, the last one because .*[47]\.jpg"):
         list(map(dataset.__getitem__, range(12)))
 
 
