@@ -53,14 +53,6 @@ class ShardSampler(Sampler[int]):
         self.epoch = epoch
         self.start_batch = start_batch
 
-    def state_dict(self) -> dict[str, int]:
-        """The position at which iteration starts."""
-        return {"epoch": self.epoch, "start_batch": self.start_batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start at the position of a `state_dict`."""
-        self.set_epoch(state["epoch"], state["start_batch"])
-
     def __len__(self) -> int:
         """The number of samples in a whole epoch on this rank, whatever `start_batch` is."""
         if self._even:
