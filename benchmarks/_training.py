@@ -16,7 +16,7 @@ from rtdetrv4.distillation import DistillationStudent, Modulation, alignment_los
 from rtdetrv4.losses import weighted_sum
 from rtdetrv4.models import DetectionModel
 from rtdetrv4.training import adamw, parameter_groups
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 
 MODEL = "rtdetrv4-s"
 NUM_CLASSES, NUM_QUERIES, NUM_DENOISING = 80, 300, 100
@@ -29,7 +29,7 @@ class TrainingBatch(NamedTuple):
 
     images: Tensor
     """B×3×H×W in [0, 1]."""
-    targets: tuple[Target, ...]
+    targets: Targets
 
 
 def make_batch(batch: int, size: int, device: torch.device, num_boxes: int = NUM_BOXES) -> TrainingBatch:
@@ -41,8 +41,8 @@ def make_batch(batch: int, size: int, device: torch.device, num_boxes: int = NUM
         sides = 0.05 + 0.3 * torch.rand(num_boxes, 2)
         center = sides / 2 + (1 - sides) * torch.rand(num_boxes, 2)
         labels = torch.randint(NUM_CLASSES, (num_boxes,))
-        targets.append(Target(labels.to(device), torch.cat((center, sides), dim=1).to(device)))
-    return TrainingBatch(images.to(device), tuple(targets))
+        targets.append((labels.to(device), torch.cat((center, sides), dim=1).to(device)))
+    return TrainingBatch(images.to(device), Targets.of(targets))
 
 
 def make_detector(device: torch.device) -> DetectionModel:

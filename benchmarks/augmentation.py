@@ -71,7 +71,7 @@ def our_samples(
     names = tuple(str(k) for k in range(NUM_CLASSES))
     split = Split(folder, records, ClassMap(names, tuple(range(NUM_CLASSES))), "", ())
     dataset = DetectionDataset(split, IMAGE_SIZE, stage)
-    check(dataset[0].image, dataset[0].target.boxes)
+    check(dataset[0].image, dataset[0].boxes)
     epoch = 0
 
     def work() -> None:
@@ -80,7 +80,7 @@ def our_samples(
         dataset.set_epoch(epoch, stage)
         num_boxes = 0
         for index in range(len(records)):
-            num_boxes += len(dataset[index].target.labels)
+            num_boxes += len(dataset[index].labels)
         boxes_per_sample.append(num_boxes / len(records))
 
     return work
@@ -107,7 +107,7 @@ def their_samples(
     return work
 
 
-def check(image: torch.Tensor, boxes: torch.Tensor) -> None:
+def check(image: torch.Tensor, boxes: torch.Tensor | np.ndarray) -> None:
     """Both sides yield the same kind of thing."""
     assert image.shape == (3, *IMAGE_SIZE)
     assert image.dtype == torch.uint8

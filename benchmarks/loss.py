@@ -29,10 +29,9 @@ from transformers.loss.loss_d_fine import DFineForObjectDetectionLoss, DFineLoss
 from transformers.models.d_fine.modeling_d_fine import get_contrastive_denoising_training_group
 
 from rtdetrv4.losses import Criterion, HungarianMatcher, weighted_sum
-from rtdetrv4.losses.matcher import flatten_targets
 from rtdetrv4.models.denoising import group_layout
 from rtdetrv4.training.accelerator import keep_freed_memory
-from rtdetrv4.types import DenoisingGroups, DetectorOutput, HeadOutput, Target, TrainingOutput
+from rtdetrv4.types import DenoisingGroups, DetectorOutput, HeadOutput, Targets, TrainingOutput
 
 NUM_CLASSES, NUM_LAYERS, NUM_BINS, NUM_DENOISING = 80, 3, 33, 100
 WEIGHTS = {"vfl": 1.0, "bbox": 5.0, "giou": 2.0, "fgl": 0.15, "ddf": 1.5}
@@ -65,7 +64,7 @@ class Predictions(NamedTuple):
     encoder_logits: Tensor
     encoder_boxes: Tensor
     groups: DenoisingGroups
-    targets: tuple[Target, ...]
+    targets: Targets
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -85,12 +84,12 @@ def predict(batch: int, num_boxes: int, num_queries: int, device: torch.device) 
     for _ in range(batch):
         size = 0.02 + 0.4 * torch.rand(num_boxes, 2)
         center = size / 2 + (1 - size) * torch.rand(num_boxes, 2)
-        targets.append(Target(torch.randint(NUM_CLASSES, (num_boxes,)), torch.cat((center, size), dim=1)))
+        targets.append((torch.randint(NUM_CLASSES, (num_boxes,)), torch.cat((center, size), dim=1)))
     groups = group_layout(NUM_DENOISING, num_boxes)
     total = 2 * groups.num_groups * num_boxes + num_queries
     seen = torch.arange(total) % num_boxes
-    labels = torch.stack([target.labels for target in targets])[:, seen]
-    boxes = torch.stack([target.boxes for target in targets])[:, seen]
+    labels = torch.stack([labels for labels, _ in targets])[:, seen]
+    boxes = torch.stack([boxes for _, boxes in targets])[:, seen]
 
     def head(noise: float, keep: slice = slice(None)) -> tuple[Tensor, Tensor]:
         size = boxes[:, keep, 2:].repeat(1, 1, 2)
@@ -110,7 +109,7 @@ def predict(batch: int, num_boxes: int, num_queries: int, device: torch.device) 
         encoder_logits=encoder_logits.to(device),
         encoder_boxes=encoder_boxes.to(device),
         groups=groups,
-        targets=tuple(Target(*(part.to(device) for part in target)) for target in targets),
+        targets=Targets.of([(labels.to(device), boxes.to(device)) for labels, boxes in targets]),
     )
     for leaf in made.leaves:
         leaf.requires_grad_()
@@ -181,7 +180,7 @@ def their_terms(made: Predictions) -> Callable[[], tuple[Tensor, dict[str, Tenso
 
 def their_labels(made: Predictions) -> list[dict[str, Tensor]]:
     """The targets as transformers takes them."""
-    return [{"class_labels": target.labels, "boxes": target.boxes} for target in made.targets]
+    return [{"class_labels": labels, "boxes": boxes} for labels, boxes in made.targets.split()]
 
 
 def step(made: Predictions, loss: Callable[[], Tensor]) -> Callable[[], float]:
@@ -223,13 +222,13 @@ def _local_pairs(made: Predictions, output: DetectorOutput) -> dict[str, tuple[T
     ours = criterion(output, made.targets)
     assert output.training is not None
     theirs = DFineLoss(DFineConfig(num_labels=NUM_CLASSES)).to(made.reference.device)
-    flat = flatten_targets(made.targets)
-    first = torch.tensor([0, *flat.counts]).cumsum(0).tolist()
+    counts = made.targets.counts
+    first = torch.tensor([0, *counts]).cumsum(0).tolist()
     pairs = {}
-    for heads in criterion.supervised_heads(output.training, flat):
+    for heads in criterion.supervised_heads(output.training, made.targets):
         assert heads.corners is not None
         image, query, target = (index[0] for index in heads.box_matches)
-        indices = [(query[image == i], target[image == i] - first[i]) for i in range(len(made.targets))]
+        indices = [(query[image == i], target[image == i] - first[i]) for i in range(len(counts))]
         for layer, name in enumerate(heads.names[-NUM_LAYERS:]):
             predicted = {
                 "pred_corners": heads.corners[layer].flatten(-2),

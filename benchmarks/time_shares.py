@@ -67,7 +67,7 @@ def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[
     from rtdetrv4.assembly.models import find_variant
     from rtdetrv4.assembly.training import build_criterion, loss_weights
     from rtdetrv4.config import load_recipe
-    from rtdetrv4.data.batch import collate, prepare_batch
+    from rtdetrv4.data.batch import pack, prepare_batch
     from rtdetrv4.data.dataset import DetectionDataset
     from rtdetrv4.data.records import Split
     from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, alignment_loss, load_teacher
@@ -96,7 +96,7 @@ def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[
 
     def step() -> None:
         with phase("data"):
-            read = collate([dataset[next(order)] for _ in range(batch)])
+            read = pack([dataset[next(order)] for _ in range(batch)])
             ready = prepare_batch(read, (size, size), torch.device("cpu"))
         optimizer.zero_grad()
         with phase("forward"):

@@ -86,7 +86,7 @@ def make_theirs(device: torch.device) -> DFineForObjectDetection:
 
 def their_step(model: DFineForObjectDetection, batch: TrainingBatch) -> Callable[[], float]:
     """The same step as `our_step`."""
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
+    labels = [{"class_labels": labels, "boxes": boxes} for labels, boxes in batch.targets.split()]
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     model.train()

@@ -65,8 +65,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import an optional `module`, or say which extra installs it.
+def require(module: str, extra: str | None = None) -> ModuleType:
+    """Import an optional `module`, or say how to install it: with an extra, or by itself if `extra` is None.
 
     Raises:
         MissingDependencyError: the module is not installed.
@@ -77,6 +77,5 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is not None and not module.startswith(error.name):
             raise
         package = module.partition(".")[0]
-        raise MissingDependencyError(
-            f'{package} is not installed; install it with: pip install "rtdetrv4[{extra}]"'
-        ) from error
+        wanted = package if extra is None else f'"rtdetrv4[{extra}]"'
+        raise MissingDependencyError(f"{package} is not installed; install it with: pip install {wanted}") from error

@@ -79,13 +79,14 @@ def test_imports_are_declared(path: Path) -> None:
 def test_required_modules_are_in_the_extra_that_the_message_names() -> None:
     by_extra = requirements()
     calls = [
-        (path.name, [argument.value for argument in node.args if isinstance(argument, ast.Constant)])
+        (path.name, *(argument.value for argument in node.args if isinstance(argument, ast.Constant)))
         for path in sources()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require"
     ]
     assert calls
-    for where, (module, extra) in calls:
+    assert [call for call in calls if len(call) == 2] == [("detections.py", "supervision")]
+    for where, module, extra in (call for call in calls if len(call) == 3):
         assert distribution(module.partition(".")[0]) in by_extra[extra], f"{where}: {module} is not in [{extra}]"
 
 

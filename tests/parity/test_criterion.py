@@ -11,8 +11,7 @@ import torch
 import golden
 from rtdetrv4.distillation import alignment_loss
 from rtdetrv4.losses import Criterion, HungarianMatcher
-from rtdetrv4.losses.matcher import flatten_targets
-from rtdetrv4.types import DenoisingGroups, DetectorOutput, HeadOutput, Target, TrainingOutput
+from rtdetrv4.types import DenoisingGroups, DetectorOutput, HeadOutput, Targets, TrainingOutput
 
 
 def tensor(arrays: dict[str, np.ndarray], name: str) -> torch.Tensor:
@@ -52,11 +51,10 @@ def recorded_output(arrays: dict[str, np.ndarray]) -> DetectorOutput:
     return DetectorOutput(queries.logits[-1], queries.boxes[-1], training)
 
 
-def recorded_targets(arrays: dict[str, np.ndarray]) -> list[Target]:
-    return [
-        Target(tensor(arrays, f"targets/{image}/labels"), tensor(arrays, f"targets/{image}/boxes"))
-        for image in range(3)
-    ]
+def recorded_targets(arrays: dict[str, np.ndarray]) -> Targets:
+    return Targets.of(
+        [(tensor(arrays, f"targets/{image}/labels"), tensor(arrays, f"targets/{image}/boxes")) for image in range(3)]
+    )
 
 
 def recorded_criterion(facts: dict[str, Any]) -> Criterion:
@@ -87,7 +85,7 @@ def test_every_term(name: str) -> None:
 @pytest.mark.parametrize("name", ["criterion_s", "criterion_dfine", "criterion_v2"])
 def test_matches_of_the_last_layer(name: str) -> None:
     _, arrays = golden.load(name)
-    targets = flatten_targets(recorded_targets(arrays))
+    targets = recorded_targets(arrays)
     output = recorded_output(arrays)
     matches = HungarianMatcher()(output.logits[None], output.boxes[None], targets).each()
     ours = set(zip(*(index[0].tolist() for index in matches), strict=True))

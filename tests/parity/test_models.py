@@ -13,7 +13,7 @@ from rtdetrv4.distillation import DistillationStudent, Injector, alignment_loss
 from rtdetrv4.distillation.modulation import gradient_l1
 from rtdetrv4.losses import Criterion, HungarianMatcher, weighted_sum
 from rtdetrv4.models import postprocess
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 from rtdetrv4.weights.convert import from_released
 
 MODELS = {
@@ -77,10 +77,8 @@ def test_losses_and_gradients(name: str) -> None:
         union_matching=recipe["criterion"].get("use_uni_set", True),
         local_terms="local" in recipe["criterion"]["losses"],
     )
-    targets = [
-        Target(torch.from_numpy(labels), torch.from_numpy(boxes))
-        for labels, boxes in golden.targets(train["target_seed"], train["targets_per_image"])
-    ]
+    drawn = golden.targets(train["target_seed"], train["targets_per_image"])
+    targets = Targets.of([(torch.from_numpy(labels), torch.from_numpy(boxes)) for labels, boxes in drawn])
     output, projected = whole(images(train["image_seeds"], train["size"]), targets)
     terms = criterion(output, targets)
     if projected is not None:

@@ -11,11 +11,11 @@ import torch
 
 import golden
 from rtdetrv4.distillation import next_weight
-from rtdetrv4.losses.matcher import denoising_matches, flatten_targets
+from rtdetrv4.losses.matcher import denoising_matches
 from rtdetrv4.models.denoising import attention_allowed, group_layout
 from rtdetrv4.ops.boxes import cxcywh_from_xyxy
 from rtdetrv4.ops.distribution import decode_boxes, encode_edges, weighting
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 
 SCHEDULES = golden.table("schedules")
 
@@ -93,7 +93,7 @@ def test_denoising_layout(row: dict[str, Any]) -> None:
         assert packed.hex() == row["mask_packbits_hex"]
     assert hashlib.sha256(packed).hexdigest() == row["mask_sha256"]
 
-    targets = [Target(torch.zeros(count, dtype=torch.int64), torch.rand(count, 4)) for count in counts]
-    matches = denoising_matches(flatten_targets(targets), groups.num_groups, groups.max_targets)
+    targets = Targets.of([(torch.zeros(count, dtype=torch.int64), torch.rand(count, 4)) for count in counts])
+    matches = denoising_matches(targets, groups.num_groups, groups.max_targets)
     for image, positives in enumerate(row["positive_idx"]):
         assert sorted(matches.query[matches.image == image].tolist()) == sorted(positives)

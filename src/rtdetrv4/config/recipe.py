@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from rtdetrv4.config.schema import Recipe
 from rtdetrv4.errors import ConfigError, did_you_mean
+from rtdetrv4.yaml12 import dump_yaml, load_yaml
 
 SHORT_NAMES: Mapping[str, str] = {
     "amp": "run.amp",
@@ -99,7 +99,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe, every setting written out."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def from_yaml(text: str) -> Recipe:
@@ -294,33 +294,9 @@ def _show(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-# ---- YAML 1.2 scalars -----------------------------------------------------------------------------------------------
-
-# PyYAML reads YAML 1.1, where `1e-4` is text, `off` is a boolean and `16:9` is a number. None of that is meant here.
-_SCALARS = (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
-)
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar = {}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read as text."""
-
-
-for _kind, _pattern, _first in _SCALARS:
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
-
-
 def _parse_yaml(text: str, name: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

@@ -1,1 +1,1 @@
-"""Images and boxes: read annotations, augment, batch and load them; nothing here knows a model."""
+"""Images and boxes: reading annotations, augmentation, batching and loading. Nothing here depends on a model."""

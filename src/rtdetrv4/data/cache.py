@@ -1,7 +1,7 @@
-"""Decoded images, kept in memory or on disk, so that later epochs need not decode them again.
+"""A cache of decoded images, in memory or on disk, so that later epochs need not decode them again.
 
-What is kept is what `read_image` returned, for each reduction by itself: samples are the same, bit for bit, with and
-without a cache. What does not fit is decoded each time.
+It holds what `read_image` returned, separately for each reduction, so samples are bit-identical with and without a
+cache. Images that do not fit are decoded every time.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import logging
 import mmap
 import multiprocessing
 import os
-import struct
 import sys
 import uuid
-import zlib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,37 +30,36 @@ from rtdetrv4.data.records import Split
 from rtdetrv4.errors import ConfigError
 
 CAN_FORK = sys.platform == "linux"
-"""Elsewhere processes are started anew, and inherit no memory."""
+"""On other systems processes are spawned, and inherit no memory."""
 NUM_REDUCTIONS = MAX_REDUCTION.bit_length()
-MAGIC = hashlib.sha256(f"1 {cv2.__version__} {PIL.__version__} {simplejpeg.__version__}".encode()).digest()[:8]
-"""The layout of a cache file, and what decoded it: other versions may make other pixels of the same file."""
-HEADER = struct.Struct("<8sqqiiI")
-"""Magic, size and time of the image file, height, width, Adler-32 of the pixels."""
+DECODERS = (version("rtdetrv4"), cv2.__version__, PIL.__version__, simplejpeg.__version__)
+"""The versions of everything that decodes: another version may produce other pixels from the same file."""
+NPY_HEADER_BYTES = 128
 
 logger = logging.getLogger(__name__)
 
 
 class ImageCache(Protocol):
-    """Pixels by image and reduction, for several processes at once."""
+    """A store of pixels by image and reduction, shared by several processes."""
 
     budget: Budget
 
     def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """The pixels of image `index` at 1/`reduction` of its resolution.
+        """Return the pixels of image `index` at 1/`reduction` of its resolution.
 
-        Held ones are read-only. Others are what `decode` returns, and are held from now on if there is room.
+        Cached pixels are read-only. If there are none, `decode` is called and its result is cached if there is room.
         """
         ...
 
 
 class Budget:
-    """Bytes for processes to take until there are none left.
+    """A number of bytes that several processes allocate from.
 
     Args:
-        limit: how many there are.
-        used: of them, when this one begins.
-        num_held: images that these hold; each resolution counts.
-        context: start method of the processes.
+        limit: the number of bytes.
+        used: how many of them are in use already.
+        num_held: how many images these hold; every resolution counts.
+        context: the start method of the processes.
     """
 
     def __init__(self, limit: int, used: int, num_held: int, context: Any = multiprocessing) -> None:
@@ -71,39 +69,39 @@ class Budget:
 
     @property
     def used(self) -> int:
-        """Bytes taken so far, by all processes."""
+        """Bytes in use by all processes."""
         return self._state[0]
 
     def take(self, num_bytes: int) -> int | None:
-        """Take the bytes of an image: how many were taken before, or None if so many are not left."""
+        """Allocate the bytes of an image; return how many were in use before, or None if they do not fit."""
         with self.lock:
-            used, num_held, is_told = self._state[:]
+            used, num_held, is_reported = self._state[:]
             if used + num_bytes <= self.limit:
-                self._state[:] = [used + num_bytes, num_held + 1, is_told]
+                self._state[:] = [used + num_bytes, num_held + 1, is_reported]
                 return used
             self._state[2] = 1
-        if not is_told:
-            logger.info("The image cache is full: %s in %d images; others are decoded again.", _gb(used), num_held)
+        if not is_reported:
+            logger.info("The image cache is full (%s, %d images); others are decoded every time.", _gb(used), num_held)
         return None
 
-    def give_back(self, num_bytes: int) -> None:
-        """The bytes of one image are free again."""
+    def release(self, num_bytes: int) -> None:
+        """Free the bytes of one image."""
         with self.lock:
             self._state[0] -= num_bytes
             self._state[1] -= 1
 
 
 class RamCache:
-    """Memory that the loader's processes share, because they are forked after this was made.
+    """A cache in memory, which the workers share because they are forked after it was created.
 
-    Anonymous memory, unlike /dev/shm, has no limit of its own in a container, and takes room only as it is filled.
+    Anonymous memory, unlike /dev/shm, has no separate limit in a container, and is committed only as it is filled.
 
     Args:
-        num_images: of the data set.
-        max_bytes: of pixels.
+        num_images: the number of images in the split.
+        max_bytes: the most bytes of pixels to hold.
 
     Raises:
-        ConfigError: the machine does not give so much memory.
+        ConfigError: the memory cannot be allocated.
     """
 
     def __init__(self, num_images: int, max_bytes: int) -> None:
@@ -113,16 +111,16 @@ class RamCache:
             table = mmap.mmap(-1, 8 * num_images * NUM_REDUCTIONS * 3)
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"{_gb(max_bytes)} of memory for images cannot be had ({error}); "
-                "set data.cache_size lower, or data.cache=disk."
+                f"{_gb(max_bytes)} of memory for images cannot be allocated ({error}); "
+                "set a smaller data.cache_size, or data.cache=disk."
             ) from error
-        # Where pixels begin, height, width. All zero: there are none. Only the width: they are being written.
+        # Start of the pixels, height, width. All zero: not cached. Width without height: being written.
         self._places = np.frombuffer(table, np.int64).reshape(num_images, NUM_REDUCTIONS, 3)
 
     def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """See `ImageCache`."""
         place = self._places[index, reduction.bit_length() - 1]
-        with self.budget.lock:  # also keeps other processors from seeing the place before the pixels
+        with self.budget.lock:  # also makes the pixels visible to other processors before their place
             start, height, width = place.tolist()
         if height:
             held = np.frombuffer(self._pixels, np.uint8, 3 * height * width, start).reshape(height, width, 3)
@@ -140,18 +138,20 @@ class RamCache:
 
 
 class DiskCache:
-    """A folder with one file per image and resolution, which serves later runs too.
+    """A cache on disk, which serves later runs too: a folder per image with one .npy file per resolution.
 
-    A file that is damaged, or made of an image that has changed since, is deleted and made again.
+    The name of a file is a digest of everything its pixels depend on, so a changed image or another version of a
+    decoder leads to another file. Outdated and damaged files are deleted when their image is decoded again; until then
+    they count against `max_bytes`.
 
     Args:
         split: the images.
-        folder: made if need be. Its files may be deleted at any time.
-        max_bytes: of all files in it.
-        ranks: processes that fill it at the same time; each takes its share of the room that is left.
+        folder: created if missing. Anything in it may be deleted at any time.
+        max_bytes: the most bytes that all files in it may take.
+        ranks: how many processes fill it at the same time; each gets its share of the remaining room.
 
     Raises:
-        ConfigError: the folder cannot be made or read.
+        ConfigError: the folder cannot be created or read.
     """
 
     def __init__(self, split: Split, folder: Path, max_bytes: int, ranks: int = 1) -> None:
@@ -161,9 +161,9 @@ class DiskCache:
         sizes: list[int] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for entry in os.scandir(folder):
+            for file in folder.glob("*/*"):
                 with contextlib.suppress(FileNotFoundError):  # another process may have renamed it just now
-                    sizes.append(entry.stat().st_size)
+                    sizes.append(file.stat().st_size)
         except OSError as error:
             raise ConfigError(
                 f"{folder} cannot hold the image cache ({error.strerror}); "
@@ -175,87 +175,82 @@ class DiskCache:
     def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """See `ImageCache`."""
         info = self._split.records[index].info
-        digest = hashlib.sha256(f"{info.file_name}\0{info.height}x{info.width}".encode()).hexdigest()
-        path = self._folder / f"{digest[:40]}-{reduction}"
         try:
-            status = (self._split.image_dir / info.file_name).stat()
+            source = (self._split.image_dir / info.file_name).stat()
         except OSError:
-            return decode()  # which says what is wrong
-        made_of = (MAGIC, status.st_size, status.st_mtime_ns)
-        if (held := self._load(path, made_of)) is not None:
-            return held
+            return decode()  # raises the error that a run without a cache raises
+        folder = self._folder / _digest(info.file_name, info.height, info.width)
+        path = folder / f"{reduction}-{_digest(source.st_size, source.st_mtime_ns, DECODERS)}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
+            held = np.load(path, allow_pickle=False)
+            if held.dtype == np.uint8 and held.ndim == 3 and held.shape[2] == 3:
+                held.flags.writeable = False
+                return held
+        for outdated in folder.glob(f"{reduction}-*.npy"):
+            with contextlib.suppress(OSError):  # another process was faster
+                num_bytes = outdated.stat().st_size
+                outdated.unlink()
+                self.budget.release(num_bytes)
         image = decode()
-        self._save(path, made_of, image)
+        self._save(path, image)
         return image
 
-    def _load(self, path: Path, made_of: tuple[bytes, int, int]) -> NDArray[np.uint8] | None:
-        try:
-            data = path.read_bytes()
-        except OSError:
-            return None
-        if len(data) > HEADER.size:
-            *found, height, width, checksum = HEADER.unpack_from(data)
-            pixels = memoryview(data)[HEADER.size :]
-            is_whole = len(pixels) == 3 * height * width and zlib.adler32(pixels) == checksum
-            if is_whole and tuple(found) == made_of:
-                return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-        with contextlib.suppress(OSError):  # unless another process was faster
-            path.unlink()
-            self.budget.give_back(len(data))
-        return None
-
-    def _save(self, path: Path, made_of: tuple[bytes, int, int], image: NDArray[np.uint8]) -> None:
-        num_bytes = HEADER.size + image.nbytes
+    def _save(self, path: Path, image: NDArray[np.uint8]) -> None:
+        num_bytes = NPY_HEADER_BYTES + image.nbytes
         if not self._is_writable or self.budget.take(num_bytes) is None:
             return
-        # Nobody ever reads half a file: it gets its name when it is whole.
+        # Renamed once it is complete, so that no process ever reads half a file.
         temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
         try:
+            path.parent.mkdir(exist_ok=True)
             with temporary.open("wb") as file:
-                file.write(HEADER.pack(*made_of, *image.shape[:2], zlib.adler32(image.data)))
-                file.write(image.data)
+                np.save(file, image)
             temporary.replace(path)
         except OSError as error:
             self._is_writable = False
-            self.budget.give_back(num_bytes)
-            logger.warning("%s takes no more images (%s); they are decoded again.", self._folder, error.strerror)
+            self.budget.release(num_bytes)
+            logger.warning("%s takes no more images (%s); they are decoded every time.", self._folder, error.strerror)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
 
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
 def open_cache(
     kind: Literal["ram", "disk"], split: Split, max_bytes: int, *, workers: int = 0, ranks: int = 1
 ) -> ImageCache | None:
-    """A cache for the images of a split, or None, with a warning, where there cannot be one.
+    """Create the cache for the images of a split; None, with a warning, if this system cannot have one.
 
     Args:
-        kind: "ram" lasts as long as this object, "disk" for ever.
+        kind: "ram" lasts as long as the object, "disk" until it is deleted.
         split: the images.
-        max_bytes: of all caches for this split on this machine.
-        workers: of the loader.
-        ranks: processes on this machine that have a cache for this split.
+        max_bytes: the limit for all caches of this split on this machine.
+        workers: the number of worker processes of the loader.
+        ranks: the number of processes on this machine that have a cache for this split.
 
     Raises:
-        ConfigError: there is no room, or no right, to make it.
+        ConfigError: there is too little memory, or the folder cannot be written.
     """
     if kind == "disk":
         return DiskCache(split, cache_folder(split.image_dir), max_bytes, ranks)
     if workers and not CAN_FORK:
-        logger.warning("data.cache=ram is left out: data workers cannot share memory here. Use data.cache=disk.")
+        logger.warning("data.cache=ram is ignored: workers cannot share memory on this system. Use data.cache=disk.")
         return None
     return RamCache(len(split.records), max_bytes // ranks)
 
 
 def cache_folder(image_dir: Path) -> Path:
-    """Where the cache on disk for a folder of images is: in ~/.cache, or in XDG_CACHE_HOME."""
+    """The folder of the disk cache for a folder of images, in XDG_CACHE_HOME or ~/.cache."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     digest = hashlib.sha256(str(image_dir.resolve()).encode()).hexdigest()
     return caches / "rtdetrv4" / "images" / digest[:16]
 
 
 def describe(cache: ImageCache, split: Split) -> str:
-    """What a cache holds, and how many images there is room for."""
+    """A sentence for the log: what a cache holds, and how many images fit."""
     count = len(split.records)
     infos = [record.info for record in split.records[:: count // 1000 + 1]]
     mean = 3 * sum(info.height * info.width for info in infos) / len(infos)

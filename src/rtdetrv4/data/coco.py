@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from rtdetrv4.data.document import Document, some_of
+from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.errors import DatasetError
 
 
 def read_document(path: Path) -> Document:
-    """Read one file.
+    """Read one COCO file.
 
     Raises:
-        DatasetError: the file is missing or broken, or contradicts itself.
+        DatasetError: the file is missing or damaged, or contradicts itself.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -42,7 +42,7 @@ def read_document(path: Path) -> Document:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DatasetError(
                 f'{path}: expected a list of objects under "{key}"; got {type(rows).__name__} '
-                f"(its keys: {', '.join(content) or 'none'}); is this COCO's object detection format?"
+                f"(its keys: {', '.join(content) or 'none'}); is it in COCO's object detection format?"
             )
     images, annotations = content["images"], content["annotations"]
     if not images:
@@ -87,7 +87,7 @@ def read_document(path: Path) -> Document:
 
 
 def _is_key(value: Any, table: Mapping[int, Any]) -> bool:
-    """Whether `value` is a number (lists cannot be looked up) that stands in `table`."""
+    """Whether `value` is a number, and one of the keys of `table`; lists cannot be looked up."""
     return isinstance(value, (int, float)) and value in table
 
 
@@ -99,8 +99,9 @@ def _unique_ids(rows: Sequence[Mapping[str, Any]], path: Path, key: str) -> list
     repeated = [value for value, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DatasetError(
-            f'{path}: {len(repeated)} ids stand more than once under "{key}" (first: {repeated[0]}), so annotations '
-            "cannot be told apart; give every entry its own id (two exports merged by hand?)"
+            f'{path}: {count_of(len(repeated), "id occurs", "ids occur")} more than once under "{key}" (first: '
+            f"{repeated[0]}), so annotations cannot be assigned; give every entry an id of its own (were two exports "
+            "merged by hand?)"
         )
     return ids  # pyright: ignore[reportReturnType]
 
@@ -108,7 +109,7 @@ def _unique_ids(rows: Sequence[Mapping[str, Any]], path: Path, key: str) -> list
 def _category_names(content: Mapping[str, Any], path: Path) -> list[str]:
     rows = content["categories"]
     if not rows:
-        raise DatasetError(f'{path} has an empty "categories" list; name the classes there')
+        raise DatasetError(f'{path} has an empty "categories" list; list the classes in it')
     names = [row.get("name") for row in rows]
     if not all(isinstance(name, str) and name for name in names):
         raise DatasetError(f'{path}: every entry of "categories" needs a name; got {names!r}')
@@ -116,21 +117,21 @@ def _category_names(content: Mapping[str, Any], path: Path) -> list[str]:
     if repeated:
         ids = ", ".join(str(row["id"]) for row in rows if row["name"] == repeated[0])
         raise DatasetError(
-            f'{path}: the class name "{repeated[0]}" stands for several categories (ids {ids}); '
+            f'{path}: the class name "{repeated[0]}" is used by several categories (ids {ids}); '
             "merge them into one or rename them"
         )
     return names
 
 
 def _safe_name(image: Mapping[str, Any], path: Path) -> str:
-    """The `file_name` of an image with forward slashes; one that leaves the image folder is refused."""
+    """The `file_name` of an image with forward slashes; one that points outside the image folder is refused."""
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
         raise DatasetError(f"{path}: image {image.get('id')} has no file_name")
     posix = PurePosixPath(name.replace("\\", "/"))
     if posix.is_absolute() or ".." in posix.parts or ":" in posix.parts[0]:
         raise DatasetError(
-            f"{path}: the file_name of image {image.get('id')} leaves the image folder: {name!r}; "
+            f"{path}: the file_name of image {image.get('id')} points outside the image folder: {name!r}; "
             "make it relative to the folder of the images"
         )
     return str(posix)
@@ -142,7 +143,7 @@ def _size_hw(image: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _numbers(values: Any, count: int) -> Sequence[float]:
-    """`values` if it is `count` finite numbers, else NaNs."""
+    """`values` if these are `count` finite numbers, otherwise NaNs."""
     valid = isinstance(values, list) and len(values) == count
     if valid and all(isinstance(value, (int, float)) and abs(value) < 1e12 for value in values):
         return values

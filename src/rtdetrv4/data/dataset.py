@@ -1,4 +1,4 @@
-"""A split as training or evaluation samples of one size."""
+"""The dataset: the images of a split as training or evaluation samples of one size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rtdetrv4.data.transforms import (
 )
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.preprocess import resize
-from rtdetrv4.types import ImageInfo, Target
+from rtdetrv4.types import ImageInfo
 
 MAX_UNREADABLE_SHARE = 0.1
 
@@ -43,29 +43,32 @@ class Sample(NamedTuple):
     """One image, ready to be batched."""
 
     image: Tensor
-    """3×H×W uint8 RGB, a view of H×W×3 memory."""
-    target: Target
+    """3×H×W uint8 RGB, a view of an H×W×3 array."""
+    labels: NDArray[np.int64]
+    """(n,) in [0, K)."""
+    boxes: NDArray[np.float32]
+    """(n, 4), cxcywh in [0, 1]."""
     info: ImageInfo
 
 
 class _UnreadableError(Exception):
-    """An image file cannot be decoded; it is reported already."""
+    """An image file cannot be decoded; this has been reported."""
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Images of a split, augmented for training or plainly stretched for evaluation.
+    """The images of a split, augmented for training or only resized for evaluation.
 
-    A sample depends on nothing but (seed, epoch, index): not on the number of workers, nor on what was drawn before.
+    A sample depends only on (seed, epoch, index), not on the number of workers or on earlier samples.
 
-    An image that cannot be decoded is reported once. In training the next readable sample stands in for it; in
-    evaluation it is black, so that its objects count as missed.
+    An image that cannot be decoded is reported once. Training uses the next readable sample in its place; evaluation
+    uses a black image, so that its objects count as missed.
 
     Args:
         split: the images and boxes.
         image_size: (H, W) of the samples.
-        stage: augmentation to begin with, or None to evaluate.
-        seed: of all augmentation.
-        cache: of the images of `split`; None decodes them each time. Samples do not depend on it.
+        stage: the augmentation of the first epoch, or None for evaluation.
+        seed: the seed of all augmentation.
+        cache: holds the images of `split`; None decodes them every time. Samples do not depend on it.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class DetectionDataset(Dataset[Sample]):
         self.cache = cache
         self._training = stage is not None
         self._seed = seed
-        # Workers live through all epochs with their own copy of this object: what changes lies in shared memory.
+        # Workers keep their own copy of this object for all epochs, so whatever changes is in shared memory.
         self._state = torch.zeros(1 + len(Augmentation._fields), dtype=torch.float64).share_memory_()
         self._unreadable = torch.zeros(len(split.records), dtype=torch.bool).share_memory_()
         self.set_epoch(0, stage or Augmentation())
@@ -90,7 +93,7 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.split.records)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of image `index`.
+        """Load the sample of image `index`.
 
         Raises:
             DatasetError: more than a tenth of the images cannot be decoded.
@@ -107,19 +110,19 @@ class DetectionDataset(Dataset[Sample]):
         raise DatasetError(f"none of the {len(self)} images in {self.split.image_dir} can be read")
 
     def set_epoch(self, epoch: int, stage: Augmentation) -> None:
-        """Draw anew for `epoch`, and augment as `stage` says; reaches running workers too."""
+        """Switch to the random numbers of `epoch` and the augmentation of `stage`, in running workers too."""
         self._state.copy_(torch.tensor([epoch, *stage], dtype=torch.float64))
 
     @property
     def num_unreadable(self) -> int:
-        """How many images could not be decoded so far, in all workers."""
+        """The number of images that could not be decoded so far, over all workers."""
         return int(self._unreadable.sum())
 
     def _plain(self, index: int) -> Sample:
         record = self.split.records[index]
         size_hw = (record.info.height, record.info.width)
         try:
-            # Every pixel is read, as in prediction: a metric must hold for what users will run.
+            # Decoded at full resolution, as in prediction, so that metrics describe what users will run.
             image = resize(self._read(index, scale=1.0), self.image_size)
         except _UnreadableError:
             image = np.zeros((*self.image_size, 3), np.uint8)
@@ -139,7 +142,7 @@ class DetectionDataset(Dataset[Sample]):
     def _cropped(
         self, index: int, stage: Augmentation, rng: Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
-        """Pixels, boxes in them, and labels of one image after zoom-out, IoU crop, flip and photometric changes."""
+        """Pixels, pixel boxes and labels of one image after zoom-out, IoU crop, flip and photometric changes."""
         record = self.split.records[index]
         boxes, labels = _trained_boxes(record)
         size_hw = (record.info.height, record.info.width)
@@ -156,7 +159,7 @@ class DetectionDataset(Dataset[Sample]):
         pixels = self._read(index, max(out_hw[0] / window.height, out_hw[1] / window.width))
         placement = place(window, size_hw, pixels.shape[:2], out_hw)  # pyright: ignore[reportArgumentType]
         shown_hw = (_length(placement.out_rows), _length(placement.out_columns))
-        # The fill around a zoomed-out image stays black, as it is put there after the colors were changed.
+        # The fill around a zoomed-out image stays black: it is added after the photometric changes.
         shown = photometric(resize(pixels[placement.rows, placement.columns], shown_hw), rng, stage.photometric)
         if shown_hw == out_hw:
             image = shown
@@ -173,7 +176,7 @@ class DetectionDataset(Dataset[Sample]):
     def _mosaic(
         self, index: int, stage: Augmentation, rng: Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
-        """Pixels, boxes in them, and labels of a mosaic of this image and three others."""
+        """Pixels, pixel boxes and labels of a mosaic of this image and three others."""
         indices = [index, *rng.integers(len(self), size=3).tolist()]
         records = [self.split.records[i] for i in indices]
         sizes_hw = np.array([(record.info.height, record.info.width) for record in records], dtype=np.int32)
@@ -204,10 +207,10 @@ class DetectionDataset(Dataset[Sample]):
             self._unreadable[index] = True
             if self.num_unreadable > MAX_UNREADABLE_SHARE * len(self):
                 raise DatasetError(
-                    f"{self.num_unreadable} of {len(self)} images cannot be read, the last because {error}; "
+                    f"{self.num_unreadable} of {len(self)} images cannot be read, the last one because {error}; "
                     "replace the files, or delete their entries from the annotations"
                 ) from error
-            logger.warning("%s; %s", error, "left out" if self._training else "its objects count as missed")
+            logger.warning("%s; %s", error, "skipped" if self._training else "its objects count as missed")
             raise _UnreadableError from error
 
     def _sample(
@@ -216,14 +219,13 @@ class DetectionDataset(Dataset[Sample]):
         height, width = self.image_size
         low, high = boxes_xyxy_px[:, :2], boxes_xyxy_px[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / [width, height, width, height]
-        target = Target(torch.from_numpy(labels.copy()), torch.from_numpy(boxes.astype(np.float32)))
-        if not image.flags.writeable:  # nothing was done to it, and it is the cache's own
+        if not image.flags.writeable:  # it belongs to the cache
             image = image.copy()
-        return Sample(torch.from_numpy(image).permute(2, 0, 1), target, record.info)
+        return Sample(torch.from_numpy(image).permute(2, 0, 1), labels, boxes.astype(np.float32), record.info)
 
 
 def _trained_boxes(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Boxes and labels without the crowds, which are regions and not objects."""
+    """Boxes and labels without crowds, which are regions rather than objects."""
     return record.boxes_xyxy_px[~record.is_crowd], record.labels[~record.is_crowd]
 
 

@@ -1,4 +1,4 @@
-"""Image files to RGB arrays, no larger than needed."""
+"""Decoding image files into RGB arrays no larger than needed."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ EXIF_MAGIC = b"Exif\x00\x00"
 EXIF_ORIENTATION = 0x0112
 MAX_REDUCTION = 8
 ASPECT_TOLERANCE = 0.01
+PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDArray[np.uint8]:
-    """Read an image of any common kind (gray, palette, alpha, CMYK, 16 bit) as 8-bit RGB.
+    """Read an image of any common kind (gray, palette, alpha, CMYK, 16 bit) as an upright 8-bit RGB array.
 
-    The array shows the whole image but may have fewer pixels: halved up to three times while it stays at least `scale`
-    times the original. JPEG files are decoded at that size to begin with, which costs less and averages as it shrinks.
+    The array shows the whole image, perhaps at a lower resolution: its sides are halved up to three times while they
+    stay at least `scale` times the original. JPEG files are decoded at that size directly, which is faster and averages
+    pixels as well.
 
     Args:
         path: the file.
-        size_hw: the size its annotations are written for. A file of another size but the same shape is taken for a
-            resized copy; boxes relative to `size_hw` fit it.
-        scale: resolution that is needed, as a fraction of the original; 1 or more reads every pixel.
+        size_hw: the image size that the annotations assume. A file of another size but the same aspect ratio counts as
+            a resized copy, which boxes relative to `size_hw` fit as well.
+        scale: the resolution needed, as a fraction of the original; 1 or more reads every pixel.
 
     Raises:
-        DatasetError: the file is missing, damaged, or of another shape than `size_hw`.
+        DatasetError: the file is missing or damaged, or its aspect ratio is not that of `size_hw`.
     """
     try:
         data = path.read_bytes()
@@ -42,12 +44,12 @@ def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDAr
 
     try:
         image, full_hw = _decode(data, reduction_for(scale))
-    except (OSError, ValueError, SyntaxError, EOFError, cv2.error, Image.DecompressionBombError) as error:
+    except (*PIL_ERRORS, cv2.error) as error:
         raise DatasetError(f"{path} is damaged or not an image: {error}") from error
 
-    # Annotation tools disagree about EXIF: browsers turn the photo before anyone draws a box, scripts that read files
-    # with PIL do not. The annotated size tells which: the photo is left lying only if that is how its boxes see it.
-    # Where the size cannot tell (square, or turned by half), it is turned, as every viewer does.
+    # Annotation tools disagree about EXIF: browsers rotate a photo before anyone draws a box, scripts that read files
+    # with PIL do not. The annotated size decides: a photo is left as stored only if its boxes were drawn that way.
+    # Where the size cannot tell (square images, half turns), the photo is rotated, as every viewer does.
     orientation = _exif_orientation(data)
     if orientation >= 5 and full_hw == size_hw and full_hw[0] != full_hw[1]:
         orientation = 1
@@ -61,8 +63,22 @@ def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDAr
     return np.ascontiguousarray(upright)
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """Read the height and width that an image has when upright, from the header of its file.
+
+    Raises:
+        DatasetError: the file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) < 5 else (width, height)
+    except PIL_ERRORS as error:
+        raise DatasetError(f"{path} is damaged or not an image: {error}") from error
+
+
 def reduction_for(scale: float) -> int:
-    """What `read_image` divides the sides of an image by that is needed at `scale`: 1, 2, 4 or 8."""
+    """The factor by which `read_image` reduces an image that is needed at `scale`: 1, 2, 4 or 8."""
     reduction = 1
     while reduction < MAX_REDUCTION and reduction * 2 * scale <= 1:
         reduction *= 2
@@ -70,7 +86,7 @@ def reduction_for(scale: float) -> int:
 
 
 def _decode(data: bytes, reduction: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Pixels, H×W×3 at 1/`reduction` of the resolution, and the full size (h, w)."""
+    """The pixels, H×W×3 at 1/`reduction` of the resolution, and the full size (h, w)."""
     if data.startswith(JPEG_MAGIC):
         try:
             header = simplejpeg.decode_jpeg_header(data)
@@ -79,7 +95,7 @@ def _decode(data: bytes, reduction: int) -> tuple[NDArray[np.uint8], tuple[int, 
                 min_height, min_width = -(-height // reduction), -(-width // reduction)
                 pixels = simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
                 return pixels, (height, width)
-        except ValueError:  # perhaps only odd, such as bytes behind the end: PIL reads those, and refuses damaged ones
+        except ValueError:  # PIL refuses damaged files, but reads odd ones, such as those with bytes after the end
             pass
     pixels = None if data.startswith(JPEG_MAGIC) else _decode_opencv(data)
     if pixels is None:
@@ -93,7 +109,7 @@ def _decode(data: bytes, reduction: int) -> tuple[NDArray[np.uint8], tuple[int, 
 
 
 def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
-    """Pixels of PNG, BMP, TIFF and WebP files (16 bit brought down to 8), or None for what OpenCV does not read."""
+    """The pixels of PNG, BMP, TIFF and WebP files (16 bits reduced to 8), or None if OpenCV cannot read them."""
     if not data:
         return None
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -101,19 +117,32 @@ def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """1 to 8 as EXIF numbers them; 1 where there is none or nonsense."""
-    if EXIF_MAGIC not in data[:65536]:
+    if data.startswith(JPEG_MAGIC) and EXIF_MAGIC not in data[:65536]:  # most files: no need to parse the header
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:
-            value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError):
+            return _orientation(image)
+    except PIL_ERRORS:  # OpenCV reads files that PIL does not
         return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if it is missing or invalid.
+
+    TIFF files have no EXIF block, and both PIL and OpenCV turn them upright themselves. In a PNG file only a block
+    before the pixels counts, because PIL's `getexif` decodes the whole image to look after them.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+    except PIL_ERRORS:
+        return 1
+    value = exif.get(EXIF_ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 
 
 def _turn(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The image upright: EXIF orientations are a transposition, then a flip of columns, then of rows."""
+    """Turn an image upright: every EXIF orientation is a transposition, then flips of the columns and the rows."""
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
     if orientation in {2, 3, 6, 7}:

@@ -1,4 +1,4 @@
-"""Annotations as columns, whatever file they came from, and the way from there to a `Split`."""
+"""Annotations as columns, whatever format they came in, and how they become a `Split`."""
 
 from __future__ import annotations
 
@@ -8,47 +8,50 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from rtdetrv4.data.decode import read_size
 from rtdetrv4.data.records import RecordTable, Split
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
 
 CLIP_TOLERANCE = 1.0
-"""Pixels a box may stand out of its image before clipping it is worth a word; exporters round."""
+"""Pixels by which a box may exceed its image before clipping it is reported; exporters round."""
 
 
 class Document(NamedTuple):
-    """Annotations as columns, checked for contradictions; boxes are as given."""
+    """Annotations as columns: checked for contradictions, with boxes as given."""
 
     path: Path
     """The file, for messages."""
     image_ids: NDArray[np.int64]
     file_names: list[str]
     sizes_hw: NDArray[np.int64]
-    """(M, 2); rows of zeros where the file gives no size."""
+    """(M, 2); a row of zeros if the file gives no size."""
     categories: dict[int, str]
     parents: frozenset[str]
-    """Names that stand as supercategory of another class."""
+    """Names that are the supercategory of another class."""
     annotation_ids: list[Any]
     image_index: NDArray[np.int64]
     category_ids: NDArray[np.int64]
     boxes_xywh_px: NDArray[np.float64]
-    """(N, 4); NaN where the box is not four numbers."""
+    """(N, 4); NaN if the box is not four numbers."""
     is_crowd: NDArray[np.bool_]
     areas: NDArray[np.float64]
-    """(N,); NaN where the file gives none."""
+    """(N,); NaN if the file gives none."""
     box_format: str
-    """How a box should be written, for messages."""
+    """How boxes should be written, for messages."""
     problems: tuple[str, ...] = ()
-    """What was mended while reading."""
+    """What was corrected while reading, one sentence each."""
 
 
 def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
-    """The categories of `owner` by ascending id, without placeholders.
+    """Make the class map of `owner`: its categories by ascending id, without placeholders.
 
-    Roboflow writes the project's name as category 0, the parent of all others, and never uses it: it would be a class
-    that is trained and never seen. A category is left out if it is a parent of others and no split has a box of it.
+    Roboflow writes the name of the project as category 0, the parent of all others, and never uses it: it would become
+    a class without examples. A category is omitted if it is the parent of another and no split has a box of it.
+
+    Raises:
+        DatasetError: no category is left.
     """
     used = {
         document.categories[category_id]
@@ -64,15 +67,15 @@ def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
 
 
 def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) -> Split:
-    """From columns to records.
+    """Turn the columns of a document into the records of a split.
 
     Args:
-        document: of one split.
-        folders: where its images may be, likeliest first.
-        classes: to label by, matched by name.
+        document: the annotations of the split.
+        folders: where the images may be, most likely first.
+        classes: the classes to label by, matched by name.
 
     Raises:
-        DatasetError: images are missing, or annotations are of none of the classes, or none is usable.
+        DatasetError: images are missing, an annotation is of an unknown class, or no box is usable.
     """
     problems = list(document.problems)
     image_dir = _check_images(document, folders)
@@ -95,16 +98,16 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
     areas = np.where(own_area, document.areas, box_areas)
     areas = np.where(clipped, np.minimum(areas, box_areas), areas)
 
-    def tell(affected: NDArray[np.bool_], what: str) -> None:
+    def report(affected: NDArray[np.bool_], what: str) -> None:
         if affected.any():
             first = int(np.flatnonzero(affected)[0])
             where = f"annotation {document.annotation_ids[first]} of {document.file_names[document.image_index[first]]}"
             problems.append(f"{count_of(int(affected.sum()), 'box', 'boxes')} {what} (first: {where})")
 
-    tell(unreadable, "dropped: not four finite numbers")
-    tell(flat, "dropped: no width or no height")
-    tell(outside, "dropped: outside of the image")
-    tell(clipped, "clipped to the image")
+    report(unreadable, "dropped: not four finite numbers")
+    report(flat, "dropped: no width or no height")
+    report(outside, "dropped: outside of the image")
+    report(clipped, "clipped to the image")
     order = np.flatnonzero(keep)
     order = order[np.argsort(document.image_index[order], kind="stable")]
     owners = document.image_index[order]
@@ -121,8 +124,8 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
         )
     if document.annotation_ids and not len(order):
         raise DatasetError(
-            f"{document.path} has {len(document.annotation_ids)} annotations and not one usable box: {problems[-1]}; "
-            f"{document.box_format}"
+            f"{document.path} has {count_of(len(document.annotation_ids), 'annotation', 'annotations')} but no usable "
+            f"box: {problems[-1]}; {document.box_format}"
         )
     counts = np.bincount(labels[order], minlength=classes.num_classes)
     if len(order) and not counts.all():
@@ -146,13 +149,13 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
 
 
 def _check_images(document: Document, folders: Sequence[Path]) -> Path:
-    """The folder that holds the images, after making sure that it holds them all."""
+    """Find the folder that holds the images, and check that it holds all of them."""
     first = document.file_names[0]
     image_dir = next((folder for folder in folders if (folder / first).is_file()), None)
     if image_dir is None:
         image_dir = next((folder for folder in folders if folder.is_dir()), folders[0])
 
-    # One listing per folder instead of one stat per file: on network storage that is seconds against minutes.
+    # One listing per folder instead of one stat per file: on network storage, seconds instead of minutes.
     parents = {str(PurePosixPath(name).parent) for name in document.file_names}
     present = {
         str(PurePosixPath(parent, entry.name))
@@ -175,14 +178,12 @@ def _fill_sizes(document: Document, image_dir: Path, problems: list[str]) -> NDA
     without = np.flatnonzero((sizes_hw < 1).any(axis=1))
     for index in without.tolist():
         try:
-            with Image.open(image_dir / document.file_names[index]) as image:
-                width, height = ImageOps.exif_transpose(image).size
-        except (OSError, ValueError, SyntaxError) as error:
+            sizes_hw[index] = read_size(image_dir / document.file_names[index])
+        except DatasetError as error:
             raise DatasetError(
                 f"{document.path} gives no size for {document.file_names[index]}, which cannot be read ({error}); "
                 'replace the file, or add its "height" and "width"'
             ) from error
-        sizes_hw[index] = height, width
     if len(without):
         problems.append(
             f"{count_of(len(without), 'image size', 'image sizes')} read from the files: not in the annotations"
@@ -191,7 +192,7 @@ def _fill_sizes(document: Document, image_dir: Path, problems: list[str]) -> NDA
 
 
 def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArray[np.int64]:
-    """(N,) class indices, by class name: ids and order in this file may be its own."""
+    """(N,) class indices, matched by class name: a file may have its own ids and order."""
     index_of = {name: index for index, name in enumerate(classes.names)}
     category_ids = np.array(sorted(document.categories), dtype=np.int64)
     lookup = np.array([index_of.get(document.categories[id_], -1) for id_ in category_ids.tolist()], dtype=np.int64)
@@ -201,9 +202,9 @@ def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArr
         first = int(unknown[0])
         name = document.categories[int(document.category_ids[first])]
         raise DatasetError(
-            f'{document.path}: annotation {document.annotation_ids[first]} is of class "{name}", which is none of the '
-            f"{classes.num_classes} classes ({some_of(classes.names)}); {len(unknown)} boxes are of such classes."
-            f"{did_you_mean(name, classes.names)} Rename it, or label it in the training split too"
+            f'{document.path}: annotation {document.annotation_ids[first]} is of class "{name}", which is not one of '
+            f"the {classes.num_classes} classes ({some_of(classes.names)}); {len(unknown)} boxes have unknown classes."
+            f"{did_you_mean(name, classes.names)} Rename it, or label it in the training split as well"
         )
     ignored = [name for name in document.categories.values() if name not in index_of]
     if ignored:
@@ -212,11 +213,11 @@ def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArr
 
 
 def count_of(number: int, one: str, many: str) -> str:
-    """`1 box`, `2 boxes`."""
+    """A number with its noun: `1 box`, `2 boxes`."""
     return f"{number} {one if number == 1 else many}"
 
 
 def some_of(values: Iterable[Any], limit: int = 6) -> str:
-    """The first few of `values`, for a message."""
+    """The first few of `values` as text, for a message."""
     listed = [str(value) for value in values]
     return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")

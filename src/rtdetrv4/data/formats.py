@@ -1,7 +1,7 @@
-"""Annotations on disk to `Split`: COCO, YOLO and Pascal VOC, checked once so that nothing later has to.
+"""Reading data sets in COCO, YOLO and Pascal VOC format, checked here so that nothing later has to.
 
-What harms silently is refused with one `DatasetError` (an annotation of an unknown class, two classes of one name,
-images that are not there). What can be mended without guessing is mended, counted and told in `Split.problems`.
+Whatever would do silent harm raises a `DatasetError`: an annotation of an unknown class, two classes with the same
+name, missing images. Whatever can be corrected without guessing is corrected, counted and listed in `Split.problems`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rtdetrv4.data.voc import find_voc, read_voc
 from rtdetrv4.data.yolo import is_yolo, read_yolo
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
+from rtdetrv4.yaml12 import load_yaml
 
 __all__ = ["Record", "RecordTable", "Split", "Splits", "read_coco", "read_splits"]
 
@@ -32,20 +33,20 @@ def read_splits(path: str | Path, classes: ClassMap | None = None) -> Splits:
     ```
     folder/train/_annotations.coco.json     folder/annotations/instances_train*.json       train: annotations/a.json
     folder/valid/_annotations.coco.json     folder/annotations/instances_val*.json         val: annotations/b.json
-    (images beside the file)                folder/images/train*/, folder/train*/ or ...   images: photos
+    (images next to the file)               folder/images/train*/, folder/train*/ or ...   images: photos
 
     folder/data.yaml of YOLO                folder/Annotations/*.xml of Pascal VOC         folder/train/*.xml
-    folder/images/, folder/labels/          folder/JPEGImages/, folder/ImageSets/Main/     (images beside them)
+    folder/images/, folder/labels/          folder/JPEGImages/, folder/ImageSets/Main/     (images next to them)
     ```
 
-    All splits share the classes of the training split, matched by *name*: category ids and their order may differ.
+    All splits share the classes of the training split, matched by *name*: their category ids and order may differ.
 
     Args:
         path: the folder or the YAML file.
-        classes: label by these classes (those of a trained model) instead of the training split's own.
+        classes: label by these classes, such as those of a trained model, instead of those of the training split.
 
     Raises:
-        DatasetError: nothing usable there, or annotations that cannot be trusted.
+        DatasetError: there is no data set, or its annotations contradict themselves.
     """
     root = Path(path).expanduser()
     if root.is_dir():
@@ -74,7 +75,7 @@ def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classe
         classes: label by these classes, matched by name, instead of the file's own.
 
     Raises:
-        DatasetError: the file is missing or broken, contradicts itself, or lists images that are not there.
+        DatasetError: the file is missing or damaged, contradicts itself, or lists images that do not exist.
     """
     document = read_document(Path(json_path).expanduser())
     folder = document.path.parent if image_dir is None else Path(image_dir).expanduser()
@@ -84,10 +85,10 @@ def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classe
 # Where the files are ------------------------------------------------------------------------------------------------
 
 _Files = tuple[Path, tuple[Path, ...]]
-"""A COCO file and the folders its images may be in, likeliest first."""
+"""A COCO file and the folders its images may be in, most likely first."""
 _EXAMPLE = '"train: annotations/train.json", "val: annotations/val.json", "images: photos"'
 _Found = dict[str, tuple[Document, tuple[Path, ...]]]
-"""What every split's file says, and the folders its images may be in."""
+"""The annotations of each split, and the folders its images may be in."""
 
 
 def _read_folder(root: Path) -> _Found:
@@ -96,7 +97,7 @@ def _read_folder(root: Path) -> _Found:
     described = {file: _read_yaml(file) for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")])}
     yolo = [file for file, content in described.items() if is_yolo(content)]
     if len(yolo) > 1:
-        raise DatasetError(f"{root} has {len(yolo)} YAML files of YOLO; give the one to use, such as {yolo[0]}")
+        raise DatasetError(f"{root} has {len(yolo)} YOLO YAML files; give the one to use, such as {yolo[0]}")
     if not yolo and (voc := find_voc(root, SPLIT_FOLDERS)):
         read = {split: read_voc(files, root) for split, files in voc.items()}
         return {split: (document, (folder,)) for split, (document, folder) in read.items()}
@@ -139,16 +140,16 @@ def _find_files(root: Path) -> dict[str, _Files]:
 def _nothing_found(root: Path) -> str:
     expected = f"expected train/{ROBOFLOW_FILE} and valid/{ROBOFLOW_FILE}, or annotations/instances_train*.json"
     if (root / ROBOFLOW_FILE).is_file():
-        return f"{root} is one split of a data set; give its parent folder {root.parent}"
+        return f"{root} is a single split of a data set; give its parent folder {root.parent}"
     if (root / "labels").is_dir():
         return (
-            f"{root} looks like a YOLO data set without the YAML file that names its classes; write it, as data.yaml: "
+            f"{root} looks like a YOLO data set without the YAML file that names its classes; write data.yaml with "
             '"train: images/train", "val: images/val", "names: [cat, dog]"'
         )
     if any((root / "Annotations").glob("*.xml")):
         return (
-            f"{root} looks like a Pascal VOC data set without lists of its splits; write the names of the images, one "
-            f"to a line, into {root / 'ImageSets' / 'Main' / 'train.txt'} and val.txt"
+            f"{root} looks like a Pascal VOC data set without lists of its splits; write the image names, one per "
+            f"line, into {root / 'ImageSets' / 'Main' / 'train.txt'} and val.txt"
         )
     entries = sorted(entry.name for entry in root.iterdir())
     got = ", ".join(entries[:8]) or "an empty folder"
@@ -157,7 +158,7 @@ def _nothing_found(root: Path) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

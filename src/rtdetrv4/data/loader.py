@@ -1,4 +1,4 @@
-"""The order of samples, shared between ranks, and the workers that make them."""
+"""The loader: which rank loads which samples in what order, and the workers that load them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from rtdetrv4.data.batch import PackedBatch, pack, unpack
+from rtdetrv4.data.batch import pack
 from rtdetrv4.data.cache import RamCache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.errors import DatasetError
@@ -22,16 +22,16 @@ _ORDER_STREAM = 3
 class ShardSampler(Sampler[int]):
     """The indices of one rank, in an order that depends only on (seed, epoch).
 
-    With `even`, all ranks get the same number of samples, as training in step needs: the few that remain are left out
-    of this epoch. Otherwise every sample comes exactly once on one rank, as evaluation needs.
+    With `even`, all ranks get the same number of samples, as synchronous training needs; the few that remain are
+    skipped in this epoch. Otherwise every sample is loaded exactly once, by one rank, as evaluation needs.
 
     Args:
-        num_samples: in the data set.
+        num_samples: the size of the dataset.
         batch_size: samples per step on this rank.
-        shuffle: a new order each epoch; otherwise ascending.
-        seed: of the order.
-        rank: of this process.
-        world_size: number of processes.
+        shuffle: draw a new order every epoch; otherwise the order is ascending.
+        seed: the seed of the order.
+        rank: the rank of this process.
+        world_size: the number of processes.
         even: see above.
     """
 
@@ -49,20 +49,12 @@ class ShardSampler(Sampler[int]):
         self._even = even and num_samples >= world_size
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Order for `epoch`; a resumed epoch goes on at `start_batch` without loading what came before."""
+        """Switch to the order of `epoch`; a resumed epoch starts at `start_batch` without loading earlier ones."""
         self.epoch = epoch
         self.start_batch = start_batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Where iteration begins."""
-        return {"epoch": self.epoch, "start_batch": self.start_batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin where `state_dict` said."""
-        self.set_epoch(state["epoch"], state["start_batch"])
-
     def __len__(self) -> int:
-        """Samples of a whole epoch on this rank, whatever `start_batch` is."""
+        """The number of samples in a whole epoch on this rank, whatever `start_batch` is."""
         if self._even:
             return self._num_samples // self._world_size
         return len(range(self._rank, self._num_samples, self._world_size))
@@ -82,12 +74,10 @@ class DetectionLoader(DataLoader[Batch]):
     sampler: ShardSampler  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        packed_batches: Iterator[PackedBatch] = super().__iter__()  # pyright: ignore[reportAssignmentType]
         try:
-            for packed in packed_batches:
-                yield unpack(packed)
+            yield from super().__iter__()
         except DatasetError as error:
-            # A worker's error arrives with its traceback as the message; the last line is what the user needs.
+            # The message of a worker's error is its traceback; the user needs the last line.
             raise DatasetError(str(error).strip().rpartition("DatasetError: ")[2]) from error
 
 
@@ -101,18 +91,19 @@ def build_loader(
     world_size: int = 1,
     drop_last: bool = False,
 ) -> DetectionLoader:
-    """A loader for one rank.
+    """Build the loader of one rank.
 
     Args:
-        dataset: what to load.
-        batch_size: per rank.
-        workers: processes, no more than there are processors; 0 loads in this one. Samples do not depend on it.
-        shuffle: for training.
-        seed: of the order.
-        rank: of this process.
-        world_size: number of processes.
-        drop_last: leave out what does not fill a batch, and give all ranks the same number of batches, for training. A
-            data set smaller than a batch is one batch all the same.
+        dataset: the samples to load.
+        batch_size: samples per batch on this rank.
+        workers: the number of worker processes, capped at the number of processors; 0 loads in this process. Samples
+            do not depend on it.
+        shuffle: draw a new order every epoch, for training.
+        seed: the seed of the order.
+        rank: the rank of this process.
+        world_size: the number of processes.
+        drop_last: drop an incomplete last batch, and give all ranks the same number of batches, for training. A
+            dataset smaller than a batch still makes one batch.
     """
     sampler = ShardSampler(len(dataset), batch_size, shuffle, seed, rank, world_size, even=drop_last)
     num_workers = min(workers, _num_processors())
@@ -122,22 +113,22 @@ def build_loader(
         sampler=sampler,
         drop_last=drop_last and len(sampler) >= batch_size,
         num_workers=num_workers,
-        # Only a fork inherits memory, and Python 3.14 no longer forks by default.
+        # Only forked processes inherit memory, and Python 3.14 no longer forks by default.
         multiprocessing_context="fork" if num_workers and isinstance(dataset.cache, RamCache) else None,
         collate_fn=pack,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_init_worker,
         persistent_workers=num_workers > 0,
-        # Each pass draws a seed; taken from torch's own generator it would be missing where an epoch is resumed.
+        # Each pass draws a seed: from the global generator, a resumed epoch would draw one too many.
         generator=torch.Generator(),
     )
 
 
 def _num_processors() -> int:
-    """How many this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _init_worker(worker: int) -> None:
-    """One thread per worker: they fill the cores as it is, and a forked OpenCV pool would hang."""
+    """Give OpenCV one thread: the workers occupy all cores already, and a forked thread pool would hang."""
     cv2.setNumThreads(0)

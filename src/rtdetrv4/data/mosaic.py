@@ -15,20 +15,20 @@ SUBPIXEL_BITS = 4
 def draw_mosaic(
     rng: Generator, sizes_hw: NDArray[np.int32], out_hw: tuple[int, int], stage: Augmentation
 ) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """Where four images go.
+    """Draw where four images go in a mosaic.
 
-    As in the released code: every image is scaled to cover a tile of half the sample (its short side fills a square
-    tile, its long side reaches over); the largest scaled sides set the tiles of a 2×2 canvas, with an image in the top
-    left of each; the canvas is rotated, scaled and shifted about its center, and stretched to the sample.
+    As in the released code, every image is scaled to cover a tile of half the sample (its short side fills a square
+    tile, its long side exceeds it). The largest scaled sides are the tile size of a 2×2 canvas, with an image in the
+    top left of each tile. The canvas is rotated, scaled and shifted about its center, and stretched to the sample.
 
     Args:
-        rng: source of randomness.
+        rng: the random generator.
         sizes_hw: (4, 2), top left, top right, bottom left, bottom right.
         out_hw: the size of the sample.
-        stage: how far to rotate, scale and shift.
+        stage: the ranges of rotation, scale and translation.
 
     Returns:
-        (4, 2, 3): for each image the affine map from its pixels to the sample's; and the size (h, w) of the canvas.
+        (4, 2, 3), the affine map from the pixels of each image to the sample, and the size (h, w) of the canvas.
     """
     cover = np.max(np.array(out_hw) / 2 / sizes_hw, axis=1, keepdims=True)
     scaled_hw = np.maximum(np.floor(sizes_hw * cover + 1e-6), 1)
@@ -53,10 +53,10 @@ def paint(
     """Warp `image` onto the part of `canvas` that it covers.
 
     Args:
-        canvas: H×W×3, changed in place.
-        image: the pixels, of any resolution.
-        size_hw: the size in pixels that `matrix` maps from.
-        matrix: (2, 3), to pixels of the canvas.
+        canvas: H×W×3, modified in place.
+        image: the pixels, at any resolution.
+        size_hw: the image size that `matrix` assumes.
+        matrix: (2, 3), from pixels of the image to pixels of the canvas.
     """
     height, width = image.shape[:2]
     corners = np.array([[0, 0], [size_hw[1], 0], [size_hw[1], size_hw[0]], [0, size_hw[0]]]) @ matrix[:, :2].T
@@ -67,13 +67,13 @@ def paint(
     if left >= right or top >= bottom:
         return
 
-    # OpenCV counts from pixel centers: its (0, 0) is our (0.5, 0.5), on both sides of the map.
+    # OpenCV's coordinates start at pixel centers: its (0, 0) is our (0.5, 0.5), in source and target.
     warp = matrix.copy()
     warp[:, :2] *= [size_hw[1] / width, size_hw[0] / height]
     warp[:, 2] += warp[:, :2] @ [0.5, 0.5] - 0.5 - [left, top]
     size = (right - left, bottom - top)
     pixels = cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    # Replicated edges under a mask leave no dark seams between tiles, as blending with the background would.
+    # Replicating edges under a mask avoids the dark seams that blending with the background would leave.
     outline = np.rint((corners - [left, top] - 0.5) * 2**SUBPIXEL_BITS).astype(np.int32)
     mask = cv2.fillConvexPoly(np.zeros(size[::-1], np.uint8), outline, 255, shift=SUBPIXEL_BITS)
     cv2.copyTo(pixels, mask, canvas[top:bottom, left:right])

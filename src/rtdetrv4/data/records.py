@@ -1,4 +1,4 @@
-"""What is known of the images of a data set before any of them is opened."""
+"""The records of a data set: everything known about its images before one is opened."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Record(NamedTuple):
     labels: NDArray[np.int64]
     """(n,) in [0, K)."""
     is_crowd: NDArray[np.bool_]
-    """(n,): regions of many objects; evaluation ignores matches with them and training leaves them out."""
+    """(n,): regions of many objects, which training omits and evaluation does not score."""
     areas: NDArray[np.float64]
-    """(n,) px²: the file's own (of the mask, in COCO), which evaluation sorts objects by, or the box's."""
+    """(n,) px², by which evaluation assigns size classes: as annotated (in COCO, of the mask), else of the box."""
 
 
 @dataclass(frozen=True, eq=False)
 class RecordTable(Sequence[Record]):
-    """All records of a split, packed in a few arrays and cut out on demand.
+    """All records of a split, packed into a few arrays from which single records are sliced on demand.
 
     A hundred thousand small objects would be copied page by page into every forked worker, because reading a Python
-    object writes its reference count. A dozen arrays stay shared, and pickle fast where workers are spawned.
+    object writes its reference count. A few arrays stay shared, and pickle quickly where workers are spawned.
     """
 
     image_ids: NDArray[np.int64]
@@ -41,7 +41,7 @@ class RecordTable(Sequence[Record]):
     """(M,) UTF-8, relative to the image folder, with forward slashes."""
     sizes_hw: NDArray[np.int32]
     first_box: NDArray[np.int64]
-    """(M + 1,): the boxes of image i are first_box[i] to first_box[i + 1]."""
+    """(M + 1,): image i has the boxes from first_box[i] up to, but not including, first_box[i + 1]."""
     boxes_xyxy_px: NDArray[np.float32]
     labels: NDArray[np.int64]
     is_crowd: NDArray[np.bool_]
@@ -74,7 +74,7 @@ class RecordTable(Sequence[Record]):
         return (self[i] for i in range(len(self)))
 
     def fingerprint(self, classes: ClassMap) -> str:
-        """SHA-256 over class names, file names, image sizes, boxes and labels."""
+        """The SHA-256 of class names, file names, image sizes, boxes and labels."""
         digest = hashlib.sha256("\0".join(classes.names).encode())
         for array in (self.file_names, self.sizes_hw, self.first_box, self.boxes_xyxy_px, self.labels):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -82,19 +82,19 @@ class RecordTable(Sequence[Record]):
 
 
 class Split(NamedTuple):
-    """One split of a data set, ready to train on or to evaluate with."""
+    """A split of a data set, ready for training or evaluation."""
 
     image_dir: Path
     records: Sequence[Record]
     classes: ClassMap
     fingerprint: str
-    """`RecordTable.fingerprint`: equal fingerprints, equal annotations."""
+    """`RecordTable.fingerprint`: splits with equal fingerprints have equal annotations."""
     problems: tuple[str, ...]
-    """What was dropped, mended or looks wrong, counted; one sentence each."""
+    """What was dropped, corrected or looks wrong, with counts; one sentence each."""
 
 
 class Splits(NamedTuple):
-    """The parts of a data set; a part that is not there is None."""
+    """The splits of a data set; a missing split is None."""
 
     train: Split | None
     val: Split | None

@@ -1,4 +1,4 @@
-"""A small data set from nothing: textured shapes on cluttered backgrounds, for demonstrations and tests."""
+"""A small synthetic data set for demonstrations and tests: textured shapes on cluttered backgrounds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rtdetrv4.data.formats import ROBOFLOW_FILE
 CLASSES = ("disc", "square", "triangle", "star", "cross")
 MAX_OBJECTS = 5
 SIDE_RANGE = (0.18, 0.48)
-"""Of an object's diameter, as a part of the image."""
+"""The range of an object's diameter, as a fraction of the image side."""
 MAX_COVERED = 0.35
-"""Part of an object that later ones may hide."""
+"""The largest fraction of an object that later ones may hide."""
 MIN_CONTRAST = 45
-"""Least difference to the background, in gray levels of the channel that differs most."""
+"""The smallest difference from the background, in gray levels of the channel that differs most."""
 EMPTY_SHARE = 0.05
 JPEG_QUALITY = 92
 
@@ -35,19 +35,19 @@ def write_shapes(
 ) -> Path:
     """Write a detection data set of up to five classes in the Roboflow layout (`train/` and `valid/`).
 
-    Shapes vary in size, turn, color, texture and contrast, hide each other in part and are cut off by the border. The
-    background has gradients, soft blobs, lines and rings that are no class. A few images show no shape.
+    Shapes vary in size, rotation, color, texture and contrast; they partly hide each other, and the border cuts some
+    off. The background has gradients, soft blobs, lines and rings of no class. A few images show no shape.
 
     Args:
-        folder: where to write; made if it does not exist.
-        num_train: images to train on.
-        num_val: images to validate with.
-        image_size: side in pixels.
-        num_classes: the first so many of `CLASSES`.
-        seed: the same seed writes the same images.
+        folder: where to write; created if missing.
+        num_train: the number of training images.
+        num_val: the number of validation images.
+        image_size: the side of an image, in pixels.
+        num_classes: how many of `CLASSES` to use, from the first on.
+        seed: equal seeds write equal images.
 
     Returns:
-        The folder, as a path.
+        The folder as a path.
     """
     folder = Path(folder)
     for stream, (split, count) in enumerate({"train": num_train, "valid": num_val}.items()):
@@ -115,7 +115,7 @@ def _bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def _shape_mask(rng: Generator, name: str, size: int) -> NDArray[np.float32]:
-    """H×W in [0, 1], smooth at the edge: one shape somewhere, perhaps cut off by the border."""
+    """H×W in [0, 1], antialiased: a shape at a random place, perhaps cut off by the border."""
     radius = size * np.exp(rng.uniform(*np.log(SIDE_RANGE))) / 2
     center = rng.uniform(0.2 * radius, size - 0.2 * radius, 2)
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0)
@@ -127,7 +127,7 @@ def _shape_mask(rng: Generator, name: str, size: int) -> NDArray[np.float32]:
 
 
 def _outline(name: str) -> NDArray[np.float64]:
-    """(n, 2): a polygon about the origin that reaches to a distance of 1."""
+    """(n, 2): a polygon around the origin whose farthest corners have a distance of 1."""
     if name == "cross":
         arm = np.array([[1, -0.32], [1, 0.32], [0.32, 0.32]]) / np.hypot(1, 0.32)
         return np.concatenate([arm @ np.linalg.matrix_power([[0, 1], [-1, 0]], turns) for turns in range(4)])
@@ -138,7 +138,7 @@ def _outline(name: str) -> NDArray[np.float64]:
 
 
 def _texture(rng: Generator, shape_hw: tuple[int, int], size: int, behind: NDArray[np.float32]) -> NDArray[np.float32]:
-    """h×w×3 of plain color, stripes, checks, dots or noise, in two colors that differ from `behind`."""
+    """h×w×3: a plain color, stripes, checks, dots or noise, in two colors that differ from `behind`."""
     while True:
         colors = rng.uniform(20, 235, (2, 3)).astype(np.float32)
         if np.abs(colors - behind).max(axis=1).min() > MIN_CONTRAST:
@@ -163,13 +163,13 @@ def _texture(rng: Generator, shape_hw: tuple[int, int], size: int, behind: NDArr
 
 
 def _smooth_noise(rng: Generator, shape_hw: tuple[int, int], cells: int) -> NDArray[np.float32]:
-    """h×w in [0, 1], from `cells` × `cells` random values."""
+    """h×w in [0, 1], interpolated from `cells` × `cells` random values."""
     coarse = rng.random((cells, cells), np.float32)
     return np.clip(cv2.resize(coarse, shape_hw[::-1], interpolation=cv2.INTER_CUBIC), 0, 1).astype(np.float32)
 
 
 def _background(rng: Generator, size: int) -> NDArray[np.float32]:
-    """H×W×3: two colors blended by broad noise, a third by finer noise, with lines and rings on top."""
+    """H×W×3: two colors blended by coarse noise, a third by finer noise, with lines and rings on top."""
     colors = rng.uniform(30, 225, (3, 3)).astype(np.float32)
     broad = _smooth_noise(rng, (size, size), 4)[..., None]
     fine = _smooth_noise(rng, (size, size), int(rng.integers(8, 40)))[..., None]

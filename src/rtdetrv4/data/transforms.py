@@ -1,10 +1,10 @@
 """Augmentation of one image: the crop is drawn on the boxes alone, then the pixels are resampled once.
 
 The distributions are those of torchvision.transforms.v2 (RandomZoomOut, RandomIoUCrop, RandomPhotometricDistort,
-SanitizeBoundingBoxes, RandomHorizontalFlip, Resize), which the released models were trained with. There every step
-makes a new image; here geometry is one affine matrix, and images stay uint8 H×W×3 RGB until they are on the device.
+SanitizeBoundingBoxes, RandomHorizontalFlip, Resize), with which the released models were trained. There every step
+makes a new image; here the geometry is one affine matrix, and images stay uint8 H×W×3 RGB until they are on the device.
 
-Points are in continuous pixels: the first pixel of a row covers x from 0 to 1.
+Coordinates are continuous pixels: the first pixel of a row covers x from 0 to 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 ZOOM_OUT_RANGE = (1.0, 4.0)
 CROP_OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
-"""Least IoU with a box that a crop may be asked for; one choice more asks for no crop at all."""
+"""Minimum IoUs with a box, one of which is drawn for a crop; one more choice is no crop at all."""
 CROP_SCALE = (0.3, 1.0)
 CROP_ASPECT = (0.5, 2.0)
 CROP_TRIALS = 40
@@ -28,22 +28,22 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Augmentation(NamedTuple):
-    """What training does to images in one stretch of epochs. The first six are probabilities."""
+    """The augmentation of a stage of training. The first six fields are probabilities."""
 
     mosaic: float = 0.0
-    """Of a sample to be a mosaic of four images; a mosaic is not zoomed out or cropped."""
+    """That a sample is a mosaic of four images, which is neither zoomed out nor cropped."""
     mixup: float = 0.0
-    """Of a batch to be blended with itself (`batch.mix_up`)."""
+    """That the images of a batch are blended with each other (`batch.mix_up`)."""
     photometric: float = 0.0
-    """Of each of brightness, contrast, saturation, hue and channel order to change."""
+    """That brightness changes; likewise, each by itself, contrast, saturation, hue and channel order."""
     zoom_out: float = 0.0
     iou_crop: float = 0.0
     flip: float = 0.0
-    """Of a left-right flip."""
+    """That a sample is flipped left to right."""
     rotation: float = 10.0
-    """Of a mosaic: at most, in degrees."""
+    """The largest rotation of a mosaic, in degrees."""
     translation: float = 0.1
-    """Of a mosaic: at most, as a part of its sides."""
+    """The largest shift of a mosaic, as a fraction of its sides."""
     min_scale: float = 0.5
     max_scale: float = 1.5
 
@@ -58,7 +58,7 @@ class Window(NamedTuple):
 
 
 def draw_zoom_out(rng: Generator, size_hw: tuple[int, int]) -> Window:
-    """A window up to four times as wide and high as the image, somewhere around it."""
+    """Draw a window up to four times as wide and high as the image, which lies somewhere in it."""
     height, width = size_hw
     factor = rng.uniform(*ZOOM_OUT_RANGE)
     out_width, out_height = int(width * factor), int(height * factor)
@@ -67,15 +67,15 @@ def draw_zoom_out(rng: Generator, size_hw: tuple[int, int]) -> Window:
 
 
 def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Window) -> Window:
-    """A part of `window` that keeps the center of a box, and as much of one as a drawn IoU demands (SSD, section 2.2).
+    """Draw a part of `window` with the center of a box in it and a drawn minimum IoU with one (SSD, section 2.2).
 
     Args:
-        rng: source of randomness.
+        rng: the random generator.
         boxes_xyxy_px: (n, 4), in pixels of the source image.
-        window: what to crop.
+        window: the window to crop.
 
     Returns:
-        The crop; or `window`, when "no crop" was drawn or there are no boxes.
+        The crop, or `window` itself if no crop was drawn or there are no boxes.
     """
     if not len(boxes_xyxy_px):
         return window
@@ -87,7 +87,7 @@ def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Wi
         choice = int(rng.integers(len(CROP_OVERLAPS) + 1))
         if choice == len(CROP_OVERLAPS):
             return window
-        # All trials at once, the first good one wins: the same distribution as trying one after the other.
+        # All trials at once, of which the first good one counts: the same distribution as one trial after the other.
         sides = (size * rng.uniform(*CROP_SCALE, size=(CROP_TRIALS, 2))).astype(np.int64)
         low = ((size - sides) * rng.random((CROP_TRIALS, 2))).astype(np.int64)
         high = low + sides
@@ -105,33 +105,33 @@ def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Wi
 
 
 def centers_inside(boxes_xyxy_px: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
-    """(n,): the boxes that stay after a crop."""
+    """(n,): whether the center of each box is inside the window, so that a crop keeps it."""
     centers = (boxes_xyxy_px[:, :2] + boxes_xyxy_px[:, 2:]) / 2
     low, sides = np.array([window.left, window.top]), np.array([window.width, window.height])
     return np.all((centers > low) & (centers < low + sides), axis=1)
 
 
 class Placement(NamedTuple):
-    """Which pixels of an image go where in the sample, both whole pixels, and the affine map that this amounts to."""
+    """The whole pixels of an image that fill whole pixels of the sample, and the affine map between them."""
 
     rows: slice
     columns: slice
     out_rows: slice
     out_columns: slice
     matrix: NDArray[np.float64]
-    """(2, 3): source pixels, at the annotated size, to sample pixels; without the flip."""
+    """(2, 3), from source pixels at the annotated size to sample pixels, without the flip."""
 
 
 def place(window: Window, size_hw: tuple[int, int], shape_hw: tuple[int, int], out_hw: tuple[int, int]) -> Placement:
-    """Stretch `window` to `out_hw`.
+    """Place the pixels of `window` in a sample of `out_hw`.
 
-    Edges are rounded to whole pixels first, by which they move half a pixel at most, and the matrix describes the
-    rounded map exactly: boxes fit their pixels, and a plain resize does the work of a warp, better and faster.
+    Edges are first rounded to whole pixels, which moves them by half a pixel at most, and the matrix describes the
+    rounded map exactly: boxes fit their pixels, and a plain resize replaces a warp, which is better and faster.
 
     Args:
         window: in pixels of the source image.
-        size_hw: the size of the source image that its boxes are written for.
-        shape_hw: the size of the array that holds it, perhaps decoded smaller.
+        size_hw: the size of the source image that its boxes assume.
+        shape_hw: the size of the decoded array, which may be smaller.
         out_hw: the size of the sample.
     """
     columns, out_columns, scale_x, offset_x = _place_axis(window.left, window.width, size_hw[1], shape_hw[1], out_hw[1])
@@ -159,7 +159,7 @@ def flip_matrix(matrix: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 
 
 def map_boxes(boxes_xyxy_px: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The upright boxes around boxes (n, 4) mapped by an affine `matrix` (2, 3)."""
+    """Map boxes (n, 4) by an affine `matrix` (2, 3), and take the axis-aligned boxes around the results."""
     corners = boxes_xyxy_px[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
@@ -167,9 +167,9 @@ def map_boxes(boxes_xyxy_px: NDArray[np.float32], matrix: NDArray[np.float64]) -
 def clip_boxes(
     boxes_xyxy_px: NDArray[np.float64], out_hw: tuple[int, int], frame_hw: tuple[float, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Cut boxes (n, 4) off at the edges of the sample; (n,): those of which enough is left.
+    """Clip boxes (n, 4) to the sample; also returns (n,) whether enough of each is left to keep it.
 
-    That is a pixel on each side, in the sample and before it was stretched from `frame_hw` to `out_hw`.
+    A box is kept if its sides are a pixel or longer, in the sample and before the stretch from `frame_hw` to `out_hw`.
     """
     limit = np.array([out_hw[1], out_hw[0]], dtype=np.float64)
     clipped = np.clip(boxes_xyxy_px, 0.0, np.tile(limit, 2))
@@ -178,14 +178,14 @@ def clip_boxes(
 
 
 def photometric(image: NDArray[np.uint8], rng: Generator, probability: float) -> NDArray[np.uint8]:
-    """Brightness, contrast, saturation, hue and channel order, each changed with `probability`.
+    """Change brightness, contrast, saturation, hue and channel order, each with `probability`.
 
-    All but the hue are linear in RGB and run as one color matrix, without rounding in between.
+    All but the hue are linear in RGB, and are applied as one color matrix without intermediate rounding.
 
     Args:
         image: H×W×3 RGB.
-        rng: source of randomness.
-        probability: of each change.
+        rng: the random generator.
+        probability: the probability of each change.
     """
     brighten, contrast, saturate, turn_hue, permute, contrast_first = rng.random(6)
     factors = rng.uniform(*np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE]).T)
@@ -209,7 +209,7 @@ def photometric(image: NDArray[np.uint8], rng: Generator, probability: float) ->
 
 
 def _contrast(color: NDArray[np.float64], image: NDArray[np.uint8], factor: float) -> NDArray[np.float64]:
-    """`color` (3, 4), then a blend with the mean gray of what it makes of `image`."""
+    """`color` (3, 4), followed by a blend with the mean gray of the image it yields."""
     gray = LUMA @ color @ [*cv2.mean(image)[:3], 1.0]
     color = factor * color
     color[:, 3] += (1 - factor) * gray
@@ -217,7 +217,7 @@ def _contrast(color: NDArray[np.float64], image: NDArray[np.uint8], factor: floa
 
 
 def _turn_hue(image: NDArray[np.uint8], turn: float) -> NDArray[np.uint8]:
-    """Rotate the hue by `turn` of a full circle, which uint8 arithmetic closes by itself."""
+    """Rotate the hue by `turn` of a full circle; uint8 arithmetic wraps around."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(round(turn * 256) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # pyright: ignore[reportReturnType]

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from rtdetrv4.data.document import Document
+from rtdetrv4.data.document import Document, count_of
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
@@ -17,23 +17,23 @@ BOX_FORMAT = "<bndbox> should hold <xmin>, <ymin>, <xmax> and <ymax> in pixels"
 
 
 def find_voc(root: Path, split_folders: dict[str, tuple[str, ...]]) -> dict[str, list[Path]]:
-    """The XML files of every split; none if this is no such data set.
+    """Find the XML files of every split; none if the folder is not a Pascal VOC data set.
 
     ```
-    root/Annotations/*.xml  root/JPEGImages/  root/ImageSets/Main/train.txt      as the VOC challenges had it
-    root/train/*.xml with images beside them, root/valid/, root/test/            as Roboflow writes it
+    root/Annotations/*.xml  root/JPEGImages/  root/ImageSets/Main/train.txt      as in the VOC challenges
+    root/train/*.xml with images next to them, root/valid/, root/test/           as written by Roboflow
     ```
 
     Args:
-        root: the data set's folder.
-        split_folders: names that the folder of a split may have.
+        root: the folder of the data set.
+        split_folders: the names that the folder of each split may have.
 
     Raises:
-        DatasetError: a split lists an image without annotation.
+        DatasetError: a split lists an image that has no annotation.
     """
     found: dict[str, list[Path]] = {}
     for split, folders in split_folders.items():
-        # Layout, Action and Segmentation list images for other tasks.
+        # The folders Layout, Action and Segmentation list images for other tasks.
         lists = [file for place in ("Main", ".") if (file := root / "ImageSets" / place / f"{split}.txt").is_file()]
         beside = [sorted((root / folder).glob("*.xml")) for folder in folders]
         if (root / "Annotations").is_dir() and lists:
@@ -45,25 +45,28 @@ def find_voc(root: Path, split_folders: dict[str, tuple[str, ...]]) -> dict[str,
 
 def _listed(root: Path, file: Path) -> list[Path]:
     stems = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    # A name is a name and no path: whatever stands before it is dropped, so nothing leaves the folder.
+    # Only the last component of a path counts, so that no list can point outside the folder.
     paths = [root / "Annotations" / f"{PurePosixPath(stem).name}.xml" for stem in stems]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise DatasetError(f"{file} lists {len(missing)} images without annotation; the first would be {missing[0]}")
+        raise DatasetError(
+            f"{file} lists {count_of(len(missing), 'image', 'images')} without annotations; the first missing file is "
+            f"{missing[0]}"
+        )
     return paths
 
 
 def read_voc(files: Sequence[Path], root: Path) -> tuple[Document, Path]:
-    """Read the annotations of a split, and the folder its images are relative to.
+    """Read the annotations of a split; also returns the folder that its file names are relative to.
 
-    Classes are numbered from 0 in the order of their names. Boxes are taken as they stand, the difficult ones too.
+    Classes are numbered from 0 in the order of their names. Boxes are used as given, including difficult ones.
 
     Args:
-        files: of `find_voc`.
-        root: the data set's folder.
+        files: the XML files, from `find_voc`.
+        root: the folder of the data set.
 
     Raises:
-        DatasetError: a file is no such annotation, or its image is missing.
+        DatasetError: a file is not a Pascal VOC annotation, or its image is missing.
     """
     trees = [_parse(file) for file in files]
     objects = [
@@ -103,13 +106,13 @@ def _parse(file: Path) -> ElementTree.Element:
 
 
 def _image(file: Path, tree: ElementTree.Element, folder: Path) -> str:
-    """The name of the image: as the file says, or that of the file itself, for images are renamed and forgotten."""
-    told = PurePosixPath((tree.findtext("filename") or "").strip().replace("\\", "/")).name
-    if told and (folder / told).is_file():
-        return told
+    """The file name of the image: the annotated one, or, if the image was renamed, that of the XML file."""
+    annotated = PurePosixPath((tree.findtext("filename") or "").strip().replace("\\", "/")).name
+    if annotated and (folder / annotated).is_file():
+        return annotated
     named = [image.name for suffix in sorted(IMAGE_SUFFIXES) if (image := folder / f"{file.stem}{suffix}").is_file()]
     if not named:
-        raise DatasetError(f"{file}: its image is missing; looked for {folder / (told or file.stem)}")
+        raise DatasetError(f"{file}: its image is missing; looked for {folder / (annotated or file.stem)}")
     return named[0]
 
 

@@ -1,4 +1,4 @@
-"""YOLO data sets: a YAML file with the class names, images, and text files of boxes relative to their sizes."""
+"""YOLO data sets: a YAML file of class names, images, and text files of boxes relative to the image size."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from rtdetrv4.data.decode import read_size
 from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-EXIF_ORIENTATION = 0x0112
-BOX_FORMAT = 'a line should be "class x y width height" with the center and the sides as parts of the image\'s, 0 to 1'
+BOX_FORMAT = (
+    'a line should be "class x y width height" with the center and the sides as fractions of the image size, 0 to 1'
+)
 
 
 def is_yolo(content: Mapping[str, Any]) -> bool:
@@ -27,18 +28,18 @@ def is_yolo(content: Mapping[str, Any]) -> bool:
 
 
 def read_yolo(path: Path, content: Mapping[str, Any]) -> dict[str, tuple[Document, Path]]:
-    """Read the annotations of every split, and the folder its images are relative to.
+    """Read the annotations of every split; with each comes the folder that its file names are relative to.
 
     A split is a folder of images, a list of folders, or a text file that lists images. The labels of
-    `…/images/…/a.jpg` are in `…/labels/…/a.txt`, or beside the image. An image without labels is background. Polygons
-    and turned boxes become the upright boxes around them.
+    `…/images/…/a.jpg` are in `…/labels/…/a.txt`, or next to the image. An image without labels is background. Polygons
+    and rotated boxes become the axis-aligned boxes around them.
 
     Args:
         path: the YAML file.
-        content: what it says; see `is_yolo`.
+        content: its content; see `is_yolo`.
 
     Raises:
-        DatasetError: images, labels or names that are missing or contradict each other.
+        DatasetError: images, labels or names are missing or contradict each other.
     """
     names = _names(path, content)
     entries = {
@@ -55,11 +56,15 @@ def _names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     listed: dict[Any, Any] = (
         dict(enumerate(given)) if isinstance(given, list) else given if isinstance(given, dict) else {}
     )
-    names = {key: str(name) for key, name in listed.items() if isinstance(key, int) and isinstance(name, str | int)}
+    names = {
+        key: str(name)
+        for key, name in listed.items()
+        if isinstance(key, int) and isinstance(name, str | int) and not isinstance(name, bool)
+    }
     if not names or len(names) < len(listed) or min(names) < 0 or not all(names.values()):
-        raise DatasetError(f'{path}: "names" should list the classes, such as [cat, dog]; got {given!r}')
+        raise DatasetError(f'{path}: "names" should list the classes as text, such as [cat, dog]; got {given!r}')
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise DatasetError(f'{path}: the class name "{twice[0]}" stands there more than once; merge or rename them')
+        raise DatasetError(f'{path}: the class name "{twice[0]}" occurs more than once; merge or rename these classes')
     count = content.get("nc", len(names))
     if count != len(names):
         raise DatasetError(f'{path}: "nc" is {count}, but "names" has {len(names)} classes; correct one of them')
@@ -67,13 +72,13 @@ def _names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _root(path: Path, content: Mapping[str, Any]) -> Path:
-    """The folder that the splits are relative to."""
+    """The folder that the paths of the splits are relative to."""
     given = content.get("path")
     if given is None:
         return path.parent
     if not isinstance(given, str):
         raise DatasetError(f'{path}: "path" should be a folder; got {given!r}')
-    # Written for another machine, or for another tool's folder of data sets, the path may not be there; the file is.
+    # Written on another machine, or for a tool that keeps data sets in a folder of its own, the path may not exist.
     places = (path.parent / given, Path(given).expanduser())
     return next((place for place in places if place.is_dir()), path.parent)
 
@@ -81,7 +86,7 @@ def _root(path: Path, content: Mapping[str, Any]) -> Path:
 def _read_split(path: Path, root: Path, split: str, entry: Any, names: dict[int, str]) -> tuple[Document, Path]:
     entries = entry if isinstance(entry, list) else [entry]
     if not entries or not all(isinstance(each, str) for each in entries):
-        raise DatasetError(f'{path}: "{split}" should be a folder of images, or several; got {entry!r}')
+        raise DatasetError(f'{path}: "{split}" should be a folder of images or a list of folders; got {entry!r}')
     places = [_place(path, root, split, each) for each in entries]
     images = [image for place in places for image in _images(place, root)]
     if not images:
@@ -91,12 +96,12 @@ def _read_split(path: Path, root: Path, split: str, entry: Any, names: dict[int,
 
 
 def _place(path: Path, root: Path, split: str, entry: str) -> Path:
-    # Roboflow writes ../train/images beside the folder train.
+    # Roboflow writes ../train/images where train/images is meant.
     places = [root / entry, root / entry.removeprefix("../"), path.parent / entry]
     for place in places:
         if place.exists():
             return Path(os.path.normpath(place))
-    raise DatasetError(f'{path}: "{split}" is {entry}, which is not there; looked for {places[0]}')
+    raise DatasetError(f'{path}: "{split}" is {entry}, which does not exist; looked for {places[0]}')
 
 
 def _images(place: Path, root: Path) -> Iterator[Path]:
@@ -111,16 +116,21 @@ def _images(place: Path, root: Path) -> Iterator[Path]:
         found = [Path(os.path.normpath(base / line.strip())) for base in (place.parent, root)]
         image = next((each for each in found if each.is_file()), found[0])
         if not image.is_relative_to(os.path.normpath(root)):
-            raise DatasetError(f"{place} lists {line.strip()}, which is outside of the data set's folder {root}")
+            raise DatasetError(f"{place} lists {line.strip()}, which is outside the folder of the data set, {root}")
         if not image.is_file():
-            raise DatasetError(f"{place} lists {line.strip()}, which is not there; looked for {image}")
+            raise DatasetError(f"{place} lists {line.strip()}, which does not exist; looked for {image}")
         yield image
 
 
 def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int, str]) -> Document:
-    sizes = {image: _size_hw(image) for image in images}
-    unreadable = [image for image, size in sizes.items() if size is None]
-    images = [image for image in images if sizes[image] is not None]
+    sizes: dict[Path, tuple[int, int]] = {}
+    unreadable: list[Path] = []
+    for image in images:
+        try:
+            sizes[image] = read_size(image)
+        except DatasetError:
+            unreadable.append(image)
+    images = [image for image in images if image in sizes]
     if not images:
         raise DatasetError(
             f"none of the {len(unreadable)} images in {folder} can be read, the first is {unreadable[0]}"
@@ -165,19 +175,8 @@ def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int,
     )
 
 
-def _size_hw(image: Path) -> tuple[int, int] | None:
-    """Height and width of the upright image; None if it cannot be read."""
-    try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-            lies = opened.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except (OSError, ValueError, SyntaxError):
-        return None
-    return (width, height) if lies else (height, width)
-
-
 def _places_of(image: Path) -> list[Path]:
-    """Where the labels of an image may be."""
+    """The files in which the labels of an image may be, most likely first."""
     parts = list(image.with_suffix(".txt").parts)
     backwards = parts[::-1]
     if "images" in backwards[1:]:
@@ -203,14 +202,14 @@ def _class(file: Path, number: int, text: str, names: Mapping[int, str]) -> int:
         value = math.nan
     if value not in names:
         raise DatasetError(
-            f"{file}, line {number}: class {text} is none of the {len(names)} in the data set's YAML file "
+            f"{file}, line {number}: class {text} is not one of the {len(names)} in the YAML file "
             f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}"
         )
     return int(value)
 
 
 def _box(fields: Sequence[str]) -> tuple[float, float, float, float]:
-    """Left, top, width and height; NaN where the numbers are no box."""
+    """Left, top, width and height; NaNs if the numbers are not a box."""
     try:
         values = [float(field) for field in fields]
     except ValueError:
@@ -220,7 +219,7 @@ def _box(fields: Sequence[str]) -> tuple[float, float, float, float]:
     if len(values) == 4:
         x, y, width, height = values
         return x - width / 2, y - height / 2, width, height
-    if len(values) >= 6 and len(values) % 2 == 0:  # a polygon; a turned box is one of four corners
+    if len(values) >= 6 and len(values) % 2 == 0:  # a polygon; a rotated box is one with four corners
         left, top = min(values[::2]), min(values[1::2])
         return left, top, max(values[::2]) - left, max(values[1::2]) - top
     return math.nan, math.nan, math.nan, math.nan

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from rtdetrv4.distillation.injector import Injector
-from rtdetrv4.types import DetectorOutput, Target
+from rtdetrv4.types import DetectorOutput, Targets
 
 
 class DistillationStudent(nn.Module):
@@ -32,7 +30,7 @@ class DistillationStudent(nn.Module):
         """The module that outputs F5."""
         return self.detector.get_submodule(self._aifi)
 
-    def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[DetectorOutput, Tensor | None]:
+    def forward(self, images: Tensor, targets: Targets) -> tuple[DetectorOutput, Tensor | None]:
         """B×3×H×W images in [0, 1] → the detector's output, and F5 in the teacher's space (B×D×h×w)."""
         output: DetectorOutput = self.detector(images, targets)
         if self.injector is None or output.training is None:

@@ -1,6 +1,6 @@
-"""How good a detector is: COCO metrics, and a report to look at."""
+"""Evaluation of detectors: COCO metrics, and a report with pictures."""
 
-from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, GroundTruth, ImageDetections, Metrics
+from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, ImageDetections, Metrics
 from rtdetrv4.evaluation.report import write_report
 
-__all__ = ["CocoEvaluator", "GroundTruth", "ImageDetections", "Metrics", "write_report"]
+__all__ = ["CocoEvaluator", "ImageDetections", "Metrics", "write_report"]

@@ -8,47 +8,19 @@ import gc
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rtdetrv4.data.records import Record
 from rtdetrv4.errors import DatasetError, require
 from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
 
 logger = logging.getLogger(__name__)
 
 
-class GroundTruth(Protocol):
-    """The boxes of one image; the records of a data set have this form."""
-
-    @property
-    def info(self) -> ImageInfo:
-        """Which image, and its size."""
-        ...
-
-    @property
-    def boxes_xyxy_px(self) -> np.ndarray:
-        """(n, 4) float32, pixels of the original image."""
-        ...
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(n,) int64 in [0, K)."""
-        ...
-
-    @property
-    def is_crowd(self) -> np.ndarray:
-        """(n,) bool: a region of many objects, in which detections count neither for nor against."""
-        ...
-
-    @property
-    def areas(self) -> np.ndarray:
-        """(n,) float64, square pixels: of the object, not of its box, where the annotations tell."""
-        ...
-
-
 class ImageDetections(NamedTuple):
-    """What was found in one image, by descending score."""
+    """The detections in one image, by descending score."""
 
     boxes_xyxy_px: np.ndarray
     """(n, 4) float32, pixels of the original image."""
@@ -62,8 +34,8 @@ class ImageDetections(NamedTuple):
 class Metrics:
     """The twelve COCO numbers and the AP of every class.
 
-    A number is NaN where it is not defined: nothing of that size, or no box of that class, in the ground truth.
-    `to_dict` gives None for these, so that it can be written as JSON.
+    A number is NaN if it is undefined because the ground truth has no object of that size or no box of that class.
+    `to_dict` turns NaN into None, so that the result can be written as JSON.
 
     References:
         https://cocodataset.org/#detection-eval
@@ -74,10 +46,10 @@ class Metrics:
     ap50: float
     ap75: float
     ap_small: float
-    """Objects of less than 32² pixels."""
+    """Objects smaller than 32² pixels."""
     ap_medium: float
     ap_large: float
-    """Objects of more than 96² pixels."""
+    """Objects larger than 96² pixels."""
     ar1: float
     """Recall with at most one detection per image and class; mean over classes and IoU thresholds."""
     ar10: float
@@ -91,7 +63,7 @@ class Metrics:
     num_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for `json.dumps`: None instead of NaN."""
+        """All fields, ready for `json.dumps`: None instead of NaN."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -104,23 +76,23 @@ class Metrics:
 class CocoEvaluator:
     """Collects detections image by image and computes COCO metrics over all of `records`.
 
-    An image without detections counts with all its boxes missed. COCO's limit of 100 detections holds per image *and
-    class*, as in pycocotools, so up to 100·K detections per image are of use.
+    All boxes of an image without detections count as missed. COCO's limit of 100 detections applies per image *and
+    class*, as in pycocotools, so up to 100·K detections per image are used.
 
-    Across processes: every rank updates with its own images, the states are gathered, and any rank that needs the
-    result merges them. Detections are kept by image, so an image that two ranks have seen counts once.
+    Across processes, every rank updates with its own images, the states are gathered, and any rank that needs the
+    result merges them. Detections are stored by image, so an image that two ranks have seen counts once.
 
     Args:
         records: the ground truth, one per image.
-        classes: names of the K classes that labels refer to.
+        classes: the K classes that labels refer to.
 
     Raises:
-        DatasetError: there is no image, or two have the same id.
+        DatasetError: there are no images, or two of them have the same id.
     """
 
-    def __init__(self, records: Iterable[GroundTruth], classes: ClassMap) -> None:
-        # By id, as pycocotools goes through them: where scores of two images tie, the order decides.
-        self.records: tuple[GroundTruth, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
+    def __init__(self, records: Iterable[Record], classes: ClassMap) -> None:
+        # By id, the order of pycocotools: it decides where scores of two images tie.
+        self.records: tuple[Record, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
         self.classes = classes
         self._detections: dict[int, ImageDetections] = {}
         self._index_of = {record.info.image_id: index for index, record in enumerate(self.records)}
@@ -128,12 +100,12 @@ class CocoEvaluator:
             raise DatasetError("there are no images to evaluate on; give a data set with a validation split")
         if len(self._index_of) < len(self.records):
             raise DatasetError(
-                f"{len(self.records)} images share {len(self._index_of)} image ids; give each image an id of its own"
+                f"{len(self.records)} images share {len(self._index_of)} image ids; give every image an id of its own"
             )
 
     @property
     def detections(self) -> tuple[ImageDetections, ...]:
-        """What was found in each image, in the order of `records`."""
+        """The detections in each image, in the order of `records`."""
         nothing = ImageDetections(
             np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
         )
@@ -144,11 +116,11 @@ class CocoEvaluator:
         self._detections.clear()
 
     def update(self, infos: Sequence[ImageInfo], found: PostprocessedBatch) -> None:
-        """Take in the detections of a batch; those of an image seen before are replaced.
+        """Add the detections of a batch; they replace earlier ones of the same images.
 
         Args:
             infos: the B images of the batch.
-            found: their detections, on any device, in any float type.
+            found: their detections, on any device and of any float type.
 
         Raises:
             DatasetError: an image is not in the ground truth, or a label is not one of its classes.
@@ -158,33 +130,33 @@ class CocoEvaluator:
         boxes = found.boxes_xyxy_px.detach().float().cpu().numpy()
         if labels.size and not 0 <= labels.min() <= labels.max() < self.classes.num_classes:
             raise DatasetError(
-                f"the detections have labels {labels.min()}...{labels.max()}, the data set has classes "
+                f"the detections have labels {labels.min()}...{labels.max()}, but the data set has classes "
                 f"0...{self.classes.num_classes - 1}; evaluate a model that was trained for these classes"
             )
         finite = np.isfinite(scores) & np.isfinite(boxes).all(axis=-1)
         if not finite.all():
-            logger.warning("%d detections are NaN or infinite and are left out", (~finite).sum())
+            logger.warning("%d detections are NaN or infinite and are ignored", (~finite).sum())
         for info, *arrays, keep in zip(infos, boxes, scores, labels, finite, strict=True):
             if info.image_id not in self._index_of:
                 raise DatasetError(
                     f"image id {info.image_id} ({info.file_name}) is not among the {len(self.records)} images of the "
-                    "ground truth; evaluate on the split that the evaluator was made for"
+                    "ground truth; evaluate on the split that the evaluator was created for"
                 )
             self._detections[info.image_id] = ImageDetections(*(array[keep] for array in arrays))
 
     def state(self) -> dict[int, ImageDetections]:
-        """The detections by image id: plain numpy, to be gathered from all ranks and given to `merge`."""
+        """The detections by image id, as NumPy arrays: gather them from all ranks for `merge`."""
         return dict(self._detections)
 
     def merge(self, states: Iterable[Mapping[int, ImageDetections]]) -> None:
-        """Take in the states of other ranks; this rank's own may be among them."""
+        """Add the states of other ranks; this rank's own may be among them."""
         for state in states:
             self._detections.update(state)
 
     def results(self) -> list[dict[str, Any]]:
         """All detections in COCO's result format, with the category ids of the annotations.
 
-        This is what evaluation servers take, as a JSON file. Boxes are x, y, width, height in pixels.
+        As a JSON file, evaluation servers accept it. Boxes are x, y, width, height in pixels.
         """
         category_ids = self.classes.category_ids
         return [
@@ -196,7 +168,7 @@ class CocoEvaluator:
         ]
 
     def compute(self) -> Metrics:
-        """Metrics over all images and all detections so far."""
+        """Compute the metrics over all images and all detections so far."""
         unseen = len(self.records) - len(self._detections)
         if unseen:
             logger.warning("%d of %d images were not evaluated; their boxes count as missed", unseen, len(self.records))
@@ -228,8 +200,8 @@ class CocoEvaluator:
             num_images=len(self.records),
         )
 
-    # COCO's own structure, in which the position of a record stands for its image id and the label for its category id:
-    # the C++ code keeps both as doubles, so that large ids would collide.
+    # COCO's structure, with the position of a record as its image id and the label as its category id: the C++ code
+    # stores both as doubles, in which large ids would collide.
     def _dataset(self, annotations: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "images": [{"id": index} for index in range(len(self.records))],
@@ -262,7 +234,7 @@ class CocoEvaluator:
 
 
 def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One dict per row, with ids from 1: the C++ code takes id 0 for "not matched"."""
+    """One dict per row, with ids from 1: to the C++ code, id 0 means "not matched"."""
     values = (column.tolist() for column in columns.values())
     keys = ("id", *columns)
     return [dict(zip(keys, row, strict=True)) for row in zip(range(1, 1 + len(columns["bbox"])), *values, strict=True)]
@@ -275,14 +247,14 @@ def _xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of the defined values (COCO marks the others with -1), or NaN."""
+    """The mean of the defined values, or NaN; COCO marks undefined ones with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else math.nan
 
 
 @contextlib.contextmanager
 def _paused_garbage_collection() -> Iterator[None]:
-    """Building a million dicts makes the collector look through all of them again and again: 3x the time."""
+    """Pause the collector, which would scan a million new dicts again and again and triple the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

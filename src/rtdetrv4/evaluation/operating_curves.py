@@ -1,4 +1,4 @@
-"""What a detector gets right and wrong at one IoU threshold, as its confidence threshold moves."""
+"""Precision and recall over the confidence threshold, and the confusion matrix, at one IoU threshold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rtdetrv4.evaluation.coco_evaluator import GroundTruth, ImageDetections
+from rtdetrv4.data.records import Record
+from rtdetrv4.evaluation.coco_evaluator import ImageDetections
 
 IOU_THRESHOLD = 0.5
 CONFIDENCES = np.linspace(0, 1, 1001)
@@ -17,28 +18,28 @@ _UNMATCHED, _IGNORED = -1, -2
 
 
 class OperatingCurves(NamedTuple):
-    """One row per class, NaN where a number is not defined: nothing found so sure, or no box of the class."""
+    """One row per class; NaN where a number is undefined: no detection that confident, or no box of the class."""
 
     precision: np.ndarray
-    """K×1001, of the detections with at least the confidence `CONFIDENCES[i]`."""
+    """K×1001, of the detections with a confidence of at least `CONFIDENCES[i]`."""
     recall: np.ndarray
     """K×1001."""
     f1: np.ndarray
-    """K×1001: harmonic mean of precision and recall."""
+    """K×1001, the harmonic mean of precision and recall."""
     precision_at_recall: np.ndarray
-    """K×101: the best precision at a recall of at least `RECALLS[i]`; its mean is the AP at IoU 0.5."""
+    """K×101, the best precision at a recall of at least `RECALLS[i]`; its mean is the AP at IoU 0.5."""
     num_boxes: np.ndarray
-    """(K,) int64, ground truth without crowd regions."""
+    """(K,) int64, the number of ground-truth boxes without crowd regions."""
 
 
 def operating_curves(
-    records: Sequence[GroundTruth], detections: Sequence[ImageDetections], num_classes: int
+    records: Sequence[Record], detections: Sequence[ImageDetections], num_classes: int
 ) -> OperatingCurves:
-    """Precision, recall and F1 of every class at every confidence threshold.
+    """Compute precision, recall and F1 of every class at every confidence threshold.
 
     Args:
-        records: ground truth of each image.
-        detections: what was found in each image, in the same order.
+        records: the ground truth of each image.
+        detections: the detections in each image, in the same order.
         num_classes: K.
     """
     matched = [match(found, truth, same_class=True) for found, truth in zip(detections, records, strict=True)]
@@ -69,13 +70,13 @@ def operating_curves(
 
 
 def best_confidence(f1: np.ndarray) -> float | None:
-    """The confidence threshold of the highest F1, or None where F1 is nowhere above zero.
+    """The confidence threshold with the highest F1, or None if F1 is zero everywhere.
 
-    Where F1 keeps its maximum over a range of thresholds, the middle of the range: on other images the scores of right
-    and wrong detections will lie a little higher or lower.
+    If a range of thresholds has the highest F1, this is its middle, since on other images the scores of right and wrong
+    detections will be a little higher or lower.
 
     Args:
-        f1: (1001,) at `CONFIDENCES`.
+        f1: (1001,), the F1 at each of `CONFIDENCES`.
     """
     if not np.nan_to_num(f1).any():
         return None
@@ -85,15 +86,15 @@ def best_confidence(f1: np.ndarray) -> float | None:
 
 
 def confusion_matrix(
-    records: Sequence[GroundTruth], detections: Sequence[ImageDetections], num_classes: int, confidence: float
+    records: Sequence[Record], detections: Sequence[ImageDetections], num_classes: int, confidence: float
 ) -> np.ndarray:
-    """How often a box of one class was found as another.
+    """Count how often objects of each class were detected as each class.
 
-    Boxes and detections are paired whatever their classes, the most confident detection first.
+    Boxes and detections are paired regardless of their classes, the most confident detection first.
 
     Returns:
-        (K+1)×(K+1) counts: row = true class, column = predicted class. The last column counts boxes that were missed,
-        the last row detections where there is no box.
+        (K+1)×(K+1) counts: row = true class, column = predicted class. The last column counts missed boxes, the last
+        row detections without a box.
     """
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     for found, truth in zip(detections, records, strict=True):
@@ -109,17 +110,17 @@ def confusion_matrix(
     return counts
 
 
-def match(found: ImageDetections, truth: GroundTruth, *, same_class: bool) -> np.ndarray:
-    """Pair detections with boxes as COCO does: by descending score, each takes the free box it overlaps most.
+def match(found: ImageDetections, truth: Record, *, same_class: bool) -> np.ndarray:
+    """Match detections to boxes as COCO does: by descending score, each to the free box it overlaps most.
 
     Args:
-        found: n detections of an image.
+        found: the n detections in an image.
         truth: its m boxes.
-        same_class: a detection takes boxes of its own class only.
+        same_class: match detections only to boxes of their own class.
 
     Returns:
-        (n,) int64: the index of the box; -1 where there is none; -2 where the detection lies in a crowd region of its
-        class and does not count.
+        (n,) int64: the index of the box, -1 for no box, or -2 for a detection in a crowd region of its class, which
+        does not count.
     """
     matches = np.full(len(found.scores), _UNMATCHED)
     is_own = found.labels[:, None] == truth.labels
@@ -127,7 +128,7 @@ def match(found: ImageDetections, truth: GroundTruth, *, same_class: bool) -> np
     matches[(overlap >= IOU_THRESHOLD)[:, truth.is_crowd].any(axis=1, where=is_own[:, truth.is_crowd])] = _IGNORED
 
     iou = np.where(truth.is_crowd | ~(is_own | (not same_class)), 0, overlap)
-    candidates = np.flatnonzero((iou >= IOU_THRESHOLD).any(axis=1))  # few: most detections are far from any box
+    candidates = np.flatnonzero((iou >= IOU_THRESHOLD).any(axis=1))  # few, as most detections are far from any box
     for i in candidates[np.argsort(-found.scores[candidates], kind="stable")]:
         box = iou[i].argmax()
         if iou[i, box] >= IOU_THRESHOLD:
@@ -137,7 +138,7 @@ def match(found: ImageDetections, truth: GroundTruth, *, same_class: bool) -> np
 
 
 def _overlaps(boxes: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
-    """n×m: intersection over union; for crowd regions, over the area of the detection."""
+    """n×m: intersection over union or, for crowd regions, over the area of the detection."""
     boxes, truth = boxes.astype(np.float64), truth.astype(np.float64)
     top_left = np.maximum(boxes[:, None, :2], truth[:, :2])
     bottom_right = np.minimum(boxes[:, None, 2:], truth[:, 2:])

@@ -1,4 +1,4 @@
-"""The evaluation as files: numbers in metrics.json, and three pictures to look at."""
+"""The report of an evaluation: metrics.json and three pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colors without the two that are hard to see on white: told apart with any kind of color vision.
+# The Okabe-Ito colors, distinguishable with any color vision, without the two that are hard to see on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _WIDE_FONTS = (
     "Noto Sans CJK SC",
@@ -45,9 +45,9 @@ def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics 
     """Write metrics.json, confusion_matrix.png, precision_recall.png and f1_confidence.png.
 
     Args:
-        evaluator: has seen all images.
-        folder: is made if it is not there; files of an earlier report in it are replaced.
-        metrics: what `evaluator.compute()` returned, if it was called already.
+        evaluator: an evaluator that has seen all images.
+        folder: created if missing; the files of an earlier report are replaced.
+        metrics: the result of `evaluator.compute()`, if it was called already.
 
     Returns:
         The contents of metrics.json: the fields of `Metrics`; "confidence", the threshold with the best mean F1; and
@@ -87,7 +87,7 @@ def _operating_point(curves: OperatingCurves, k: int) -> dict[str, Any]:
 
 
 def draw_precision_recall(curves: OperatingCurves, names: Sequence[str]) -> Figure:
-    """Precision over recall, one line per class and their mean."""
+    """Draw precision over recall, a line per class and their mean."""
     ap50 = curves.precision_at_recall.mean(axis=1)
     labels = [f"{ap:.2f}  {_short(name)}" for ap, name in zip(ap50, names, strict=True)]
     mean = _mean_of_rows(curves.precision_at_recall)
@@ -105,7 +105,7 @@ def draw_precision_recall(curves: OperatingCurves, names: Sequence[str]) -> Figu
 
 
 def draw_f1_confidence(curves: OperatingCurves, names: Sequence[str]) -> Figure:
-    """F1 over the confidence threshold, one line per class and their mean, with a dot at the best threshold."""
+    """Draw F1 over the confidence threshold, a line per class and their mean, with a dot at the best threshold."""
     best = [best_confidence(f1) for f1 in curves.f1]
     quality = np.array([math.nan if np.isnan(f1).all() else f1.max() for f1 in curves.f1])
     labels = [
@@ -127,19 +127,19 @@ def draw_f1_confidence(curves: OperatingCurves, names: Sequence[str]) -> Figure:
 
 
 def draw_confusion_matrix(counts: np.ndarray, names: Sequence[str], confidence: float) -> Figure:
-    """Rows are true classes, columns what they were found as; classes that occur in neither are left out.
+    """Draw true classes (rows) against predicted classes (columns), omitting classes that occur in neither.
 
     Args:
-        counts: (K+1)×(K+1) as `confusion_matrix` returns them.
-        names: K names.
-        confidence: the threshold that was applied, for the title.
+        counts: (K+1)×(K+1), from `confusion_matrix`.
+        names: the K class names.
+        confidence: the threshold of the detections, for the title.
     """
     last = len(names)
     shown = [k for k in range(last) if counts[k].any() or counts[:, k].any()] or list(range(last))
     counts = counts[np.ix_([*shown, last], [*shown, last])].astype(float)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    share[-1] = counts[-1] / np.maximum(counts.sum(axis=0), 1)  # false positives have no true class to be a share of
-    counts[-1, -1] = share[-1, -1] = np.nan  # what was rightly not found cannot be counted
+    share[-1] = counts[-1] / np.maximum(counts.sum(axis=0), 1)  # false positives have no true class
+    counts[-1, -1] = share[-1, -1] = np.nan  # true negatives cannot be counted
     num_shown = len(counts)
 
     cell = min(max(9.0 / num_shown, 0.16), 0.75)  # inches
@@ -161,7 +161,7 @@ def draw_confusion_matrix(counts: np.ndarray, names: Sequence[str], confidence: 
     )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for line in (axes.axhline, axes.axvline):  # set apart what is no class
+    for line in (axes.axhline, axes.axvline):  # separate the classes from the rest
         line(num_shown - 1.5, color="#555555", linewidth=0.8)
     if len(shown) <= _MAX_CLASSES_WITH_COUNTS:
         for row, column in zip(*np.nonzero(np.nan_to_num(counts)), strict=True):
@@ -188,7 +188,7 @@ def _draw_lines(
     legend_title: str,
     marked: Sequence[float | None] = (),
 ) -> Figure:
-    """Lines of K classes in [0, 1]², best first in the legend; of many classes only the weakest have a name."""
+    """Draw the lines of K classes in [0, 1]², best first in the legend; of many classes, only the worst are named."""
     figure = _figure(9, 5)
     axes = figure.add_subplot()
     ranked = [k for k in np.argsort(-quality) if not math.isnan(quality[k])]  # NaN: the class has no boxes
@@ -221,7 +221,7 @@ def _draw_lines(
     if not ranked:
         axes.text(0.5, 0.5, "no boxes in the ground truth", ha="center", va="center", backgroundcolor="white")
         return figure
-    # Texts are set afterwards: matplotlib leaves out labels that begin with an underscore, and a class may.
+    # Texts are set afterwards: matplotlib skips labels that begin with an underscore, as class names may.
     legend = axes.legend(
         handles, [str(i) for i in range(len(handles))], title=legend_title, alignment="left", frameon=False,
         loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0,
@@ -243,25 +243,25 @@ def _style_unit_square(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure in inches that belongs to no global state."""
+    """A figure of a size in inches, outside pyplot's global state."""
     return require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
 
 
 def _fonts() -> list[str]:
-    """Matplotlib's own font, then those of this machine that have Chinese, Japanese or Korean class names."""
+    """Matplotlib's own font, then installed ones with Chinese, Japanese and Korean characters."""
     installed = {font.name for font in require("matplotlib.font_manager", "train").fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in installed)]
 
 
 def _save(figure: Figure, path: Path) -> None:
     require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
-    with warnings.catch_warnings():  # letters that no font has show as boxes
+    with warnings.catch_warnings():  # characters that no font has are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(path, dpi=150)
 
 
 def _mean_of_rows(rows: np.ndarray) -> np.ndarray:
-    """Mean over classes that have boxes; zeros where none has."""
+    """The mean over the classes that have boxes; zeros if none has."""
     defined = rows[~np.isnan(rows).all(axis=1)]
     return defined.mean(axis=0) if len(defined) else np.zeros(rows.shape[1])
 

@@ -6,7 +6,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,11 +20,11 @@ from rtdetrv4.losses.localization import (
     edge_balance,
     fine_grained_localization,
 )
-from rtdetrv4.losses.matcher import FlatTargets, HungarianMatcher, Matches, denoising_matches, flatten_targets
+from rtdetrv4.losses.matcher import HungarianMatcher, Matches, denoising_matches
 from rtdetrv4.ops.boxes import overlap, xyxy_from_cxcywh
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.ops.distribution import encode_edges, weighting
-from rtdetrv4.types import DetectorOutput, HeadOutput, Target, TrainingOutput
+from rtdetrv4.types import DetectorOutput, HeadOutput, Targets, TrainingOutput
 
 
 class SupervisedHeads(NamedTuple):
@@ -84,7 +84,7 @@ class Criterion:
         self.reg_scale = reg_scale
         self._weighting = weighting(reg_max, reg_scale)
 
-    def __call__(self, output: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(self, output: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
         """Scalar float32 terms named term + head: `mal`, `bbox_aux_0`, `giou_pre`, `fgl_dn_1`, `mal_enc_0`, ….
 
         Terms are normalized by the mean number of boxes over ranks. Images without boxes are ordinary input; a batch
@@ -92,14 +92,13 @@ class Criterion:
         """
         if output.training is None:
             raise ValueError("the criterion needs a model in train mode: call model.train() before the forward pass")
-        flat = flatten_targets(targets)
         terms: dict[str, Tensor] = {}
-        for heads in self.supervised_heads(output.training, flat):
-            for term, names, values in self._terms(heads, flat):
+        for heads in self.supervised_heads(output.training, targets):
+            for term, names, values in self._terms(heads, targets):
                 terms.update({term + name: value for name, value in zip(names, values.unbind(), strict=True)})
         return terms
 
-    def supervised_heads(self, output: TrainingOutput, targets: FlatTargets) -> Iterator[SupervisedHeads]:
+    def supervised_heads(self, output: TrainingOutput, targets: Targets) -> Iterator[SupervisedHeads]:
         """The encoder's selection and the decoder's heads; then the decoder's heads for denoising queries."""
         queries = output.queries
         decoder = _decoder_heads(queries, names=("_pre", "_aux", ""))
@@ -136,7 +135,7 @@ class Criterion:
                 balance=balance,
             )
 
-    def _terms(self, heads: SupervisedHeads, targets: FlatTargets) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
+    def _terms(self, heads: SupervisedHeads, targets: Targets) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
         """(term, the heads it applies to, one value for each of these)."""
         yield self.classification, heads.names, self._classification(heads, targets) / heads.class_norm
 
@@ -175,7 +174,7 @@ class Criterion:
                 ),
             )
 
-    def _classification(self, heads: SupervisedHeads, targets: FlatTargets) -> Tensor:
+    def _classification(self, heads: SupervisedHeads, targets: Targets) -> Tensor:
         image, query, target = heads.class_matches
         with torch.no_grad():
             predicted = xyxy_from_cxcywh(heads.boxes[_rows(query), image, query])

@@ -6,7 +6,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,29 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rtdetrv4.ops.boxes import overlap, xyxy_from_cxcywh
-from rtdetrv4.types import Target
-
-
-class FlatTargets(NamedTuple):
-    """The targets of a batch, all images in a row: N boxes."""
-
-    labels: Tensor
-    """(N,) int64."""
-    boxes: Tensor
-    """(N, 4) float32, cxcywh."""
-    image: Tensor
-    """(N,) int64, which image each belongs to."""
-    counts: tuple[int, ...]
-    """Boxes per image."""
-
-
-def flatten_targets(targets: Sequence[Target]) -> FlatTargets:
-    """Concatenate the targets of the images of a batch."""
-    counts = tuple(len(target.labels) for target in targets)
-    labels = torch.cat([target.labels for target in targets])
-    repeats = torch.tensor(counts)
-    image = torch.arange(len(counts)).repeat_interleave(repeats).to(labels.device, non_blocking=True)
-    return FlatTargets(labels, torch.cat([target.boxes for target in targets]).float(), image, counts)
+from rtdetrv4.types import Targets
 
 
 class Matches(NamedTuple):
@@ -48,7 +25,7 @@ class Matches(NamedTuple):
     query: Tensor
     """H×M int64, in [0, Q)."""
     target: Tensor
-    """H×M int64, in [0, N), into `FlatTargets`."""
+    """H×M int64, in [0, N), into `Targets`."""
 
     def expand(self, num_heads: int) -> Matches:
         """The same pairs for `num_heads` heads."""
@@ -84,18 +61,19 @@ class HungarianMatcher:
         self.gamma = gamma
 
     @torch.no_grad()
-    def cost(self, logits: Tensor, boxes: Tensor, targets: FlatTargets) -> Tensor:
+    def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """N×H×Q: what it costs head h to give target n to query q. Logits H×B×Q×K, boxes H×B×Q×4."""
-        p = logits[:, targets.image, :, targets.labels].sigmoid()  # N×H×Q
+        image = _image_index(targets).to(logits.device, non_blocking=True)
+        p = logits[:, image, :, targets.labels].sigmoid()  # N×H×Q
         positive = -self.alpha * (1 - p) ** self.gamma * (p + 1e-8).log()
         negative = -(1 - self.alpha) * p**self.gamma * (1 - p + 1e-8).log()
-        predicted = boxes[:, targets.image].transpose(0, 1)  # N×H×Q×4
+        predicted = boxes[:, image].transpose(0, 1)  # N×H×Q×4
         true = targets.boxes[:, None, None]
         distance = (predicted - true).abs().sum(dim=-1)
         giou = overlap(xyxy_from_cxcywh(predicted), xyxy_from_cxcywh(true)).giou
         return self.class_weight * (positive - negative) + self.box_weight * distance - self.giou_weight * giou
 
-    def __call__(self, logits: Tensor, boxes: Tensor, targets: FlatTargets) -> MatchedHeads:
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> MatchedHeads:
         """Match H heads: logits H×B×Q×K, boxes H×B×Q×4."""
         num_heads, _, num_queries, _ = logits.shape
         # Diverging predictions are the loop's business (it sees the loss); the assignment only needs finite numbers.
@@ -151,15 +129,20 @@ class MatchedHeads:
         return Matches(image, query, target)
 
 
-def denoising_matches(targets: FlatTargets, num_groups: int, max_targets: int) -> Matches:
+def denoising_matches(targets: Targets, num_groups: int, max_targets: int) -> Matches:
     """The positives of every denoising group with the boxes they were made from, 1×(N·G).
 
     Group g holds its positives at queries [2g·Tmax, (2g+1)·Tmax), then its negatives; box t of an image is the t-th.
     """
-    device = targets.labels.device
-    starts = torch.tensor([0, *targets.counts[:-1]]).cumsum(0).to(device, non_blocking=True)
-    rank = torch.arange(len(targets.labels), device=device) - starts[targets.image]
-    offset = 2 * max_targets * torch.arange(num_groups, device=device)
-    query = (rank[:, None] + offset).flatten()
-    index = torch.arange(len(targets.labels), device=device).repeat_interleave(num_groups)
-    return Matches(targets.image[index][None], query[None], index[None])
+    image = _image_index(targets)
+    counts = torch.tensor(targets.counts)
+    rank = torch.arange(len(image)) - (counts.cumsum(0) - counts)[image]
+    query = (rank[:, None] + 2 * max_targets * torch.arange(num_groups)).flatten()
+    target = torch.arange(len(image)).repeat_interleave(num_groups)
+    pairs = torch.stack((image[target], query, target))[:, None]
+    return Matches(*pairs.to(targets.labels.device, non_blocking=True))
+
+
+def _image_index(targets: Targets) -> Tensor:
+    """(N,) int64 on the CPU: the image of each box."""
+    return torch.arange(len(targets.counts)).repeat_interleave(torch.tensor(targets.counts))

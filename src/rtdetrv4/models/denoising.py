@@ -6,15 +6,13 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from rtdetrv4.ops.boxes import cxcywh_from_xyxy, inverse_sigmoid, xyxy_from_cxcywh
-from rtdetrv4.types import DenoisingGroups, Target
+from rtdetrv4.types import DenoisingGroups, Targets
 
 
 class DenoisingQueries(NamedTuple):
@@ -64,23 +62,26 @@ class ContrastiveDenoising(nn.Module):
         self.box_noise = box_noise
         self.class_embedding = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
 
-    def forward(self, targets: Sequence[Target]) -> DenoisingQueries:
+    def forward(self, targets: Targets) -> DenoisingQueries:
         """Draw noise for the targets of a batch.
 
         A batch without any box gives no queries, but still reaches the embedding, so that every rank of a distributed
         run has the same graph.
         """
         weight = self.class_embedding.weight
-        groups = group_layout(self.num_denoising, max(len(target.labels) for target in targets))
+        groups = group_layout(self.num_denoising, max(targets.counts))
         if groups.max_targets == 0:
-            empty = weight[:0].expand(len(targets), 0, -1)
-            return DenoisingQueries(empty + 0 * weight.sum(), weight.new_zeros(len(targets), 0, 4), groups)
+            batch = len(targets.counts)
+            empty = weight[:0].expand(batch, 0, -1)
+            return DenoisingQueries(empty + 0 * weight.sum(), weight.new_zeros(batch, 0, 4), groups)
+        device = targets.labels.device
+        counts = torch.tensor(targets.counts).to(device, non_blocking=True)
+        real = torch.arange(groups.max_targets, device=device) < counts[:, None]  # B×Tmax; the others are padding
+        labels = targets.labels.new_full(real.shape, self.num_classes).masked_scatter_(real, targets.labels)
+        boxes = targets.boxes.new_zeros(*real.shape, 4).masked_scatter_(real[..., None], targets.boxes)
         repeats = 2 * groups.num_groups
-        padding = self.num_classes
-        labels = pad_sequence([t.labels for t in targets], batch_first=True, padding_value=padding).repeat(1, repeats)
-        boxes = pad_sequence([t.boxes for t in targets], batch_first=True).repeat(1, repeats, 1)
-        real = labels != padding
-        negative = torch.arange(repeats, device=labels.device).remainder(2).repeat_interleave(groups.max_targets)
+        labels, boxes, real = labels.repeat(1, repeats), boxes.repeat(1, repeats, 1), real.repeat(1, repeats)
+        negative = torch.arange(repeats, device=device).remainder(2).repeat_interleave(groups.max_targets)
 
         if self.label_noise > 0:
             swapped = (torch.rand_like(labels, dtype=torch.float32) < 0.5 * self.label_noise) & real

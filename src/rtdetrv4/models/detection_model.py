@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ from rtdetrv4.models.denoising import ContrastiveDenoising, attention_allowed
 from rtdetrv4.models.fusing import fuse_conv_norms
 from rtdetrv4.models.hybrid_encoder import HybridEncoder
 from rtdetrv4.models.query_selection import QuerySelection
-from rtdetrv4.types import DetectorOutput, EncoderOutput, HeadOutput, Target, TrainingOutput
+from rtdetrv4.types import DetectorOutput, EncoderOutput, HeadOutput, Targets, TrainingOutput
 
 
 class DetectionModel(nn.Module):
@@ -42,12 +40,12 @@ class DetectionModel(nn.Module):
         self.denoising = denoising
         self.decoder = decoder
 
-    def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> DetectorOutput:
+    def forward(self, images: Tensor, targets: Targets | None = None) -> DetectorOutput:
         """Detect.
 
         Args:
             images: B×3×H×W, RGB in [0, 1]; H and W multiples of 32.
-            targets: one per image; in train mode they make the denoising queries.
+            targets: of the batch; in train mode they make the denoising queries.
 
         Returns:
             Logits B×Q×K and boxes B×Q×4 (cxcywh in [0, 1]) of the last layer; in train mode also `training`.

@@ -152,8 +152,12 @@ class Detections:
         return json.dumps(content, ensure_ascii=False)
 
     def to_supervision(self) -> Any:
-        """A `supervision.Detections`, for its trackers, zones and annotators."""
-        supervision = require("supervision", "train")
+        """A `supervision.Detections`, for the trackers, zones and annotators of that package.
+
+        Raises:
+            MissingDependencyError: supervision is not installed.
+        """
+        supervision = require("supervision")
         return supervision.Detections(
             xyxy=self.xyxy,
             confidence=self.confidence,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rtdetrv4.distillation import DistillationStudent
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.losses import Criterion, weighted_sum
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _saved_bytes(
     device = accelerator.device
     labels = torch.zeros(num_boxes, dtype=torch.int64, device=device)
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.2], device=device).repeat(num_boxes, 1)
-    targets = [Target(labels, boxes)] * num_images
+    targets = Targets.of([(labels, boxes)] * num_images)
     storages: dict[int, Tensor] = {}  # kept alive, so that no address is given out twice
     own = {tensor.untyped_storage().data_ptr() for tensor in (*student.parameters(), *student.buffers())}
 

@@ -231,7 +231,7 @@ class Trainer:
         else:
             self._skip(losses, batches)
 
-        num_images = accelerator.num_processes * sum(len(batch.targets) for batch in batches)
+        num_images = accelerator.num_processes * sum(len(batch.images) for batch in batches)
         self.num_images += num_images
         report = StepReport(
             epoch=position.epoch + 1,

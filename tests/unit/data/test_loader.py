@@ -32,7 +32,8 @@ def equal(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
         torch.equal(a.images, b.images)
         and a.infos == b.infos
-        and all(torch.equal(x, y) for s, t in zip(a.targets, b.targets, strict=True) for x, y in zip(s, t, strict=True))
+        and a.targets.counts == b.targets.counts
+        and all(torch.equal(x, y) for x, y in zip(a.targets[:2], b.targets[:2], strict=True))
         for a, b in zip(first, second, strict=True)
     )
 
@@ -59,11 +60,10 @@ def test_resuming_in_the_middle_of_an_epoch(split: Split) -> None:
     loader = build_loader(DetectionDataset(split, (32, 32), FULL), 3, 0, shuffle=True, drop_last=True)
     loader.sampler.set_epoch(4)
     whole = list(loader)
-    state = loader.sampler.state_dict()
     loader.sampler.set_epoch(4, start_batch=2)
     assert equal(list(loader), whole[2:])
     assert len(loader) == 3
-    loader.sampler.load_state_dict(state)
+    loader.sampler.set_epoch(4)
     assert equal(list(loader), whole)
 
 

@@ -87,7 +87,7 @@ def test_the_same_boxes_as_in_coco(shared: Path) -> None:
 def test_mistakes(root: Path) -> None:
     lists = root / "ImageSets" / "Main"
     (lists / "val.txt").write_text("../c\nnone\n")
-    with pytest.raises(DatasetError, match=r"lists 1 images without annotation; the first would be .*none\.xml"):
+    with pytest.raises(DatasetError, match=r"lists 1 image without annotations; the first missing file is .*none\.xml"):
         read_splits(root)
     (lists / "val.txt").write_text("c\n")
     (root / "JPEGImages" / "c.jpg").unlink()
@@ -100,7 +100,7 @@ def test_mistakes(root: Path) -> None:
     with pytest.raises(DatasetError, match="is not a Pascal VOC annotation"):
         read_splits(root)
     write(root / "JPEGImages", root / "Annotations", "c", ("dog", "a b c d"))
-    with pytest.raises(DatasetError, match=r"not one usable box.*<bndbox> should hold"):
+    with pytest.raises(DatasetError, match=r"no usable box.*<bndbox> should hold"):
         read_splits(root)
     (root / "ImageSets").rename(root / "lists")
     with pytest.raises(DatasetError, match=r"without lists of its splits; write .*train\.txt"):

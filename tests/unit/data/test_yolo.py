@@ -103,6 +103,14 @@ def test_names_by_number_and_labels_beside_the_images(tmp_path: Path) -> None:
     assert labels(split) == [1]
 
 
+@pytest.mark.parametrize("names", [("no", "yes"), ("off", "on"), ("n", "y"), ("012", "1:30")])
+def test_names_are_text_whatever_yaml_1_1_makes_of_them(root: Path, names: tuple[str, str]) -> None:
+    (root / "data.yaml").write_text(f"train: images/train\nnames: [{names[0]}, {names[1]}]\n")
+    split = read_splits(root).train
+    assert split is not None
+    assert split.classes.names == names
+
+
 def test_polygons_become_boxes_and_turned_photos_are_upright(root: Path) -> None:
     write_labels(root / "labels" / "train" / "a.txt", "0 0.1 0.5 0.5 0.1 0.9 0.5 0.5 0.9")
     write_image(root / "images" / "train" / "b.jpg", (40, 80), orientation=6)
@@ -128,20 +136,21 @@ def test_what_is_no_box_is_counted(root: Path) -> None:
     ("yaml", "line", "message"),
     [
         ("train: images/train\nnc: 3", "", '"names" should list the classes'),
+        ("train: images/train\nnames: [true, false]", "", '"names" should list the classes as text'),
         (f"train: images/train\nnc: 3\n{NAMES}", "", '"nc" is 3, but "names" has 2 classes'),
-        ("train: images/train\nnames: [cat, cat]", "", '"cat" stands there more than once'),
+        ("train: images/train\nnames: [cat, cat]", "", '"cat" occurs more than once'),
         (NAMES, "", "names no images"),
-        (f"train: images/none\n{NAMES}", "", '"train" is images/none, which is not there'),
+        (f"train: images/none\n{NAMES}", "", '"train" is images/none, which does not exist'),
         (f"train: labels\n{NAMES}", "", '"train" has no images in'),
-        (f"train: [1]\n{NAMES}", "", "should be a folder of images, or several; got"),
+        (f"train: [1]\n{NAMES}", "", "should be a folder of images or a list of folders; got"),
         (f"path: 3\ntrain: images/train\n{NAMES}", "", '"path" should be a folder; got 3'),
         (f"train: data.yaml\n{NAMES}", "", "neither a folder of images nor a .txt file"),
-        (f"train: list.txt\n{NAMES}", "/etc/passwd", "outside of the data set's folder"),
-        (f"train: list.txt\n{NAMES}", "../../a.jpg", "outside of the data set's folder"),
-        (f"train: list.txt\n{NAMES}", "images/x.jpg", "lists images/x.jpg, which is not there"),
-        (f"train: images/train\n{NAMES}", "2 0.5 0.5 1 1", "line 1: class 2 is none of the 2"),
-        (f"train: images/train\n{NAMES}", "cat 0.5 0.5 1 1", "line 1: class cat is none of the 2"),
-        (f"train: images/train\n{NAMES}", "1 50 50 10 10", "not one usable box.*as parts of the image's"),
+        (f"train: list.txt\n{NAMES}", "/etc/passwd", "outside the folder of the data set"),
+        (f"train: list.txt\n{NAMES}", "../../a.jpg", "outside the folder of the data set"),
+        (f"train: list.txt\n{NAMES}", "images/x.jpg", "lists images/x.jpg, which does not exist"),
+        (f"train: images/train\n{NAMES}", "2 0.5 0.5 1 1", "line 1: class 2 is not one of the 2"),
+        (f"train: images/train\n{NAMES}", "cat 0.5 0.5 1 1", "line 1: class cat is not one of the 2"),
+        (f"train: images/train\n{NAMES}", "1 50 50 10 10", "no usable box.*as fractions of the image size"),
     ],
 )
 def test_mistakes(root: Path, yaml: str, line: str, message: str) -> None:
@@ -173,5 +182,5 @@ def test_images_without_any_labels(root: Path) -> None:
 
 def test_two_descriptions_in_one_folder(root: Path) -> None:
     (root / "other.yml").write_text(f"train: images/val\n{NAMES}")
-    with pytest.raises(DatasetError, match="has 2 YAML files of YOLO; give the one to use"):
+    with pytest.raises(DatasetError, match="has 2 YOLO YAML files; give the one to use"):
         read_splits(root)

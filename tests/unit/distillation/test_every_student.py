@@ -11,7 +11,7 @@ from rtdetrv4.assembly.training import build_criterion, loss_weights
 from rtdetrv4.config import VARIANTS, load_recipe, override
 from rtdetrv4.distillation import DistillationStudent, Injector, alignment_loss
 from rtdetrv4.losses import weighted_sum
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 
 TEACHER_DIM = 24
 SIZES_HW = ((640, 640), (384, 640))
@@ -24,18 +24,18 @@ def test_a_step_of_distillation(name: str) -> None:
     recipe, variant = override(load_recipe(name), changes), find_variant(name)
     student = DistillationStudent(build_detector(recipe, 3), Injector(variant.hidden_dim, TEACHER_DIM)).train()
     criterion, weights = build_criterion(recipe.loss, variant), loss_weights(recipe.loss) | {"distill": 5.0}
-    target = Target(torch.tensor([0, 2]), torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.3, 0.5]]))
+    targets = Targets(torch.tensor([0, 2]), torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.3, 0.5]]), (2,))
     for height, width in SIZES_HW:
         grid_hw = (height // 32, width // 32)
         student.zero_grad()
-        output, projected = student(torch.rand(1, 3, height, width), [target])
+        output, projected = student(torch.rand(1, 3, height, width), targets)
         assert projected is not None
         assert projected.shape == (1, TEACHER_DIM, *grid_hw)
 
         distill = alignment_loss(projected, torch.randn(1, TEACHER_DIM, *grid_hw))
         (reached,) = torch.autograd.grad(distill, [student.aifi.get_parameter("linear2.weight")], retain_graph=True)
         assert reached.abs().sum() > 0
-        terms = criterion(output, [target]) | {"distill": distill}
+        terms = criterion(output, targets) | {"distill": distill}
         weighted_sum(terms, weights).backward()
         assert all(term.isfinite() for term in terms.values())
         without = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import tap_ranks
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Tap, Teacher, alignment_loss
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 from small_training import make_detector
 from small_training import make_teacher as make_patches
 from tap_ranks import Detector, make_images, make_tapped, make_teacher, step
@@ -132,7 +132,7 @@ def test_tokens_on_a_grid_that_is_told() -> None:
 def test_gradients_are_those_of_the_distillation_student() -> None:
     """Our own detector, tapped, against the module that our trainer trains: bit for bit."""
     images = torch.rand(2, 3, 64, 64)
-    targets = [Target(torch.tensor([0, 2]), torch.rand(2, 4)), Target(torch.tensor([1]), torch.rand(1, 4))]
+    targets = Targets.of([(torch.tensor([0, 2]), torch.rand(2, 4)), (torch.tensor([1]), torch.rand(1, 4))])
     teacher = make_patches()
     student = DistillationStudent(make_detector(), Injector(32, teacher.dim)).train()
     model = copy.deepcopy(student.detector)

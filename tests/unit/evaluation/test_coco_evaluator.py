@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from rtdetrv4.data.records import Record
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
@@ -21,14 +22,6 @@ SUMMARY = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium",
     "ar_large",
 )  # fmt: skip
-
-
-class Record(NamedTuple):
-    info: ImageInfo
-    boxes_xyxy_px: np.ndarray
-    labels: np.ndarray
-    is_crowd: np.ndarray
-    areas: np.ndarray
 
 
 def random_boxes(rng: np.random.Generator, num: int) -> np.ndarray:
@@ -250,7 +243,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
 def test_what_does_not_fit_the_ground_truth_is_refused() -> None:
     evaluator = make_evaluator()
     found = PostprocessedBatch(torch.ones(1, 1), torch.tensor([[90]]), torch.ones(1, 1, 4))
-    with pytest.raises(DatasetError, match=r"labels 90...90, the data set has classes 0...2"):
+    with pytest.raises(DatasetError, match=r"labels 90...90, but the data set has classes 0...2"):
         evaluator.update([evaluator.records[0].info], found)
     with pytest.raises(DatasetError, match=r"image id 12345 \(x.jpg\) is not among the 6 images"):
         evaluator.update([ImageInfo(12345, "x.jpg", 1, 1)], found._replace(labels=torch.tensor([[0]])))

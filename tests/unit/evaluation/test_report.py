@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from rtdetrv4.data.records import Record
 from rtdetrv4.evaluation import CocoEvaluator, ImageDetections, write_report
 from rtdetrv4.evaluation.operating_curves import best_confidence, confusion_matrix, match, operating_curves
 from rtdetrv4.evaluation.report import draw_f1_confidence, draw_precision_recall
 from rtdetrv4.types import ClassMap, ImageInfo
 
 PICTURES = ("confusion_matrix.png", "f1_confidence.png", "precision_recall.png")
-
-
-class Record(NamedTuple):
-    info: ImageInfo
-    boxes_xyxy_px: np.ndarray
-    labels: np.ndarray
-    is_crowd: np.ndarray
-    areas: np.ndarray
 
 
 def make_record(

@@ -12,18 +12,20 @@ from torchvision.ops import generalized_box_iou
 from rtdetrv4.assembly import create_model
 from rtdetrv4.losses import Criterion, HungarianMatcher, weighted_sum
 from rtdetrv4.losses.localization import box_losses
-from rtdetrv4.losses.matcher import MatchedHeads, flatten_targets
+from rtdetrv4.losses.matcher import MatchedHeads
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
-from rtdetrv4.types import DetectorOutput, HeadOutput, Target, TrainingOutput
+from rtdetrv4.types import DetectorOutput, HeadOutput, Targets, TrainingOutput
 
 WEIGHTS = {"mal": 1.0, "vfl": 1.0, "bbox": 5.0, "giou": 2.0, "fgl": 0.15, "ddf": 1.5}
 
 
-def targets_of(*counts: int, num_classes: int) -> list[Target]:
-    return [
-        Target(torch.randint(num_classes, (n,)), torch.cat((torch.rand(n, 2) * 0.6 + 0.2, torch.rand(n, 2) * 0.3), 1))
-        for n in counts
-    ]
+def targets_of(*counts: int, num_classes: int) -> Targets:
+    return Targets.of(
+        [
+            (torch.randint(num_classes, (n,)), torch.cat((torch.rand(n, 2) * 0.6 + 0.2, torch.rand(n, 2) * 0.3), 1))
+            for n in counts
+        ]
+    )
 
 
 def random_output(layers: int, batch: int, queries: int, classes: int) -> DetectorOutput:
@@ -41,18 +43,20 @@ def random_output(layers: int, batch: int, queries: int, classes: int) -> Detect
     return DetectorOutput(logits[0], boxes[0], training)
 
 
-def plain_match(logits: torch.Tensor, boxes: torch.Tensor, target: Target) -> list[tuple[int, int]]:
-    p = logits.sigmoid()[:, target.labels]
+def plain_match(
+    logits: torch.Tensor, boxes: torch.Tensor, true_labels: torch.Tensor, true_boxes: torch.Tensor
+) -> list[tuple[int, int]]:
+    p = logits.sigmoid()[:, true_labels]
     cls = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log() - 0.75 * p**2 * -(1 - p + 1e-8).log()
-    giou = generalized_box_iou(xyxy_from_cxcywh(boxes), xyxy_from_cxcywh(target.boxes))
-    cost = 2 * cls + 5 * torch.cdist(boxes, target.boxes, p=1) - 2 * giou
+    giou = generalized_box_iou(xyxy_from_cxcywh(boxes), xyxy_from_cxcywh(true_boxes))
+    cost = 2 * cls + 5 * torch.cdist(boxes, true_boxes, p=1) - 2 * giou
     return list(zip(*(index.tolist() for index in linear_sum_assignment(cost.numpy())), strict=True))
 
 
 def test_equals_a_plain_implementation() -> None:
     layers, queries, classes = 3, 12, 5
     targets = targets_of(4, 0, 20, 1, num_classes=classes)  # in the third image, more boxes than queries
-    output = random_output(layers, len(targets), queries, classes)
+    output = random_output(layers, 4, queries, classes)
     terms = Criterion(HungarianMatcher())(output, targets)
 
     training = output.training
@@ -64,7 +68,7 @@ def test_equals_a_plain_implementation() -> None:
     heads["_pre"] = (training.queries.pre_logits, training.queries.pre_boxes)
     heads["_enc_0"] = (training.encoder_logits, training.encoder_boxes)
     matches = {
-        name: [plain_match(logits[i], boxes[i], target) for i, target in enumerate(targets)]
+        name: [plain_match(logits[i], boxes[i], *own) for i, own in enumerate(targets.split())]
         for name, (logits, boxes) in heads.items()
     }
     votes: dict[tuple[int, int], dict[int, int]] = {}
@@ -74,17 +78,17 @@ def test_equals_a_plain_implementation() -> None:
                 counts = votes.setdefault((image, query), {})
                 counts[target] = counts.get(target, 0) + 1
     # Ties have a rule of their own, tested below; here compare the number of matched queries and the class terms.
-    num_boxes = sum(len(target.labels) for target in targets)
+    num_boxes = len(targets.labels)
     for name, (logits, boxes) in heads.items():
         expected = torch.zeros(())
-        for image, target in enumerate(targets):
+        for image, (true_labels, true_boxes) in enumerate(targets.split()):
             soft, weight = torch.zeros(queries, classes), logits[image].sigmoid() ** 1.5
             for query, index in matches[name][image]:
-                pair = xyxy_from_cxcywh(torch.stack((boxes[image, query], target.boxes[index])))
+                pair = xyxy_from_cxcywh(torch.stack((boxes[image, query], true_boxes[index])))
                 low, high = pair[:, :2].amax(0), pair[:, 2:].amin(0)
                 inner = (high - low).clamp(min=0).prod()
                 area = (pair[:, 2:] - pair[:, :2]).prod(1)
-                label = target.labels[index]
+                label = true_labels[index]
                 soft[query, label] = (inner / (area.sum() - inner)) ** 1.5
                 weight[query, label] = 1
             loss = F.binary_cross_entropy_with_logits(logits[image], soft, weight, reduction="sum")
@@ -92,9 +96,9 @@ def test_equals_a_plain_implementation() -> None:
         torch.testing.assert_close(terms[f"mal{name}"], expected)
 
     criterion = Criterion(HungarianMatcher())
-    heads_table = next(iter(criterion.supervised_heads(training, flatten_targets(targets))))
+    heads_table = next(iter(criterion.supervised_heads(training, targets)))
     assert heads_table.box_matches.query.shape[1] == len(votes)
-    starts = np.cumsum([0, *(len(target.labels) for target in targets)])
+    starts = np.cumsum([0, *targets.counts])
     for image, query, target in zip(*(index[0].tolist() for index in heads_table.box_matches), strict=True):
         counts = votes[image, query]
         assert counts[int(target - starts[image])] == max(counts.values())
@@ -123,7 +127,7 @@ def test_every_parameter_gets_a_finite_gradient(counts: tuple[int, ...], num_cla
 
 def test_degenerate_boxes() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.3, 0.1, 0.0], [1.0, 1.0, 0.0, 0.0]])
-    targets = [Target(torch.tensor([0, 1, 1]), boxes)]
+    targets = Targets.of([(torch.tensor([0, 1, 1]), boxes)])
     output = random_output(2, 1, 6, 2)
     terms = Criterion(HungarianMatcher())(output, targets)
     assert all(value.isfinite() for value in terms.values())
@@ -140,7 +144,7 @@ def test_boxes_of_negative_size_neither_pay_nor_match() -> None:
     assert (inverted.grad[0, 0, 2:] < 0).all()  # a step against it makes the box wider and higher
 
     boxes = torch.cat((inverted.detach(), torch.tensor([[[0.4, 0.4, 0.1, 0.1]]])), dim=1)[None]
-    targets = flatten_targets([Target(torch.tensor([0]), true[0])])
+    targets = Targets.of([(torch.tensor([0]), true[0])])
     assert HungarianMatcher()(torch.zeros(1, 1, 2, 1), boxes, targets).each().query.tolist() == [[1]]
 
 
@@ -154,7 +158,9 @@ def test_diverged_predictions_reach_the_loss() -> None:
 
 def test_eval_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="train mode"):
-        Criterion(HungarianMatcher())(DetectorOutput(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)), [])
+        Criterion(HungarianMatcher())(
+            DetectorOutput(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)), targets_of(0, num_classes=3)
+        )
 
 
 def test_weighted_sum_takes_the_weight_of_the_base_name() -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from rtdetrv4.models import DetectionModel, compile_parts
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 from small_training import make_detector
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
-TARGETS = [Target(torch.tensor([0, 2]), torch.full((2, 4), 0.4)), Target(torch.tensor([1]), torch.full((1, 4), 0.5))]
+TARGETS = Targets.of([(torch.tensor([0, 2]), torch.full((2, 4), 0.4)), (torch.tensor([1]), torch.full((1, 4), 0.5))])
 
 
 def gradients(model: DetectionModel) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,15 +9,15 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.models import DetectionModel, fuse
 from rtdetrv4.models.hybrid_encoder import sine_cosine_positions
 from rtdetrv4.models.query_selection import QuerySelection, anchor_logits
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 
 
 def small(num_classes: int = 3, num_queries: int = 15) -> DetectionModel:
     return create_model("test", num_classes, num_queries=num_queries, num_denoising=6)
 
 
-def some_targets(*counts: int, num_classes: int = 3) -> list[Target]:
-    return [Target(torch.randint(num_classes, (n,)), torch.rand(n, 4) * 0.3 + 0.3) for n in counts]
+def some_targets(*counts: int, num_classes: int = 3) -> Targets:
+    return Targets.of([(torch.randint(num_classes, (n,)), torch.rand(n, 4) * 0.3 + 0.3) for n in counts])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 128), (320, 512)])

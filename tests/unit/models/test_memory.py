@@ -23,7 +23,7 @@ from rtdetrv4.models import (
     checkpoint_activations,
     fuse,
 )
-from rtdetrv4.types import Target
+from rtdetrv4.types import Targets
 from small_training import make_detector
 
 
@@ -51,12 +51,10 @@ def detector(kind: str) -> DetectionModel:
     return model
 
 
-def targets() -> list[Target]:
+def targets() -> Targets:
     generator = torch.Generator().manual_seed(1)
-    return [
-        Target(torch.tensor([0, 2]), 0.3 + 0.3 * torch.rand(2, 4, generator=generator)),
-        Target(torch.tensor([1]), 0.3 + 0.3 * torch.rand(1, 4, generator=generator)),
-    ]
+    boxes = 0.3 + 0.3 * torch.rand(3, 4, generator=generator)
+    return Targets(torch.tensor([0, 2, 1]), boxes, counts=(2, 1))
 
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))

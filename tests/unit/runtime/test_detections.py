@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rtdetrv4.errors import ConfigError, SourceError
+from rtdetrv4.errors import ConfigError, MissingDependencyError, SourceError
 from rtdetrv4.runtime import Detections, draw_boxes
 from rtdetrv4.runtime.draw import color_of_class
 
@@ -85,6 +85,13 @@ def test_to_supervision() -> None:
     assert theirs.class_id.tolist() == [1, 0, 1]
     assert theirs.data["class_name"].tolist() == ["dog", "cat", "dog"]
     assert theirs[theirs.class_id == 1].confidence == pytest.approx([0.9, 0.3])
+
+
+def test_supervision_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(MissingDependencyError) as error:
+        make_detections().to_supervision()
+    assert str(error.value) == "supervision is not installed; install it with: pip install supervision"
 
 
 def test_save_writes_the_plot(tmp_path: Path) -> None:
