@@ -14,7 +14,7 @@ from rtdetrv4.assembly.training import build_criterion, loss_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.distillation import DistillationStudent, Modulation, alignment_loss
 from rtdetrv4.losses import weighted_sum
-from rtdetrv4.models import DetectionModel
+from rtdetrv4.models import DetectionModel, recompute_activations
 from rtdetrv4.training import adamw, parameter_groups
 from rtdetrv4.types import Target
 
@@ -46,9 +46,10 @@ def make_batch(batch: int, size: int, device: torch.device, num_boxes: int = NUM
 
 
 def make_detector(device: torch.device) -> DetectionModel:
-    """Ours, with random weights, in the memory format that training uses."""
+    """Ours, with random weights, arranged as training arranges it."""
     torch.manual_seed(0)
     detector = create_model(MODEL, NUM_CLASSES, num_queries=NUM_QUERIES, num_denoising=NUM_DENOISING).to(device)
+    recompute_activations(detector)
     return detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

@@ -81,11 +81,14 @@ def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[
     recipe, teacher = load_recipe(MODEL), load_teacher(TEACHER)
     criterion = build_criterion(recipe.loss, find_variant(MODEL))
     torch.manual_seed(0)
-    student = DistillationStudent(create_model(MODEL, NUM_CLASSES), Injector(256, teacher.dim)).train()
+    detector = create_model(MODEL, NUM_CLASSES)
+    student = DistillationStudent(detector, Injector(256, teacher.dim)).train()
     if not before:
+        from rtdetrv4.models import recompute_activations
         from rtdetrv4.training.accelerator import keep_freed_memory
 
         keep_freed_memory()
+        recompute_activations(detector)
         student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = ModelEma(student, 0.9999, 1000)
     modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released")

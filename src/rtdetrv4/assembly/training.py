@@ -31,7 +31,7 @@ from rtdetrv4.distillation.teacher import Network
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
-from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts
+from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
 from rtdetrv4.training import (
     ModelEma,
     Profiler,
@@ -295,8 +295,10 @@ def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.
         detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if run.checkpoint_activations:
         checkpoint_activations(detector)
-    if run.compile:
+    elif run.compile:
         compile_parts(detector)
+    else:
+        recompute_activations(detector)
 
 
 def _training_data(

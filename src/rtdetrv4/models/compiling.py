@@ -8,9 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from rtdetrv4.models.backbone import LeanConvBNAct
 from rtdetrv4.models.detection_model import DetectionModel
-from rtdetrv4.models.layers import ConvNorm
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +25,6 @@ def compile_parts(model: DetectionModel, backend: str | Callable[..., Any] = "in
     """
     attempt = _Attempt()
     for part in (model.backbone, model.hybrid_encoder):
-        for module in part.modules():
-            if isinstance(
-                module, ConvNorm | LeanConvBNAct
-            ):  # its hooks on saved tensors would cut the graph into pieces
-                module.recomputes = False
         part.compile(backend=backend)
         part._compiled_call_impl = _Guarded(part, attempt)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ def activation(name: Activation) -> nn.Module:
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm, activation."""
 
-    recomputes = True
-    """See `lean_activation`; not inside a part that is compiled or checkpointed as a whole."""
-
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1, act: Activation
     ) -> None:
@@ -34,53 +31,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W → B×C'×H/stride×W/stride."""
-        x = self.conv(x)
-        if self.recomputes and isinstance(self.act, nn.SiLU) and learns(self.norm):
-            return lean_activation(x, self.norm, self.act)
-        return self.act(self.norm(x))
-
-
-def learns(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether this is a plain batch norm that normalizes with the statistics of the batch."""
-    return type(norm) is nn.BatchNorm2d and norm.training
-
-
-def lean_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affine: nn.Module | None = None) -> Tensor:
-    """affine(act(norm(x))) that keeps x alone for the backward pass, where it computes the rest again.
-
-    The numbers are the same, bit for bit, and statistics move once. Less memory is paid for with another normalization.
-
-    Args:
-        x: B×C×H×W.
-        norm: in train mode.
-        act: elementwise, with gradients from its input (SiLU) or its output (ReLU).
-        affine: elementwise too, with gradients from its input.
-    """
-    held, weight, bias = x.detach(), norm.weight.detach(), norm.bias.detach()
-    normalized = norm(x)
-    num_kept, computed = 0, []
-
-    def pack(tensor: Tensor) -> Tensor | None:
-        nonlocal num_kept
-        if tensor.shape != held.shape:  # parameters
-            return tensor
-        num_kept += 1
-        return None
-
-    def unpack(kept: Tensor | None) -> Tensor:
-        if kept is not None:
-            return kept
-        if computed:
-            return computed.pop()
-        again = F.batch_norm(held, None, None, weight, bias, training=True, eps=norm.eps)
-        if not isinstance(act, nn.SiLU):
-            again = act(again)
-        computed.extend([again] * (num_kept - 1))  # both `act` and `affine` ask for it
-        return again
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        x = act(normalized)
-        return x if affine is None else affine(x)
+        return self.act(self.norm(self.conv(x)))
 
 
 def match_gradient_layout(x: Tensor) -> Tensor:
