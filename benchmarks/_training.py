@@ -76,7 +76,7 @@ def our_step(
         loss = weighted_sum(terms, weights)
         loss.backward()
         if modulation is not None:
-            modulation.observe(student)
+            modulation.observe(student.aifi, student)
         nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimizer.step()
         return loss.item()  # waits for the device

@@ -112,7 +112,7 @@ def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[
         with phase("backward"):
             weighted_sum(terms, weights).backward()
         with phase("optimizer"):
-            modulation.observe(student)
+            modulation.observe(student.aifi, student)
             nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
             optimizer.step()
             ema.update(student)

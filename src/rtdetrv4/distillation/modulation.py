@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from rtdetrv4.distillation.student import DistillationStudent
 from rtdetrv4.ops.collectives import mean_over_ranks
 
 Rule = Literal["released", "paper", "fixed"]
@@ -119,13 +118,16 @@ class Modulation:
         self._steps: Tensor | float = 0.0
 
     @torch.no_grad()
-    def observe(self, student: DistillationStudent) -> None:
+    def observe(self, part: nn.Module, whole: nn.Module) -> None:
         """Add this step's share; call after the last backward of a step, before clipping.
 
         A step whose gradients are not finite is not counted.
+
+        Args:
+            part: the module that computes F5: AIFI.
+            whole: everything that is trained, `part` included.
         """
-        aifi = gradient_l1(student.aifi)
-        share = 100 * aifi / gradient_l1(student)
+        share = 100 * gradient_l1(part) / gradient_l1(whole)
         finite = share.isfinite()
         self._sum = self._sum + torch.where(finite, share, 0.0)
         self._steps = self._steps + finite

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rtdetrv4.distillation.injector import Injector, alignment_loss
 from rtdetrv4.distillation.modulation import Modulation, ModulationReport
-from rtdetrv4.distillation.student import DistillationStudent
 from rtdetrv4.distillation.teacher import Teacher
 from rtdetrv4.errors import ConfigError, did_you_mean
 from rtdetrv4.ops.collectives import world_size
@@ -27,7 +26,8 @@ IMAGE_RANGE = (-0.1, 1.1)
 class _Beside(NamedTuple):
     """What a tap needs but does not contain: a tuple keeps modules out of `parameters` and `state_dict`."""
 
-    student: DistillationStudent
+    model: nn.Module
+    layer: nn.Module
     teacher: Teacher
 
 
@@ -92,7 +92,7 @@ class Tap(nn.Module):
         tapped = _find(model, layer)
         self.injector = Injector(dim, teacher.dim).to(next(tapped.parameters()))
         self.modulation = modulation
-        self._beside = _Beside(DistillationStudent(model, aifi=layer), teacher)
+        self._beside = _Beside(model, tapped, teacher)
         self._layer, self._dim, self._select, self._batch_first = layer, dim, select, batch_first
         self._images = ""
         self._kept: _Kept | None = None
@@ -148,13 +148,13 @@ class Tap(nn.Module):
             images: name of the model's argument with images, B×3×H×W in [0, 1].
         """
         self._images = images
-        self._hooks.append(self._beside.student.detector.register_forward_hook(self._add, with_kwargs=True))
+        self._hooks.append(self._beside.model.register_forward_hook(self._add, with_kwargs=True))
         return self
 
     @torch.no_grad()
     def observe(self) -> None:
         """Measure the layer's share of the gradient; call after the last backward of a step, before it is cleared."""
-        self.modulation.observe(self._beside.student)
+        self.modulation.observe(self._beside.layer, self._beside.model)
         self._is_observed = True
 
     def end_epoch(self, *, refinement: bool = False) -> ModulationReport:
@@ -175,7 +175,7 @@ class Tap(nn.Module):
         """Give the model back as it was before, with what it learned."""
         for hook in self._hooks:
             hook.remove()
-        model = self._beside.student.detector
+        model = self._beside.model
         if getattr(model, NAME, None) is self:
             delattr(model, NAME)
 

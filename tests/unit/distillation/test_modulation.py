@@ -4,35 +4,35 @@ import pytest
 import torch
 from torch import nn
 
-from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, next_weight
+from rtdetrv4.distillation import Modulation, next_weight
 
 
-class TwoParts(nn.Module):
-    """Stands in for a detector: `f5` is where GAM looks."""
+class Student(nn.Module):
+    """With gradients whose absolute values sum to these numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, f5: float, rest: float, projector: float) -> None:
         super().__init__()
         self.f5 = nn.Linear(2, 1, bias=False)
         self.rest = nn.Linear(3, 1, bias=False)
+        self.projector = nn.Linear(1, 1)
+        for module, total in ((self.f5, f5), (self.rest, rest), (self.projector, projector)):
+            parameters = list(module.parameters())
+            count = sum(parameter.numel() for parameter in parameters)
+            for parameter in parameters:
+                signs = torch.ones_like(parameter)
+                signs.view(-1)[0] = -1
+                parameter.grad = signs * total / count
 
 
-def student(f5: float, rest: float, projector: float) -> DistillationStudent:
-    """With gradients whose absolute values sum to these numbers."""
-    made = DistillationStudent(TwoParts(), Injector(1, 1), aifi="f5")
-    for module, total in ((made.detector.f5, f5), (made.detector.rest, rest), (made.injector, projector)):
-        parameters = list(module.parameters())
-        count = sum(parameter.numel() for parameter in parameters)
-        for parameter in parameters:
-            signs = torch.ones_like(parameter)
-            signs.view(-1)[0] = -1
-            parameter.grad = signs * total / count
-    return made
+def observe(modulation: Modulation, **gradients: float) -> None:
+    student = Student(**gradients)
+    modulation.observe(student.f5, student)
 
 
 def test_share_is_the_part_of_the_l1_norm_with_the_projector_below_only() -> None:
     modulation = Modulation(5.0)
-    modulation.observe(student(f5=2, rest=5, projector=1))
-    modulation.observe(student(f5=0, rest=5, projector=1))
+    observe(modulation, f5=2, rest=5, projector=1)
+    observe(modulation, f5=0, rest=5, projector=1)
     report = modulation.end_epoch(refinement=False)
     assert report.share == pytest.approx((100 * 2 / 8 + 0) / 2)
     assert report == (5.0, report.share, "fixed", None)
@@ -40,13 +40,13 @@ def test_share_is_the_part_of_the_l1_norm_with_the_projector_below_only() -> Non
 
 def test_weight_moves_when_the_band_is_left_and_stays_inside() -> None:
     modulation = Modulation(5.0, rho=20, delta=2, default_weight=9.0, rule="released")
-    modulation.observe(student(f5=20, rest=79, projector=1))
+    observe(modulation, f5=20, rest=79, projector=1)
     assert modulation.end_epoch(refinement=False).reason == "inside"
     assert modulation.weight == 5.0
-    modulation.observe(student(f5=10, rest=89, projector=1))
+    observe(modulation, f5=10, rest=89, projector=1)
     assert modulation.end_epoch(refinement=False).reason == "below"
     assert modulation.weight == pytest.approx(5 * (22 / 78) / (10 / 90), rel=1e-5)
-    modulation.observe(student(f5=10, rest=89, projector=1))
+    observe(modulation, f5=10, rest=89, projector=1)
     assert modulation.end_epoch(refinement=True).reason == "refinement"
     assert modulation.weight == 9.0
 
@@ -59,8 +59,8 @@ def test_paper_rule_scales_by_the_share() -> None:
 
 def test_steps_that_are_not_finite_do_not_count() -> None:
     modulation = Modulation(5.0)
-    modulation.observe(student(f5=2, rest=7, projector=1))
-    modulation.observe(student(f5=float("nan"), rest=5, projector=1))
+    observe(modulation, f5=2, rest=7, projector=1)
+    observe(modulation, f5=float("nan"), rest=5, projector=1)
     assert modulation.end_epoch(refinement=False).share == pytest.approx(20)
 
 
@@ -71,11 +71,11 @@ def test_an_epoch_without_steps_resets() -> None:
 
 def test_state_survives_in_the_middle_of_an_epoch() -> None:
     first = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released")
-    first.observe(student(f5=3, rest=6, projector=1))
+    observe(first, f5=3, rest=6, projector=1)
     second = Modulation(1.0, rho=11, delta=1, default_weight=20, rule="released")
     second.load_state_dict(first.state_dict())
     for modulation in (first, second):
-        modulation.observe(student(f5=1, rest=8, projector=1))
+        observe(modulation, f5=1, rest=8, projector=1)
     assert first.end_epoch(refinement=False) == second.end_epoch(refinement=False)
     assert first.weight == second.weight != 5.0
 
@@ -84,12 +84,12 @@ def test_the_second_half_of_a_probe_finds_the_band_under_the_starting_weight() -
     modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released", probe_epochs=3)
     for shares in ((30,), (2, 4), (6,)):
         for share in shares:
-            modulation.observe(student(f5=share, rest=99 - share, projector=1))
+            observe(modulation, f5=share, rest=99 - share, projector=1)
         report = modulation.end_epoch(refinement=False)
         assert (report.weight, report.reason, report.band) == (5.0, "probe", None)
     assert modulation.rho == pytest.approx(4)  # the mean over steps, not over epochs, and without the first epoch
     assert modulation.delta == pytest.approx(0.4)
-    modulation.observe(student(f5=4.3, rest=94.7, projector=1))
+    observe(modulation, f5=4.3, rest=94.7, projector=1)
     report = modulation.end_epoch(refinement=False)
     assert report.reason == "inside"
     assert report.band == (pytest.approx(3.6), pytest.approx(4.4))
@@ -97,22 +97,22 @@ def test_the_second_half_of_a_probe_finds_the_band_under_the_starting_weight() -
 
 def test_a_probe_that_saw_nothing_goes_on() -> None:
     modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released", probe_epochs=1)
-    modulation.observe(student(f5=float("nan"), rest=5, projector=1))
+    observe(modulation, f5=float("nan"), rest=5, projector=1)
     assert modulation.end_epoch(refinement=False).reason == "probe"
-    modulation.observe(student(f5=10, rest=89, projector=1))
+    observe(modulation, f5=10, rest=89, projector=1)
     assert modulation.end_epoch(refinement=False).reason == "probe"
     assert modulation.rho == pytest.approx(10)
 
 
 def test_a_probe_goes_on_after_a_resume() -> None:
     first = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released", probe_epochs=2)
-    first.observe(student(f5=4, rest=95, projector=1))
+    observe(first, f5=4, rest=95, projector=1)
     first.end_epoch(refinement=False)
-    first.observe(student(f5=6, rest=93, projector=1))
+    observe(first, f5=6, rest=93, projector=1)
     second = Modulation(1.0, rho=11, delta=1, default_weight=20, rule="released", probe_epochs=2)
     second.load_state_dict(first.state_dict())
     for modulation in (first, second):
-        modulation.observe(student(f5=8, rest=91, projector=1))
+        observe(modulation, f5=8, rest=91, projector=1)
     assert first.end_epoch(refinement=False) == second.end_epoch(refinement=False)
     assert first.rho == second.rho == pytest.approx(7)
     assert second.state_dict() == first.state_dict()
