@@ -91,7 +91,7 @@ def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[
         recompute_activations(detector)
         student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = ModelEma(student, 0.9999, 1000)
-    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released")
+    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="gam")
     optimizer = adamw(parameter_groups(student, lr=LEARNING_RATE, backbone_lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY))
     parameters = list(student.parameters())
     weights = loss_weights(recipe.loss) | {"distill": 5.0}

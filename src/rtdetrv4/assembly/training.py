@@ -26,7 +26,6 @@ from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.loader import DetectionLoader, build_loader
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher
-from rtdetrv4.distillation.modulation import Rule
 from rtdetrv4.distillation.teacher import Network
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
@@ -77,7 +76,7 @@ def loss_weights(loss: LossConfig) -> dict[str, float]:
 
 def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulation:
     """The owner of λ in a run of so many epochs."""
-    rules: dict[str, Rule] = {"gam": "released", "gam_paper": "paper", "auto": "released", "fixed": "fixed"}
+    assert distillation.mode != "off", "λ belongs to a teacher"
     probe_epochs = 0
     if distillation.mode == "auto":
         probe_epochs = distillation.probe_epochs or max(round(PROBE_SHARE * epochs), MIN_PROBE)
@@ -86,7 +85,7 @@ def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulatio
         rho=distillation.rho,
         delta=distillation.delta,
         default_weight=distillation.default_weight,
-        rule=rules[distillation.mode],
+        rule=distillation.mode,
         probe_epochs=probe_epochs,
     )
 

@@ -6,15 +6,17 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from rtdetrv4.errors import ConfigError
 from rtdetrv4.ops.collectives import mean_over_ranks
 
-Rule = Literal["released", "paper", "fixed"]
+Rule = Literal["fixed", "gam", "gam_paper", "auto"]
 Reason = Literal["below", "above", "inside", "reset", "refinement", "fixed", "probe"]
 
 SMALLEST_SHARE = 1e-6
@@ -45,7 +47,7 @@ def next_weight(
     delta: float,
     default_weight: float,
     refinement: bool,
-    rule: Literal["released", "paper"] = "released",
+    rule: Literal["gam", "gam_paper"] = "gam",
 ) -> tuple[float, Reason]:
     """One step of GAM.
 
@@ -59,7 +61,7 @@ def next_weight(
         delta: half width of the band, percent.
         default_weight: λ where the share is not measurable, and from the refinement stage on.
         refinement: whether the next epoch belongs to the refinement stage.
-        rule: "released" scales λ by the ratio of odds, "paper" by the ratio of shares.
+        rule: "gam" scales λ by the ratio of odds, as the released code does; "gam_paper" by the ratio of shares.
     """
     if share < SMALLEST_SHARE:
         return default_weight, "reset"
@@ -71,7 +73,7 @@ def next_weight(
         target, reason = rho - delta, "above"
     else:
         return weight, "inside"
-    ratio = _odds(target) / _odds(share) if rule == "released" else target / share
+    ratio = target / share if rule == "gam_paper" else _odds(target) / _odds(share)
     low, high = FACTOR_RANGE
     return weight * min(max(ratio, low), high), reason
 
@@ -90,11 +92,15 @@ class Modulation:
         rho: middle of the target band, percent.
         delta: half width of the target band, percent.
         default_weight: λ where the share is not measurable, and from the refinement stage on.
-        rule: "released", "paper", or "fixed" (λ never changes; the share is still measured).
-        probe_epochs: λ stays at `weight` for so many epochs; then ρ becomes the mean share of the second half of these,
-            and δ a tenth of it. In the first half the projector knows nothing yet, and the share is higher than it will
-            ever be again. The published bands hold for the published data, batch and resolution; this finds one for any
-            other. 0 takes `rho` and `delta` as given.
+        rule: the `distillation.mode` of recipes: "fixed" (λ never changes; the share is still measured), "gam" or
+            "gam_paper" (see `next_weight`), or "auto" ("gam" with a band that is measured first).
+        probe_epochs: of "auto" only: λ stays at `weight` for this many epochs; then ρ becomes the mean share of the
+            second half of them, and δ a tenth of it. In the first half the projector knows nothing yet, and the share
+            is higher than it will ever be again. The published bands hold for the published data, batch and resolution;
+            this finds one for any other.
+
+    Raises:
+        ConfigError: the rule is unknown, or a number is outside the range that its rule needs.
     """
 
     def __init__(
@@ -107,6 +113,20 @@ class Modulation:
         rule: Rule = "fixed",
         probe_epochs: int = 0,
     ) -> None:
+        if rule not in get_args(Rule):
+            raise ConfigError(f'rule: got "{rule}", expected one of {", ".join(get_args(Rule))}.')
+        for name, value in (("weight", weight), ("default_weight", default_weight)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name}: got {value}, expected a finite number of at least 0.")
+        if rule in ("gam", "gam_paper") and not 0 < rho - delta <= rho + delta < 100:
+            raise ConfigError(
+                f'rho, delta: got a band of {rho} ± {delta}, expected one between 0 and 100 percent; rule="auto" '
+                "measures one."
+            )
+        if (rule == "auto") != (probe_epochs > 0):
+            raise ConfigError(
+                f'probe_epochs: got {probe_epochs} with rule="{rule}", expected at least 1 with "auto" and 0 otherwise.'
+            )
         self.weight = weight
         self.rho = rho
         self.delta = delta
@@ -151,7 +171,7 @@ class Modulation:
             delta=self.delta,
             default_weight=self.default_weight,
             refinement=refinement,
-            rule=self.rule,
+            rule="gam_paper" if self.rule == "gam_paper" else "gam",
         )
         return ModulationReport(self.weight, share, reason, band)
 
