@@ -147,7 +147,8 @@ class DistributionDecoder(nn.Module):
             All layers in train mode; in eval mode only layer `eval_index`, with L = 1 and no `pre_…`.
         """
         x = content
-        pyramid = [match_gradient_layout(level).contiguous() for level in pyramid]
+        # Once for all layers: autocast would convert the maps in each of them, because it samples in float32.
+        pyramid = [full_precision(match_gradient_layout(level).contiguous()) for level in pyramid]
         reference = reference_logits.sigmoid()
         initial, pre_logits, pre_boxes = reference, None, None
         previous, corners = torch.zeros_like(x), None

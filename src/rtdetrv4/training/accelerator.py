@@ -16,6 +16,11 @@ from torch import nn
 
 from rtdetrv4.errors import ConfigError
 
+BF16_INSTRUCTIONS = {"_is_amx_tile_supported": ("AMX",)}
+"""Tests of torch.cpu for instructions that pay, with the words in those values of ONEDNN_MAX_CPU_ISA that allow them.
+
+AVX512-BF16 would be `"_is_avx512_bf16_supported": ("BF16", "FP16", "AMX", "AVX10")`.
+"""
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -25,8 +30,8 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu". With several ranks each takes the device of its number.
-        amp: number format of the model's forward pass (losses are float32 always). "auto" is bf16 on GPUs that
-            compute in it, else off.
+        amp: number format of the model's forward pass (losses are float32 always). "auto" is bf16 on GPUs and
+            processors that compute in it, else off.
 
     Raises:
         ConfigError: there is no such device, or it cannot compute in that format.
@@ -43,7 +48,7 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
         found = PartialState(cpu=on_cpu).device
         assert found is not None
         if amp == "auto":
-            amp = "bf16" if found.type == "cuda" and torch.cuda.get_device_capability(found) >= (8, 0) else "off"
+            amp = "bf16" if _computes_in_bf16(found) else "off"
         if amp == "fp16" and found.type == "cpu":
             raise ConfigError('amp="fp16" needs a GPU; on a CPU use amp="bf16" or amp="off".')
         if found.type == "cpu":
@@ -52,6 +57,24 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
             return Accelerator(cpu=on_cpu, mixed_precision="no" if amp == "off" else amp)
         except ValueError as error:
             raise ConfigError(f'amp="{amp}" does not work on {found}: {error} Use amp="off".') from error
+
+
+def cpu_computes_in_bf16() -> bool:
+    """Whether bfloat16 makes a training step faster on this processor, which benchmarks/bf16_step.py measures.
+
+    Instructions that are kept from oneDNN by its own variable, ONEDNN_MAX_CPU_ISA, do not count.
+    """
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    return any(
+        getattr(torch.cpu, test, bool)() and any(word in most for word in ("ALL", "DEFAULT", *words))
+        for test, words in BF16_INSTRUCTIONS.items()
+    )
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return cpu_computes_in_bf16()
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def synchronize_norms(model: nn.Module, accelerator: Accelerator) -> None:
