@@ -10,14 +10,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from timm.models.hgnet import ConvBNAct
+from timm.models.hgnet import ConvBNAct, LearnableAffineBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -47,7 +47,8 @@ class _RecomputingConvBNAct(ConvBNAct):  # the block of timm's HGNetV2
     def forward(self, x: Tensor) -> Tensor:
         if not (isinstance(self.act, nn.ReLU) and _learns(self.bn)):
             return super().forward(x)
-        return _recomputed_activation(self.conv(x), self.bn, self.act, self.lab)
+        affine = self.lab if isinstance(self.lab, LearnableAffineBlock) else None
+        return _recomputed_activation(self.conv(x), self.bn, F.relu_, affine)
 
 
 _RECOMPUTING: dict[type[nn.Module], type[nn.Module]] = {
@@ -61,19 +62,28 @@ def _learns(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return type(norm) is nn.BatchNorm2d and norm.training
 
 
-def _recomputed_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affine: nn.Module | None = None) -> Tensor:
+def _recomputed_activation(
+    x: Tensor, norm: nn.BatchNorm2d, act: Callable[[Tensor], Tensor], affine: LearnableAffineBlock | None = None
+) -> Tensor:
     """affine(act(norm(x))) that keeps only x for the backward pass, which computes the rest again.
 
-    The numbers are the same, bit for bit, and the running statistics are updated once.
+    The numbers are the same, bit for bit, and the running statistics are updated once. What can be done in place is, to
+    spare the allocation of maps.
 
     Args:
         x: B×C×H×W.
         norm: in train mode.
-        act: elementwise, with gradients from its input (SiLU) or its output (ReLU).
-        affine: elementwise too, with gradients from its input.
+        act: elementwise: SiLU, whose gradient comes from its input, or ReLU in place, whose comes from its output.
+        affine: needs its input for the gradient of its scale.
     """
-    held, weight, bias = x.detach(), norm.weight.detach(), norm.bias.detach()
     normalized = norm(x)
+    node: Any = normalized.grad_fn
+    if node is None:  # no gradient is wanted
+        normalized = act(normalized)
+        return normalized if affine is None else affine(normalized)
+    # With the statistics of the forward pass: computing them again would take longer than all that is done with them.
+    held, mean, inverse_deviation = x.detach(), node._saved_result1, node._saved_result2
+    scale, bias = (norm.weight * inverse_deviation).detach(), norm.bias.detach()
     num_kept, computed = 0, []
 
     def pack(tensor: Tensor) -> Tensor | None:
@@ -88,7 +98,7 @@ def _recomputed_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affi
             return kept
         if computed:
             return computed.pop()
-        again = F.batch_norm(held, None, None, weight, bias, training=True, eps=norm.eps)
+        again = F.batch_norm(held, mean, torch.ones_like(mean), scale, bias, training=False, eps=0.0)
         if not isinstance(act, nn.SiLU):
             again = act(again)
         computed.extend([again] * (num_kept - 1))  # both `act` and `affine` ask for it
@@ -96,7 +106,10 @@ def _recomputed_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affi
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         x = act(normalized)
-        return x if affine is None else affine(x)
+        if affine is None:
+            return x
+        # In the format of the map, which autocast would otherwise leave in float32, twice as large.
+        return (affine.scale.to(x.dtype) * x).add_(affine.bias.to(x.dtype))
 
 
 def checkpoint_activations(model: DetectionModel) -> None:

@@ -219,3 +219,24 @@ def test_relu_and_affine_after_a_batch_norm_keep_no_input_and_change_no_number()
         assert torch.equal(mine.grad, theirs.grad), name
     for (name, mine), theirs in zip(block.named_buffers(), plain.buffers(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+def test_maps_stay_in_the_format_of_autocast() -> None:
+    plain = Backbone("hgnetv2_b0", (0,)).body.stages_0.blocks[0].layers[0]
+    block = recomputing(plain)
+    x = torch.randn(2, block.conv.in_channels, 6, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, expected = block(x), plain(x)
+    assert (output.dtype, expected.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
+    output.sum().backward()
+    assert block.lab.scale.grad.dtype == torch.float32
+
+
+def test_without_gradients_statistics_move_all_the_same() -> None:
+    plain = ConvNorm(4, 8, 3, act="silu")
+    block = recomputing(plain)
+    x = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), plain(x), rtol=0, atol=0)
+    torch.testing.assert_close(block.state_dict(), plain.state_dict(), rtol=0, atol=0)
