@@ -66,11 +66,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says anything, or else the name of its class.
-
-    >>> first_line(EOFError())
-    'EOFError'
-    """
+    """The first line of an error's message that is not empty, or else the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -169,10 +169,7 @@ def _parse_arm(text: str) -> tuple[str, Mapping[str, Any]]:
         assignments = re.split(r",(?=\s*[\w.]+\s*=)", settings)  # not at the commas of a list
         return name.strip(), dict(parse_assignment(assignment) for assignment in assignments)
     if name == "static":
-        raise ConfigError(
-            'The arm "static" is now called "fixed". To go on with an older folder, write it as '
-            "static:distillation.mode=fixed."
-        )
+        raise ConfigError('The arm "static" is now called "fixed"; old runs go on as static:distillation.mode=fixed.')
     if name not in ARMS:
         raise ConfigError(
             f'There is no arm "{name}".{did_you_mean(name, ARMS)} Known: {", ".join(ARMS)}; any other is written '

@@ -58,8 +58,8 @@ _RECOMPUTING: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _learns(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether this is a plain batch norm that normalizes with the statistics of the batch."""
-    return type(norm) is nn.BatchNorm2d and norm.training
+    """Whether this is a plain batch norm that normalizes with the statistics of the batch and gets a gradient."""
+    return type(norm) is nn.BatchNorm2d and norm.training and norm.weight.requires_grad and torch.is_grad_enabled()
 
 
 def _recomputed_activation(
@@ -72,15 +72,12 @@ def _recomputed_activation(
 
     Args:
         x: B×C×H×W.
-        norm: in train mode.
+        norm: in train mode, with a gradient.
         act: elementwise: SiLU, whose gradient comes from its input, or ReLU in place, whose comes from its output.
         affine: needs its input for the gradient of its scale.
     """
     normalized = norm(x)
     node: Any = normalized.grad_fn
-    if node is None:  # no gradient is wanted
-        normalized = act(normalized)
-        return normalized if affine is None else affine(normalized)
     # With the statistics of the forward pass: computing them again would take longer than all that is done with them.
     held, mean, inverse_deviation = x.detach(), node._saved_result1, node._saved_result2
     scale, bias = (norm.weight * inverse_deviation).detach(), norm.bias.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -42,18 +43,14 @@ def load_pip_weights(network: nn.Module, name: str) -> None:
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=False)))
 
 
+@dataclass
 class CompileAttempt:
-    """Whether torch.compile works for a network; its parts share one attempt, so that a failure is logged once.
+    """Whether torch.compile works for a network; its parts share one attempt, so that a failure is logged once."""
 
-    Args:
-        what: the network, as the log names it.
-        backend: of torch.compile.
-    """
-
-    def __init__(self, what: str, backend: str | Callable[..., Any] = "inductor") -> None:
-        self.what = what
-        self.backend = backend
-        self.failed = False
+    what: str
+    """The network, as the log names it."""
+    backend: str | Callable[..., Any] = "inductor"
+    failed: bool = False
 
 
 class Compiled:
@@ -71,7 +68,7 @@ class Compiled:
                 if self._compiled is None:
                     self._compiled = torch.compile(self._function, backend=self._attempt.backend)
                 return self._compiled(*args, **kwargs)
-            except Exception as error:  # of the compiler, in all its parts; the function's own comes again below
+            except Exception as error:  # of any part of the compiler; the function's own comes again below
                 self._attempt.failed = True
                 cause = getattr(error, "inner_exception", error)  # the first line of a backend's failure only names it
                 logger.warning("torch.compile failed (%s); %s runs without it.", first_line(cause), self._attempt.what)

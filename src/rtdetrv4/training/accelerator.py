@@ -16,11 +16,6 @@ from torch import nn
 
 from rtdetrv4.errors import ConfigError
 
-BF16_INSTRUCTIONS = {"_is_amx_tile_supported": ("AMX",)}
-"""Tests of torch.cpu for instructions that pay, with the words in those values of ONEDNN_MAX_CPU_ISA that allow them.
-
-AVX512-BF16 would be `"_is_avx512_bf16_supported": ("BF16", "FP16", "AMX", "AVX10")`.
-"""
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -60,15 +55,13 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
 
 
 def cpu_computes_in_bf16() -> bool:
-    """Whether bfloat16 makes a training step faster on this processor, which benchmarks/bf16_step.py measures.
+    """Whether bfloat16 makes a training step faster on this processor (benchmarks/bf16_step.py): it has AMX.
 
-    Instructions that are kept from oneDNN by its own variable, ONEDNN_MAX_CPU_ISA, do not count.
+    Instructions that oneDNN is told not to use, by ONEDNN_MAX_CPU_ISA, do not count.
     """
     most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    return any(
-        getattr(torch.cpu, test, bool)() and any(word in most for word in ("ALL", "DEFAULT", *words))
-        for test, words in BF16_INSTRUCTIONS.items()
-    )
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # False where torch is too old to tell
+    return has_amx() and any(word in most for word in ("ALL", "DEFAULT", "AMX"))
 
 
 def _computes_in_bf16(device: torch.device) -> bool:
