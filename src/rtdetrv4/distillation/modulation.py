@@ -22,7 +22,7 @@ Reason = Literal["below", "above", "inside", "reset", "refinement", "fixed", "pr
 SMALLEST_SHARE = 1e-6
 """Percent; below it the share counts as unmeasured and λ returns to its default."""
 FACTOR_RANGE = (0.1, 10.0)
-"""λ changes by no more than this in an epoch."""
+"""The smallest and the largest factor by which λ changes in an epoch."""
 PROBED_DELTA = 0.1
 """δ / ρ after a probe; the authors advise 5 to 15 % (issue 17 of the released code)."""
 
@@ -36,7 +36,7 @@ class ModulationReport(NamedTuple):
     """r̄: AIFI's mean share of the L1 gradient in the epoch, in percent."""
     reason: Reason
     band: tuple[float, float] | None = None
-    """Where the share was wanted, in percent; None if nowhere (a fixed λ, or a probe)."""
+    """The target band of the share, in percent; None for a fixed λ and during a probe."""
 
 
 def next_weight(
@@ -85,7 +85,7 @@ def _odds(percent: float) -> float:
 class Modulation:
     """Owns λ: measures AIFI's share of the gradient each step, and adapts λ once per epoch.
 
-    Every rank ends an epoch with the same λ. Nothing in a step waits for the device.
+    All ranks end an epoch with the same λ. No step synchronizes with the device.
 
     Args:
         weight: λ at the start.
@@ -95,9 +95,9 @@ class Modulation:
         rule: the `distillation.mode` of recipes: "fixed" (λ never changes; the share is still measured), "gam" or
             "gam_paper" (see `next_weight`), or "auto" ("gam" with a band that is measured first).
         probe_epochs: of "auto" only: λ stays at `weight` for this many epochs; then ρ becomes the mean share of the
-            second half of them, and δ a tenth of it. In the first half the projector knows nothing yet, and the share
-            is higher than it will ever be again. The published bands hold for the published data, batch and resolution;
-            this finds one for any other.
+            second half of them, and δ a tenth of it. In the first half the projector is untrained and the share higher
+            than ever after. The published bands hold for the published data, batch and resolution; this finds one for
+            any other.
 
     Raises:
         ConfigError: the rule is unknown, or a number is outside the range that its rule needs.

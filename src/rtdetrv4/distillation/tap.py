@@ -42,9 +42,9 @@ class _Kept(NamedTuple):
 class Tap(nn.Module):
     """Aligns the output of one layer with a teacher, and adapts λ to that layer's share of the gradient.
 
-    Until `close`, the tap is a part of the model, `model.tap`. So whatever goes over the model's parameters (optimizer,
-    clipping, DDP) finds the projector there, and checkpoints of the model hold the projector and λ. Make the tap after
-    loading weights, and before the optimizer and any wrapper.
+    Until `close`, the tap is part of the model, as `model.tap`. So everything that iterates over the model's parameters
+    (optimizer, clipping, DDP) includes the projector, and checkpoints of the model contain the projector and λ. Create
+    the tap after loading weights, and before the optimizer and any wrapper.
 
     ```python
     tap = Tap(model, "model.encoder.aifi.0", load_teacher(), Modulation(5.0), dim=256)
@@ -104,7 +104,7 @@ class Tap(nn.Module):
         model.add_module(NAME, self)
 
     def forward(self, output: Any) -> Any:
-        """Passes its input on, because an `nn.Sequential` runs all its parts."""
+        """Returns its input, because an `nn.Sequential` runs all its parts."""
         return output
 
     def loss(self, images: Tensor, *, grid_hw: tuple[int, int] | None = None) -> Tensor:
@@ -172,7 +172,7 @@ class Tap(nn.Module):
         return self.modulation.end_epoch(refinement=refinement)
 
     def close(self) -> None:
-        """Give the model back as it was before, with what it learned."""
+        """Restore the model as it was before the tap, with the weights it has now."""
         for hook in self._hooks:
             hook.remove()
         model = self._beside.model
@@ -274,8 +274,8 @@ class Tap(nn.Module):
 class _Reach(torch.autograd.Function):
     """Passes a tensor on, and makes parameters reachable from what is computed of it.
 
-    DDP looks there for the parameters that a step uses, if it is told to look; the distillation loss is no part of the
-    model's output, so it would take the projector for unused.
+    With `find_unused_parameters`, DDP searches the graph of the model's output for the parameters that a step uses. The
+    distillation loss is not part of that output, so DDP would take the projector for unused.
     """
 
     @staticmethod
@@ -304,7 +304,7 @@ def _find(model: nn.Module, name: str) -> nn.Module:
 
 
 def _check_range(images: Tensor) -> None:
-    """Once per tap, because it waits for the device."""
+    """Only once per tap, because it synchronizes with the device."""
     low, high = (float(bound) for bound in images.aminmax())
     if low < IMAGE_RANGE[0] or high > IMAGE_RANGE[1]:
         raise ConfigError(

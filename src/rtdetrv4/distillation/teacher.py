@@ -28,10 +28,10 @@ Network = Callable[[Tensor], Tensor]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PROBE_CELLS = (12, 20)
-"""Grid on which a timm network is tried before it is trusted: that of 384×640 pixels at stride 32. It is no square, so
-that rows and columns are told apart, and its sides are longer than the tables of networks of fixed size."""
+"""Grid on which a timm network is probed: that of 384×640 pixels at stride 32. It is not square, so that swapped rows
+and columns are noticed, and its sides are longer than the position tables of fixed-size networks."""
 PROBE_SIZE = (224, 448)
-"""Image on which an unknown network is tried; 224 is a multiple of 14, 16 and 32."""
+"""Image size on which an unknown network is probed; 224 is a multiple of 14, 16 and 32."""
 
 
 class Teacher(nn.Module):
@@ -45,9 +45,9 @@ class Teacher(nn.Module):
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         license: of its weights; written into checkpoints.
-        dtype: number format of the network's weights, if it is a module, and of what it is given. None leaves the
-            weights as they are and computes in mixed precision where the training does.
-        compile: compile the network when it is first called; where that fails, it runs as it is.
+        dtype: number format of the network's weights, if it is a module, and of its input. None leaves the weights as
+            they are and computes in mixed precision where the training does.
+        compile: compile the network at its first call; if that fails, it runs uncompiled.
     """
 
     mean: Tensor
@@ -188,7 +188,7 @@ def load_teacher(
         weights: a local checkpoint for that architecture instead of the hub's, in timm's names or the authors'.
         pretrained: False gives random weights; for tests.
         dtype: number format of its weights and of what it computes; None as in the training.
-        compile: compile it when it is first called.
+        compile: compile it at its first call.
         block: the transformer block or stage to align with, from 0, or from the end if negative; blocks after it are
             not kept. None is the last, after the final norm; earlier ones have no norm.
 
@@ -239,19 +239,19 @@ def wrap_teacher(
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ) -> Teacher:
-    """A teacher from any network, whose width and stride are found by trying it on one small image.
+    """A teacher from any network; its width and stride are found by running it on one small image.
 
     Args:
         network: from normalized images B×3×H×W to a map B×D×H/stride×W/stride; a module is frozen.
-        name: written into checkpoints; None takes the network's.
+        name: written into checkpoints; None takes the network's own.
         mean: per channel, of images in [0, 1], that the network was trained with; the default is ImageNet's.
         std: per channel, of images in [0, 1].
         license: of its weights; written into checkpoints.
         dtype: number format of its weights and of what it computes; None as in the training.
-        compile: compile it when it is first called.
+        compile: compile it at its first call.
 
     Raises:
-        ConfigError: the network gives no such map.
+        ConfigError: the network does not return such a map.
     """
     name = name or teacher_name(network)
     height, width = PROBE_SIZE
@@ -280,7 +280,7 @@ def wrap_teacher(
 
 
 def teacher_name(network: Network) -> str:
-    """What to call a teacher that was given as an object."""
+    """The name of a teacher that was given as an object."""
     return network.name if isinstance(network, Teacher) else getattr(network, "__name__", type(network).__name__)
 
 
@@ -302,7 +302,7 @@ def _probe(network: Network, size: tuple[int, int]) -> Tensor:
 
 
 def _probe_timm(network: TimmFeatures) -> int:
-    """The width of its features, if their map is as tall and wide as it should be."""
+    """The width of its features, after checking the size of their map."""
     rows, columns = PROBE_CELLS
     features = _probe(network, (rows * network.stride, columns * network.stride))
     height, width = features.shape[-2:]
@@ -363,10 +363,10 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _require_loaded(network: TimmFeatures, blank: TimmFeatures, what: str) -> None:
-    """Refuse a network some of whose weights are still as they were drawn: timm leaves out what a file does not have.
+    """Refuse a network with weights that are still random, because timm skips tensors that a file does not have.
 
     Raises:
-        WeightsError: with `what` in front.
+        WeightsError: its message begins with `what`.
     """
     loaded = dict(network.body.named_parameters())
     drawn = {key: value for key, value in blank.body.named_parameters() if value.numel() > 1 and value.std() > 0}

