@@ -1,4 +1,4 @@
-"""A training step of an S model, as the training loop takes it but for its bookkeeping."""
+"""A training step, of an S model unless another is named, as the training loop takes it but for its bookkeeping."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rtdetrv4.assembly.training import build_criterion, loss_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.distillation import DistillationStudent, Modulation, alignment_loss
 from rtdetrv4.losses import weighted_sum
-from rtdetrv4.models import DetectionModel
+from rtdetrv4.models import DetectionModel, recompute_activations
 from rtdetrv4.training import adamw, parameter_groups
 from rtdetrv4.types import Targets
 
@@ -45,10 +45,11 @@ def make_batch(batch: int, size: int, device: torch.device, num_boxes: int = NUM
     return TrainingBatch(images.to(device), Targets.of(targets))
 
 
-def make_detector(device: torch.device) -> DetectionModel:
-    """Ours, with random weights, in the memory format that training uses."""
+def make_detector(device: torch.device, model: str = MODEL) -> DetectionModel:
+    """Ours, with random weights, arranged as training arranges it."""
     torch.manual_seed(0)
-    detector = create_model(MODEL, NUM_CLASSES, num_queries=NUM_QUERIES, num_denoising=NUM_DENOISING).to(device)
+    detector = create_model(model, NUM_CLASSES, num_queries=NUM_QUERIES, num_denoising=NUM_DENOISING).to(device)
+    recompute_activations(detector)
     return detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
@@ -57,10 +58,11 @@ def our_step(
     batch: TrainingBatch,
     teacher_map: Tensor | None = None,
     modulation: Modulation | None = None,
+    model: str = MODEL,
 ) -> Callable[[], float]:
     """Forward, losses, backward, clipping, AdamW; with a `teacher_map` also DSI and GAM."""
-    recipe = load_recipe(MODEL)
-    criterion, weights = build_criterion(recipe.loss, find_variant(MODEL)), loss_weights(recipe.loss)
+    recipe = load_recipe(model)
+    criterion, weights = build_criterion(recipe.loss, find_variant(model)), loss_weights(recipe.loss)
     optimizer = adamw(parameter_groups(student, lr=LEARNING_RATE, backbone_lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY))
     parameters = list(student.parameters())
     student.train()
@@ -75,7 +77,7 @@ def our_step(
         loss = weighted_sum(terms, weights)
         loss.backward()
         if modulation is not None:
-            modulation.observe(student)
+            modulation.observe(student.aifi, student)
         nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimizer.step()
         return loss.item()  # waits for the device

@@ -35,7 +35,7 @@ def main() -> None:
     made, detector = make_batch(batch, size, args.device), make_detector(args.device)
     injector = Injector(detector.hybrid_encoder.aifi.norm2.normalized_shape[0], TEACHER_DIM).to(args.device)
     teacher_map = torch.randn(batch, TEACHER_DIM, size // 32, size // 32, device=args.device)
-    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released")
+    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="gam")
     works = {
         "without": our_step(DistillationStudent(detector), made),
         "with": our_step(DistillationStudent(detector, injector), made, teacher_map, modulation),

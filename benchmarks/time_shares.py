@@ -81,14 +81,17 @@ def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[
     recipe, teacher = load_recipe(MODEL), load_teacher(TEACHER)
     criterion = build_criterion(recipe.loss, find_variant(MODEL))
     torch.manual_seed(0)
-    student = DistillationStudent(create_model(MODEL, NUM_CLASSES), Injector(256, teacher.dim)).train()
+    detector = create_model(MODEL, NUM_CLASSES)
+    student = DistillationStudent(detector, Injector(256, teacher.dim)).train()
     if not before:
+        from rtdetrv4.models import recompute_activations
         from rtdetrv4.training.accelerator import keep_freed_memory
 
         keep_freed_memory()
+        recompute_activations(detector)
         student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = ModelEma(student, 0.9999, 1000)
-    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="released")
+    modulation = Modulation(5.0, rho=11, delta=1, default_weight=20, rule="gam")
     optimizer = adamw(parameter_groups(student, lr=LEARNING_RATE, backbone_lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY))
     parameters = list(student.parameters())
     weights = loss_weights(recipe.loss) | {"distill": 5.0}
@@ -109,7 +112,7 @@ def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[
         with phase("backward"):
             weighted_sum(terms, weights).backward()
         with phase("optimizer"):
-            modulation.observe(student)
+            modulation.observe(student.aifi, student)
             nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
             optimizer.step()
             ema.update(student)

@@ -8,7 +8,7 @@ from rtdetrv4.distillation import Modulation, Tap, load_teacher
 
 
 def main(data, model, teacher, processor, epochs=50, batch=16, workers=4, device="cuda"):
-    gam = Modulation(5.0, rule="released", default_weight=5.0, probe_epochs=4)  # λ starts at 5
+    gam = Modulation(5.0, rule="auto", default_weight=5.0, probe_epochs=4)  # λ starts at 5
     with Tap(model, "model.encoder.aifi.0", teacher, gam, dim=model.config.encoder_hidden_dim) as tap:
         optimizer = torch.optim.AdamW(model.to(device).train().parameters(), 1e-4)
         for _ in range(epochs):

@@ -19,7 +19,7 @@ def main(data, model, teacher, processor, **settings):
         boxes = [{"image_id": index, "annotations": found} for index, (_, found) in enumerate(samples)]
         return processor([image for image, _ in samples], annotations=boxes, return_tensors="pt")
 
-    gam = Modulation(5.0, rule="released", default_weight=5.0, probe_epochs=4)  # λ starts at 5
+    gam = Modulation(5.0, rule="auto", default_weight=5.0, probe_epochs=4)  # λ starts at 5
     with Tap(model, "model.encoder.aifi.0", teacher, gam, dim=model.config.encoder_hidden_dim).add_to_loss():
         Trainer(model, TrainingArguments(**settings), collate, data, callbacks=[Gam()]).train()
 

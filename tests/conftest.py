@@ -13,6 +13,8 @@ import torch
 # Small tensors gain nothing from threads, and sums must not depend on the number of cores; also for subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# `amp: auto` is float32 on every processor then, also in subprocesses.
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"
 
 
 @pytest.fixture(autouse=True)

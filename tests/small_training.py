@@ -17,6 +17,7 @@ from rtdetrv4.data.loader import build_loader
 from rtdetrv4.data.records import Record, Split
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher
+from rtdetrv4.distillation.modulation import Rule
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import (
@@ -140,7 +141,7 @@ def make_trainer(
     batch: int = 4,
     accumulate: int = 1,
     distil: bool = True,
-    rule: str = "released",
+    rule: Rule = "gam",
     detector: nn.Module | None = None,
     augment: Augmentation = AUGMENT,
     multi_scale_repeat: int | None = 3,
@@ -184,7 +185,7 @@ def make_trainer(
         accelerator=accelerator,
         out=out,
         teacher=teacher,
-        modulation=Modulation(5.0, rho=3, delta=0.5, default_weight=10.0, rule=rule) if distil else None,  # type: ignore[arg-type]
+        modulation=Modulation(5.0, rho=3, delta=0.5, default_weight=10.0, rule=rule) if distil else None,
         accumulate=accumulate,
         **options,
     )

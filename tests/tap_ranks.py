@@ -38,7 +38,7 @@ def make_teacher(dim: int = 6) -> Teacher:
 
 def make_tapped(spare: bool = False) -> tuple[Detector, Tap]:
     model = Detector(spare)
-    modulation = Modulation(5.0, rho=3, delta=0.5, default_weight=10.0, rule="released")
+    modulation = Modulation(5.0, rho=3, delta=0.5, default_weight=10.0, rule="gam")
     return model, Tap(model, "encoder", make_teacher(), modulation, dim=4)
 
 

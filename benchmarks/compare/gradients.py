@@ -2,7 +2,7 @@
 
     python benchmarks/compare/gradients.py --data ../shared/data/bccd --model benchmarks/compare/lite0.yaml --name bccd
 
-Trains as `compare --arms static` does. After every epoch the two gradients are taken for a few batches, on AIFI and on
+Trains as `compare --arms fixed` does. After every epoch the two gradients are taken for a few batches, on AIFI and on
 the backbone, of a copy of the student. Beside their cosine stands the ratio of their lengths, λ included.
 
 Expected: twice as long as a run.

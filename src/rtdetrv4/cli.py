@@ -264,7 +264,7 @@ def compare(
         str | None,
         typer.Option(
             "--arms",
-            help="What to compare, the reference first: off, static, gam, gam_paper, auto. Default: off,static,gam.",
+            help="What to compare, the reference first: off, fixed, gam, gam_paper, auto. Default: off,fixed,gam.",
             metavar="NAME,NAME",
             show_default=False,
         ),

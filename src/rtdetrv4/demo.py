@@ -63,8 +63,8 @@ def _what_the_teacher_did(log: Path, name: str) -> str:
     epochs = [record for record in read_log(log) if record["type"] == "epoch" and record["modulation"] is not None]
     first, last = epochs[0], epochs[-1]
     return (
-        f"What {name} did: L_DSI, its distance to the encoder's features, went from {first['losses']['distill']:.2f} to "
-        f"{last['losses']['distill']:.2f}; its weight λ from {first['distill_weight']:.2g} to "
+        f"What {name} did: L_DSI, its distance to the encoder's features, went from {first['losses']['distill']:.2f} "
+        f"to {last['losses']['distill']:.2f}; its weight λ from {first['distill_weight']:.2g} to "
         f"{last['distill_weight']:.2g}; AIFI received {last['modulation']['share']:.1f} % of the gradient. "
         "The exported model holds nothing of it."
     )

@@ -65,6 +65,11 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty, or else the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def require(module: str, extra: str | None = None) -> ModuleType:
     """Import an optional `module`, or say how to install it: with an extra, or by itself if `extra` is None.
 

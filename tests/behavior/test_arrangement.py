@@ -40,6 +40,7 @@ def test_checkpointed_activations_give_the_same_weights(
     changed: list[DetectionModel] = []
     original = training.checkpoint_activations
     monkeypatch.setattr(training, "checkpoint_activations", lambda model: (changed.append(model), original(model)))
+    monkeypatch.setattr(training, "recompute_activations", lambda model: pytest.fail("it would hold what is let go"))
     weights = train(shapes, tmp_path, **{"run.checkpoint_activations": True})
     assert len(changed) == 1
     torch.testing.assert_close(weights, plain, rtol=0, atol=0)
@@ -99,6 +100,16 @@ def test_compile_reaches_the_student_and_not_its_average(
     assert trainer.ema.module.detector not in compiled
     make_trainer(shapes, tmp_path, {})
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(("setting", "is_on"), [({}, True), ({"run.compile": True}, False)])
+def test_activations_are_computed_again_unless_parts_are_compiled(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any], is_on: bool
+) -> None:
+    changed: list[nn.Module] = []
+    monkeypatch.setattr(training, "recompute_activations", changed.append)
+    trainer = make_trainer(shapes, tmp_path, setting)
+    assert changed == [trainer.student.detector] * is_on
 
 
 def test_compiling_and_checkpointing_exclude_each_other(shapes: Path, tmp_path: Path) -> None:

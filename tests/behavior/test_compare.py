@@ -22,7 +22,7 @@ from rtdetrv4.training.checkpoint import load_checkpoint
 from rtdetrv4.training.observers import read_log
 from small_training import assert_same
 
-PAIRS = (("off-seed0", "static-seed0"), ("off-seed1", "static-seed1"))
+PAIRS = (("off-seed0", "fixed-seed0"), ("off-seed1", "fixed-seed1"))
 
 
 def small_teacher() -> Teacher:
@@ -36,7 +36,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare_two(shapes: Path, out: Path, **given: Any) -> Comparison:
-    given = {"arms": ["off", "static"], "seeds": 2, "teacher": small_teacher(), "epochs": 2, "out": out} | given
+    given = {"arms": ["off", "fixed"], "seeds": 2, "teacher": small_teacher(), "epochs": 2, "out": out} | given
     return compare(shapes, "test", **given)
 
 
@@ -48,7 +48,7 @@ class Runs:
         train_epoch = Trainer._train_epoch
 
         def stop_in_second_epoch(trainer: Trainer) -> None:
-            if trainer.out.name == "static-seed0" and trainer.position.epoch == 1:
+            if trainer.out.name == "fixed-seed0" and trainer.position.epoch == 1:
                 raise KeyboardInterrupt
             train_epoch(trainer)
 
@@ -74,9 +74,9 @@ def first_losses(folder: Path) -> dict[str, float]:
 
 
 def test_arms_of_a_seed_share_weights_images_and_noise(runs: Runs) -> None:
-    for off, static in PAIRS:
-        assert first_losses(runs.out / off) == first_losses(runs.out / static)
-        states = [load_checkpoint(runs.out / name / "last.pt") for name in (off, static)]
+    for off, fixed in PAIRS:
+        assert first_losses(runs.out / off) == first_losses(runs.out / fixed)
+        states = [load_checkpoint(runs.out / name / "last.pt") for name in (off, fixed)]
         assert_same(states[0]["rng"], states[1]["rng"])  # after two epochs: as many numbers were drawn
         weight = "detector.hybrid_encoder.aifi.linear1.weight"
         assert not torch.equal(states[0]["student"][weight], states[1]["student"][weight])
@@ -84,10 +84,10 @@ def test_arms_of_a_seed_share_weights_images_and_noise(runs: Runs) -> None:
 
 
 def test_a_stopped_comparison_goes_on(runs: Runs) -> None:
-    assert runs.message == f"Stopped in {runs.out / 'static-seed0'}; the same command goes on from there."
+    assert runs.message == f"Stopped in {runs.out / 'fixed-seed0'}; the same command goes on from there."
     assert runs.had_results == ["off-seed0"]
     assert (runs.out / "off-seed0" / "last.pt").stat() == runs.finished, "a finished run was trained again"
-    log = read_log(runs.out / "static-seed0" / "log.jsonl")
+    log = read_log(runs.out / "fixed-seed0" / "log.jsonl")
     assert [record["epoch"] for record in log if record["type"] == "run"] == [0, 1]
     assert [record["epoch"] for record in log if record["type"] == "epoch"] == [1, 2]
 
@@ -102,13 +102,13 @@ def test_runs_are_ordinary_runs_with_a_result(runs: Runs) -> None:
         assert result["best_ap"] >= result["last_ap"]
         assert result["seconds_per_epoch"] > 0
         assert (result["distill_weight"], result["share"] is None) == ((None, True) if "off" in name else (5.0, False))
-    recipe = rtdetrv4.load_recipe(runs.out / "static-seed1" / "recipe.yaml")
+    recipe = rtdetrv4.load_recipe(runs.out / "fixed-seed1" / "recipe.yaml")
     assert (recipe.distillation.teacher, recipe.distillation.mode, recipe.run.seed) == ("tiny", "fixed", 1)
 
 
 def test_the_results_of_all_runs_are_together(runs: Runs) -> None:
     comparison = runs.comparison
-    assert [(arm.name, arm.seeds) for arm in comparison.arms] == [("off", (0, 1)), ("static", (0, 1))]
+    assert [(arm.name, arm.seeds) for arm in comparison.arms] == [("off", (0, 1)), ("fixed", (0, 1))]
     assert {difference.metric for difference in comparison.differences} == {
         "last_ap",
         "last_ap50",
@@ -118,7 +118,7 @@ def test_the_results_of_all_runs_are_together(runs: Runs) -> None:
     assert comparison.unfinished == ()
     assert json.loads((runs.out / "compare.json").read_text()) == json.loads(json.dumps(comparison.to_dict()))
     assert (runs.out / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert "| static | AP | 2 |" in (runs.out / "compare.md").read_text()
+    assert "| fixed | AP | 2 |" in (runs.out / "compare.md").read_text()
 
 
 def test_other_settings_are_refused_and_named(
@@ -126,8 +126,8 @@ def test_other_settings_are_refused_and_named(
 ) -> None:
     with pytest.raises(ConfigError, match=r"other settings: .*schedule\.epochs was 2, now 3.*--out"):
         compare_two(shapes, runs.out, epochs=3)
-    with pytest.raises(ConfigError, match=r"static-seed0 was made with other settings: distillation\.weight was 5\.0"):
-        compare_two(shapes, runs.out, arms={"static": {"distillation.mode": "fixed", "distillation.weight": 7.0}})
+    with pytest.raises(ConfigError, match=r"fixed-seed0 was made with other settings: distillation\.weight was 5\.0"):
+        compare_two(shapes, runs.out, arms={"fixed": {"distillation.mode": "fixed", "distillation.weight": 7.0}})
     with pytest.raises(ConfigError, match=r"weights was None, now .*weights\.safetensors"):
         compare_two(shapes, runs.out, weights=runs.out / "off-seed0" / "weights.safetensors")
     with pytest.raises(ConfigError, match="other settings: schedule"):  # a new arm under another budget
@@ -199,7 +199,7 @@ def test_on_the_command_line(
 
 def test_every_arm_of_a_seed_comes_before_the_next_seed(shapes: Path, tmp_path: Path, trained: list[str]) -> None:
     compare_two(shapes, tmp_path, seeds=[3, 0])
-    assert trained == ["off-seed3", "static-seed3", "off-seed0", "static-seed0"]
+    assert trained == ["off-seed3", "fixed-seed3", "off-seed0", "fixed-seed0"]
 
 
 def test_an_arm_that_diverges_does_not_stop_the_others(
@@ -219,13 +219,14 @@ def test_mistakes_are_told_before_anything_is_trained(shapes: Path, tmp_path: Pa
             compare_two(given.pop("data", shapes), tmp_path / "out", **given)
 
     mistake(r"batch: got auto, expected a number", overrides={"batch": "auto"})
-    mistake('no arm "statik".*"static"', arms=["statik"])
+    mistake('no arm "fixde".*"fixed"', arms=["fixde"])
+    mistake('"static" is now called "fixed".*static:distillation.mode=fixed', arms=["static"])
     mistake("off was given twice", arms=["off", "off:lr=1"])
     mistake("no arm to train", arms=[])
     mistake("letters, digits", arms=["a/b:lr=1"])
     mistake('Arm "x": "learning" is not a setting', arms=["x:learning=1"])
     mistake(r'Arm "x" cannot change run\.seed', arms=["x:seed=1"])
-    mistake('Arm "static" needs a teacher', teacher="none")
+    mistake('Arm "fixed" needs a teacher', teacher="none")
     mistake("vit_base_patch16_dinov3", teacher="vit_base_patch16_dinov4")
     mistake("seeds: got 0", seeds=0)
     mistake("seeds: got", seeds=[-1])

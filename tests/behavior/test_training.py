@@ -230,7 +230,7 @@ def test_the_teacher_may_rest_after_some_epochs(split, tmp_path):
 def test_a_probe_sets_the_band_of_the_epochs_after_it(split, tmp_path):
     recorder = Recorder()
     trainer = make_trainer(split, tmp_path, observers=[recorder])
-    trainer.modulation = Modulation(5.0, rule="released", probe_epochs=1)
+    trainer.modulation = Modulation(5.0, rule="auto", probe_epochs=1)
     trainer.run()
     first, second, *_ = (epoch.modulation for epoch in recorder.epochs)
     assert (first.reason, first.weight, first.band) == ("probe", 5.0, None)

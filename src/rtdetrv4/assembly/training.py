@@ -25,13 +25,12 @@ from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.loader import DetectionLoader, build_loader
 from rtdetrv4.data.transforms import Augmentation
-from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher
-from rtdetrv4.distillation.modulation import Rule
+from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher, wrap_teacher
 from rtdetrv4.distillation.teacher import Network
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import ConfigError, DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
-from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts
+from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
 from rtdetrv4.training import (
     ModelEma,
     Profiler,
@@ -77,7 +76,7 @@ def loss_weights(loss: LossConfig) -> dict[str, float]:
 
 def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulation:
     """The owner of λ in a run of so many epochs."""
-    rules: dict[str, Rule] = {"gam": "released", "gam_paper": "paper", "auto": "released", "fixed": "fixed"}
+    assert distillation.mode != "off", "λ belongs to a teacher"
     probe_epochs = 0
     if distillation.mode == "auto":
         probe_epochs = distillation.probe_epochs or max(round(PROBE_SHARE * epochs), MIN_PROBE)
@@ -86,7 +85,7 @@ def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulatio
         rho=distillation.rho,
         delta=distillation.delta,
         default_weight=distillation.default_weight,
-        rule=rules[distillation.mode],
+        rule=distillation.mode,
         probe_epochs=probe_epochs,
     )
 
@@ -110,13 +109,14 @@ def build_teacher(
     else:
         has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         dtype = torch.bfloat16 if has_bf16 else None
-    return load_teacher(
-        teacher,
-        distillation.teacher_weights,
-        dtype=dtype,
-        compile=distillation.teacher_compile,
-        block=distillation.teacher_block,
-    )
+    weights, block, compiles = distillation.teacher_weights, distillation.teacher_block, distillation.teacher_compile
+    if isinstance(teacher, str):
+        return load_teacher(teacher, weights, dtype=dtype, compile=compiles, block=block)
+    if weights is not None or block is not None:
+        raise ConfigError(
+            "distillation: teacher_weights and teacher_block go with a teacher's name; a network comes with its own."
+        )
+    return wrap_teacher(teacher, dtype=dtype, compile=compiles)
 
 
 def build_trainer(
@@ -295,8 +295,10 @@ def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.
         detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if run.checkpoint_activations:
         checkpoint_activations(detector)
-    if run.compile:
+    elif run.compile:
         compile_parts(detector)
+    else:
+        recompute_activations(detector)
 
 
 def _training_data(

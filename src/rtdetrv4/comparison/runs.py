@@ -36,14 +36,10 @@ from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, did_you_m
 logger = logging.getLogger(__name__)
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "off": {"distillation.mode": "off"},
-    "static": {"distillation.mode": "fixed"},
-    "gam": {"distillation.mode": "gam"},
-    "gam_paper": {"distillation.mode": "gam_paper"},
-    "auto": {"distillation.mode": "auto"},
+    mode: {"distillation.mode": mode} for mode in ("off", "fixed", "gam", "gam_paper", "auto")
 }
-"""Arms that have a name of their own."""
-DEFAULT_ARMS = ("off", "static", "gam")
+"""Arms that have a name of their own: that of their `distillation.mode`."""
+DEFAULT_ARMS = ("off", "fixed", "gam")
 
 _SHARED = ("data.path", "run.out", "run.seed")
 
@@ -172,6 +168,8 @@ def _parse_arm(text: str) -> tuple[str, Mapping[str, Any]]:
     if colon:
         assignments = re.split(r",(?=\s*[\w.]+\s*=)", settings)  # not at the commas of a list
         return name.strip(), dict(parse_assignment(assignment) for assignment in assignments)
+    if name == "static":
+        raise ConfigError('The arm "static" is now called "fixed"; old runs go on as static:distillation.mode=fixed.')
     if name not in ARMS:
         raise ConfigError(
             f'There is no arm "{name}".{did_you_mean(name, ARMS)} Known: {", ".join(ARMS)}; any other is written '

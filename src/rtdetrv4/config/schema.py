@@ -353,7 +353,8 @@ class RunConfig(_Section):
         default="auto", description="auto, cpu, cuda, cuda:INDEX, mps or xpu; an index alone means cuda."
     )
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
-        default="auto", description="Mixed precision. auto: bf16 where the device has it, otherwise off."
+        default="auto",
+        description="Mixed precision. auto: bf16 on GPUs and processors that compute in it, otherwise off.",
     )
     accumulate: AtLeastOne | Literal["auto"] = Field(
         default=1,

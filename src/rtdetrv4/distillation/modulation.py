@@ -6,22 +6,23 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from rtdetrv4.distillation.student import DistillationStudent
+from rtdetrv4.errors import ConfigError
 from rtdetrv4.ops.collectives import mean_over_ranks
 
-Rule = Literal["released", "paper", "fixed"]
+Rule = Literal["fixed", "gam", "gam_paper", "auto"]
 Reason = Literal["below", "above", "inside", "reset", "refinement", "fixed", "probe"]
 
 SMALLEST_SHARE = 1e-6
 """Percent; below it the share counts as unmeasured and λ returns to its default."""
 FACTOR_RANGE = (0.1, 10.0)
-"""λ changes by no more than this in an epoch."""
+"""The smallest and the largest factor by which λ changes in an epoch."""
 PROBED_DELTA = 0.1
 """δ / ρ after a probe; the authors advise 5 to 15 % (issue 17 of the released code)."""
 
@@ -35,7 +36,7 @@ class ModulationReport(NamedTuple):
     """r̄: AIFI's mean share of the L1 gradient in the epoch, in percent."""
     reason: Reason
     band: tuple[float, float] | None = None
-    """Where the share was wanted, in percent; None if nowhere (a fixed λ, or a probe)."""
+    """The target band of the share, in percent; None for a fixed λ and during a probe."""
 
 
 def next_weight(
@@ -46,7 +47,7 @@ def next_weight(
     delta: float,
     default_weight: float,
     refinement: bool,
-    rule: Literal["released", "paper"] = "released",
+    rule: Literal["gam", "gam_paper"] = "gam",
 ) -> tuple[float, Reason]:
     """One step of GAM.
 
@@ -60,7 +61,7 @@ def next_weight(
         delta: half width of the band, percent.
         default_weight: λ where the share is not measurable, and from the refinement stage on.
         refinement: whether the next epoch belongs to the refinement stage.
-        rule: "released" scales λ by the ratio of odds, "paper" by the ratio of shares.
+        rule: "gam" scales λ by the ratio of odds, as the released code does; "gam_paper" by the ratio of shares.
     """
     if share < SMALLEST_SHARE:
         return default_weight, "reset"
@@ -72,7 +73,7 @@ def next_weight(
         target, reason = rho - delta, "above"
     else:
         return weight, "inside"
-    ratio = _odds(target) / _odds(share) if rule == "released" else target / share
+    ratio = target / share if rule == "gam_paper" else _odds(target) / _odds(share)
     low, high = FACTOR_RANGE
     return weight * min(max(ratio, low), high), reason
 
@@ -84,18 +85,22 @@ def _odds(percent: float) -> float:
 class Modulation:
     """Owns λ: measures AIFI's share of the gradient each step, and adapts λ once per epoch.
 
-    Every rank ends an epoch with the same λ. Nothing in a step waits for the device.
+    All ranks end an epoch with the same λ. No step synchronizes with the device.
 
     Args:
         weight: λ at the start.
         rho: middle of the target band, percent.
         delta: half width of the target band, percent.
         default_weight: λ where the share is not measurable, and from the refinement stage on.
-        rule: "released", "paper", or "fixed" (λ never changes; the share is still measured).
-        probe_epochs: λ stays at `weight` for so many epochs; then ρ becomes the mean share of the second half of these,
-            and δ a tenth of it. In the first half the projector knows nothing yet, and the share is higher than it will
-            ever be again. The published bands hold for the published data, batch and resolution; this finds one for any
-            other. 0 takes `rho` and `delta` as given.
+        rule: the `distillation.mode` of recipes: "fixed" (λ never changes; the share is still measured), "gam" or
+            "gam_paper" (see `next_weight`), or "auto" ("gam" with a band that is measured first).
+        probe_epochs: of "auto" only: λ stays at `weight` for this many epochs; then ρ becomes the mean share of the
+            second half of them, and δ a tenth of it. In the first half the projector is untrained and the share higher
+            than ever after. The published bands hold for the published data, batch and resolution; this finds one for
+            any other.
+
+    Raises:
+        ConfigError: the rule is unknown, or a number is outside the range that its rule needs.
     """
 
     def __init__(
@@ -108,6 +113,20 @@ class Modulation:
         rule: Rule = "fixed",
         probe_epochs: int = 0,
     ) -> None:
+        if rule not in get_args(Rule):
+            raise ConfigError(f'rule: got "{rule}", expected one of {", ".join(get_args(Rule))}.')
+        for name, value in (("weight", weight), ("default_weight", default_weight)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name}: got {value}, expected a finite number of at least 0.")
+        if rule in ("gam", "gam_paper") and not 0 < rho - delta <= rho + delta < 100:
+            raise ConfigError(
+                f'rho, delta: got a band of {rho} ± {delta}, expected one between 0 and 100 percent; rule="auto" '
+                "measures one."
+            )
+        if (rule == "auto") != (probe_epochs > 0):
+            raise ConfigError(
+                f'probe_epochs: got {probe_epochs} with rule="{rule}", expected at least 1 with "auto" and 0 otherwise.'
+            )
         self.weight = weight
         self.rho = rho
         self.delta = delta
@@ -119,13 +138,16 @@ class Modulation:
         self._steps: Tensor | float = 0.0
 
     @torch.no_grad()
-    def observe(self, student: DistillationStudent) -> None:
+    def observe(self, part: nn.Module, whole: nn.Module) -> None:
         """Add this step's share; call after the last backward of a step, before clipping.
 
         A step whose gradients are not finite is not counted.
+
+        Args:
+            part: the module that computes F5: AIFI.
+            whole: everything that is trained, `part` included.
         """
-        aifi = gradient_l1(student.aifi)
-        share = 100 * aifi / gradient_l1(student)
+        share = 100 * gradient_l1(part) / gradient_l1(whole)
         finite = share.isfinite()
         self._sum = self._sum + torch.where(finite, share, 0.0)
         self._steps = self._steps + finite
@@ -149,7 +171,7 @@ class Modulation:
             delta=self.delta,
             default_weight=self.default_weight,
             refinement=refinement,
-            rule=self.rule,
+            rule="gam_paper" if self.rule == "gam_paper" else "gam",
         )
         return ModulationReport(self.weight, share, reason, band)
 

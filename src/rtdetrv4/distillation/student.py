@@ -14,21 +14,17 @@ class DistillationStudent(nn.Module):
     Args:
         detector: returns a `DetectorOutput`.
         injector: None trains without distillation.
-        aifi: name of the detector's module that outputs F5, whose share of the gradient GAM watches.
     """
 
-    def __init__(
-        self, detector: nn.Module, injector: Injector | None = None, *, aifi: str = "hybrid_encoder.aifi"
-    ) -> None:
+    def __init__(self, detector: nn.Module, injector: Injector | None = None) -> None:
         super().__init__()
         self.detector = detector
         self.injector = injector
-        self._aifi = aifi
 
     @property
     def aifi(self) -> nn.Module:
-        """The module that outputs F5."""
-        return self.detector.get_submodule(self._aifi)
+        """The module that outputs F5, whose share of the gradient GAM watches."""
+        return self.detector.get_submodule("hybrid_encoder.aifi")
 
     def forward(self, images: Tensor, targets: Targets) -> tuple[DetectorOutput, Tensor | None]:
         """B×3×H×W images in [0, 1] → the detector's output, and F5 in the teacher's space (B×D×h×w)."""

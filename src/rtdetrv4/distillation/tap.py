@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rtdetrv4.distillation.injector import Injector, alignment_loss
 from rtdetrv4.distillation.modulation import Modulation, ModulationReport
-from rtdetrv4.distillation.student import DistillationStudent
 from rtdetrv4.distillation.teacher import Teacher
 from rtdetrv4.errors import ConfigError, did_you_mean
 from rtdetrv4.ops.collectives import world_size
@@ -27,7 +26,8 @@ IMAGE_RANGE = (-0.1, 1.1)
 class _Beside(NamedTuple):
     """What a tap needs but does not contain: a tuple keeps modules out of `parameters` and `state_dict`."""
 
-    student: DistillationStudent
+    model: nn.Module
+    layer: nn.Module
     teacher: Teacher
 
 
@@ -42,9 +42,9 @@ class _Kept(NamedTuple):
 class Tap(nn.Module):
     """Aligns the output of one layer with a teacher, and adapts λ to that layer's share of the gradient.
 
-    Until `close`, the tap is a part of the model, `model.tap`. So whatever goes over the model's parameters (optimizer,
-    clipping, DDP) finds the projector there, and checkpoints of the model hold the projector and λ. Make the tap after
-    loading weights, and before the optimizer and any wrapper.
+    Until `close`, the tap is part of the model, as `model.tap`. So everything that iterates over the model's parameters
+    (optimizer, clipping, DDP) includes the projector, and checkpoints of the model contain the projector and λ. Create
+    the tap after loading weights, and before the optimizer and any wrapper.
 
     ```python
     tap = Tap(model, "model.encoder.aifi.0", load_teacher(), Modulation(5.0), dim=256)
@@ -92,7 +92,7 @@ class Tap(nn.Module):
         tapped = _find(model, layer)
         self.injector = Injector(dim, teacher.dim).to(next(tapped.parameters()))
         self.modulation = modulation
-        self._beside = _Beside(DistillationStudent(model, aifi=layer), teacher)
+        self._beside = _Beside(model, tapped, teacher)
         self._layer, self._dim, self._select, self._batch_first = layer, dim, select, batch_first
         self._images = ""
         self._kept: _Kept | None = None
@@ -104,7 +104,7 @@ class Tap(nn.Module):
         model.add_module(NAME, self)
 
     def forward(self, output: Any) -> Any:
-        """Passes its input on, because an `nn.Sequential` runs all its parts."""
+        """Returns its input, because an `nn.Sequential` runs all its parts."""
         return output
 
     def loss(self, images: Tensor, *, grid_hw: tuple[int, int] | None = None) -> Tensor:
@@ -148,13 +148,13 @@ class Tap(nn.Module):
             images: name of the model's argument with images, B×3×H×W in [0, 1].
         """
         self._images = images
-        self._hooks.append(self._beside.student.detector.register_forward_hook(self._add, with_kwargs=True))
+        self._hooks.append(self._beside.model.register_forward_hook(self._add, with_kwargs=True))
         return self
 
     @torch.no_grad()
     def observe(self) -> None:
         """Measure the layer's share of the gradient; call after the last backward of a step, before it is cleared."""
-        self.modulation.observe(self._beside.student)
+        self.modulation.observe(self._beside.layer, self._beside.model)
         self._is_observed = True
 
     def end_epoch(self, *, refinement: bool = False) -> ModulationReport:
@@ -172,10 +172,10 @@ class Tap(nn.Module):
         return self.modulation.end_epoch(refinement=refinement)
 
     def close(self) -> None:
-        """Give the model back as it was before, with what it learned."""
+        """Restore the model as it was before the tap, with the weights it has now."""
         for hook in self._hooks:
             hook.remove()
-        model = self._beside.student.detector
+        model = self._beside.model
         if getattr(model, NAME, None) is self:
             delattr(model, NAME)
 
@@ -274,8 +274,8 @@ class Tap(nn.Module):
 class _Reach(torch.autograd.Function):
     """Passes a tensor on, and makes parameters reachable from what is computed of it.
 
-    DDP looks there for the parameters that a step uses, if it is told to look; the distillation loss is no part of the
-    model's output, so it would take the projector for unused.
+    With `find_unused_parameters`, DDP searches the graph of the model's output for the parameters that a step uses. The
+    distillation loss is not part of that output, so DDP would take the projector for unused.
     """
 
     @staticmethod
@@ -304,7 +304,7 @@ def _find(model: nn.Module, name: str) -> nn.Module:
 
 
 def _check_range(images: Tensor) -> None:
-    """Once per tap, because it waits for the device."""
+    """Only once per tap, because it synchronizes with the device."""
     low, high = (float(bound) for bound in images.aminmax())
     if low < IMAGE_RANGE[0] or high > IMAGE_RANGE[1]:
         raise ConfigError(

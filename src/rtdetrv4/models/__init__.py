@@ -8,7 +8,7 @@ from rtdetrv4.models.denoising import ContrastiveDenoising
 from rtdetrv4.models.detection_model import DetectionModel, fuse
 from rtdetrv4.models.hybrid_encoder import AIFI, CCFF, HybridEncoder
 from rtdetrv4.models.layers import ConvNorm
-from rtdetrv4.models.memory import checkpoint_activations
+from rtdetrv4.models.memory import checkpoint_activations, recompute_activations
 from rtdetrv4.models.postprocess import postprocess
 from rtdetrv4.models.query_selection import QuerySelection
 
@@ -30,4 +30,5 @@ __all__ = [
     "compile_parts",
     "fuse",
     "postprocess",
+    "recompute_activations",
 ]

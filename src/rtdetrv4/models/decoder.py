@@ -102,10 +102,10 @@ class DistributionDecoder(nn.Module):
     """Every layer refines, for each edge, a distribution over offsets of the first layer's box.
 
     Args:
-        layers: built layers; the first `eval_index + 1` of them run at inference.
-        eval_index: the layer whose predictions count; negative counts from the end.
+        layers: the decoder layers; inference runs the first `eval_index + 1`.
+        eval_index: the layer whose predictions are used; negative indices count from the end.
         reg_max: R − 1.
-        reg_scale: box sizes are cut into this many units; see `ops.distribution`.
+        reg_scale: units that a box side is divided into; see `ops.distribution`.
     """
 
     weighting: Tensor
@@ -147,7 +147,8 @@ class DistributionDecoder(nn.Module):
             All layers in train mode; in eval mode only layer `eval_index`, with L = 1 and no `pre_…`.
         """
         x = content
-        pyramid = [match_gradient_layout(level).contiguous() for level in pyramid]
+        # Once for all layers: autocast would convert the maps in each of them, because it samples in float32.
+        pyramid = [full_precision(match_gradient_layout(level).contiguous()) for level in pyramid]
         reference = reference_logits.sigmoid()
         initial, pre_logits, pre_boxes = reference, None, None
         previous, corners = torch.zeros_like(x), None
@@ -175,7 +176,7 @@ class DistributionDecoder(nn.Module):
         )
 
     def deploy(self) -> None:
-        """Drop what inference does not run: later layers, and the class heads of earlier ones."""
+        """Drop what inference does not use: the layers after `eval_index`, and the class heads before it."""
         end = self.eval_index + 1
         self.layers, self.box_heads = self.layers[:end], self.box_heads[:end]
         idle = [nn.Identity() for _ in range(self.eval_index)]
@@ -230,7 +231,7 @@ class BoxDecoder(nn.Module):
         return HeadOutput(torch.stack(logits), torch.stack(boxes))
 
     def deploy(self) -> None:
-        """Drop what inference does not run: later layers, and the class heads of earlier ones."""
+        """Drop what inference does not use: the layers after `eval_index`, and the class heads before it."""
         end = self.eval_index + 1
         self.layers, self.box_heads = self.layers[:end], self.box_heads[:end]
         idle = [nn.Identity() for _ in range(self.eval_index)]

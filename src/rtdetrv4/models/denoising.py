@@ -26,7 +26,7 @@ class DenoisingQueries(NamedTuple):
 
 
 def group_layout(num_denoising: int, max_targets: int) -> DenoisingGroups:
-    """As many groups as `num_denoising` allows, at least one; none if no image has a box."""
+    """As many groups as fit into `num_denoising`, at least one; none if no image has a box."""
     if max_targets == 0:
         return DenoisingGroups(0, 0)
     return DenoisingGroups(max(num_denoising // max_targets, 1), max_targets)

@@ -15,7 +15,7 @@ from rtdetrv4.types import DetectorOutput, EncoderOutput, HeadOutput, Targets, T
 
 
 class DetectionModel(nn.Module):
-    """Images in, class logits and boxes out. A plain module: nothing of training, of DSI or of files is in it.
+    """Images in, class logits and boxes out. A plain module that knows nothing of training, DSI or files.
 
     Args:
         memory_projections: one module per level between the encoder's width and the decoder's, where these differ.
@@ -94,7 +94,7 @@ def _split_queries(head: HeadOutput, first: int) -> tuple[HeadOutput, HeadOutput
 
 
 def fuse(model: DetectionModel) -> DetectionModel:
-    """A copy for deployment: batch norms folded into convolutions, training-only parts dropped, eval mode."""
+    """A copy for deployment, in eval mode: batch norms are folded into convolutions and training-only parts dropped."""
     fused = fuse_conv_norms(model, next(model.parameters()).new_zeros(1, 3, 64, 64))
     assert isinstance(fused, DetectionModel)
     fused.denoising = None

@@ -25,8 +25,8 @@ NORMS = (nn.BatchNorm2d, FrozenNorm, BatchNormAct2d)
 def fuse_conv_norms(module: nn.Module, images: Tensor) -> nn.Module:
     """A copy in eval mode with every convolution that feeds a batch norm folded into one, RepVGG branches too.
 
-    Which feeds which is seen by looking at `images`, because the order of definition does not tell it in every network.
-    A convolution whose result is used elsewhere too stays as it is.
+    Which convolution feeds which norm is observed in a forward pass, because in some networks the order of definition
+    does not tell. A convolution whose result is also used elsewhere stays as it is.
 
     Args:
         module: takes `images`.

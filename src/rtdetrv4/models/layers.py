@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ def activation(name: Activation) -> nn.Module:
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm, activation."""
 
-    recomputes = True
-    """See `lean_activation`; not inside a part that is compiled or checkpointed as a whole."""
-
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1, act: Activation
     ) -> None:
@@ -34,60 +31,14 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W → B×C'×H/stride×W/stride."""
-        x = self.conv(x)
-        if self.recomputes and isinstance(self.act, nn.SiLU) and learns(self.norm):
-            return lean_activation(x, self.norm, self.act)
-        return self.act(self.norm(x))
-
-
-def learns(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether this is a plain batch norm that normalizes with the statistics of the batch."""
-    return type(norm) is nn.BatchNorm2d and norm.training
-
-
-def lean_activation(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module, affine: nn.Module | None = None) -> Tensor:
-    """affine(act(norm(x))) that keeps x alone for the backward pass, where it computes the rest again.
-
-    The numbers are the same, bit for bit, and statistics move once. Less memory is paid for with another normalization.
-
-    Args:
-        x: B×C×H×W.
-        norm: in train mode.
-        act: elementwise, with gradients from its input (SiLU) or its output (ReLU).
-        affine: elementwise too, with gradients from its input.
-    """
-    held, weight, bias = x.detach(), norm.weight.detach(), norm.bias.detach()
-    normalized = norm(x)
-    num_kept, computed = 0, []
-
-    def pack(tensor: Tensor) -> Tensor | None:
-        nonlocal num_kept
-        if tensor.shape != held.shape:  # parameters
-            return tensor
-        num_kept += 1
-        return None
-
-    def unpack(kept: Tensor | None) -> Tensor:
-        if kept is not None:
-            return kept
-        if computed:
-            return computed.pop()
-        again = F.batch_norm(held, None, None, weight, bias, training=True, eps=norm.eps)
-        if not isinstance(act, nn.SiLU):
-            again = act(again)
-        computed.extend([again] * (num_kept - 1))  # both `act` and `affine` ask for it
-        return again
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        x = act(normalized)
-        return x if affine is None else affine(x)
+        return self.act(self.norm(self.conv(x)))
 
 
 def match_gradient_layout(x: Tensor) -> Tensor:
-    """B×C×H×W, the same; in channels-last layout its gradient will be so too.
+    """Return x (B×C×H×W) and, if it is channels-last, make its gradient channels-last too.
 
-    Cutting and copying leave gradients in the other layout, which would then go all the way back through the network,
-    and kernels, batch norm above all, take several times as long over two layouts as over one.
+    Slicing and copying produce gradients in the other layout, which would spread backward through the whole network;
+    and kernels, batch norm above all, are several times slower when the layouts of their inputs differ.
     """
     if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
         x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
@@ -95,7 +46,7 @@ def match_gradient_layout(x: Tensor) -> Tensor:
 
 
 class RepVGGBlock(nn.Module):
-    """A 3×3 and a 1×1 convolution side by side; one 3×3 convolution when fused.
+    """A 3×3 and a 1×1 convolution in parallel; a single 3×3 convolution when fused.
 
     References:
         RepVGG, arXiv 2101.03697 (without the identity branch, as in RT-DETR).
@@ -115,7 +66,7 @@ class RepVGGBlock(nn.Module):
         return self.act(y)
 
     def fuse(self) -> None:
-        """Fold the 1×1 branch into the 3×3 one; both must be fused with their norms already."""
+        """Fold the 1×1 branch into the 3×3 one, after the norms of both have been folded into their convolutions."""
         if self.conv1x1 is None:
             return
         point, square = self.conv1x1.conv, self.conv3x3.conv
@@ -146,7 +97,7 @@ class CSPRepBlock(nn.Module):
 
 
 class ELANRepBlock(nn.Module):
-    """Split in two halves; the second passes two [CSP block, 3×3] in a row; all four pieces are concatenated.
+    """Splits channels in two halves, passes the second through two [CSP block, 3×3], and concatenates all four pieces.
 
     References:
         GELAN of YOLOv9, arXiv 2402.13616; used as D-FINE's fusion block, arXiv 2410.13842, section 4.3.

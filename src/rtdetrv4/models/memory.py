@@ -1,4 +1,8 @@
-"""Activation checkpointing: parts of a detector compute their activations again in the backward pass.
+"""Less memory in training: activations that the backward pass computes again instead of keeping them.
+
+Both functions change a built detector in place, by giving some of its modules a subclass with another forward pass: a
+subclass, unlike a hook or a forward of the instance, goes along with copies of the model, such as its average.
+Nothing else about the model changes: names of tensors, evaluation, fusing and every number stay the same.
 
 References:
     Training deep nets with sublinear memory cost, arXiv 1604.06174.
@@ -6,41 +10,123 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeGuard
 
-from torch import Tensor, is_grad_enabled, nn
+import torch
+import torch.nn.functional as F
+from timm.models.hgnet import ConvBNAct, LearnableAffineBlock
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rtdetrv4.models.backbone import LeanConvBNAct
 from rtdetrv4.models.detection_model import DetectionModel
 from rtdetrv4.models.layers import ConvNorm
 
 
-def checkpoint_activations(model: DetectionModel) -> None:
-    """Let a detector keep only what enters its larger parts, in place: less memory and more time, same numbers.
+def recompute_activations(model: DetectionModel) -> None:
+    """Let every block of convolution, batch norm and activation keep only the output of its convolution.
 
-    These parts are the stages or blocks of the backbone, AIFI, the fusion blocks of CCFF and the decoder's layers. Only
-    train mode changes; names of tensors, copies of the model and fusing do not.
+    Normalizing once more is cheap. Not for a detector that is compiled, because the hooks on saved tensors would cut
+    its graph into pieces, nor for one whose activations are checkpointed, which keeps still less.
+    """
+    for module in model.modules():
+        if (kind := _RECOMPUTING.get(type(module))) is not None:
+            module.__class__ = kind
+
+
+class _RecomputingConvNorm(ConvNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if not (isinstance(self.act, nn.SiLU) and _learns(self.norm)):
+            return super().forward(x)
+        return _recomputed_activation(self.conv(x), self.norm, self.act)
+
+
+class _RecomputingConvBNAct(ConvBNAct):  # the block of timm's HGNetV2
+    def forward(self, x: Tensor) -> Tensor:
+        if not (isinstance(self.act, nn.ReLU) and _learns(self.bn)):
+            return super().forward(x)
+        affine = self.lab if isinstance(self.lab, LearnableAffineBlock) else None
+        return _recomputed_activation(self.conv(x), self.bn, F.relu_, affine)
+
+
+_RECOMPUTING: dict[type[nn.Module], type[nn.Module]] = {
+    ConvNorm: _RecomputingConvNorm,
+    ConvBNAct: _RecomputingConvBNAct,
+}
+
+
+def _learns(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether this is a plain batch norm that normalizes with the statistics of the batch and gets a gradient."""
+    return type(norm) is nn.BatchNorm2d and norm.training and norm.weight.requires_grad and torch.is_grad_enabled()
+
+
+def _recomputed_activation(
+    x: Tensor, norm: nn.BatchNorm2d, act: Callable[[Tensor], Tensor], affine: LearnableAffineBlock | None = None
+) -> Tensor:
+    """affine(act(norm(x))) that keeps only x for the backward pass, which computes the rest again.
+
+    The numbers are the same, bit for bit, and the running statistics are updated once. What can be done in place is, to
+    spare the allocation of maps.
+
+    Args:
+        x: B×C×H×W.
+        norm: in train mode, with a gradient.
+        act: elementwise: SiLU, whose gradient comes from its input, or ReLU in place, whose comes from its output.
+        affine: needs its input for the gradient of its scale.
+    """
+    normalized = norm(x)
+    node: Any = normalized.grad_fn
+    # With the statistics of the forward pass: computing them again would take longer than all that is done with them.
+    held, mean, inverse_deviation = x.detach(), node._saved_result1, node._saved_result2
+    scale, bias = (norm.weight * inverse_deviation).detach(), norm.bias.detach()
+    num_kept, computed = 0, []
+
+    def pack(tensor: Tensor) -> Tensor | None:
+        nonlocal num_kept
+        if tensor.shape != held.shape:  # parameters
+            return tensor
+        num_kept += 1
+        return None
+
+    def unpack(kept: Tensor | None) -> Tensor:
+        if kept is not None:
+            return kept
+        if computed:
+            return computed.pop()
+        again = F.batch_norm(held, mean, torch.ones_like(mean), scale, bias, training=False, eps=0.0)
+        if not isinstance(act, nn.SiLU):
+            again = act(again)
+        computed.extend([again] * (num_kept - 1))  # both `act` and `affine` ask for it
+        return again
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        x = act(normalized)
+        if affine is None:
+            return x
+        # In the format of the map, which autocast would otherwise leave in float32, twice as large.
+        return (affine.scale.to(x.dtype) * x).add_(affine.bias.to(x.dtype))
+
+
+def checkpoint_activations(model: DetectionModel) -> None:
+    """Let a detector keep only what enters its larger parts: much less memory, and more time.
+
+    These parts are the stages or blocks of the backbone, AIFI, the fusion blocks of CCFF and the decoder's layers.
     """
     encoder = model.hybrid_encoder
     fusions = (*encoder.ccff.top_down, *encoder.ccff.bottom_up)
     parts: list[nn.Module] = [*_blocks(_root(model.backbone.body)), encoder.aifi, *fusions, *model.decoder.layers]
     for part in parts:
         part.__class__ = _checkpointed(type(part))
-        for module in part.modules():
-            if isinstance(module, ConvNorm | LeanConvBNAct):  # which would hold what is to be let go
-                module.recomputes = False
 
 
 @cache
 def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same class with another forward pass, so that its modules stay what they are in every other respect."""
+    """The same class with a forward pass that is checkpointed."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not (self.training and is_grad_enabled()):
+        if not (self.training and torch.is_grad_enabled()):
             return kind.forward(self, *args, **kwargs)
         contexts = partial(_contexts, self)
         return checkpoint(partial(kind.forward, self), *args, use_reentrant=False, context_fn=contexts, **kwargs)

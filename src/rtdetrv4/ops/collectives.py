@@ -19,12 +19,3 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / ranks
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Elementwise sum over all ranks, on every rank; a collective call."""
-    if world_size() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total

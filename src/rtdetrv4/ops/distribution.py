@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -30,8 +31,10 @@ def weighting(reg_max: int, reg_scale: float, up: float = 0.5) -> Tensor:
 
 
 def expected_offset(corners: Tensor, weights: Tensor) -> Tensor:
-    """Expectation of W(n): logits (…, 4, R) and `weights` (R,) → (…, 4)."""
-    return corners.softmax(dim=-1) @ weights
+    """Expectation of W(n): logits (…, 4, R) and `weights` (R,) → (…, 4), in their format even under autocast."""
+    device = corners.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        return corners.softmax(dim=-1) @ weights
 
 
 def decode_boxes(reference: Tensor, offsets: Tensor, reg_scale: float) -> Tensor:

@@ -25,8 +25,8 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu". With several ranks each takes the device of its number.
-        amp: number format of the model's forward pass (losses are float32 always). "auto" is bf16 on GPUs that
-            compute in it, else off.
+        amp: number format of the model's forward pass (losses are float32 always). "auto" is bf16 on GPUs and
+            processors that compute in it, else off.
 
     Raises:
         ConfigError: there is no such device, or it cannot compute in that format.
@@ -43,7 +43,7 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
         found = PartialState(cpu=on_cpu).device
         assert found is not None
         if amp == "auto":
-            amp = "bf16" if found.type == "cuda" and torch.cuda.get_device_capability(found) >= (8, 0) else "off"
+            amp = "bf16" if _computes_in_bf16(found) else "off"
         if amp == "fp16" and found.type == "cpu":
             raise ConfigError('amp="fp16" needs a GPU; on a CPU use amp="bf16" or amp="off".')
         if found.type == "cpu":
@@ -52,6 +52,22 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
             return Accelerator(cpu=on_cpu, mixed_precision="no" if amp == "off" else amp)
         except ValueError as error:
             raise ConfigError(f'amp="{amp}" does not work on {found}: {error} Use amp="off".') from error
+
+
+def cpu_computes_in_bf16() -> bool:
+    """Whether bfloat16 makes a training step faster on this processor (benchmarks/bf16_step.py): it has AMX.
+
+    Instructions that oneDNN is told not to use, by ONEDNN_MAX_CPU_ISA, do not count.
+    """
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # False where torch is too old to tell
+    return has_amx() and any(word in most for word in ("ALL", "DEFAULT", "AMX"))
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return cpu_computes_in_bf16()
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def synchronize_norms(model: nn.Module, accelerator: Accelerator) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rtdetrv4.errors import WeightsError
+from rtdetrv4.errors import WeightsError, first_line
 from rtdetrv4.weights import files
 
 #: Raised when what a checkpoint holds changes; an older one is refused with its number in the message.
@@ -43,7 +43,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}). "
+            f"{path} cannot be read as a checkpoint ({first_line(error)}). "
             "Only last.pt and best.pt hold a training state; weights.safetensors is for prediction and fine-tuning."
         ) from error
     found = state.get("format") if isinstance(state, dict) else None

@@ -212,7 +212,7 @@ class Trainer:
         with self.clock("optimizer"):
             accelerator.unscale_gradients(self.optimizer)
             if self.modulation is not None and self._teacher_is_active:
-                self.modulation.observe(student)
+                self.modulation.observe(student.aifi, student)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
         # The one time that a step waits for the device. Every rank decides on the same means over ranks.

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rtdetrv4.errors import WeightsError, did_you_mean
+from rtdetrv4.errors import WeightsError, did_you_mean, first_line
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights.catalog import MODELS, RELEASED, RELEASED_CLASSES, TRANSFORMERS_MODELS, fitting_models
 from rtdetrv4.weights.convert import from_released, looks_released
@@ -203,7 +203,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, An
             facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 — not a mapping
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} is damaged ({_first_line(error)}){_disguise(path)}.") from error
+        raise WeightsError(f"{path} is damaged ({first_line(error)}){_disguise(path)}.") from error
 
 
 def _read_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
@@ -218,7 +218,7 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path)) from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise WeightsError(f"{path} is damaged ({_first_line(error)}){_disguise(path)}.") from error
+        raise WeightsError(f"{path} is damaged ({first_line(error)}){_disguise(path)}.") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} is no checkpoint: it holds a {type(content).__name__}, expected a dictionary.")
     ema = content.get("ema")
@@ -268,7 +268,7 @@ def _fetch(url: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(f"{owner}/{repo}", file, revision=revision or None))
     except (OSError, ValueError, huggingface_hub.utils.HfHubHTTPError) as error:
         raise WeightsError(
-            f"{url} cannot be fetched ({_first_line(error)}). Check name and connection; private and gated "
+            f"{url} cannot be fetched ({first_line(error)}). Check name and connection; private and gated "
             "repositories need `hf auth login`. A file downloaded by hand works as well."
         ) from error
 
@@ -287,7 +287,3 @@ def _where_to_get(name: str) -> str:
         f"{problem}. Released weights are not fetched by name: download {url} and give the path of that file, "
         f'with model="{model}".'
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -143,7 +143,7 @@ def test_gradients_are_those_of_the_distillation_student() -> None:
     torch.manual_seed(1)
     output, projected = student(images, targets)
     (output.logits.square().mean() + 5.0 * alignment_loss(projected, teacher(images, (2, 2)))).backward()
-    ours.observe(student)
+    ours.observe(student.aifi, student)
     torch.manual_seed(1)
     output = model(images, targets)
     (output.logits.square().mean() + tap.loss(images)).backward()
@@ -310,7 +310,7 @@ def test_a_copy_of_the_model_has_a_tap_of_its_own_and_the_same_teacher() -> None
     average = copy.deepcopy(model)
     assert average.tap is not tap
     assert average.tap._beside.teacher is tap._beside.teacher
-    assert average.tap._beside.student.aifi is average.encoder
+    assert average.tap._beside.layer is average.encoder
     assert average.tap.modulation is not tap.modulation
     average(make_images())
     average.tap.loss(make_images()).backward()

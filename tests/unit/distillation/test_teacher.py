@@ -309,8 +309,6 @@ def test_mistakes(tmp_path: Path) -> None:
         load_teacher("vit_tiny_patch16_224", tmp_path / "nothing.pth")
     with pytest.raises(ConfigError, match="comes with its weights"):
         load_teacher("efficientnet_lite2", tmp_path / "nothing.pth")
-    with pytest.raises(ConfigError, match="a network comes with its own"):
-        load_teacher(patches, block=3)
 
 
 # ---- number formats and compilation ---------------------------------------------------------------------------------
@@ -359,7 +357,7 @@ def test_a_format_of_its_own_holds_inside_mixed_precision() -> None:
 def test_compiles_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
 
-    def compile_(network: Any) -> Any:
+    def compile_(network: Any, backend: str) -> Any:
         compiled.append(network)
         return lambda images: 2 * network(images)
 
@@ -378,7 +376,7 @@ def test_compiles_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_as_it_is_where_compilation_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(network: Any) -> Any:
+    def fails(network: Any, backend: str) -> Any:
         raise RuntimeError("no compiler\nhere")
 
     monkeypatch.setattr(torch, "compile", fails)
@@ -389,7 +387,7 @@ def test_runs_as_it_is_where_compilation_fails(
             teacher(images, (2, 2)), Teacher(patches, name="means", dim=3, stride=16)(images, (2, 2))
         )
     assert [record.getMessage() for record in caplog.records] == [
-        "The teacher could not be compiled and runs as it is: no compiler here"
+        "torch.compile failed (no compiler); the teacher runs without it."
     ]
 
 
@@ -404,7 +402,7 @@ def test_any_network_is_tried_for_its_width_and_stride() -> None:
     torch.testing.assert_close(teacher(images, (3, 5)), expected)
 
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 14, 14), torch.nn.BatchNorm2d(6))
-    teacher = load_teacher(network, dtype=torch.bfloat16)
+    teacher = wrap_teacher(network, dtype=torch.bfloat16)
     assert (teacher.name, teacher.dim, teacher.stride) == ("Sequential", 6, 14)
     assert teacher(images, (3, 5)).dtype == torch.bfloat16
     assert not [p for p in network.parameters() if p.requires_grad]
@@ -457,6 +455,8 @@ def test_a_given_teacher_comes_before_the_settings() -> None:
     wrapped = build_teacher(settings, cpu, patches)
     assert wrapped is not None
     assert (wrapped.name, wrapped.dtype) == ("patches", torch.bfloat16)
+    with pytest.raises(ConfigError, match="a network comes with its own"):
+        build_teacher(DistillationConfig(teacher="nothing", teacher_block=3), cpu, patches)
     assert build_teacher(DistillationConfig(teacher="nothing", mode="off"), cpu, built) is None
     assert build_teacher(DistillationConfig(), cpu) is None
 

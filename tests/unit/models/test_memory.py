@@ -1,8 +1,10 @@
-"""Activation checkpointing changes memory and time, and no number."""
+"""Activations that are computed again, or checkpointed, change memory and time, and no number."""
 
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ from rtdetrv4.models import (
     QuerySelection,
     checkpoint_activations,
     fuse,
+    recompute_activations,
 )
+from rtdetrv4.models.layers import ConvNorm
 from rtdetrv4.types import Targets
 from small_training import make_detector
 
@@ -70,11 +74,15 @@ def step(model: DetectionModel, local_terms: bool) -> dict[str, Tensor]:
     return terms
 
 
+ARRANGEMENTS = [checkpoint_activations, recompute_activations]
+
+
+@pytest.mark.parametrize("arrange", ARRANGEMENTS)
 @pytest.mark.parametrize("kind", ["distribution", "test_efficientnet", "test_convnext"])
-def test_losses_gradients_and_statistics_are_the_same(kind: str) -> None:
+def test_losses_gradients_and_statistics_are_the_same(kind: str, arrange: Callable[[DetectionModel], None]) -> None:
     plain = detector(kind)
     checkpointed = copy.deepcopy(plain)
-    checkpoint_activations(checkpointed)
+    arrange(checkpointed)
     for _ in range(2):
         losses = [step(model, local_terms=kind == "distribution") for model in (plain, checkpointed)]
         torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0)
@@ -112,26 +120,121 @@ def test_less_is_kept(kind: str) -> None:
     assert saved_bytes(model) < before / 2
 
 
-def test_a_backward_pass_may_be_repeated() -> None:
+@pytest.mark.parametrize("arrange", ARRANGEMENTS)
+def test_a_backward_pass_may_be_repeated(arrange: Callable[[DetectionModel], None]) -> None:
     model = detector("distribution")
-    checkpoint_activations(model)
+    arrange(model)
     loss = model.train()(IMAGES, targets()).training.queries.logits.sum()
     parameter = next(model.backbone.parameters())
     first, second = (torch.autograd.grad(loss, parameter, retain_graph=True)[0] for _ in range(2))
     torch.testing.assert_close(second, first, rtol=0, atol=0)
 
 
-def test_the_model_stays_what_it_was() -> None:
+@pytest.mark.parametrize("arrange", ARRANGEMENTS)
+def test_the_model_stays_what_it_was(arrange: Callable[[DetectionModel], None]) -> None:
     model = detector("distribution")
     names = list(model.state_dict())
     before = model.eval()(IMAGES).logits
-    checkpoint_activations(model)
+    arrange(model)
     average = copy.deepcopy(model).requires_grad_(False)
     assert list(model.state_dict()) == names
     assert isinstance(model.hybrid_encoder.aifi, AIFI)
     with torch.no_grad():
         torch.testing.assert_close(model(IMAGES).logits, before, rtol=0, atol=0)
         torch.testing.assert_close(fuse(average)(IMAGES).logits, before, rtol=1e-4, atol=1e-4)
+        copied = average(IMAGES).logits
     model.hybrid_encoder.aifi.linear1.weight.data.zero_()  # a copy has its own weights
     with torch.no_grad():
-        torch.testing.assert_close(average(IMAGES).logits, before, rtol=0, atol=0)
+        torch.testing.assert_close(average(IMAGES).logits, copied, rtol=0, atol=0)
+
+
+# ---- one block ------------------------------------------------------------------------------------------------------
+
+
+def recomputing(block: nn.Module) -> nn.Module:
+    """A copy, pickled on the way."""
+    changed = copy.deepcopy(block)
+    recompute_activations(changed)  # type: ignore[arg-type]
+    assert type(changed) is not type(block)
+    return pickle.loads(pickle.dumps(changed))
+
+
+def result_and_saved_bytes(forward: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """The result of `forward`, and how much it keeps for the backward pass."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        return forward(), sum(storages.values())
+
+
+def test_silu_after_a_batch_norm_keeps_no_input_and_changes_no_number() -> None:
+    torch.manual_seed(0)
+    plain = ConvNorm(4, 8, 3, act="silu")
+    nn.init.uniform_(plain.norm.weight, 0.5, 1.5)
+    block = recomputing(plain)
+    x = torch.randn(2, 4, 6, 6)
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    output, held = result_and_saved_bytes(lambda: block(one))
+    expected, held_before = result_and_saved_bytes(lambda: plain(two))
+    assert held == held_before - expected.untyped_storage().nbytes()
+
+    weights = torch.randn_like(output)
+    (output * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert torch.equal(output, expected)
+    assert torch.equal(one.grad, two.grad)
+    for (name, mine), theirs in zip(block.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad), name
+    for (name, mine), theirs in zip(block.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, theirs), name  # statistics move once
+
+
+def test_relu_and_affine_after_a_batch_norm_keep_no_input_and_change_no_number() -> None:
+    torch.manual_seed(0)
+    plain = Backbone("hgnetv2_b0", (0,)).body.stages_0.blocks[0].layers[0]
+    nn.init.uniform_(plain.bn.weight, 0.5, 1.5)
+    nn.init.uniform_(plain.bn.bias, -0.5, 0.5)
+    nn.init.constant_(plain.lab.scale, 1.3)
+    block = recomputing(plain)
+    x = torch.randn(2, block.conv.in_channels, 6, 6)
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    output, held = result_and_saved_bytes(lambda: block(one))
+    expected, held_before = result_and_saved_bytes(lambda: plain(two))
+    hidden = block.lab.scale.nbytes  # kept by the block's own hooks, which those outside do not see
+    assert held == held_before - expected.untyped_storage().nbytes() - hidden
+
+    weights = torch.randn_like(output)
+    for _ in range(2):  # a graph that is kept gives the same again
+        (output * weights).sum().backward(retain_graph=True)
+        (expected * weights).sum().backward(retain_graph=True)
+    assert torch.equal(output, expected)
+    assert torch.equal(one.grad, two.grad)
+    for (name, mine), theirs in zip(block.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad), name
+    for (name, mine), theirs in zip(block.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_maps_stay_in_the_format_of_autocast() -> None:
+    plain = Backbone("hgnetv2_b0", (0,)).body.stages_0.blocks[0].layers[0]
+    block = recomputing(plain)
+    x = torch.randn(2, block.conv.in_channels, 6, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, expected = block(x), plain(x)
+    assert (output.dtype, expected.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
+    output.sum().backward()
+    assert block.lab.scale.grad.dtype == torch.float32
+
+
+def test_without_gradients_statistics_move_all_the_same() -> None:
+    plain = ConvNorm(4, 8, 3, act="silu")
+    block = recomputing(plain)
+    x = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), plain(x), rtol=0, atol=0)
+    torch.testing.assert_close(block.state_dict(), plain.state_dict(), rtol=0, atol=0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.training import make_accelerator
-from rtdetrv4.training.accelerator import keep_freed_memory, synchronize_norms
+from rtdetrv4.training.accelerator import cpu_computes_in_bf16, keep_freed_memory, synchronize_norms
 
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
 
@@ -24,8 +24,31 @@ def test_a_process_may_train_in_one_format_after_another():
     assert dtypes == [torch.float32, torch.bfloat16, torch.float32]
 
 
-def test_auto_is_float32_on_a_cpu():
-    assert make_accelerator("cpu", "auto").mixed_precision == "no"
+@pytest.mark.parametrize(
+    ("has_amx", "most", "mixed_precision"),
+    [
+        (True, None, "bf16"),
+        (True, "all", "bf16"),
+        (True, "AVX512_CORE_AMX_FP16", "bf16"),
+        (True, "AVX512_CORE_BF16", "no"),
+        (False, None, "no"),
+    ],
+)
+def test_auto_is_bfloat16_on_a_cpu_with_instructions_for_it(monkeypatch, has_amx, most, mixed_precision):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    if most is None:
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    else:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    assert cpu_computes_in_bf16() == (mixed_precision == "bf16")
+    assert make_accelerator("cpu", "auto").mixed_precision == mixed_precision
+    assert make_accelerator("cpu", "off").mixed_precision == "no"
+
+
+def test_an_older_torch_that_cannot_tell_computes_in_float32(monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert not cpu_computes_in_bf16()
 
 
 @no_gpu

@@ -60,10 +60,12 @@ class Evil:
         return (print, ("executed",))
 
 
-@pytest.mark.parametrize("content", ["missing", "text", "pickle", "other"])
+@pytest.mark.parametrize("content", ["missing", "nothing", "text", "pickle", "other"])
 def test_what_is_no_checkpoint_is_refused_with_a_reason(tmp_path, content, capsys):
     path = tmp_path / "last.pt"
-    if content == "text":
+    if content == "nothing":
+        path.touch()
+    elif content == "text":
         path.write_text("not a checkpoint")
     elif content == "pickle":
         torch.save({"format": 1, "evil": Evil()}, path, pickle_module=pickle)
@@ -71,6 +73,7 @@ def test_what_is_no_checkpoint_is_refused_with_a_reason(tmp_path, content, capsy
         torch.save({"model": torch.zeros(1)}, path)
     message = {
         "missing": "does not exist",
+        "nothing": "cannot be read",
         "text": "cannot be read",
         "pickle": "cannot be read",
         "other": "format None",
@@ -78,6 +81,16 @@ def test_what_is_no_checkpoint_is_refused_with_a_reason(tmp_path, content, capsy
     with pytest.raises(WeightsError, match=message[content]):
         load_checkpoint(path)
     assert capsys.readouterr().out == ""
+
+
+def test_an_error_without_a_message_is_named_by_its_class(tmp_path, monkeypatch):
+    def fail(path, **options):
+        raise EOFError
+
+    (tmp_path / "last.pt").touch()
+    monkeypatch.setattr(checkpoint.torch, "load", fail)
+    with pytest.raises(WeightsError, match=r"cannot be read as a checkpoint \(EOFError\)"):
+        load_checkpoint(tmp_path / "last.pt")
 
 
 def test_weights_carry_what_is_needed_to_use_them(tmp_path):
