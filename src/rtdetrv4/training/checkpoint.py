@@ -1,7 +1,4 @@
-"""Files a training run writes: `last.pt` and `best.pt` (everything, to go on), `weights.safetensors` (to predict).
-
-Each is written beside its place and then renamed, so that a run that dies while writing leaves the old file whole.
-"""
+"""`last.pt` and `best.pt`: the whole state of a training run, to resume from."""
 
 from __future__ import annotations
 
@@ -14,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rtdetrv4.errors import WeightsError
-from rtdetrv4.weights import files
+from rtdetrv4.weights.files import write_whole
 
 #: Raised when what a checkpoint holds changes; an older one is refused with its number in the message.
 FORMAT = 1
@@ -25,9 +21,9 @@ FORMAT = 1
 
 def save_checkpoint(state: Mapping[str, Any], path: Path, *copies: Path) -> None:
     """Write a training state, of tensors and plain Python values, to `path` and as a copy to `copies`."""
-    files.write_whole(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    write_whole(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
     for copy in copies:
-        files.write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
+        write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -52,17 +48,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} has checkpoint format {found}, expected {FORMAT}; it was written by another program."
         )
     return state
-
-
-def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write a model's weights for inference.
-
-    Args:
-        model: usually the EMA of the detector.
-        path: of a safetensors file.
-        metadata: any JSON: what one needs to build and use the model. Stored as one string under "rtdetrv4".
-    """
-    files.save_weights(model.state_dict(), path, metadata)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

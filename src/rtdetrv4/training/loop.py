@@ -25,7 +25,7 @@ from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import Criterion, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.training.accelerator import synchronize_norms
-from rtdetrv4.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from rtdetrv4.training.checkpoint import load_checkpoint, save_checkpoint
 from rtdetrv4.training.clock import Clock
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.interrupt import Interrupt
@@ -36,6 +36,7 @@ from rtdetrv4.training.position import Position
 from rtdetrv4.training.state import RunState
 from rtdetrv4.training.training_data import TrainingData
 from rtdetrv4.types import Batch
+from rtdetrv4.weights import save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -307,7 +308,7 @@ class Trainer:
         self._save("last.pt", *(["best.pt"] if is_best else []))
         if is_best and self.accelerator.is_main_process:
             metadata = {**self.metadata, "trained": True, "epoch": position.epoch, "metrics": report.metrics}
-            save_weights(self.ema.module.detector, self.out / "weights.safetensors", metadata)
+            save_weights(self.ema.module.detector.state_dict(), self.out / "weights.safetensors", metadata)
         for observer in self.observers:
             observer.epoch_end(report)
 
