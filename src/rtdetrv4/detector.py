@@ -24,7 +24,8 @@ from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights import find_weights, load_weights, read_metadata
+from rtdetrv4.weights import Checkpoint, WeightsMetadata, load_weights, read_checkpoint
+from rtdetrv4.weights.files import listing
 
 if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split, Splits
@@ -105,48 +106,33 @@ class Detector:
         self.device = _device(device)
         self.classes: ClassMap | None = None
         """Names of the classes, and their ids in the annotations; None before training without weights."""
-        self._weights = None if weights is None else find_weights(weights)
+        self.metadata: WeightsMetadata | None = None
+        """What the file of the weights says about them; None before training without weights."""
         self._network: DetectionModel | None = None
         self._deployed: DetectionModel | None = None
         self._is_trained = False
-        self.recipe = self._recipe(model)
-        if self._weights is not None:
-            self._load(self._weights)
+        if weights is None:
+            self.recipe = _named_recipe(model or DEFAULT_MODEL)
+        else:
+            checkpoint = read_checkpoint(weights)
+            self.recipe = _recipe_of_weights(model, checkpoint.metadata)
+            self._load(checkpoint)
 
-    def _recipe(self, model: str | Path | Recipe | None) -> Recipe:
-        if self._weights is None:
-            return model if isinstance(model, Recipe) else load_recipe(model or DEFAULT_MODEL)
-        facts = read_metadata(self._weights)
-        recipe = model if isinstance(model, Recipe) else load_recipe(model or facts.model)
-        if recipe.model.name not in facts.models:
-            raise WeightsError(
-                f"{self._weights} holds {' or '.join(facts.models) or 'another model'}, not {recipe.model.name}. "
-                "Leave the model out, or name the one that the weights are for."
-            )
-        if isinstance(model, Recipe):
-            return recipe
-        remembered = {
-            "model.backbone": facts.facts.get("backbone"),
-            "model.image_size": facts.image_size,
-            "model.num_queries": facts.facts.get("num_queries"),
-        }
-        return override(recipe, {name: value for name, value in remembered.items() if value is not None})
-
-    def _load(self, weights: Path) -> None:
-        """Make the network that `weights` hold, classes included."""
-        facts = read_metadata(weights)
-        numbered = tuple(str(number) for number in range(facts.num_classes))
-        self.classes = facts.classes or ClassMap(numbered, tuple(range(facts.num_classes)))
-        network = build_detector(_from_scratch(self.recipe), facts.num_classes)
-        self._is_trained = load_weights(network, weights).trained
+    def _load(self, checkpoint: Checkpoint) -> None:
+        """Make the network that a file of weights holds, classes included."""
+        metadata = checkpoint.metadata
+        numbered = tuple(str(number) for number in range(metadata.num_classes))
+        self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
+        network = build_detector(_without_pretrained(self.recipe), metadata.num_classes)
+        self._is_trained = load_weights(network, checkpoint).trained
         self._network, self._deployed = network.to(self.device).eval(), None
-        self._weights = weights
+        self.metadata = metadata
 
     @property
     def model(self) -> DetectionModel:
         """The network, a plain torch module; with fresh weights and 80 classes where nothing was trained or loaded."""
         if self._network is None:
-            self._network = build_detector(_from_scratch(self.recipe), 80).to(self.device)
+            self._network = build_detector(_without_pretrained(self.recipe), 80).to(self.device)
         return self._network
 
     @property
@@ -252,7 +238,7 @@ class Detector:
         recipe = Recipe.model_validate(trainer.recipe)  # with a number where a setting was "auto"
         if accelerator.is_main_process:
             _record(recipe, splits, folder)
-            if self._weights is None and not resume and trainer.plan.total_steps < FEW_STEPS:
+            if self.metadata is None and not resume and trainer.plan.total_steps < FEW_STEPS:
                 logger.warning(_few_steps(trainer.plan.total_steps, recipe.schedule.batch))
         try:
             trainer.run(last if resume else None)
@@ -266,7 +252,7 @@ class Detector:
         self.recipe, self.device = recipe, accelerator.device
         weights = folder / "weights.safetensors"
         accelerator.wait_for_everyone()
-        self._load(weights)
+        self._load(read_checkpoint(weights))
         metrics: dict[str, Any] = {}
         if splits.val is not None:
             metrics = self._evaluate(splits.val, folder / "val").to_dict()
@@ -276,11 +262,11 @@ class Detector:
 
     def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
         """A network with heads for `classes`, from this detector's weights where it has any."""
-        if from_scratch or self._weights is not None:
-            recipe = _from_scratch(recipe)
+        if from_scratch or self.metadata is not None:
+            recipe = _without_pretrained(recipe)
         network = build_detector(recipe, classes.num_classes)
-        if self._weights is not None and not from_scratch:
-            load_weights(network, self._weights, names=classes.names)
+        if self.metadata is not None and not from_scratch:
+            load_weights(network, self.metadata.source, names=classes.names)
         return network
 
     def val(
@@ -431,7 +417,7 @@ class Detector:
         from rtdetrv4.export import export_onnx
 
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
-        beside = Path(self.recipe.model.name) if self._weights is None else self._weights
+        beside = Path(self.recipe.model.name if self.metadata is None else self.metadata.source)
         path = beside.with_suffix(".onnx") if out is None else Path(out)
         return export_onnx(
             self.model,
@@ -447,7 +433,7 @@ class Detector:
 
     def _provenance(self) -> dict[str, str]:
         """What an exported file keeps about where its weights come from."""
-        teacher = None if self._weights is None else read_metadata(self._weights).facts.get("teacher")
+        teacher = None if self.metadata is None else self.metadata.facts.get("teacher")
         return {} if teacher is None else {"teacher": teacher["name"], "teacher_license": teacher["license"]}
 
     def _deploy(self) -> DetectionModel:
@@ -504,7 +490,29 @@ def _few_steps(steps: int, batch: int) -> str:
     )
 
 
-def _from_scratch(recipe: Recipe) -> Recipe:
+def _named_recipe(model: str | Path | Recipe) -> Recipe:
+    return model if isinstance(model, Recipe) else load_recipe(model)
+
+
+def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetadata) -> Recipe:
+    """The recipe of the model that weights are for, with the settings they were trained with."""
+    recipe = _named_recipe(model or metadata.model)
+    if recipe.model.name not in metadata.models:
+        raise WeightsError(
+            f"{metadata.source} holds {listing(metadata.models, 'or') or 'another model'}, not {recipe.model.name}. "
+            "Leave the model out, or name the one that the weights are for."
+        )
+    if isinstance(model, Recipe):
+        return recipe
+    remembered = {
+        "model.backbone": metadata.facts.get("backbone"),
+        "model.image_size": metadata.image_size,
+        "model.num_queries": metadata.facts.get("num_queries"),
+    }
+    return override(recipe, {name: value for name, value in remembered.items() if value is not None})
+
+
+def _without_pretrained(recipe: Recipe) -> Recipe:
     """The recipe without pretrained backbone weights, for networks that get all their weights elsewhere."""
     return override(recipe, {"model.pretrained_backbone": False})
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from PIL import Image
 
 from rtdetrv4 import ConfigError, DatasetError, Detector, WeightsError
+from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
@@ -75,6 +79,31 @@ def test_weights_know_everything(trained: Path, shapes: Path) -> None:
     streamed = detector.predict([pixels] * 3, conf=0.0, batch=2, stream=True)
     counts = [len(each) for each in streamed]
     assert counts == [len(found)] * 3
+
+
+def test_weights_are_read_once(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def count(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(file: Any, *args: Any, **options: Any) -> Any:
+            opened.append(name)
+            return original(file, *args, **options)
+
+        return counted
+
+    monkeypatch.setattr("safetensors.safe_open", count("safetensors", safetensors.safe_open))
+    monkeypatch.setattr("torch.load", count("pickle", torch.load))
+    for file, kind in (("weights.safetensors", "safetensors"), ("best.pt", "pickle")):
+        opened.clear()
+        detector = Detector(trained / file)
+        detector.predict(np.zeros((64, 64, 3), dtype=np.uint8))
+        assert detector.metadata is not None
+        assert detector.metadata.facts["teacher"] == {"name": "tiny", "license": "none"}
+        assert opened == [kind]
+    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, facts, **__: facts)
+    assert detector.export() == {"teacher": "tiny", "teacher_license": "none"}
+    convert_weights(trained / "weights.safetensors", tmp_path / "again.safetensors")
+    assert opened == ["pickle", "safetensors"]
 
 
 def test_the_detector_in_memory_is_the_one_on_disk(shapes: Path, tmp_path: Path) -> None:

@@ -36,20 +36,6 @@ class LoadReport(NamedTuple):
     trained: bool
     """Whether the model can predict as it is: all its class heads come from training."""
 
-    def require_trained(self) -> None:
-        """Stop before someone looks at the predictions of a head that has learned nothing.
-
-        Raises:
-            WeightsError: the weights have not been trained, or not for all classes.
-        """
-        if self.trained:
-            return
-        if self.newly_initialized:
-            what = f"knows nothing of {listing(self.newly_initialized)}, for which the model has new, untrained rows"
-        else:
-            what = "says that its weights have not been trained"
-        raise WeightsError(f"{self.source} {what}: predictions would be noise. Train first, or use other weights.")
-
     def __str__(self) -> str:
         parts = {
             "classes moved by name": self.moved,
@@ -64,18 +50,20 @@ class LoadReport(NamedTuple):
         )
 
 
-def load_weights(model: DetectionModel, weights: str | Path, *, names: Sequence[str] | None = None) -> LoadReport:
+def load_weights(
+    model: DetectionModel, weights: str | Path | Checkpoint, *, names: Sequence[str] | None = None
+) -> LoadReport:
     """Load weights into a model: completely, or not at all and with an error.
 
     Args:
         model: not fused. The rows of classes that the file does not know keep the values they have.
-        weights: a file of this package, a released .pth, or `hf://owner/repo/file`; see `read_checkpoint`.
+        weights: a file of this package, a released .pth, `hf://owner/repo/file`, or what `read_checkpoint` returned.
         names: the model's classes. None if they are those of the file.
 
     Raises:
         WeightsError: the file is missing, damaged, unsafe, no checkpoint, or of another model.
     """
-    checkpoint = read_checkpoint(weights)
+    checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
     metadata, theirs = checkpoint
     own = model.state_dict()
     _require_same_model(checkpoint, own)
