@@ -34,6 +34,7 @@ from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts
 from rtdetrv4.training import (
     ModelEma,
+    Plan,
     Profiler,
     Trainer,
     TrainingData,
@@ -41,7 +42,7 @@ from rtdetrv4.training import (
     default_observers,
     make_accelerator,
     parameter_groups,
-    scale_schedule,
+    scale_plan,
     split_batch,
     validate,
 )
@@ -89,6 +90,14 @@ def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulatio
         rule=rules[distillation.mode],
         probe_epochs=probe_epochs,
     )
+
+
+def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
+    """The plan of a run, fitted to its length unless the recipe wants every number as written."""
+    schedule = recipe.schedule.model_dump(exclude={"batch", "scaling"})
+    ema = {f"ema_{name}": value for name, value in recipe.ema.model_dump().items()}
+    plan = Plan(steps_per_epoch=steps_per_epoch, **schedule, **ema)
+    return plan if recipe.schedule.scaling == "published" else scale_plan(plan)
 
 
 def build_teacher(
@@ -153,22 +162,7 @@ def build_trainer(
 
     cache = _cache(recipe, splits.train, splits, accelerator)
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
-    schedule = recipe.schedule
-    plan = scale_schedule(
-        epochs=schedule.epochs,
-        steps_per_epoch=max(len(data.loader) // accumulate, 1),
-        warmup_steps=schedule.warmup_steps,
-        flat_epoch=schedule.flat_epoch,
-        no_aug_epochs=schedule.no_aug_epochs,
-        lr_gamma=schedule.lr_gamma,
-        basic_epochs=schedule.basic_epochs,
-        mosaic_until=schedule.mosaic_until,
-        refine_from=schedule.refine_from,
-        ema_decay=recipe.ema.decay,
-        ema_warmup=recipe.ema.warmup,
-        ema_restart_decay=recipe.ema.restart_decay,
-        scaling=schedule.scaling,
-    )
+    plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
     optimizer = adamw(
         parameter_groups(
             student,
@@ -199,9 +193,9 @@ def build_trainer(
         accelerator=accelerator,
         out=out,
         teacher=None if teacher is None else teacher.to(accelerator.device),
-        modulation=None if teacher is None else build_modulation(recipe.distillation, schedule.epochs),
+        modulation=None if teacher is None else build_modulation(recipe.distillation, recipe.schedule.epochs),
         teach_every=recipe.distillation.every,
-        teach_epochs=math.ceil(recipe.distillation.until * schedule.epochs),
+        teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
         observers=observers,
         clip_norm=recipe.optimizer.clip_norm,
         accumulate=accumulate,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rtdetrv4.errors import ConfigError
 
@@ -53,10 +53,13 @@ def flat_cosine(
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run in numbers, all of them final: nothing is scaled after this.
+    """The schedule of a training run.
 
     Stages by epoch: [0, basic_epochs) basic, [basic_epochs, mosaic_until) dense, [mosaic_until, refine_from) augmented,
     [refine_from, epochs) refinement.
+
+    Raises:
+        ConfigError: there is no epoch, or no step in one.
     """
 
     epochs: int
@@ -72,9 +75,18 @@ class Plan:
     basic_epochs: int
     mosaic_until: int
     refine_from: int
+    """`epochs` or more for a run without refinement."""
     ema_decay: float
+    """Final decay."""
     ema_warmup: float
+    """Time constant, in steps, with which the decay rises to its final value."""
     ema_restart_decay: float
+    """Final decay in the refinement stage."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("steps per epoch", self.steps_per_epoch)):
+            if value < 1:
+                raise ConfigError(f"The run has {value} {name}; expected at least 1. Check epochs, batch and the data.")
 
     @property
     def total_steps(self) -> int:
@@ -106,27 +118,11 @@ class Plan:
         )
 
 
-def scale_schedule(
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    warmup_steps: int,
-    flat_epoch: float,
-    no_aug_epochs: float,
-    lr_gamma: float,
-    basic_epochs: int,
-    mosaic_until: int,
-    refine_from: int,
-    ema_decay: float,
-    ema_warmup: float,
-    ema_restart_decay: float,
-    scaling: Literal["auto", "published"] = "auto",
-) -> Plan:
-    """Fit what a schedule counts in steps to the length of this run.
+def scale_plan(plan: Plan) -> Plan:
+    """Fit what a plan counts in steps to the length of its run.
 
     Published schedules are made for 118k images: 150k to 890k steps. 50 epochs on 300 images are 900 steps, and with
-    the published lengths the EMA, which is what is validated and saved, would end up near its starting weights.
-    What is counted in epochs follows `epochs` where a recipe is changed; steps are known only now, with the data:
+    the published lengths the EMA, which is what is validated and saved, would end up near its starting weights:
 
     - warm-up is at most 5 % of all steps. It protects fresh layers and Adam's second moments, which takes a number of
       steps and not a share of the run; so it is cut where it would eat a short run, and never made longer;
@@ -134,48 +130,15 @@ def scale_schedule(
       as long as the refinement stage, so that this ends with a settled average. The EMA's own warm-up shrinks by the
       same factor: the curve of the decay keeps its shape.
 
-    At the published size, and with `scaling="published"`, every number passes unchanged.
-
-    Args:
-        epochs: of this run, as all that is counted in epochs.
-        steps_per_epoch: optimizer steps.
-        warmup_steps: published.
-        flat_epoch: see `Plan`.
-        no_aug_epochs: see `Plan`.
-        lr_gamma: see `Plan`.
-        basic_epochs: see `Plan`.
-        mosaic_until: see `Plan`.
-        refine_from: see `Plan`; `epochs` or more for a run without refinement.
-        ema_decay: published final decay.
-        ema_warmup: published time constant, in steps, with which the decay rises to its final value.
-        ema_restart_decay: published final decay in the refinement stage.
-        scaling: "auto" or "published".
-
-    Raises:
-        ConfigError: there is no epoch, or no step in one.
+    At the published size every number passes unchanged.
     """
-    for name, value in (("epochs", epochs), ("steps per epoch", steps_per_epoch)):
-        if value < 1:
-            raise ConfigError(f"The run has {value} {name}; expected at least 1. Check epochs, batch and the data.")
-    total = epochs * steps_per_epoch
-    if scaling == "auto":
-        horizon, longest = 1 / (1 - ema_decay), max(1.0, EMA_SHARE * total)
-        warmup_steps = min(warmup_steps, int(WARMUP_SHARE * total))
-        ema_warmup *= min(1.0, longest / horizon)
-        ema_decay, ema_restart_decay = min(ema_decay, 1 - 1 / longest), min(ema_restart_decay, 1 - 1 / longest)
-    return Plan(
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_steps=warmup_steps,
-        flat_epoch=flat_epoch,
-        no_aug_epochs=no_aug_epochs,
-        lr_gamma=lr_gamma,
-        basic_epochs=basic_epochs,
-        mosaic_until=mosaic_until,
-        refine_from=refine_from,
-        ema_decay=ema_decay,
-        ema_warmup=ema_warmup,
-        ema_restart_decay=ema_restart_decay,
+    horizon, longest = 1 / (1 - plan.ema_decay), max(1.0, EMA_SHARE * plan.total_steps)
+    return replace(
+        plan,
+        warmup_steps=min(plan.warmup_steps, int(WARMUP_SHARE * plan.total_steps)),
+        ema_decay=min(plan.ema_decay, 1 - 1 / longest),
+        ema_warmup=plan.ema_warmup * min(1.0, longest / horizon),
+        ema_restart_decay=min(plan.ema_restart_decay, 1 - 1 / longest),
     )
 
 

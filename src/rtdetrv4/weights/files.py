@@ -174,7 +174,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name and rename it, so that a process that dies while writing leaves the old one whole.
+    """Write a file under another name and rename it: a process that dies while writing leaves the old one whole.
 
     Args:
         path: of the file; missing folders are made.
