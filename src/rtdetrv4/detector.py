@@ -51,8 +51,6 @@ FREE_ON_RESUME = (
     "run.val_batch",
 )
 """Settings that do not change the numbers, or that another machine may need."""
-FEW_STEPS = 1000
-"""Optimizer steps below which a detector that does not start from a trained one finds little (docs/experiments.md)."""
 NUM_SHOWN = 12
 """Validation images on the picture that training leaves behind."""
 
@@ -197,7 +195,7 @@ class Detector:
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.distillation.teacher import teacher_name
-        from rtdetrv4.training import make_accelerator
+        from rtdetrv4.training import few_steps_advice, make_accelerator
 
         built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
         given = {
@@ -238,8 +236,10 @@ class Detector:
         recipe = Recipe.model_validate(trainer.recipe)  # with a number where a setting was "auto"
         if accelerator.is_main_process:
             _record(recipe, splits, folder)
-            if self.metadata is None and not resume and trainer.plan.total_steps < FEW_STEPS:
-                logger.warning(_few_steps(trainer.plan.total_steps, recipe.schedule.batch))
+            schedule = recipe.schedule
+            advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
+            if advice is not None and self.metadata is None and not resume:
+                logger.warning(advice)
         try:
             trainer.run(last if resume else None)
         except torch.OutOfMemoryError as error:
@@ -479,15 +479,6 @@ def _resumed(recipe: Recipe, given: Mapping[str, Any], last: Path) -> Recipe:
             "start a new run from its weights.safetensors."
         )
     return now
-
-
-def _few_steps(steps: int, batch: int) -> str:
-    smaller = max(4, 1 << (steps * batch // FEW_STEPS).bit_length() >> 1)
-    more = f"batch={smaller} makes {steps * batch // smaller} of the same images. " if smaller < batch else ""
-    return (
-        f"{steps} optimizer steps are few for a detector whose encoder and decoder start from random weights: it may "
-        f"find next to nothing. {more}More epochs help too, and most of all a trained detector's weights."
-    )
 
 
 def _named_recipe(model: str | Path | Recipe) -> Recipe:

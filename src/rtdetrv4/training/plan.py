@@ -12,6 +12,8 @@ from rtdetrv4.errors import ConfigError
 #: stay far below both (warm-up 0.2–1.4 % of their steps, EMA horizon 2–7 %), so these bounds act on small data only.
 WARMUP_SHARE = 0.05
 EMA_SHARE = 0.1
+#: Optimizer steps below which a detector that does not start from a trained one finds little (docs/experiments.md).
+FEW_STEPS = 1000
 
 
 class Stage(NamedTuple):
@@ -139,6 +141,25 @@ def scale_plan(plan: Plan) -> Plan:
         ema_decay=min(plan.ema_decay, 1 - 1 / longest),
         ema_warmup=plan.ema_warmup * min(1.0, longest / horizon),
         ema_restart_decay=min(plan.ema_restart_decay, 1 - 1 / longest),
+    )
+
+
+def few_steps_advice(plan: Plan, *, recipe_warmup: int, batch: int) -> str | None:
+    """What to do about a run from random weights that is too short; None if it is long enough, or short on purpose.
+
+    Args:
+        plan: of the run.
+        recipe_warmup: warm-up steps in the recipe. Where they leave enough of the run, the recipe is for short runs.
+        batch: images per optimizer step.
+    """
+    steps = plan.total_steps
+    if steps >= FEW_STEPS or recipe_warmup <= WARMUP_SHARE * steps:
+        return None
+    smaller = max(4, 1 << (steps * batch // FEW_STEPS).bit_length() >> 1)
+    more = f"batch={smaller} makes {steps * batch // smaller} of the same images. " if smaller < batch else ""
+    return (
+        f"{steps} optimizer steps are few for a detector whose encoder and decoder start from random weights: it may "
+        f"find next to nothing. {more}More epochs help too, and most of all a trained detector's weights."
     )
 
 

@@ -9,7 +9,17 @@ from golden import RECIPES, table
 from rtdetrv4.assembly.training import build_plan
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.training.plan import AUGMENTED, BASIC, DENSE, REFINEMENT, Plan, flat_cosine, scale_plan, split_batch
+from rtdetrv4.training.plan import (
+    AUGMENTED,
+    BASIC,
+    DENSE,
+    REFINEMENT,
+    Plan,
+    few_steps_advice,
+    flat_cosine,
+    scale_plan,
+    split_batch,
+)
 
 COCO_IMAGES = 118_287
 S = {
@@ -141,3 +151,13 @@ def test_a_batch_is_split_over_ranks_and_parts():
         split_batch(32, ranks=3, accumulate=2)
     with pytest.raises(ConfigError, match="such as 8"):
         split_batch(4, ranks=8)
+
+
+def test_few_steps_are_told_unless_the_recipe_is_for_a_short_run():
+    plan = Plan(**S | {"epochs": 50, "steps_per_epoch": 18})
+    advice = few_steps_advice(plan, recipe_warmup=2000, batch=16)
+    assert advice is not None
+    assert "900 optimizer steps are few" in advice
+    assert "batch=8 makes 1800 of the same images." in advice
+    assert few_steps_advice(plan, recipe_warmup=45, batch=16) is None
+    assert few_steps_advice(Plan(**S | {"epochs": 50, "steps_per_epoch": 20}), recipe_warmup=2000, batch=16) is None
