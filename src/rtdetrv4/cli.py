@@ -145,9 +145,12 @@ def train(
     from rtdetrv4.config.schema import RunConfig
 
     if resume and model is None:
-        model = str(Path(out or RunConfig().out, "recipe.yaml"))
-        if not Path(model).is_file():
-            raise ConfigError(f"There is no run to resume: {model} does not exist. Name the run's folder with --out.")
+        from rtdetrv4.run_folder import RunFolder
+
+        recipe = RunFolder(out or RunConfig().out).recipe
+        if not recipe.is_file():
+            raise ConfigError(f"There is no run to resume: {recipe} does not exist. Name the run's folder with --out.")
+        model = str(recipe)
     if data is None and not _is_recipe(model):
         raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
     overrides = dict(parse_assignment(text) for text in settings or ())

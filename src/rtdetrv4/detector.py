@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -17,10 +14,11 @@ import torch
 from torch import Tensor
 
 from rtdetrv4.assembly import build_detector
-from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
+from rtdetrv4.config import Recipe, load_recipe, override
 from rtdetrv4.config.schema import parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
+from rtdetrv4.run_folder import RunFolder
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
@@ -28,7 +26,7 @@ from rtdetrv4.weights import Checkpoint, WeightsMetadata, load_weights, read_che
 from rtdetrv4.weights.files import listing
 
 if TYPE_CHECKING:
-    from rtdetrv4.data.formats import Split, Splits
+    from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import Metrics
 
@@ -36,21 +34,6 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 DEFAULT_MODEL = "rtdetrv4-s"
-FREE_ON_RESUME = (
-    "data.cache",
-    "data.cache_size",
-    "data.path",
-    "data.workers",
-    "distillation.teacher_compile",
-    "run.channels_last",
-    "run.checkpoint_activations",
-    "run.compile",
-    "run.device",
-    "run.log_every",
-    "run.out",
-    "run.val_batch",
-)
-"""Settings that do not change the numbers, or that another machine may need."""
 NUM_SHOWN = 12
 """Validation images on the picture that training leaves behind."""
 
@@ -218,10 +201,9 @@ class Detector:
             if value is not None
         }
         recipe = override(self.recipe, given)
-        folder = Path(recipe.run.out)
-        last = folder / "last.pt"
+        folder = RunFolder(recipe.run.out)
         if resume:
-            recipe = _resumed(recipe, given, last)
+            recipe = folder.resumed_recipe(recipe, given)
         if recipe.data.path is None:
             raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
@@ -235,13 +217,16 @@ class Detector:
         trainer = build_trainer(recipe, splits, network, accelerator=accelerator, teacher=built_teacher)
         recipe = Recipe.model_validate(trainer.recipe)  # with a number where a setting was "auto"
         if accelerator.is_main_process:
-            _record(recipe, splits, folder)
+            folder.write_record(recipe, splits)
+            for name, part in splits._asdict().items():
+                for problem in () if part is None else part.problems:
+                    logger.warning("%s: %s", name, problem)
             schedule = recipe.schedule
             advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
             if advice is not None and self.metadata is None and not resume:
                 logger.warning(advice)
         try:
-            trainer.run(last if resume else None)
+            trainer.run(folder.last if resume else None)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
@@ -250,15 +235,14 @@ class Detector:
             ) from error
 
         self.recipe, self.device = recipe, accelerator.device
-        weights = folder / "weights.safetensors"
         accelerator.wait_for_everyone()
-        self._load(read_checkpoint(weights))
+        self._load(read_checkpoint(folder.weights))
         metrics: dict[str, Any] = {}
         if splits.val is not None:
-            metrics = self._evaluate(splits.val, folder / "val").to_dict()
+            metrics = self._evaluate(splits.val, folder.report).to_dict()
             if accelerator.is_main_process:
-                self._show(splits.val, folder / "predictions.jpg")
-        return TrainResult(folder, weights, folder / "best.pt", last, metrics)
+                self._draw_predictions(splits.val, folder.predictions)
+        return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)
 
     def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
         """A network with heads for `classes`, from this detector's weights where it has any."""
@@ -449,7 +433,7 @@ class Detector:
             )
         return self.classes
 
-    def _show(self, split: Split, path: Path) -> None:
+    def _draw_predictions(self, split: Split, path: Path) -> None:
         """Draw what is found in the first validation images beside what is there."""
         pictures = []
         files = [split.image_dir / record.info.file_name for record in split.records[:NUM_SHOWN]]
@@ -460,25 +444,6 @@ class Detector:
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
             pictures.append(np.concatenate((shown, found.plot()), axis=1))
         contact_sheet(pictures, path)
-
-
-def _resumed(recipe: Recipe, given: Mapping[str, Any], last: Path) -> Recipe:
-    """The recipe that the run began with, where it is free to change with what is given now."""
-    record = last.with_name("recipe.yaml")
-    if not last.is_file() or not record.is_file():
-        raise ConfigError(f"There is no run to resume: {last} does not exist. Give its folder with out=….")
-    before = load_recipe(record)
-    if recipe.model.name != before.model.name:
-        raise ConfigError(f"The run in {last.parent} trains {before.model.name}, not {recipe.model.name}.")
-    now = override(before, given)
-    changed = changed_settings(before, now)
-    fixed = [f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in FREE_ON_RESUME]
-    if fixed:
-        raise ConfigError(
-            f"A run goes on with the settings it began with, but {'; '.join(fixed)}. Leave them out to resume, or "
-            "start a new run from its weights.safetensors."
-        )
-    return now
 
 
 def _named_recipe(model: str | Path | Recipe) -> Recipe:
@@ -521,30 +486,3 @@ def _device(name: str | None) -> torch.device:
     if torch.accelerator.is_available() and (device := torch.accelerator.current_accelerator()) is not None:
         return device
     return torch.device("cpu")
-
-
-def _record(recipe: Recipe, splits: Splits, folder: Path) -> None:
-    """Write down what the run was made of, and tell what was found wrong with the data."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-    parts = {name: part for name, part in splits._asdict().items() if part is not None}
-    facts = {
-        "versions": _versions(),
-        "seed": recipe.run.seed,
-        "classes": dict(zip(splits.train.classes.names, splits.train.classes.category_ids, strict=True))
-        if splits.train
-        else {},
-        "data": {
-            name: {"images": len(part.records), "fingerprint": part.fingerprint, "problems": list(part.problems)}
-            for name, part in parts.items()
-        },
-    }
-    (folder / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name, part in parts.items():
-        for problem in part.problems:
-            logger.warning("%s: %s", name, problem)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("rtdetrv4", "torch", "torchvision", "timm", "accelerate", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}

@@ -29,9 +29,10 @@ from rtdetrv4.comparison.summary import (
 )
 from rtdetrv4.config import Recipe, changed_settings, from_yaml, load_recipe, override, parse_assignment
 from rtdetrv4.data.formats import read_splits
-from rtdetrv4.detector import FREE_ON_RESUME, WEIGHTS_SUFFIXES, Detector
+from rtdetrv4.detector import WEIGHTS_SUFFIXES, Detector
 from rtdetrv4.distillation.teacher import Network, teacher_name
 from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, did_you_mean
+from rtdetrv4.run_folder import FREE_ON_RESUME, RECIPE_FILE, RunFolder, fixed_changes
 
 logger = logging.getLogger(__name__)
 
@@ -193,11 +194,6 @@ def _recipe_of_arm(base: Recipe, name: str, settings: Mapping[str, Any]) -> Reci
     return recipe
 
 
-def _mismatch(before: Recipe, now: Recipe) -> str:
-    changed, free = changed_settings(before, now), (*FREE_ON_RESUME, "run.seed")
-    return "; ".join(f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in free)
-
-
 def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Mapping[str, Any]) -> None:
     """Refuse a folder whose runs were made otherwise, and one whose runs had something else in common."""
 
@@ -207,13 +203,14 @@ def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Ma
                 f"{folder} was made with other settings: {changed}. Take another folder with --out, or delete this one."
             )
 
+    free = (*FREE_ON_RESUME, "run.seed")
     for recipe in recipes:
-        record = Path(recipe.run.out, "recipe.yaml")
-        if record.is_file():
-            refuse(record.parent, _mismatch(load_recipe(record), recipe))
+        folder = RunFolder(recipe.run.out)
+        if folder.recipe.is_file():
+            refuse(folder.path, fixed_changes(load_recipe(folder.recipe), recipe, free))
     before = read_settings(out)
-    if before and any(out.glob("*/recipe.yaml")):
-        refuse(out, _mismatch(from_yaml(json.dumps(before["recipe"])), base))
+    if before and any(out.glob(f"*/{RECIPE_FILE}")):
+        refuse(out, fixed_changes(from_yaml(json.dumps(before["recipe"])), base, free))
         if before["weights"] != common["weights"]:
             refuse(out, f"weights was {before['weights']}, now {common['weights']}")
         for part, fingerprint in common["data"].items():
@@ -257,17 +254,17 @@ def _learns_from(recipe: Recipe, network: Network | None) -> bool:
 
 def _train(recipe: Recipe, weights: str | Path | None, network: Network | None) -> dict[str, Any]:
     """Train, or go on; returns what `result.json` says of the run."""
-    folder = Path(recipe.run.out)
-    resume = (folder / "last.pt").is_file()
+    folder = RunFolder(recipe.run.out)
+    resume = folder.last.is_file()
     now: dict[str, Any] = {}
     if resume:  # elsewhere, perhaps: only what may differ does
-        changed = changed_settings(load_recipe(folder / "recipe.yaml"), recipe)
+        changed = changed_settings(load_recipe(folder.recipe), recipe)
         now = {name: new for name, (_, new) in changed.items()}
     host_is_measured = _reset_peak_memory()
     Detector(recipe, weights, device="cpu").train(
         teacher=network if _learns_from(recipe, network) else None, resume=resume, overrides=now
     )
-    return _outcome(folder) | _peak_memory(host_is_measured)
+    return _outcome(folder.path) | _peak_memory(host_is_measured)
 
 
 def _outcome(folder: Path) -> dict[str, Any]:

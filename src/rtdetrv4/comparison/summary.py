@@ -12,6 +12,7 @@ from typing import Any
 from rtdetrv4.comparison.picture import draw_comparison
 from rtdetrv4.comparison.results import METRICS, ArmSummary, Comparison, Difference, Spread, markdown
 from rtdetrv4.errors import ConfigError, did_you_mean
+from rtdetrv4.run_folder import RECIPE_FILE, RunFolder
 from rtdetrv4.training.observers import read_log
 
 SETTINGS_FILE = "settings.json"
@@ -66,7 +67,7 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
             if by_seed:
                 class_differences.append(Difference(name, reference, "last_ap", by_seed, label))
     unfinished = [
-        file.parent.name for file in sorted(out.glob("*/recipe.yaml")) if not file.with_name(RESULT_FILE).is_file()
+        file.parent.name for file in sorted(out.glob(f"*/{RECIPE_FILE}")) if not file.with_name(RESULT_FILE).is_file()
     ]
     comparison = Comparison(
         out,
@@ -89,7 +90,7 @@ def read_settings(out: Path) -> dict[str, Any]:
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's finished epochs."""
-    return [record for record in read_log(folder / "log.jsonl") if record["type"] == "epoch"]
+    return [record for record in read_log(RunFolder(folder).log) if record["type"] == "epoch"]
 
 
 def write_text(path: Path, text: str) -> None:

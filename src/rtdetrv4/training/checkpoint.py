@@ -15,6 +15,8 @@ import torch
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.weights.files import write_whole
 
+LAST_FILE, BEST_FILE, WEIGHTS_FILE = "last.pt", "best.pt", "weights.safetensors"
+
 #: Raised when what a checkpoint holds changes; an older one is refused with its number in the message.
 FORMAT = 1
 
@@ -34,13 +36,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path} does not exist; a run can be resumed from the last.pt in its output folder.")
+        raise WeightsError(f"{path} does not exist; a run can be resumed from the {LAST_FILE} in its output folder.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}). "
-            "Only last.pt and best.pt hold a training state; weights.safetensors is for prediction and fine-tuning."
+            f"Only {LAST_FILE} and {BEST_FILE} hold a training state; {WEIGHTS_FILE} is for prediction and fine-tuning."
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:

@@ -25,7 +25,7 @@ from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import Criterion, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.training.accelerator import synchronize_norms
-from rtdetrv4.training.checkpoint import load_checkpoint, save_checkpoint
+from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
 from rtdetrv4.training.clock import Clock
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.interrupt import Interrupt
@@ -305,10 +305,10 @@ class Trainer:
             shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
         )
         position.next_epoch()
-        self._save("last.pt", *(["best.pt"] if is_best else []))
+        self._save(LAST_FILE, *([BEST_FILE] if is_best else []))
         if is_best and self.accelerator.is_main_process:
             metadata = {**self.metadata, "trained": True, "epoch": position.epoch, "metrics": report.metrics}
-            save_weights(self.ema.module.detector.state_dict(), self.out / "weights.safetensors", metadata)
+            save_weights(self.ema.module.detector.state_dict(), self.out / WEIGHTS_FILE, metadata)
         for observer in self.observers:
             observer.epoch_end(report)
 
@@ -328,7 +328,7 @@ class Trainer:
 
     def _restart_from_best(self) -> None:
         """Begin the refinement stage from the best weights so far, read by rank 0 and sent to the others."""
-        path = self.out / "best.pt"
+        path = self.out / BEST_FILE
         if self.position.best_epoch is not None and self.accelerator.is_main_process:
             if path.is_file():
                 self.ema.module.load_state_dict(load_checkpoint(path)["ema"]["module"])
@@ -343,10 +343,10 @@ class Trainer:
             save_checkpoint(state, *(self.out / name for name in names))
 
     def _stop(self) -> NoReturn:
-        self._save("last.pt")
+        self._save(LAST_FILE)
         raise KeyboardInterrupt(
             f"Stopped in epoch {self.position.epoch + 1} of {self.plan.epochs} after {self.position.step} of "
-            f"{self.plan.steps_per_epoch} steps. Everything is in {self.out / 'last.pt'}; "
+            f"{self.plan.steps_per_epoch} steps. Everything is in {self.out / LAST_FILE}; "
             "the same command with --resume goes on from there."
         )
 

@@ -18,11 +18,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch.utils.tensorboard import SummaryWriter
 
 from rtdetrv4.distillation import ModulationReport
+from rtdetrv4.training.checkpoint import WEIGHTS_FILE
 from rtdetrv4.training.plan import Plan
 from rtdetrv4.training.run_curves import draw_curves
 
 logger = logging.getLogger(__name__)
 
+LOG_FILE = "log.jsonl"
 EPOCHS_OUTSIDE = 4
 """In a row on one side of GAM's band, after which it counts as out of reach."""
 
@@ -119,9 +121,9 @@ def default_observers(out: Path, *, log_every: int = 50, console: Console | None
     """Progress on the terminal, `log.jsonl`, TensorBoard, `curves.png`, and a warning if GAM's band is out of reach."""
     return [
         TerminalProgress(log_every, console or Console(stderr=True)),
-        JsonLog(out / "log.jsonl", log_every),
+        JsonLog(out / LOG_FILE, log_every),
         TensorBoard(out / "tensorboard", log_every),
-        CurvePlot(out / "log.jsonl", out / "curves.png"),
+        CurvePlot(out / LOG_FILE, out / "curves.png"),
         BandWatch(),
     ]
 
@@ -197,7 +199,7 @@ class TerminalProgress:
                 if result.best_score is None
                 else f"best AP {_percent(result.best_score)} in epoch {result.best_epoch}; "
             )
-            self._print(f"done: {best}weights in {result.out / 'weights.safetensors'}")
+            self._print(f"done: {best}weights in {result.out / WEIGHTS_FILE}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
