@@ -6,7 +6,6 @@ slow to import is imported inside the commands, so that help and mistakes are qu
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -24,6 +23,7 @@ from rtdetrv4.errors import ConfigError, RTDETRError
 if TYPE_CHECKING:
     from rtdetrv4 import Detections, Detector
     from rtdetrv4.comparison import Comparison
+    from rtdetrv4.evaluation import Metrics
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -138,6 +138,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    tracker: Annotated[
+        str | None,
+        typer.Option("--tracker", help="tensorboard, wandb, mlflow, … or none.", show_default=False),
+    ] = None,
     settings: _Settings = None,
 ) -> None:
     """Train a detector. What is not given comes from the model's recipe."""
@@ -166,10 +170,12 @@ def train(
         seed=seed,
         amp=amp,
         out=out,
+        tracker=tracker,
     )
     result = _detector(model, weights).train(data, resume=resume, overrides=overrides, **given)
     if _is_main_process():
-        _print_metrics(result.metrics)
+        if result.metrics is not None:
+            _print_metrics(result.metrics)
         print(f"Weights: {result.weights}")
 
 
@@ -182,18 +188,24 @@ def val(
     imgsz: _ImageSize = None,
     device: _Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also write the metrics to this JSON file.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for metrics.json, the confusion matrix and the curves.",
+            file_okay=False,
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Measure COCO average precision."""
-    given = _given(batch=batch, imgsz=_image_size(imgsz))
+    given = _given(batch=batch, imgsz=_image_size(imgsz), out=out)
     metrics = _detector(model, device=_device(device)).val(data, split=split, **given)
     if not _is_main_process():
         return
-    _print_metrics(metrics.to_dict())
+    _print_metrics(metrics)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
+        print(f"Results: {out}")
 
 
 @app.command()
@@ -483,8 +495,6 @@ def _device(text: str | None) -> str | None:
 
 
 def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
-    if model is not None and Path(model).suffix == ".safetensors":
-        model, weights = None, model  # weights know their model
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
 
 
@@ -502,9 +512,7 @@ def _predictions(
         return _detector(model, device=device).predict(source, conf=conf, stream=True, **_given(imgsz=imgsz))
     if imgsz or device:
         raise ConfigError("--imgsz and --device do not apply to an exported model: its image size is fixed.")
-    from rtdetrv4.runtime.sessions import OnnxSession
-
-    return OnnxSession(model).stream(source, conf)
+    return rtdetrv4.OnnxSession(model).predict(source, conf=conf, stream=True)
 
 
 def _is_main_process() -> bool:
@@ -514,15 +522,16 @@ def _is_main_process() -> bool:
     return PartialState().is_main_process
 
 
-def _print_metrics(metrics: dict[str, Any]) -> None:
+def _print_metrics(metrics: Metrics) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("metric", "value")
-    for name, value in metrics.items():
+    numbers = metrics.to_dict()
+    for name, value in numbers.items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4f}")
-    for label, value in metrics.get("per_class", {}).items():
+    for label, value in numbers["per_class"].items():
         table.add_row(f"ap of {label}", "" if value is None else f"{value:.4f}")
     Console().print(table)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import Metrics
+    from rtdetrv4.training import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class TrainResult:
     """The training state they come from."""
     last: Path
     """The training state at the end, for `resume`."""
-    metrics: dict[str, Any]
-    """Of the best weights on the validation images; empty if there are none."""
+    metrics: Metrics | None
+    """What the best weights reach on the validation images; None if there are none."""
 
 
 class Detector:
@@ -141,6 +142,8 @@ class Detector:
         amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
         out: str | Path | None = None,
         resume: bool = False,
+        tracker: str | None = None,
+        callbacks: Sequence[Observer] = (),
         overrides: Mapping[str, Any] | None = None,
     ) -> TrainResult:
         """Train on a data set, from the weights of this detector where it has any.
@@ -163,12 +166,16 @@ class Detector:
             amp: mixed precision.
             out: folder for the results.
             resume: go on from the last.pt in `out`, with the settings that the run began with.
+            tracker: where the log goes besides log.jsonl: "tensorboard", "wandb", "mlflow", another one of
+                accelerate's trackers, or "none".
+            callbacks: objects that are told what happens, see `rtdetrv4.Observer`.
             overrides: any other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
 
         Raises:
             ConfigError: a setting is unknown, wrong, or contradicts another.
             DatasetError: the data cannot be used.
             WeightsError: weights of the backbone or the teacher cannot be loaded.
+            MissingDependencyError: the package of the tracker is not installed.
             NonFiniteError: training diverged; the message names the report.
             KeyboardInterrupt: Ctrl-C; the message says how to go on.
         """
@@ -178,8 +185,14 @@ class Detector:
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.distillation.teacher import teacher_name
-        from rtdetrv4.training import few_steps_advice, make_accelerator
+        from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
 
+        for callback in callbacks:
+            if isinstance(callback, type) or not isinstance(callback, Observer):
+                raise ConfigError(
+                    f"callbacks: got {callback!r}, expected an object with run_start, step_end, epoch_end and run_end, "
+                    "such as one of a subclass of rtdetrv4.Observer."
+                )
         built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
         given = {
             name: value
@@ -196,6 +209,7 @@ class Detector:
                 "seed": seed,
                 "amp": amp,
                 "out": None if out is None else str(out),
+                "tracker": tracker,
                 **(overrides or {}),
             }.items()
             if value is not None
@@ -214,7 +228,9 @@ class Detector:
         # Every rank starts from the same weights; the trainer then gives each its own random numbers.
         set_seed(recipe.run.seed)
         network = self._network_for(recipe, splits.train.classes, from_scratch=resume)
-        trainer = build_trainer(recipe, splits, network, accelerator=accelerator, teacher=built_teacher)
+        trainer = build_trainer(
+            recipe, splits, network, accelerator=accelerator, teacher=built_teacher, callbacks=callbacks
+        )
         recipe = Recipe.model_validate(trainer.recipe)  # with a number where a setting was "auto"
         if accelerator.is_main_process:
             folder.write_record(recipe, splits)
@@ -237,9 +253,9 @@ class Detector:
         self.recipe, self.device = recipe, accelerator.device
         accelerator.wait_for_everyone()
         self._load(read_checkpoint(folder.weights))
-        metrics: dict[str, Any] = {}
+        metrics = None
         if splits.val is not None:
-            metrics = self._evaluate(splits.val, folder.report).to_dict()
+            metrics = self._evaluate(splits.val, folder.report)
             if accelerator.is_main_process:
                 self._draw_predictions(splits.val, folder.predictions)
         return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)

@@ -30,6 +30,7 @@ FREE_ON_RESUME = (
     "run.device",
     "run.log_every",
     "run.out",
+    "run.tracker",
     "run.val_batch",
 )
 """Settings that do not change the numbers, or that another machine may need."""

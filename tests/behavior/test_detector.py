@@ -13,11 +13,12 @@ import safetensors
 import torch
 from PIL import Image
 
-from rtdetrv4 import ConfigError, DatasetError, Detector, WeightsError
+from rtdetrv4 import ConfigError, DatasetError, Detector, Observer, WeightsError
 from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
+from rtdetrv4.training.observers import EpochReport, StepReport
 
 
 def small_teacher() -> Teacher:
@@ -112,7 +113,7 @@ def test_the_detector_in_memory_is_the_one_on_disk(shapes: Path, tmp_path: Path)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     (mine,), (theirs,) = (each.predict(image, conf=0.0) for each in (detector, Detector(result.weights)))
     np.testing.assert_array_equal(mine.confidence, theirs.confidence)
-    assert result.metrics["ap"] == detector.val(shapes).ap
+    assert result.metrics == detector.val(shapes)
 
 
 def test_same_seed_same_numbers(shapes: Path, tmp_path: Path) -> None:
@@ -166,6 +167,33 @@ def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(
     assert epochs[0]["modulation"]["reason"] == "probe"
     assert epochs[2]["modulation"]["band"] is not None
     assert (tmp_path / "profile" / "table.txt").is_file()
+
+
+def test_callbacks_are_told_what_happens(shapes: Path, tmp_path: Path) -> None:
+    class Watch(Observer):
+        def __init__(self) -> None:
+            self.told: list[Any] = []
+
+        def step_end(self, report: StepReport) -> None:
+            self.told.append(report.step)
+
+        def epoch_end(self, report: EpochReport) -> None:
+            self.told.append(report.metrics["ap"])
+
+    watch = Watch()
+    result = Detector("test").train(shapes, out=tmp_path, epochs=1, tracker="none", callbacks=[watch])
+    assert result.metrics is not None
+    assert watch.told == [1, 2, pytest.approx(result.metrics.ap)]
+    assert not (tmp_path / "tensorboard").exists()
+    for wrong in (Watch, print):
+        with pytest.raises(ConfigError, match=r"callbacks: got .*, expected an object with run_start, step_end"):
+            Detector("test").train(shapes, out=tmp_path, callbacks=[wrong])  # type: ignore[list-item]
+
+
+def test_a_tracker_is_refused_before_training(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'"wandbb", expected .* Did you mean "wandb"'):
+        Detector("test").train(shapes, out=tmp_path, tracker="wandbb")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_device_without_memory_is_named_with_a_way_out(

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from rtdetrv4.assembly.models import find_variant
-from rtdetrv4.config import Recipe, override
+from rtdetrv4.config import Recipe, flat_settings, override
 from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
 from rtdetrv4.config.variants import Variant
 from rtdetrv4.data.batch import multi_scales
@@ -34,8 +34,10 @@ from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts
 from rtdetrv4.training import (
     ModelEma,
+    Observer,
     Plan,
     Profiler,
+    Tracker,
     Trainer,
     TrainingData,
     adamw,
@@ -135,6 +137,7 @@ def build_trainer(
     *,
     accelerator: Accelerator | None = None,
     teacher: Teacher | Network | None = None,
+    callbacks: Sequence[Observer] = (),
 ) -> Trainer:
     """A training run.
 
@@ -144,6 +147,7 @@ def build_trainer(
         detector: with a head for the classes of `splits.train`; from `build_detector`, perhaps with weights loaded.
         accelerator: device and ranks; None makes one from the recipe.
         teacher: instead of the one the recipe names; a network that is no `Teacher` is made one.
+        callbacks: told of the run after the package's own observers.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -177,6 +181,8 @@ def build_trainer(
     )
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
+    if recipe.run.tracker != "none":
+        observers.append(Tracker(recipe.run.tracker, accelerator, recipe.run.log_every, flat_settings(recipe)))
     if recipe.run.profile:
         observers.append(Profiler(out / "profile"))
     return Trainer(
@@ -196,7 +202,7 @@ def build_trainer(
         modulation=None if teacher is None else build_modulation(recipe.distillation, recipe.schedule.epochs),
         teach_every=recipe.distillation.every,
         teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
-        observers=observers,
+        observers=[*observers, *callbacks],
         clip_norm=recipe.optimizer.clip_norm,
         accumulate=accumulate,
         eval_every=recipe.run.eval_every,

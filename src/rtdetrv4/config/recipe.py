@@ -39,6 +39,7 @@ SHORT_NAMES: Mapping[str, str] = {
     "out": "run.out",
     "seed": "run.seed",
     "teacher": "distillation.teacher",
+    "tracker": "run.tracker",
     "workers": "data.workers",
 }
 """What users of this field call the settings they change most."""
@@ -75,13 +76,18 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: a setting is unknown, of the wrong type, out of range, or contradicts another.
     """
-    before = _flatten(recipe.model_dump())
+    before = flat_settings(recipe)
     return _validate(_follow(before, _resolve(changes, "")), "")
+
+
+def flat_settings(recipe: Recipe) -> dict[str, Any]:
+    """Every setting by dotted name."""
+    return _flatten(recipe.model_dump())
 
 
 def changed_settings(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
     """What differs between two recipes: (before, after) by dotted name."""
-    old, new = _flatten(before.model_dump()), _flatten(after.model_dump())
+    old, new = flat_settings(before), flat_settings(after)
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
 

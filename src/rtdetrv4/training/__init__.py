@@ -3,7 +3,7 @@
 from rtdetrv4.training.accelerator import make_accelerator
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.loop import Trainer
-from rtdetrv4.training.observers import Observer, default_observers
+from rtdetrv4.training.observers import Observer, Tracker, default_observers
 from rtdetrv4.training.optimizer import adamw, parameter_groups
 from rtdetrv4.training.plan import Plan, few_steps_advice, scale_plan, split_batch
 from rtdetrv4.training.profile import Profiler
@@ -15,6 +15,7 @@ __all__ = [
     "Observer",
     "Plan",
     "Profiler",
+    "Tracker",
     "Trainer",
     "TrainingData",
     "adamw",

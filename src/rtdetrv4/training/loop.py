@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -137,22 +137,17 @@ class Trainer:
         set_seed(self.seed, device_specific=True)
         if resume is not None:
             self.state.load_state_dict(load_checkpoint(resume))
-        for observer in self.observers:
-            observer.run_start(self._info())
         is_complete = False
-        try:
+        with ExitStack() as stack:
+            for observer in self.observers:
+                observer.run_start(self._info())
+                stack.callback(lambda end=observer.run_end: end(self._result(is_complete)))
             with self.interrupt:
                 while self.position.epoch < self.plan.epochs and not self.position.is_out_of_patience(self.patience):
                     self._train_epoch()
                     self._finish_epoch()
             is_complete = True
-        finally:
-            result = RunResult(
-                self.out, self.position.best_epoch, self.position.best_score, self.position.best_metrics, is_complete
-            )
-            for observer in self.observers:
-                observer.run_end(result)
-        return result
+        return self._result(is_complete)
 
     def _train_epoch(self) -> None:
         position, stage = self.position, self.plan.stage(self.position.epoch)
@@ -349,6 +344,10 @@ class Trainer:
             f"{self.plan.steps_per_epoch} steps. Everything is in {self.out / LAST_FILE}; "
             "the same command with --resume goes on from there."
         )
+
+    def _result(self, is_complete: bool) -> RunResult:
+        position = self.position
+        return RunResult(self.out, position.best_epoch, position.best_score, position.best_metrics, is_complete)
 
     def _info(self) -> RunInfo:
         accelerator = self.accelerator

@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from rtdetrv4.distillation import ModulationReport
+from rtdetrv4.errors import ConfigError, MissingDependencyError, did_you_mean
 from rtdetrv4.training.checkpoint import WEIGHTS_FILE
 from rtdetrv4.training.plan import Plan
 from rtdetrv4.training.run_curves import draw_curves
@@ -101,34 +104,38 @@ class RunResult(NamedTuple):
     is_complete: bool
 
 
+@runtime_checkable
 class Observer(Protocol):
-    """Something that watches a run."""
+    """Watches a run. A subclass overrides what it needs.
+
+    All calls are made on rank 0 only. An exception ends the run: it goes on to the caller of `train`, after every
+    observer that was started has had its `run_end`.
+    """
 
     def run_start(self, info: RunInfo) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def step_end(self, report: StepReport) -> None:
-        """After each optimizer step."""
+        """Called after each optimizer step."""
 
     def epoch_end(self, report: EpochReport) -> None:
-        """After each epoch."""
+        """Called after each epoch, when its checkpoints are written."""
 
     def run_end(self, result: RunResult) -> None:
-        """When the run is complete, interrupted, or has failed."""
+        """Called when the run is complete, interrupted, or has failed."""
 
 
 def default_observers(out: Path, *, log_every: int = 50, console: Console | None = None) -> list[Observer]:
-    """Progress on the terminal, `log.jsonl`, TensorBoard, `curves.png`, and a warning if GAM's band is out of reach."""
+    """Progress on the terminal, `log.jsonl`, `curves.png`, and a warning if GAM's band is out of reach."""
     return [
         TerminalProgress(log_every, console or Console(stderr=True)),
         JsonLog(out / LOG_FILE, log_every),
-        TensorBoard(out / "tensorboard", log_every),
         CurvePlot(out / LOG_FILE, out / "curves.png"),
         BandWatch(),
     ]
 
 
-class TerminalProgress:
+class TerminalProgress(Observer):
     """A progress bar on a terminal; plain lines in a file or a pipe. One line per epoch in both."""
 
     def __init__(self, log_every: int, console: Console) -> None:
@@ -210,7 +217,7 @@ class TerminalProgress:
         return str(timedelta(seconds=seconds))
 
 
-class JsonLog:
+class JsonLog(Observer):
     """One JSON object per line: {"type": "run" | "step" | "epoch", …}. NaN and infinity are null.
 
     A resumed run continues the file: what an earlier run logged after the checkpoint is dropped first.
@@ -241,30 +248,61 @@ class JsonLog:
         modulation = None if report.modulation is None else report.modulation._asdict()
         self._write("epoch", {**report._asdict(), "modulation": modulation})
 
-    def run_end(self, result: RunResult) -> None:
-        """Nothing: every line is written already."""
-
     def _write(self, kind: str, record: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_json_line({"type": kind, **record}))
 
 
-class TensorBoard:
-    """Scalars for `tensorboard --logdir`."""
+class Tracker(Observer):
+    """Scalars for one of accelerate's experiment trackers: TensorBoard, Weights & Biases, MLflow and others.
 
-    def __init__(self, folder: Path, log_every: int) -> None:
-        self.folder = folder
+    Args:
+        name: "tensorboard", "wandb", "mlflow", or another one that accelerate knows.
+        accelerator: of the run.
+        log_every: steps between two entries.
+        settings: of the run, by name. TensorBoard gets none of them: its folder is beside recipe.yaml.
+
+    Raises:
+        ConfigError: accelerate has no such tracker.
+        MissingDependencyError: its package is not installed.
+    """
+
+    def __init__(
+        self, name: str, accelerator: Accelerator, log_every: int, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise ConfigError(
+                f'run.tracker: got "{name}", expected {known} or none.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}'
+            )
+        if name in set(map(str, LoggerType)) - set(map(str, get_available_trackers())):
+            raise MissingDependencyError(f"{name} is not installed; install it with: pip install {name}")
+        self.name = name
+        self.accelerator = accelerator
         self.log_every = log_every
+        self.settings = settings or {}
 
     def run_start(self, info: RunInfo) -> None:
-        """Open; what an earlier run logged after the checkpoint is hidden."""
-        self._writer = SummaryWriter(str(self.folder), purge_step=info.step + 1)
+        """Open; TensorBoard hides what an earlier run logged after the checkpoint."""
+        is_local = self.name == "tensorboard"
+        self.accelerator.log_with = [self.name]  # pyright: ignore[reportAttributeAccessIssue]
+        self.accelerator.project_configuration.logging_dir = str(info.out)
+        self.accelerator.init_trackers(
+            "tensorboard" if is_local else "rtdetrv4",  # for TensorBoard the folder, elsewhere the project
+            None if is_local else {name: _scalar(value) for name, value in self.settings.items()},
+            {
+                "tensorboard": {"purge_step": info.step + 1},
+                "wandb": {"name": info.out.name, "dir": str(info.out)},
+                "mlflow": {"run_name": info.out.name},
+            },
+        )
+        self._tracker = self.accelerator.trackers[-1]
 
     def step_end(self, report: StepReport) -> None:
         """Every `log_every` steps."""
         if report.step % self.log_every == 0:
             scalars = {f"step/{name}": value for name, value in report.losses.items()}
-            self._add({**scalars, "step/grad_norm": report.grad_norm, "step/lr": report.lr}, report.step)
+            self._tracker.log({**scalars, "step/grad_norm": report.grad_norm, "step/lr": report.lr}, step=report.step)
 
     def epoch_end(self, report: EpochReport) -> None:
         """Each epoch."""
@@ -275,18 +313,14 @@ class TensorBoard:
         }
         if report.modulation is not None:
             scalars |= {"distill/weight": report.distill_weight, "distill/aifi_share": report.modulation.share}
-        self._add(scalars, report.step)
+        self._tracker.log(scalars, step=report.step)
 
     def run_end(self, result: RunResult) -> None:
         """Close."""
-        self._writer.close()
-
-    def _add(self, scalars: Mapping[str, Any], step: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        self._tracker.finish()
 
 
-class CurvePlot:
+class CurvePlot(Observer):
     """`curves.png`, drawn anew from the log after an epoch, at most twice a minute, and at the end."""
 
     def __init__(self, log: Path, picture: Path, seconds_between: float = 30.0) -> None:
@@ -294,12 +328,6 @@ class CurvePlot:
         self.picture = picture
         self.seconds_between = seconds_between
         self._drawn = -math.inf
-
-    def run_start(self, info: RunInfo) -> None:
-        """Nothing yet."""
-
-    def step_end(self, report: StepReport) -> None:
-        """Nothing."""
 
     def epoch_end(self, report: EpochReport) -> None:
         """Draw, unless that was done just now: small data has epochs that are shorter than drawing takes."""
@@ -315,18 +343,12 @@ class CurvePlot:
         self._drawn = time.monotonic()
 
 
-class BandWatch:
+class BandWatch(Observer):
     """Warns, once, when AIFI's share stays on one side of GAM's band, so that λ runs away."""
 
     def __init__(self) -> None:
         self._outside: list[EpochReport] = []
         self._has_warned = False
-
-    def run_start(self, info: RunInfo) -> None:
-        """Nothing yet."""
-
-    def step_end(self, report: StepReport) -> None:
-        """Nothing."""
 
     def epoch_end(self, report: EpochReport) -> None:
         """Count the epochs on this side."""
@@ -352,9 +374,6 @@ class BandWatch:
                 modulation.weight,
             )
 
-    def run_end(self, result: RunResult) -> None:
-        """Nothing."""
-
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a `log.jsonl`, oldest first; none if there is no such file. A line cut short is left out."""
@@ -376,6 +395,10 @@ def _json_line(record: Mapping[str, Any]) -> str:
         return value
 
     return json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _scalar(value: Any) -> bool | float | str | None:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _number(values: Mapping[str, float], name: str) -> str:

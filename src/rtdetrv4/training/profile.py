@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
 from rtdetrv4.training.clock import PHASES
-from rtdetrv4.training.observers import EpochReport, RunInfo, RunResult, StepReport
+from rtdetrv4.training.observers import Observer, RunInfo, RunResult, StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ FIRST_STEPS, RECORDED_STEPS = 3, 5
 NUM_ROWS = 40
 
 
-class Profiler:
+class Profiler(Observer):
     """Writes `table.txt` and `trace.json` (for chrome://tracing or Perfetto) into a folder; slows these steps down."""
 
     def __init__(self, folder: Path) -> None:
@@ -40,9 +40,6 @@ class Profiler:
         """Count."""
         if self._profile is not None:
             self._profile.step()
-
-    def epoch_end(self, report: EpochReport) -> None:
-        """Nothing: validation counts to the next step."""
 
     def run_end(self, result: RunResult) -> None:
         """Write what there is, if the run ends among the recorded steps."""
