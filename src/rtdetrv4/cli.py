@@ -53,51 +53,29 @@ app = typer.Typer(
 )
 
 _Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="A model (see `rtdetrv4 models`), weights, or a recipe file.", show_default=False
-    ),
+    str | None, typer.Option("--model", "-m", help="A model (see `rtdetrv4 models`), weights, or a recipe file.")
 ]
 _Trained = Annotated[
     str, typer.Option("--model", "-m", help="Trained weights (.safetensors) or an exported .onnx file.")
 ]
-_Data = Annotated[
-    str, typer.Option("--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.")
-]
-_ImageSize = Annotated[
-    str | None, typer.Option("--imgsz", help="Image size: 640, or HEIGHTxWIDTH such as 480x640.", show_default=False)
-]
-_Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (or 1), mps.", show_default=False)
-]
+_DATA = typer.Option("--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.")
+_ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
+_Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
 
 # What training takes, once or many times.
-_TrainData = Annotated[
-    str | None,
-    typer.Option(
-        "--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.", show_default=False
-    ),
-]
-_Start = Annotated[str | None, typer.Option("--weights", help="Start from these weights.", show_default=False)]
-_Teacher = Annotated[
-    str | None,
-    typer.Option("--teacher", help="Model to learn from (see `rtdetrv4 teachers`), or none.", show_default=False),
-]
-_Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the data.", show_default=False)]
+_Start = Annotated[str | None, typer.Option(help="Start from these weights.")]
+_Teacher = Annotated[str | None, typer.Option(help="Model to learn from (see `rtdetrv4 teachers`), or none.")]
+_Epochs = Annotated[int | None, typer.Option(help="Passes over the data.")]
 _Batch = Annotated[
     str | None,
     typer.Option(
-        "--batch",
         help="Images per optimizer step, over all devices; auto: the recipe's, cut into parts that fit.",
         metavar="COUNT|auto",
-        show_default=False,
     ),
 ]
-_LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default=False)]
-_Workers = Annotated[int | None, typer.Option("--workers", help="Processes that load images.", show_default=False)]
-_Amp = Annotated[
-    str | None, typer.Option("--amp", help="Mixed precision: auto, bf16, fp16 or off.", show_default=False)
-]
+_LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
+_Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
+_Amp = Annotated[str | None, typer.Option(help="Mixed precision: auto, bf16, fp16 or off.")]
 _Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting: --set optimizer.weight_decay=1e-4", metavar="NAME=VALUE"),
@@ -121,7 +99,7 @@ def _start(
 
 @app.command()
 def train(
-    data: _TrainData = None,
+    data: Annotated[str | None, _DATA] = None,
     model: _Model = None,
     weights: _Start = None,
     teacher: _Teacher = None,
@@ -131,16 +109,13 @@ def train(
     lr: _LearningRate = None,
     device: _Device = None,
     workers: _Workers = None,
-    cache: Annotated[
-        str | None, typer.Option(help="Keep decoded images: ram, disk or none.", show_default=False)
-    ] = None,
+    cache: Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")] = None,
     amp: _Amp = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     tracker: Annotated[
-        str | None,
-        typer.Option("--tracker", help="tensorboard, wandb, mlflow, … or none.", show_default=False),
+        str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
     ] = None,
     settings: _Settings = None,
 ) -> None:
@@ -181,20 +156,16 @@ def train(
 
 @app.command()
 def val(
-    data: _Data,
+    data: Annotated[str, _DATA],
     model: _Trained,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Part of the data set.")] = "val",
-    batch: Annotated[int | None, typer.Option(help="Images per batch.", show_default=False)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per batch.")] = None,
     imgsz: _ImageSize = None,
     device: _Device = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            "-o",
-            help="Folder for metrics.json, the confusion matrix and the curves.",
-            file_okay=False,
-            show_default=False,
+            "--out", "-o", help="Folder for metrics.json, the confusion matrix and the curves.", file_okay=False
         ),
     ] = None,
 ) -> None:
@@ -239,11 +210,9 @@ def predict(
 def export(
     model: _Trained,
     format: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.", show_default=False)
-    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.")] = None,
     imgsz: _ImageSize = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default=False)] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
     dynamic: Annotated[bool, typer.Option(help="Any batch size, or 1 only.")] = True,
     device: _Device = None,
 ) -> None:
@@ -260,7 +229,7 @@ def convert(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model, where several fit the tensors.", show_default=False)
+        str | None, typer.Option("--model", "-m", help="The model, where several fit the tensors.")
     ] = None,
     to: Annotated[Literal["ours", "released", "transformers"], typer.Option(help="Format to write.")] = "ours",
 ) -> None:
@@ -273,7 +242,7 @@ def convert(
 
 @app.command()
 def compare(
-    data: _TrainData = None,
+    data: Annotated[str | None, _DATA] = None,
     model: _Model = None,
     arms: Annotated[
         str | None,
@@ -290,10 +259,8 @@ def compare(
             "--arm", help="Any other arm: --arm strong:distillation.weight=20", metavar="NAME:SETTING=VALUE,…"
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each arm, with seeds from 0 on.", min=1)] = 3,
-    seed_list: Annotated[
-        str | None, typer.Option("--seed-list", help="These seeds instead: 0,2,5.", metavar="N,N", show_default=False)
-    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each arm, with seeds from 0 on.", min=1)] = 3,
+    seed_list: Annotated[str | None, typer.Option(help="These seeds instead: 0,2,5.", metavar="N,N")] = None,
     weights: _Start = None,
     teacher: _Teacher = None,
     epochs: _Epochs = None,
@@ -525,6 +492,7 @@ def _is_main_process() -> bool:
 def _print_metrics(metrics: Metrics) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("metric", "value")
     numbers = metrics.to_dict()
@@ -532,7 +500,8 @@ def _print_metrics(metrics: Metrics) -> None:
         if isinstance(value, float):
             table.add_row(name, f"{value:.4f}")
     for label, value in numbers["per_class"].items():
-        table.add_row(f"ap of {label}", "" if value is None else f"{value:.4f}")
+        # As text: brackets in the name of a class are not markup.
+        table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
     Console().print(table)
 
 
@@ -546,7 +515,7 @@ def _print_comparison(comparison: Comparison) -> None:
         for index, name in enumerate(each.header):
             table.add_column(name, justify="right" if index and name else "left")
         for row in each.rows:
-            table.add_row(*map(Text, row))  # names of classes are not markup
+            table.add_row(*map(Text, row))
         Console().print(table)
     if comparison.unfinished:
         print(f"Without a result, and left out: {', '.join(comparison.unfinished)}")

@@ -36,7 +36,7 @@ class FakeDetector:
 
     calls: ClassVar[list[tuple[str, tuple[Any, ...], dict[str, Any]]]]
     metrics: Any = SimpleNamespace(
-        to_dict=lambda: {"ap": 0.5, "ap_small": None, "num_images": 3, "per_class": {"cat": 0.25, "dog": None}}
+        to_dict=lambda: {"ap": 0.5, "ap_small": None, "num_images": 3, "per_class": {"cat": 0.25, "dog [/old]": None}}
     )
     error: BaseException | None = None
 
@@ -159,6 +159,7 @@ def test_val_prints_metrics_and_writes_a_report(
     out = capsys.readouterr().out
     assert "0.5000" in out
     assert "ap of cat" in out
+    assert "ap of dog [/old]" in out
     assert out.endswith(f"Results: {Path('a/report')}\n")
 
 

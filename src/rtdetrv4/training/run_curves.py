@@ -11,16 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rtdetrv4.weights.files import write_whole
+
 # Okabe and Ito's palette: color-blind readers can tell these apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GRAY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#777777",
-)
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GRAY = "#CC79A7", "#56B4E9", "#777777"
 TERMS = (
     ("loss", "total, weighted", GRAY),
     ("mal", "mal", BLUE),
@@ -64,9 +59,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     losses.set_xlim(0, 1.02 * max(epochs[-1]["epoch"], 2))
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
