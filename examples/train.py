@@ -14,4 +14,4 @@ result = detector.train(
 )
 if result.metrics is not None:  # there are validation images
     print(f"AP {result.metrics.ap:.3f}, AP50 {result.metrics.ap50:.3f}")
-print(result.weights)
+print(f"weights in {result.weights}")
