@@ -34,7 +34,7 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not public und
 
 
 class _Commands(typer.core.TyperGroup):
-    """Says how to go on after Ctrl-C; what typer itself does and prints depends on its version."""
+    """Says how to resume after Ctrl-C; what typer itself does and prints depends on its version."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -64,12 +64,12 @@ _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1
 
 # What training takes, once or many times.
 _Start = Annotated[str | None, typer.Option(help="Start from these weights.")]
-_Teacher = Annotated[str | None, typer.Option(help="Model to learn from (see `rtdetrv4 teachers`), or none.")]
+_Teacher = Annotated[str | None, typer.Option(help="Teacher to distill from (see `rtdetrv4 teachers`), or none.")]
 _Epochs = Annotated[int | None, typer.Option(help="Passes over the data.")]
 _Batch = Annotated[
     str | None,
     typer.Option(
-        help="Images per optimizer step, over all devices; auto: the recipe's, cut into parts that fit.",
+        help="Images per optimizer step, over all devices; auto: the recipe's, split into parts that fit.",
         metavar="COUNT|auto",
     ),
 ]
@@ -113,13 +113,13 @@ def train(
     amp: _Amp = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     tracker: Annotated[
         str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
     ] = None,
     settings: _Settings = None,
 ) -> None:
-    """Train a detector. What is not given comes from the model's recipe."""
+    """Train a detector. Everything not given comes from the model's recipe."""
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
 
@@ -183,7 +183,7 @@ def val(
 def predict(
     source: Annotated[str, typer.Argument(help="Image, video, folder, glob pattern, or camera index.")],
     model: _Trained,
-    conf: Annotated[float, typer.Option(help="Smallest confidence of a detection.", min=0, max=1)] = 0.25,
+    conf: Annotated[float, typer.Option(help="Minimum confidence.", min=0, max=1)] = 0.25,
     imgsz: _ImageSize = None,
     device: _Device = None,
     out: Annotated[
@@ -213,10 +213,10 @@ def export(
     out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.")] = None,
     imgsz: _ImageSize = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
-    dynamic: Annotated[bool, typer.Option(help="Any batch size, or 1 only.")] = True,
+    dynamic: Annotated[bool, typer.Option(help="Accept any batch size instead of 1 only.")] = True,
     device: _Device = None,
 ) -> None:
-    """Write a file for other runtimes, compared with PyTorch."""
+    """Export for other runtimes, and compare the file with PyTorch."""
     given = _given(out=out, imgsz=_image_size(imgsz), opset=opset)
     path = _detector(model, device=_device(device)).export(format, dynamic=dynamic, **given)
     print(f"Exported: {path}")
@@ -228,12 +228,10 @@ def convert(
         str, typer.Argument(help="A released .pth, a folder of transformers, or a file of this package.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model, where several fit the tensors.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model, if several fit the tensors.")] = None,
     to: Annotated[Literal["ours", "released", "transformers"], typer.Option(help="Format to write.")] = "ours",
 ) -> None:
-    """Write weights in another format: ours, that of the released code, or transformers'."""
+    """Convert weights to this package's format, to the released code's, or to transformers'."""
     from rtdetrv4.assembly.conversion import convert_weights
 
     found = convert_weights(source, out, model=model, to=to)
@@ -259,8 +257,8 @@ def compare(
             "--arm", help="Any other arm: --arm strong:distillation.weight=20", metavar="NAME:SETTING=VALUE,…"
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each arm, with seeds from 0 on.", min=1)] = 3,
-    seed_list: Annotated[str | None, typer.Option(help="These seeds instead: 0,2,5.", metavar="N,N")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each arm, with seeds 0, 1, 2, …", min=1)] = 3,
+    seed_list: Annotated[str | None, typer.Option(help="Use these seeds instead: 0,2,5.", metavar="N,N")] = None,
     weights: _Start = None,
     teacher: _Teacher = None,
     epochs: _Epochs = None,
@@ -272,11 +270,11 @@ def compare(
     amp: _Amp = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs and the table.")] = Path("runs/compare"),
     report: Annotated[
-        bool, typer.Option("--report", help="Train nothing; the table of the runs in --out that are finished.")
+        bool, typer.Option("--report", help="Train nothing; report on the finished runs in --out.")
     ] = False,
     settings: _Settings = None,
 ) -> None:
-    """Does it help on my data? Trains arms with several seeds, and shows their differences with intervals."""
+    """Train several variants with several seeds, and show their differences with confidence intervals."""
     names = [*(arms.split(",") if arms else ()), *(arm or ())]
     chosen = _seeds(seed_list) or seeds
     if report:
@@ -375,7 +373,7 @@ def teachers() -> None:
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/demo"),
 ) -> None:
-    """Train, evaluate and export a small detector on made-up shapes."""
+    """Train, evaluate and export a small detector on synthetic shapes."""
     from rtdetrv4.demo import run_demo
 
     run_demo(out, print)
@@ -431,7 +429,7 @@ def _is_recipe(model: str | None) -> bool:
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given; the others keep the defaults of `Detector`."""
+    """The options that were given; the others keep `Detector`'s defaults."""
     return {name: value for name, value in options.items() if value is not None}
 
 

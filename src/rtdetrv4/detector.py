@@ -36,23 +36,23 @@ logger = logging.getLogger(__name__)
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 DEFAULT_MODEL = "rtdetrv4-s"
 NUM_SHOWN = 12
-"""Validation images on the picture that training leaves behind."""
+"""Validation images in predictions.jpg."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a training run put its results."""
+    """The results of a training run."""
 
     out: Path
-    """Also holds curves.png, predictions.jpg, log.jsonl, recipe.yaml, run.json and the report in val/."""
+    """The run folder, which also holds curves.png, predictions.jpg, log.jsonl, recipe.yaml, run.json and val/."""
     weights: Path
     """The best weights, for prediction, export and fine-tuning."""
     best: Path
-    """The training state they come from."""
+    """The training state that these weights come from."""
     last: Path
-    """The training state at the end, for `resume`."""
+    """The final training state, to resume from."""
     metrics: Metrics | None
-    """What the best weights reach on the validation images; None if there are none."""
+    """Metrics of the best weights on the validation images; None without validation images."""
 
 
 class Detector:
@@ -69,9 +69,9 @@ class Detector:
 
     Args:
         model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, or weights (.safetensors, .pt,
-            .pth). None takes the model that the weights are for, or rtdetrv4-s.
-        weights: our weights.safetensors or training state, a released .pth as it is, or "hf://owner/repo/file".
-        device: "cpu", "cuda", "cuda:1", "mps", …; None takes the best there is.
+            .pth). None means the model that the weights are for, or rtdetrv4-s without weights.
+        weights: weights.safetensors or a training state of this package, a released .pth, or "hf://owner/repo/file".
+        device: "cpu", "cuda", "cuda:1", "mps", …; None picks an accelerator if there is one.
 
     Raises:
         ConfigError: there is no such model.
@@ -87,9 +87,9 @@ class Detector:
             model, weights = None, model
         self.device = _device(device)
         self.classes: ClassMap | None = None
-        """Names of the classes, and their ids in the annotations; None before training without weights."""
+        """Class names and their ids in the annotations; None before training or loading."""
         self.metadata: WeightsMetadata | None = None
-        """What the file of the weights says about them; None before training without weights."""
+        """What the weights file says about itself; None before training or loading."""
         self._network: DetectionModel | None = None
         self._deployed: DetectionModel | None = None
         self._is_trained = False
@@ -101,7 +101,7 @@ class Detector:
             self._load(checkpoint)
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        """Make the network that a file of weights holds, classes included."""
+        """Build the network of a checkpoint, with its classes and weights."""
         metadata = checkpoint.metadata
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
@@ -112,7 +112,7 @@ class Detector:
 
     @property
     def model(self) -> DetectionModel:
-        """The network, a plain torch module; with fresh weights and 80 classes where nothing was trained or loaded."""
+        """The network, a plain torch module; with fresh weights and 80 classes if nothing was trained or loaded."""
         if self._network is None:
             self._network = build_detector(_without_pretrained(self.recipe), 80).to(self.device)
         return self._network
@@ -146,38 +146,38 @@ class Detector:
         callbacks: Sequence[Observer] = (),
         overrides: Mapping[str, Any] | None = None,
     ) -> TrainResult:
-        """Train on a data set, from the weights of this detector where it has any.
+        """Train on a data set, starting from this detector's weights if it has any.
 
-        What is not given comes from the recipe; `docs/guides/training.md` says what follows from what.
+        Everything not given comes from the recipe.
 
         Args:
-            data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. Class names and number come from it.
-            epochs: passes over the training images; the stages of the schedule keep their shares.
-            batch: images per optimizer step, over all devices. "auto": as the recipe says, cut into as few parts as
+            data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. It defines the classes.
+            epochs: passes over the training images; the stages of the schedule scale with them.
+            batch: images per optimizer step, over all devices. "auto": the recipe's batch, split into as few parts as
                 fit into memory.
             imgsz: side of a square, or (height, width); multiples of 32.
-            teacher: to learn from: a name of `rtdetrv4 teachers` or of timm, "none" for none, a built `Teacher`, or any
-                network from normalized images B×3×H×W to a map of features.
-            lr: learning rate; the backbone's follows.
-            device: of this run.
+            teacher: a name from `rtdetrv4 teachers` or timm, "none", a built `Teacher`, or any network that maps
+                normalized images B×3×H×W to a feature map.
+            lr: learning rate; the backbone's keeps its ratio to it.
+            device: device to train on.
             workers: processes that load images.
-            cache: keep decoded images in memory or in files.
-            seed: of everything random.
-            amp: mixed precision.
+            cache: where to keep decoded images: "ram", "disk" or "none".
+            seed: seed of everything random.
+            amp: mixed precision: "auto", "bf16", "fp16" or "off".
             out: folder for the results.
-            resume: go on from the last.pt in `out`, with the settings that the run began with.
+            resume: continue from the last.pt in `out`, with the settings that the run began with.
             tracker: where the log goes besides log.jsonl: "tensorboard", "wandb", "mlflow", another one of
                 accelerate's trackers, or "none".
-            callbacks: objects that are told what happens, see `rtdetrv4.Observer`.
-            overrides: any other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
+            callbacks: objects notified of every step and epoch; see `rtdetrv4.Observer`.
+            overrides: other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
 
         Raises:
-            ConfigError: a setting is unknown, wrong, or contradicts another.
+            ConfigError: a setting is unknown, invalid, or contradicts another.
             DatasetError: the data cannot be used.
             WeightsError: weights of the backbone or the teacher cannot be loaded.
             MissingDependencyError: the package of the tracker is not installed.
             NonFiniteError: training diverged; the message names the report.
-            KeyboardInterrupt: Ctrl-C; the message says how to go on.
+            KeyboardInterrupt: Ctrl-C; the message says how to resume.
         """
         require("accelerate", "train")
         from accelerate.utils import set_seed
@@ -261,7 +261,7 @@ class Detector:
         return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)
 
     def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
-        """A network with heads for `classes`, from this detector's weights where it has any."""
+        """A network with heads for `classes`, with this detector's weights if it has any."""
         if from_scratch or self.metadata is not None:
             recipe = _without_pretrained(recipe)
         network = build_detector(recipe, classes.num_classes)
@@ -279,18 +279,18 @@ class Detector:
         workers: int | None = None,
         out: str | Path | None = None,
     ) -> Metrics:
-        """COCO metrics on a part of a data set, whose classes are matched by name.
+        """Compute COCO metrics on a split of a data set, whose classes are matched by name.
 
         Args:
             data: as for `train`.
-            split: which part of it.
-            batch: images at once.
+            split: the split to evaluate on.
+            batch: images per batch.
             imgsz: as for `train`; by default the size the weights were trained with.
             workers: processes that load images.
-            out: also write metrics.json, the confusion matrix and the curves into this folder.
+            out: folder for metrics.json, the confusion matrix and the curves; None writes nothing.
 
         Raises:
-            DatasetError: there is no such part, or its classes are not those of the model.
+            DatasetError: there is no such split, or its classes are not those of the model.
             WeightsError: nothing was trained or loaded.
         """
         require("faster_coco_eval", "train")
@@ -354,10 +354,10 @@ class Detector:
         Args:
             source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array, PIL image or 3×H×W
                 tensor.
-            conf: least confidence, or one for each class by name.
+            conf: minimum confidence, or one for each class by name.
             imgsz: as for `train`; by default the size the weights were trained with.
-            batch: images at once.
-            stream: give one result after the other instead of a list, so that long videos fit into memory.
+            batch: images per forward pass.
+            stream: yield one result after the other instead of returning a list, so that long videos fit into memory.
 
         Raises:
             SourceError: something in `source` cannot be read.
@@ -395,15 +395,15 @@ class Detector:
         dynamic: bool = True,
         postprocess: bool = True,
     ) -> Path:
-        """Write the detector for other runtimes, and compare that file with PyTorch.
+        """Export for other runtimes, and compare the exported file with PyTorch.
 
         Args:
             format: "onnx".
-            out: the file; by default beside the weights.
-            imgsz: the size of its input; by default the size the weights were trained with.
-            opset: version of the ONNX operators, 18 to 23.
-            dynamic: any batch size, or 1 only.
-            postprocess: outputs are labels, boxes and scores; otherwise logits and boxes.
+            out: file to write; by default beside the weights.
+            imgsz: input size; by default the size the weights were trained with.
+            opset: ONNX opset, 18 to 23.
+            dynamic: accept any batch size instead of 1 only.
+            postprocess: output labels, boxes and scores instead of logits and boxes.
 
         Raises:
             ConfigError: the format is not supported.
@@ -432,7 +432,7 @@ class Detector:
         )
 
     def _provenance(self) -> dict[str, str]:
-        """What an exported file keeps about where its weights come from."""
+        """The teacher and its license, to be stored in an exported file."""
         teacher = None if self.metadata is None else self.metadata.facts.get("teacher")
         return {} if teacher is None else {"teacher": teacher["name"], "teacher_license": teacher["license"]}
 
@@ -450,7 +450,7 @@ class Detector:
         return self.classes
 
     def _draw_predictions(self, split: Split, path: Path) -> None:
-        """Draw what is found in the first validation images beside what is there."""
+        """Draw the first validation images: ground truth on the left, detections on the right."""
         pictures = []
         files = [split.image_dir / record.info.file_name for record in split.records[:NUM_SHOWN]]
         for record, file in zip(split.records[:NUM_SHOWN], files, strict=True):
@@ -467,7 +467,7 @@ def _named_recipe(model: str | Path | Recipe) -> Recipe:
 
 
 def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetadata) -> Recipe:
-    """The recipe of the model that weights are for, with the settings they were trained with."""
+    """The recipe for some weights, with the backbone, image size and number of queries they were trained with."""
     recipe = _named_recipe(model or metadata.model)
     if recipe.model.name not in metadata.models:
         raise WeightsError(
@@ -485,7 +485,7 @@ def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetad
 
 
 def _without_pretrained(recipe: Recipe) -> Recipe:
-    """The recipe without pretrained backbone weights, for networks that get all their weights elsewhere."""
+    """The recipe without pretrained backbone weights, for networks whose weights all come from elsewhere."""
     return override(recipe, {"model.pretrained_backbone": False})
 
 

@@ -1,4 +1,4 @@
-"""The folder of a training run: what is in it, how the run was made, and what may change when it is resumed."""
+"""The folder of a training run: its files, the record of its settings, and what may change on resume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FREE_ON_RESUME = (
     "run.tracker",
     "run.val_batch",
 )
-"""Settings that do not change the numbers, or that another machine may need."""
+"""Settings that do not change the numbers, or that may have to differ on another machine."""
 _RECORDED_PACKAGES = ("rtdetrv4", "torch", "torchvision", "timm", "accelerate", "numpy")
 
 
@@ -45,7 +45,7 @@ class RunFolder:
         self.weights = self.path / WEIGHTS_FILE
         """The best weights, for prediction, export and fine-tuning."""
         self.best = self.path / BEST_FILE
-        """The training state that they come from."""
+        """The training state that these weights come from."""
         self.last = self.path / LAST_FILE
         """The latest training state, to resume from."""
         self.recipe = self.path / RECIPE_FILE
@@ -57,7 +57,7 @@ class RunFolder:
         self.report = self.path / "val"
 
     def write_record(self, recipe: Recipe, splits: Splits) -> None:
-        """Write recipe.yaml and run.json: what the run is made of."""
+        """Write recipe.yaml and run.json."""
         parts = {name: part for name, part in splits._asdict().items() if part is not None}
         names, ids = parts["train"].classes
         record = {
@@ -80,7 +80,7 @@ class RunFolder:
         """The recipe that the run began with, changed by `given` where a resumed run may differ.
 
         Args:
-            recipe: of the detector that is to go on with the run.
+            recipe: recipe of the detector that resumes the run.
             given: settings by dotted or short name.
 
         Raises:
@@ -94,7 +94,7 @@ class RunFolder:
         now = override(before, given)
         if changed := fixed_changes(before, now):
             raise ConfigError(
-                f"A run goes on with the settings it began with, but {changed}. Leave them out to resume, or "
+                f"A run resumes with the settings it began with, but {changed}. Leave them out to resume, or "
                 f"start a new run from its {WEIGHTS_FILE}."
             )
         return now

@@ -53,7 +53,7 @@ from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
 
-#: Of all epochs, and at least so many, for `distillation.mode: auto` to find its band in.
+#: Share of all epochs, and least number of them, in which `distillation.mode: auto` measures its band.
 PROBE_SHARE, MIN_PROBE = 0.1, 2
 
 
@@ -79,7 +79,7 @@ def loss_weights(loss: LossConfig) -> dict[str, float]:
 
 
 def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulation:
-    """The owner of λ in a run of so many epochs."""
+    """The owner of λ in a run of `epochs` epochs."""
     rules: dict[str, Rule] = {"gam": "released", "gam_paper": "paper", "auto": "released", "fixed": "fixed"}
     probe_epochs = 0
     if distillation.mode == "auto":
@@ -95,7 +95,7 @@ def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulatio
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
-    """The plan of a run, fitted to its length unless the recipe wants every number as written."""
+    """The plan of a run, scaled to its length unless the recipe's numbers are to be used as written."""
     schedule = recipe.schedule.model_dump(exclude={"batch", "scaling"})
     ema = {f"ema_{name}": value for name, value in recipe.ema.model_dump().items()}
     plan = Plan(steps_per_epoch=steps_per_epoch, **schedule, **ema)
@@ -105,10 +105,10 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
 def build_teacher(
     distillation: DistillationConfig, device: torch.device, given: Teacher | Network | None = None
 ) -> Teacher | None:
-    """The teacher of a run on a device: the one that is given, else the one that the settings name.
+    """The teacher of a run: the given one, or else the one named by the settings.
 
     Raises:
-        ConfigError: there is no such teacher or block, or a network that is given makes no maps of features.
+        ConfigError: there is no such teacher or block, or a given network returns no feature maps.
         WeightsError: its weights cannot be loaded.
     """
     teacher = distillation.teacher if given is None else given
@@ -146,8 +146,8 @@ def build_trainer(
         splits: the data; `train` must be there.
         detector: with a head for the classes of `splits.train`; from `build_detector`, perhaps with weights loaded.
         accelerator: device and ranks; None makes one from the recipe.
-        teacher: instead of the one the recipe names; a network that is no `Teacher` is made one.
-        callbacks: told of the run after the package's own observers.
+        teacher: replaces the recipe's teacher; a network that is not a `Teacher` is wrapped in one.
+        callbacks: observers notified after the package's own.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -227,8 +227,8 @@ def build_evaluation(
         recipe: image size, batch and workers.
         split: labeled by the classes of the detector.
         accelerator: device and ranks.
-        evaluator: filled on the way, for a report; None makes one.
-        cache: of the images, for a run that evaluates many times.
+        evaluator: keeps the detections, for a report; None makes one.
+        cache: image cache, for a run that evaluates many times.
     """
     parts = recipe.run.accumulate if isinstance(recipe.run.accumulate, int) else 1
     per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=parts)
@@ -249,7 +249,7 @@ def build_evaluation(
 
 
 def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None) -> dict[str, Any]:
-    """What `weights.safetensors` says about itself: how to build the detector, and where it comes from."""
+    """Metadata of `weights.safetensors`: how to build the detector, and where it comes from."""
     return {
         "model": recipe.model.name,
         "backbone": recipe.model.backbone,
@@ -289,7 +289,7 @@ def _fit_batch(
 
 
 def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
-    """How the detector computes, not what."""
+    """Set how the detector computes, without changing what it computes."""
     if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
         # With such weights every convolution gives maps in that format, whatever the format of its input.
         detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -1,4 +1,4 @@
-"""`compare`: what a change, such as distillation, brings on one's own data; arms × seeds, and a table with intervals.
+"""`compare`: train arms × seeds to measure what a change brings, with intervals.
 
 Arms of one seed start from the same weights, see the same images in the same order and draw the same noise, so they are
 compared in pairs.
@@ -69,7 +69,7 @@ def compare(
 ) -> Comparison:
     """Train every arm with every seed, and compare the arms with the first one.
 
-    Called again, it leaves finished runs alone and goes on with one that was stopped. Several processes may share
+    Called again, it keeps finished runs and resumes one that was stopped. Several processes may share
     `out` if no two have a seed in common.
 
     Args:
@@ -77,13 +77,13 @@ def compare(
         model: as for `Detector`.
         arms: what differs: keys of `ARMS`, or "name:setting=value,setting=value"; or a mapping from names to settings.
         seeds: how many, from 0 on; or which. They decide on fresh weights, the order of the data and all noise.
-        teacher: of the arms that distil, unless they name their own.
-        weights: what every run starts from.
+        teacher: teacher of the arms that distill, unless they name their own.
+        weights: weights that every run starts from.
         epochs: as for `Detector.train`, like what follows.
         batch: images per optimizer step.
         imgsz: image size.
         lr: learning rate.
-        device: of all runs.
+        device: device of all runs.
         workers: processes that load images.
         amp: mixed precision.
         out: folder for everything.
@@ -93,7 +93,7 @@ def compare(
         ConfigError: a setting is wrong, or `out` holds runs with other settings.
         DatasetError: the data cannot be used, or has nothing to evaluate on.
         WeightsError: weights cannot be loaded.
-        KeyboardInterrupt: Ctrl-C; the same call goes on from there.
+        KeyboardInterrupt: Ctrl-C; the same call continues from there.
     """
     out, changes = Path(out), _parse_arms(arms)
     network = None if isinstance(teacher, str) else teacher
@@ -142,9 +142,9 @@ def compare(
         try:
             result = _train(recipe, weights, network)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"Stopped in {recipe.run.out}; the same command goes on from there.") from None
+            raise KeyboardInterrupt(f"Stopped in {recipe.run.out}; the same command continues from there.") from None
         except NonFiniteError as error:  # which is an answer about this arm, and none about the others
-            logger.error("%s with seed %d gave up and is left out: %s", name, seed, error)
+            logger.error("%s with seed %d gave up, and is left out of the comparison: %s", name, seed, error)
             continue
         record = {"arm": name, "seed": seed, "settings": changes[name], **result}
         write_text(Path(recipe.run.out, RESULT_FILE), json.dumps(record, indent=2, default=str) + "\n")
@@ -219,7 +219,7 @@ def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Ma
 
 
 def _fingerprints(base: Recipe) -> dict[str, str]:
-    """Of the data, after seeing that it has what a comparison needs."""
+    """Fingerprints of the data, after checking that it has what a comparison needs."""
     if base.data.path is None:
         raise ConfigError("There is no data to compare on. Give a folder: --data datasets/mine.")
     splits = read_splits(base.data.path)
@@ -234,7 +234,7 @@ def _fingerprints(base: Recipe) -> dict[str, str]:
 
 
 def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
-    """Load each teacher once: a wrong name is told now, not after the first arm has been trained without."""
+    """Load each teacher once, so that a wrong name fails now and not after the first arm is trained."""
     named = {
         (teaching.teacher, teaching.teacher_weights, teaching.teacher_block): teaching
         for recipe in recipes
@@ -245,7 +245,7 @@ def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
 
 
 def _learns_from(recipe: Recipe, network: Network | None) -> bool:
-    """Whether the teacher of an arm is the one that was given as an object."""
+    """Whether an arm uses the teacher that was given as an object."""
     return network is not None and recipe.distillation.is_on and recipe.distillation.teacher == teacher_name(network)
 
 

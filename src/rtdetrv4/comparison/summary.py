@@ -23,7 +23,7 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
     """Compare the finished runs in a folder, and write compare.md, compare.json and compare.png there.
 
     Args:
-        out: of `compare`.
+        out: folder of the comparison.
         arms: which, and in which order; the first is the reference. None takes all, in the order they were asked for.
 
     Raises:
@@ -83,7 +83,7 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    """Of `compare`, what its runs have in common and its arms; empty where it has not begun."""
+    """The arms of a comparison and what its runs have in common; empty if it has not begun."""
     file = out / SETTINGS_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -94,14 +94,14 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """At once, and safe from another process that writes the same file."""
+    """Replace a text file atomically, even if another process writes the same file."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def _class_ap(by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[int, float]]:
-    """Of each class, by seed, in the last epoch; classes without boxes to find have none."""
+    """AP of each class in the last epoch, by seed; classes without ground truth are left out."""
     found: dict[str, dict[int, float]] = {}
     for seed, epochs in by_seed.items():
         last = epochs[-1]["metrics"] if epochs else {}

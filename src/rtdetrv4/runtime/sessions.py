@@ -20,20 +20,20 @@ NUM_TOP = 300
 
 
 class ExportMetadata(NamedTuple):
-    """What an exported file says about itself: all that is needed to run it, in any language."""
+    """The metadata of an exported file: everything needed to run it, in any language."""
 
     model: str
     names: tuple[str, ...]
     """K class names."""
     category_ids: tuple[int, ...]
-    """The ids these classes had in the annotations."""
+    """Ids of the classes in the annotations."""
     image_size: tuple[int, int]
     """Height and width of the input."""
     outputs: Literal["postprocessed", "raw"]
     """"postprocessed": `scores` B×N, `labels` B×N, `boxes` B×N×4 xyxy in [0, 1] of the image, by descending score.
     "raw": `logits` B×Q×K and `boxes` B×Q×4 cxcywh in [0, 1]."""
     version: str
-    """Of rtdetrv4."""
+    """Version of rtdetrv4 that exported the file."""
     resize: str = "stretch"
     """See `rtdetrv4.runtime.preprocess.resize`."""
     scale: str = "1/255"
@@ -79,7 +79,7 @@ class OnnxSession:
             the CPU.
 
     Attributes:
-        metadata: what the file says about itself: class names, input size, and so on.
+        metadata: class names, input size, and so on.
 
     Raises:
         ExportError: the file is missing or broken, or was not written by this package.
@@ -129,7 +129,7 @@ class OnnxSession:
         Args:
             source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array or PIL image.
             conf: minimum confidence, or one for each class by name.
-            batch: images at once. A file exported with a fixed batch size keeps to that.
+            batch: images per run. Files exported with a fixed batch size always use that.
             stream: yield one result after the other instead of returning a list, so that long videos fit into memory.
 
         Raises:
@@ -155,7 +155,7 @@ class OnnxSession:
             )
 
     def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The network's answer to a batch, with nothing left out.
+        """Run a batch and return all detections, whatever their score.
 
         Args:
             images: B images, H×W×3 uint8 RGB.

@@ -17,7 +17,7 @@ from rtdetrv4.weights.files import write_whole
 
 LAST_FILE, BEST_FILE, WEIGHTS_FILE = "last.pt", "best.pt", "weights.safetensors"
 
-#: Raised when what a checkpoint holds changes; an older one is refused with its number in the message.
+#: Incremented when the content of a checkpoint changes; files with another number are refused.
 FORMAT = 1
 
 
@@ -53,7 +53,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The state of every random generator of this process."""
+    """The state of every random number generator of this process."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -66,7 +66,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """The opposite of `rng_state`. A checkpoint from another kind of device restores what the two have in common."""
+    """The inverse of `rng_state`. A checkpoint from another kind of device restores what both have."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

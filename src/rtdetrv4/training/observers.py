@@ -1,4 +1,4 @@
-"""What watches a run: progress, logs, pictures. Observers change nothing and are told on rank 0 only."""
+"""Observers of a run: progress, logs, curves. They change nothing, and are notified on rank 0 only."""
 
 from __future__ import annotations
 
@@ -29,45 +29,45 @@ logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
 EPOCHS_OUTSIDE = 4
-"""In a row on one side of GAM's band, after which it counts as out of reach."""
+"""Epochs in a row on one side of GAM's band, after which the band counts as out of reach."""
 
 
 class RunInfo(NamedTuple):
-    """Told once, before the first step."""
+    """What is known before the first step."""
 
     out: Path
     plan: Plan
     epoch: int
-    """Epochs done before, by the run that is resumed; 0 in a new run."""
+    """Epochs done before by the resumed run; 0 in a new run."""
     step: int
     """Optimizer steps done before."""
     hardware: str
     """Device, ranks and number format."""
     num_parameters: int
-    """Trainable ones."""
+    """Trainable parameters."""
     teacher: str | None
 
 
 class StepReport(NamedTuple):
-    """Told after each optimizer step. Epochs and steps count from 1; numbers are means over ranks."""
+    """An optimizer step. Epochs and steps count from 1; numbers are means over ranks."""
 
     epoch: int
     step: int
     losses: Mapping[str, float]
     """The unweighted terms, and "loss", their weighted sum."""
     grad_norm: float
-    """Before clipping."""
+    """Gradient norm before clipping."""
     lr: float
-    """The highest of all parameter groups."""
+    """Highest learning rate of all parameter groups."""
     distill_weight: float | None
     """λ."""
     num_images: int
     is_finite: bool
-    """Otherwise the step was skipped."""
+    """False if the step was skipped."""
 
 
 class EpochReport(NamedTuple):
-    """Told after each epoch, when its checkpoints are written. Epochs and steps count from 1."""
+    """An epoch, after its checkpoints are written. Epochs and steps count from 1."""
 
     epoch: int
     step: int
@@ -80,22 +80,22 @@ class EpochReport(NamedTuple):
     best_score: float | None
     is_best: bool
     distill_weight: float | None
-    """λ, as it was in the epoch."""
+    """λ during the epoch."""
     modulation: ModulationReport | None
     num_skipped: int
-    """Steps of the run that were not finite."""
+    """Steps skipped so far because they were not finite."""
     num_unreadable: int
-    """Images of the run that could not be decoded."""
+    """Images that could not be decoded so far."""
     seconds: float
-    """Validation included."""
+    """Duration, including validation."""
     images_per_second: float
-    """In training."""
+    """Training speed."""
     shares: Mapping[str, float]
-    """Of the training time by phase, see `clock.PHASES`; what is missing from 1 is logging and waiting."""
+    """Share of the training time by phase, see `clock.PHASES`; the rest is logging and waiting."""
 
 
 class RunResult(NamedTuple):
-    """Told at the end, however it came about, and returned by the loop."""
+    """The end of a run, whether complete, interrupted or failed."""
 
     out: Path
     best_epoch: int | None
@@ -153,7 +153,7 @@ class TerminalProgress(Observer):
         self._task = TaskID(0)
 
     def run_start(self, info: RunInfo) -> None:
-        """What is trained, on what."""
+        """Print the model, the hardware and the length of the run."""
         self._plan = info.plan
         self._first_step, self._started = info.step, time.monotonic()
         self._print(
@@ -166,7 +166,7 @@ class TerminalProgress(Observer):
         self._bar.start()
 
     def step_end(self, report: StepReport) -> None:
-        """Move the bar, or print a line now and then."""
+        """Move the bar, or print a line every `log_every` steps."""
         done = (report.step - 1) % self._plan.steps_per_epoch + 1
         epoch = f"epoch {report.epoch}/{self._plan.epochs}"
         status = f"loss {report.losses['loss']:.3f}  left {self._left(report.step)}"
@@ -175,7 +175,7 @@ class TerminalProgress(Observer):
             self._print(f"{epoch}  step {done}/{self._plan.steps_per_epoch}  lr {report.lr:.2e}  {status}")
 
     def epoch_end(self, report: EpochReport) -> None:
-        """One line."""
+        """Print one line."""
         parts = [
             f"epoch {report.epoch}/{self._plan.epochs}",
             f"{report.stage:<10}",
@@ -187,7 +187,7 @@ class TerminalProgress(Observer):
         if report.modulation is not None:
             parts.append(
                 f"distill {_number(report.losses, 'distill')}  λ {report.distill_weight:.3g}  "
-                f"AIFI {report.modulation.share:.2f} %{_wanted(report.modulation)}"
+                f"AIFI {report.modulation.share:.2f} %{_target(report.modulation)}"
             )
         if report.num_skipped:
             parts.append(f"{report.num_skipped} steps skipped")
@@ -198,7 +198,7 @@ class TerminalProgress(Observer):
         self._print("  ".join(parts))
 
     def run_end(self, result: RunResult) -> None:
-        """Where the results are."""
+        """Print where the results are."""
         self._bar.stop()
         if result.is_complete:
             best = (
@@ -228,7 +228,7 @@ class JsonLog(Observer):
         self.log_every = log_every
 
     def run_start(self, info: RunInfo) -> None:
-        """A new file, or the old one up to where the run goes on."""
+        """Begin a new file, or cut the old one to where the run resumes."""
         kept = [r for r in read_log(self.path) if r["step"] <= info.step] if info.step else []
         # The epoch that was over, but not yet validated, when the checkpoint was written is logged when it is.
         kept = [r for r in kept if r["type"] != "epoch" or r["epoch"] <= info.epoch]
@@ -239,12 +239,12 @@ class JsonLog(Observer):
         self._write("run", info._replace(plan=plan, out=str(info.out))._asdict())  # type: ignore[arg-type]
 
     def step_end(self, report: StepReport) -> None:
-        """Every `log_every` steps."""
+        """Log every `log_every` steps."""
         if report.step % self.log_every == 0:
             self._write("step", report._asdict())
 
     def epoch_end(self, report: EpochReport) -> None:
-        """Each epoch."""
+        """Log the epoch."""
         modulation = None if report.modulation is None else report.modulation._asdict()
         self._write("epoch", {**report._asdict(), "modulation": modulation})
 
@@ -258,9 +258,9 @@ class Tracker(Observer):
 
     Args:
         name: "tensorboard", "wandb", "mlflow", or another one that accelerate knows.
-        accelerator: of the run.
+        accelerator: the run's accelerator.
         log_every: steps between two entries.
-        settings: of the run, by name. TensorBoard gets none of them: its folder is beside recipe.yaml.
+        settings: the run's settings by name. TensorBoard gets none: recipe.yaml is beside its folder.
 
     Raises:
         ConfigError: accelerate has no such tracker.
@@ -283,7 +283,7 @@ class Tracker(Observer):
         self.settings = settings or {}
 
     def run_start(self, info: RunInfo) -> None:
-        """Open; TensorBoard hides what an earlier run logged after the checkpoint."""
+        """Open the tracker; TensorBoard hides what an earlier run logged after the checkpoint."""
         is_local = self.name == "tensorboard"
         self.accelerator.log_with = [self.name]  # pyright: ignore[reportAttributeAccessIssue]
         self.accelerator.project_configuration.logging_dir = str(info.out)
@@ -299,13 +299,13 @@ class Tracker(Observer):
         self._tracker = self.accelerator.trackers[-1]
 
     def step_end(self, report: StepReport) -> None:
-        """Every `log_every` steps."""
+        """Log every `log_every` steps."""
         if report.step % self.log_every == 0:
             scalars = {f"step/{name}": value for name, value in report.losses.items()}
             self._tracker.log({**scalars, "step/grad_norm": report.grad_norm, "step/lr": report.lr}, step=report.step)
 
     def epoch_end(self, report: EpochReport) -> None:
-        """Each epoch."""
+        """Log the epoch."""
         scalars = {f"epoch/{name}": value for name, value in report.losses.items()}
         scalars |= {f"val/{name}": value for name, value in report.metrics.items() if isinstance(value, float)}
         scalars |= {
@@ -316,12 +316,12 @@ class Tracker(Observer):
         self._tracker.log(scalars, step=report.step)
 
     def run_end(self, result: RunResult) -> None:
-        """Close."""
+        """Close the tracker."""
         self._tracker.finish()
 
 
 class CurvePlot(Observer):
-    """`curves.png`, drawn anew from the log after an epoch, at most twice a minute, and at the end."""
+    """`curves.png`, redrawn from the log after an epoch, at most twice a minute, and at the end."""
 
     def __init__(self, log: Path, picture: Path, seconds_between: float = 30.0) -> None:
         self.log = log
@@ -330,12 +330,12 @@ class CurvePlot(Observer):
         self._drawn = -math.inf
 
     def epoch_end(self, report: EpochReport) -> None:
-        """Draw, unless that was done just now: small data has epochs that are shorter than drawing takes."""
+        """Draw, unless that was done recently: epochs on small data are shorter than drawing takes."""
         if time.monotonic() - self._drawn >= self.seconds_between:
             self._draw()
 
     def run_end(self, result: RunResult) -> None:
-        """Draw."""
+        """Draw the final curves."""
         self._draw()
 
     def _draw(self) -> None:
@@ -351,7 +351,7 @@ class BandWatch(Observer):
         self._has_warned = False
 
     def epoch_end(self, report: EpochReport) -> None:
-        """Count the epochs on this side."""
+        """Count the epochs on the same side of the band, and warn."""
         modulation = report.modulation
         if modulation is None or modulation.band is None or modulation.reason not in ("below", "above"):
             self._outside = []
@@ -363,8 +363,8 @@ class BandWatch(Observer):
         if len(self._outside) == EPOCHS_OUTSIDE and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "AIFI's share of the gradient, now %.2f %%, has been %s the wanted %.2f–%.2f %% for %d epochs, while λ "
-                "went from %.3g to %.3g. This band seems to be for other data, and a λ that runs away costs accuracy: "
+                "AIFI's share of the gradient, now %.2f %%, has been %s the target %.2f–%.2f %% for %d epochs, while λ "
+                "went from %.3g to %.3g. This band does not seem to suit your data, and a runaway λ costs accuracy: "
                 "start again with distillation.mode=auto, which measures a band, or with mode=fixed.",
                 modulation.share,
                 modulation.reason,
@@ -376,7 +376,7 @@ class BandWatch(Observer):
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`, oldest first; none if there is no such file. A line cut short is left out."""
+    """The records of a `log.jsonl`, oldest first; empty if there is no such file. Truncated lines are dropped."""
     if not path.is_file():
         return []
     records = []
@@ -405,10 +405,10 @@ def _number(values: Mapping[str, float], name: str) -> str:
     return f"{values[name]:.3f}" if name in values else "–"
 
 
-def _wanted(modulation: ModulationReport) -> str:
+def _target(modulation: ModulationReport) -> str:
     if modulation.reason == "probe":
         return " (probe)"
-    return "" if modulation.band is None else f" (wanted {modulation.band[0]:.2f}–{modulation.band[1]:.2f})"
+    return "" if modulation.band is None else f" (target {modulation.band[0]:.2f}–{modulation.band[1]:.2f})"
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""When things happen: epoch → augmentation stage, step → learning rate, and the lengths of all of it on small data."""
+"""The schedule: epoch → augmentation stage, step → learning rate, and how both scale to small data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEW_STEPS = 1000
 
 
 class Stage(NamedTuple):
-    """What may be done to images in an epoch. The probabilities are the recipe's."""
+    """Augmentations allowed in an epoch. Their probabilities are the recipe's."""
 
     name: str
     mosaic: bool = False
@@ -69,7 +69,7 @@ class Plan:
     """Optimizer steps; with gradient accumulation one step is several batches."""
     warmup_steps: int
     flat_epoch: float
-    """The learning rate starts to fall here; beyond the last epoch it never does."""
+    """The learning rate starts to fall here; never if this is beyond the last epoch."""
     no_aug_epochs: float
     """Length of the tail at the lowest learning rate."""
     lr_gamma: float
@@ -96,7 +96,7 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     def stage(self, epoch: int) -> Stage:
-        """What may be done to images in `epoch`, counted from 0."""
+        """The stage of `epoch`, counted from 0."""
         if epoch >= self.refine_from:
             return REFINEMENT
         if epoch < self.basic_epochs:
@@ -121,7 +121,7 @@ class Plan:
 
 
 def scale_plan(plan: Plan) -> Plan:
-    """Fit what a plan counts in steps to the length of its run.
+    """Shorten what a plan counts in steps to suit a short run.
 
     Published schedules are made for 118k images: 150k to 890k steps. 50 epochs on 300 images are 900 steps, and with
     the published lengths the EMA, which is what is validated and saved, would end up near its starting weights:
@@ -145,11 +145,11 @@ def scale_plan(plan: Plan) -> Plan:
 
 
 def few_steps_advice(plan: Plan, *, recipe_warmup: int, batch: int) -> str | None:
-    """What to do about a run from random weights that is too short; None if it is long enough, or short on purpose.
+    """Advice for a run from random weights that is too short; None if it is long enough, or short on purpose.
 
     Args:
-        plan: of the run.
-        recipe_warmup: warm-up steps in the recipe. Where they leave enough of the run, the recipe is for short runs.
+        plan: the run's plan.
+        recipe_warmup: warm-up steps in the recipe. If they fit into the run uncut, the recipe is for short runs.
         batch: images per optimizer step.
     """
     steps = plan.total_steps

@@ -1,4 +1,4 @@
-"""`curves.png`: what happened in a run, on one page."""
+"""`curves.png`: a run on one page."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Losses, AP, distillation and learning rate by epoch.
 
     Args:
-        records: of a `log.jsonl`.
-        path: of a PNG; replaced at once, so that a viewer never sees half a picture.
+        records: records of a `log.jsonl`.
+        path: PNG to write; replaced atomically, so that a viewer never sees half a picture.
     """
     epochs = [record for record in records if record["type"] == "epoch"]
     if not epochs:
@@ -115,7 +115,7 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
             color=BLUE,
             alpha=0.12,
             linewidth=0,
-            label="wanted share",
+            label="target share",
         )
         right.set_ylim(0, 1.15 * max(*share, *high))
         right.legend(loc="lower right", frameon=False, fontsize="small")

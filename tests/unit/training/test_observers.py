@@ -105,7 +105,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
         "AP50 40.0",
         "distill 0.800",
         "λ 5",
-        "AIFI 9.50 % (wanted 10.00–12.00)",
+        "AIFI 9.50 % (target 10.00–12.00)",
     ):
         assert part in lines[4]
     assert "1 steps skipped  2 images unreadable  8.0 images/s (data 25% backward 50%)  left 0:00:00" in lines[6]
@@ -129,7 +129,7 @@ def test_a_band_out_of_reach_is_told_once(side, caplog):
     for _ in range(2 * EPOCHS_OUTSIDE):
         see(side)
     (message,) = (record.getMessage() for record in caplog.records)
-    assert f"now 3.50 %, has been {side} the wanted 10.00–12.00 % for 4 epochs, while λ went from 5 to 5e+04" in message
+    assert f"now 3.50 %, has been {side} the target 10.00–12.00 % for 4 epochs, while λ went from 5 to 5e+04" in message
     assert "distillation.mode=auto" in message
 
 
