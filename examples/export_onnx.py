@@ -2,8 +2,7 @@
 
 import sys
 
-from rtdetrv4 import Detector
-from rtdetrv4.runtime import OnnxSession
+from rtdetrv4 import Detector, OnnxSession
 
 path = Detector(weights=sys.argv[1]).export("onnx")
 

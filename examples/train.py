@@ -12,4 +12,6 @@ result = detector.train(
     teacher="dinov2-b",  # Apache 2.0; "none" trains without distillation
     out="runs/mine",
 )
-print(f"AP {result.metrics['ap']:.3f}; weights in {result.weights}")
+if result.metrics is not None:  # there are validation images
+    print(f"AP {result.metrics.ap:.3f}, AP50 {result.metrics.ap50:.3f}")
+print(f"weights in {result.weights}")

@@ -29,7 +29,7 @@ from rtdetrv4.data.formats import read_splits
 from rtdetrv4.distillation import alignment_loss
 from rtdetrv4.losses import weighted_sum
 from rtdetrv4.training import Trainer
-from rtdetrv4.training.observers import EpochReport, RunInfo, RunResult, StepReport
+from rtdetrv4.training.observers import EpochReport, Observer
 
 RESULTS = Path(__file__).parents[1] / "results" / "compare"
 NUM_BATCHES = 8
@@ -39,18 +39,12 @@ class EnoughError(Exception):
     """All epochs that were asked for are measured."""
 
 
-class GradientWatch:
+class GradientWatch(Observer):
     """Measures after each epoch, on a copy, so that the run goes on as if nothing had happened."""
 
     def __init__(self, trainer: Trainer, weight: float, num_epochs: int) -> None:
         self.trainer, self.weight, self.num_epochs = trainer, weight, num_epochs
         self.rows: list[dict[str, float]] = []
-
-    def run_start(self, info: RunInfo) -> None:
-        """Nothing."""
-
-    def step_end(self, report: StepReport) -> None:
-        """Nothing."""
 
     def epoch_end(self, report: EpochReport) -> None:
         """Add a row."""
@@ -60,9 +54,6 @@ class GradientWatch:
         print(self.rows[-1], flush=True)
         if report.epoch >= self.num_epochs:
             raise EnoughError
-
-    def run_end(self, result: RunResult) -> None:
-        """Nothing."""
 
     def _measure(self) -> dict[str, float]:
         trainer, student = self.trainer, copy.deepcopy(self.trainer.student).train()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from rtdetrv4.runtime.detections import Detections
+    from rtdetrv4.runtime.sessions import OnnxSession
+    from rtdetrv4.training.observers import Observer
 
     __version__: str
 
@@ -36,6 +38,8 @@ __all__ = [
     "ExportError",
     "MissingDependencyError",
     "NonFiniteError",
+    "Observer",
+    "OnnxSession",
     "RTDETRError",
     "SourceError",
     "WeightsError",
@@ -48,9 +52,17 @@ __all__ = [
 _HOMES = {
     "Detections": "rtdetrv4.runtime.detections",
     "Detector": "rtdetrv4.detector",
+    "Observer": "rtdetrv4.training.observers",
+    "OnnxSession": "rtdetrv4.runtime.sessions",
     "compare": "rtdetrv4.comparison",
     "create_model": "rtdetrv4.assembly",
     "load_recipe": "rtdetrv4.config",
+}
+_NEEDS = {  # a package that is not in the base install, and the extra that it comes with
+    "Detector": ("torch", "torch"),
+    "Observer": ("accelerate", "train"),
+    "compare": ("accelerate", "train"),
+    "create_model": ("torch", "torch"),
 }
 
 
@@ -60,10 +72,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'rtdetrv4' has no attribute {name!r}")
     errors = importlib.import_module("rtdetrv4.errors")
-    if name in ("Detector", "create_model"):
-        errors.require("torch", "torch")
-    if name == "compare":
-        errors.require("accelerate", "train")
+    if name in _NEEDS:
+        errors.require(*_NEEDS[name])
     home = _HOMES.get(name)
     return getattr(importlib.import_module(home) if home else errors, name)
 

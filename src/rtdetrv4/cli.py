@@ -6,7 +6,6 @@ slow to import is imported inside the commands, so that help and mistakes are qu
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -24,6 +23,7 @@ from rtdetrv4.errors import ConfigError, RTDETRError
 if TYPE_CHECKING:
     from rtdetrv4 import Detections, Detector
     from rtdetrv4.comparison import Comparison
+    from rtdetrv4.evaluation import Metrics
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -34,7 +34,7 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not public und
 
 
 class _Commands(typer.core.TyperGroup):
-    """Says how to go on after Ctrl-C; what typer itself does and prints depends on its version."""
+    """Says how to resume after Ctrl-C; what typer itself does and prints depends on its version."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -53,51 +53,29 @@ app = typer.Typer(
 )
 
 _Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="A model (see `rtdetrv4 models`), weights, or a recipe file.", show_default=False
-    ),
+    str | None, typer.Option("--model", "-m", help="A model (see `rtdetrv4 models`), weights, or a recipe file.")
 ]
 _Trained = Annotated[
     str, typer.Option("--model", "-m", help="Trained weights (.safetensors) or an exported .onnx file.")
 ]
-_Data = Annotated[
-    str, typer.Option("--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.")
-]
-_ImageSize = Annotated[
-    str | None, typer.Option("--imgsz", help="Image size: 640, or HEIGHTxWIDTH such as 480x640.", show_default=False)
-]
-_Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (or 1), mps.", show_default=False)
-]
+_DATA = typer.Option("--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.")
+_ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
+_Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
 
 # What training takes, once or many times.
-_TrainData = Annotated[
-    str | None,
-    typer.Option(
-        "--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.", show_default=False
-    ),
-]
-_Start = Annotated[str | None, typer.Option("--weights", help="Start from these weights.", show_default=False)]
-_Teacher = Annotated[
-    str | None,
-    typer.Option("--teacher", help="Model to learn from (see `rtdetrv4 teachers`), or none.", show_default=False),
-]
-_Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the data.", show_default=False)]
+_Start = Annotated[str | None, typer.Option(help="Start from these weights.")]
+_Teacher = Annotated[str | None, typer.Option(help="Teacher to distill from (see `rtdetrv4 teachers`), or none.")]
+_Epochs = Annotated[int | None, typer.Option(help="Passes over the data.")]
 _Batch = Annotated[
     str | None,
     typer.Option(
-        "--batch",
-        help="Images per optimizer step, over all devices; auto: the recipe's, cut into parts that fit.",
+        help="Images per optimizer step, over all devices; auto: the recipe's, split into parts that fit.",
         metavar="COUNT|auto",
-        show_default=False,
     ),
 ]
-_LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default=False)]
-_Workers = Annotated[int | None, typer.Option("--workers", help="Processes that load images.", show_default=False)]
-_Amp = Annotated[
-    str | None, typer.Option("--amp", help="Mixed precision: auto, bf16, fp16 or off.", show_default=False)
-]
+_LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
+_Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
+_Amp = Annotated[str | None, typer.Option(help="Mixed precision: auto, bf16, fp16 or off.")]
 _Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting: --set optimizer.weight_decay=1e-4", metavar="NAME=VALUE"),
@@ -121,7 +99,7 @@ def _start(
 
 @app.command()
 def train(
-    data: _TrainData = None,
+    data: Annotated[str | None, _DATA] = None,
     model: _Model = None,
     weights: _Start = None,
     teacher: _Teacher = None,
@@ -131,23 +109,27 @@ def train(
     lr: _LearningRate = None,
     device: _Device = None,
     workers: _Workers = None,
-    cache: Annotated[
-        str | None, typer.Option(help="Keep decoded images: ram, disk or none.", show_default=False)
-    ] = None,
+    cache: Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")] = None,
     amp: _Amp = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
+    ] = None,
     settings: _Settings = None,
 ) -> None:
-    """Train a detector. What is not given comes from the model's recipe."""
+    """Train a detector. Everything not given comes from the model's recipe."""
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
 
     if resume and model is None:
-        model = str(Path(out or RunConfig().out, "recipe.yaml"))
-        if not Path(model).is_file():
-            raise ConfigError(f"There is no run to resume: {model} does not exist. Name the run's folder with --out.")
+        from rtdetrv4.run_folder import RunFolder
+
+        recipe = RunFolder(out or RunConfig().out).recipe
+        if not recipe.is_file():
+            raise ConfigError(f"There is no run to resume: {recipe} does not exist. Name the run's folder with --out.")
+        model = str(recipe)
     if data is None and not _is_recipe(model):
         raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
     overrides = dict(parse_assignment(text) for text in settings or ())
@@ -163,41 +145,45 @@ def train(
         seed=seed,
         amp=amp,
         out=out,
+        tracker=tracker,
     )
     result = _detector(model, weights).train(data, resume=resume, overrides=overrides, **given)
     if _is_main_process():
-        _print_metrics(result.metrics)
+        if result.metrics is not None:
+            _print_metrics(result.metrics)
         print(f"Weights: {result.weights}")
 
 
 @app.command()
 def val(
-    data: _Data,
+    data: Annotated[str, _DATA],
     model: _Trained,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Part of the data set.")] = "val",
-    batch: Annotated[int | None, typer.Option(help="Images per batch.", show_default=False)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per batch.")] = None,
     imgsz: _ImageSize = None,
     device: _Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also write the metrics to this JSON file.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for metrics.json, the confusion matrix and the curves.", file_okay=False
+        ),
     ] = None,
 ) -> None:
     """Measure COCO average precision."""
-    given = _given(batch=batch, imgsz=_image_size(imgsz))
+    given = _given(batch=batch, imgsz=_image_size(imgsz), out=out)
     metrics = _detector(model, device=_device(device)).val(data, split=split, **given)
     if not _is_main_process():
         return
-    _print_metrics(metrics.to_dict())
+    _print_metrics(metrics)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
+        print(f"Results: {out}")
 
 
 @app.command()
 def predict(
     source: Annotated[str, typer.Argument(help="Image, video, folder, glob pattern, or camera index.")],
     model: _Trained,
-    conf: Annotated[float, typer.Option(help="Smallest confidence of a detection.", min=0, max=1)] = 0.25,
+    conf: Annotated[float, typer.Option(help="Minimum confidence.", min=0, max=1)] = 0.25,
     imgsz: _ImageSize = None,
     device: _Device = None,
     out: Annotated[
@@ -224,15 +210,13 @@ def predict(
 def export(
     model: _Trained,
     format: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.", show_default=False)
-    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.")] = None,
     imgsz: _ImageSize = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default=False)] = None,
-    dynamic: Annotated[bool, typer.Option(help="Any batch size, or 1 only.")] = True,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
+    dynamic: Annotated[bool, typer.Option(help="Accept any batch size instead of 1 only.")] = True,
     device: _Device = None,
 ) -> None:
-    """Write a file for other runtimes, compared with PyTorch."""
+    """Export for other runtimes, and compare the file with PyTorch."""
     given = _given(out=out, imgsz=_image_size(imgsz), opset=opset)
     path = _detector(model, device=_device(device)).export(format, dynamic=dynamic, **given)
     print(f"Exported: {path}")
@@ -244,12 +228,10 @@ def convert(
         str, typer.Argument(help="A released .pth, a folder of transformers, or a file of this package.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model, where several fit the tensors.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model, if several fit the tensors.")] = None,
     to: Annotated[Literal["ours", "released", "transformers"], typer.Option(help="Format to write.")] = "ours",
 ) -> None:
-    """Write weights in another format: ours, that of the released code, or transformers'."""
+    """Convert weights to this package's format, to the released code's, or to transformers'."""
     from rtdetrv4.assembly.conversion import convert_weights
 
     found = convert_weights(source, out, model=model, to=to)
@@ -258,7 +240,7 @@ def convert(
 
 @app.command()
 def compare(
-    data: _TrainData = None,
+    data: Annotated[str | None, _DATA] = None,
     model: _Model = None,
     arms: Annotated[
         str | None,
@@ -275,10 +257,8 @@ def compare(
             "--arm", help="Any other arm: --arm strong:distillation.weight=20", metavar="NAME:SETTING=VALUE,…"
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each arm, with seeds from 0 on.", min=1)] = 3,
-    seed_list: Annotated[
-        str | None, typer.Option("--seed-list", help="These seeds instead: 0,2,5.", metavar="N,N", show_default=False)
-    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each arm, with seeds 0, 1, 2, …", min=1)] = 3,
+    seed_list: Annotated[str | None, typer.Option(help="Use these seeds instead: 0,2,5.", metavar="N,N")] = None,
     weights: _Start = None,
     teacher: _Teacher = None,
     epochs: _Epochs = None,
@@ -290,11 +270,11 @@ def compare(
     amp: _Amp = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs and the table.")] = Path("runs/compare"),
     report: Annotated[
-        bool, typer.Option("--report", help="Train nothing; the table of the runs in --out that are finished.")
+        bool, typer.Option("--report", help="Train nothing; report on the finished runs in --out.")
     ] = False,
     settings: _Settings = None,
 ) -> None:
-    """Does it help on my data? Trains arms with several seeds, and shows their differences with intervals."""
+    """Train several variants with several seeds, and show their differences with confidence intervals."""
     names = [*(arms.split(",") if arms else ()), *(arm or ())]
     chosen = _seeds(seed_list) or seeds
     if report:
@@ -393,7 +373,7 @@ def teachers() -> None:
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/demo"),
 ) -> None:
-    """Train, evaluate and export a small detector on made-up shapes."""
+    """Train, evaluate and export a small detector on synthetic shapes."""
     from rtdetrv4.demo import run_demo
 
     run_demo(out, print)
@@ -449,7 +429,7 @@ def _is_recipe(model: str | None) -> bool:
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given; the others keep the defaults of `Detector`."""
+    """The options that were given; the others keep `Detector`'s defaults."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -480,8 +460,6 @@ def _device(text: str | None) -> str | None:
 
 
 def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
-    if model is not None and Path(model).suffix == ".safetensors":
-        model, weights = None, model  # weights know their model
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
 
 
@@ -499,9 +477,7 @@ def _predictions(
         return _detector(model, device=device).predict(source, conf=conf, stream=True, **_given(imgsz=imgsz))
     if imgsz or device:
         raise ConfigError("--imgsz and --device do not apply to an exported model: its image size is fixed.")
-    from rtdetrv4.runtime.sessions import OnnxSession
-
-    return OnnxSession(model).stream(source, conf)
+    return rtdetrv4.OnnxSession(model).predict(source, conf=conf, stream=True)
 
 
 def _is_main_process() -> bool:
@@ -511,16 +487,19 @@ def _is_main_process() -> bool:
     return PartialState().is_main_process
 
 
-def _print_metrics(metrics: dict[str, Any]) -> None:
+def _print_metrics(metrics: Metrics) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("metric", "value")
-    for name, value in metrics.items():
+    numbers = metrics.to_dict()
+    for name, value in numbers.items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4f}")
-    for label, value in metrics.get("per_class", {}).items():
-        table.add_row(f"ap of {label}", "" if value is None else f"{value:.4f}")
+    for label, value in numbers["per_class"].items():
+        # As text: brackets in the name of a class are not markup.
+        table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
     Console().print(table)
 
 
@@ -534,7 +513,7 @@ def _print_comparison(comparison: Comparison) -> None:
         for index, name in enumerate(each.header):
             table.add_column(name, justify="right" if index and name else "left")
         for row in each.rows:
-            table.add_row(*map(Text, row))  # names of classes are not markup
+            table.add_row(*map(Text, row))
         Console().print(table)
     if comparison.unfinished:
         print(f"Without a result, and left out: {', '.join(comparison.unfinished)}")

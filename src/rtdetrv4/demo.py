@@ -41,7 +41,8 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
     detector = Detector("demo")
     run = out / "train"
     result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())
-    tell(f"3/4  AP {result.metrics['ap']:.3f}, AP50 {result.metrics['ap50']:.3f} on the validation images")
+    assert result.metrics is not None, "the data set has a validation part"
+    tell(f"3/4  AP {result.metrics.ap:.3f}, AP50 {result.metrics.ap50:.3f} on the validation images")
     tell("4/4  Exporting, and comparing the file with PyTorch")
     onnx = detector.export("onnx", out=out / "demo.onnx")
     first = sorted((data / "valid").glob("*.jpg"))[0]

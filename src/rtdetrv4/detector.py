@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -17,59 +14,45 @@ import torch
 from torch import Tensor
 
 from rtdetrv4.assembly import build_detector
-from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
+from rtdetrv4.config import Recipe, load_recipe, override
 from rtdetrv4.config.schema import parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
+from rtdetrv4.run_folder import RunFolder
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights import find_weights, load_weights, read_metadata
+from rtdetrv4.weights import Checkpoint, WeightsMetadata, load_weights, read_checkpoint
+from rtdetrv4.weights.files import listing
 
 if TYPE_CHECKING:
-    from rtdetrv4.data.formats import Split, Splits
+    from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import Metrics
+    from rtdetrv4.training import Observer
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 DEFAULT_MODEL = "rtdetrv4-s"
-FREE_ON_RESUME = (
-    "data.cache",
-    "data.cache_size",
-    "data.path",
-    "data.workers",
-    "distillation.teacher_compile",
-    "run.channels_last",
-    "run.checkpoint_activations",
-    "run.compile",
-    "run.device",
-    "run.log_every",
-    "run.out",
-    "run.val_batch",
-)
-"""Settings that do not change the numbers, or that another machine may need."""
-FEW_STEPS = 1000
-"""Optimizer steps below which an untrained detector learns little (docs/research/experiments.md)."""
 NUM_SHOWN = 12
-"""Validation images on the picture that training leaves behind."""
+"""Validation images in predictions.jpg."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a training run put its results."""
+    """The results of a training run."""
 
     out: Path
-    """Also holds curves.png, predictions.jpg, log.jsonl, recipe.yaml, run.json and the report in val/."""
+    """The run folder, which also holds curves.png, predictions.jpg, log.jsonl, recipe.yaml, run.json and val/."""
     weights: Path
     """The best weights, for prediction, export and fine-tuning."""
     best: Path
-    """The training state they come from."""
+    """The training state that these weights come from."""
     last: Path
-    """The training state at the end, for `resume`."""
-    metrics: dict[str, Any]
-    """Of the best weights on the validation images; empty if there are none."""
+    """The final training state, to resume from."""
+    metrics: Metrics | None
+    """Metrics of the best weights on the validation images; None without validation images."""
 
 
 class Detector:
@@ -86,9 +69,9 @@ class Detector:
 
     Args:
         model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, or weights (.safetensors, .pt,
-            .pth). None takes the model that the weights are for, or rtdetrv4-s.
-        weights: our weights.safetensors or training state, a released .pth as it is, or "hf://owner/repo/file".
-        device: "cpu", "cuda", "cuda:1", "mps", …; None takes the best there is.
+            .pth). None means the model that the weights are for, or rtdetrv4-s without weights.
+        weights: weights.safetensors or a training state of this package, a released .pth, or "hf://owner/repo/file".
+        device: "cpu", "cuda", "cuda:1", "mps", …; None picks an accelerator if there is one.
 
     Raises:
         ConfigError: there is no such model.
@@ -104,49 +87,34 @@ class Detector:
             model, weights = None, model
         self.device = _device(device)
         self.classes: ClassMap | None = None
-        """Names of the classes, and their ids in the annotations; None before training without weights."""
-        self._weights = None if weights is None else find_weights(weights)
+        """Class names and their ids in the annotations; None before training or loading."""
+        self.metadata: WeightsMetadata | None = None
+        """What the weights file says about itself; None before training or loading."""
         self._network: DetectionModel | None = None
         self._deployed: DetectionModel | None = None
         self._is_trained = False
-        self.recipe = self._recipe(model)
-        if self._weights is not None:
-            self._load(self._weights)
+        if weights is None:
+            self.recipe = _named_recipe(model or DEFAULT_MODEL)
+        else:
+            checkpoint = read_checkpoint(weights)
+            self.recipe = _recipe_of_weights(model, checkpoint.metadata)
+            self._load(checkpoint)
 
-    def _recipe(self, model: str | Path | Recipe | None) -> Recipe:
-        if self._weights is None:
-            return model if isinstance(model, Recipe) else load_recipe(model or DEFAULT_MODEL)
-        facts = read_metadata(self._weights)
-        recipe = model if isinstance(model, Recipe) else load_recipe(model or facts.model)
-        if recipe.model.name not in facts.models:
-            raise WeightsError(
-                f"{self._weights} holds {' or '.join(facts.models) or 'another model'}, not {recipe.model.name}. "
-                "Leave the model out, or name the one that the weights are for."
-            )
-        if isinstance(model, Recipe):
-            return recipe
-        remembered = {
-            "model.backbone": facts.facts.get("backbone"),
-            "model.image_size": facts.image_size,
-            "model.num_queries": facts.facts.get("num_queries"),
-        }
-        return override(recipe, {name: value for name, value in remembered.items() if value is not None})
-
-    def _load(self, weights: Path) -> None:
-        """Make the network that `weights` hold, classes included."""
-        facts = read_metadata(weights)
-        numbered = tuple(str(number) for number in range(facts.num_classes))
-        self.classes = facts.classes or ClassMap(numbered, tuple(range(facts.num_classes)))
-        network = build_detector(_from_scratch(self.recipe), facts.num_classes)
-        self._is_trained = load_weights(network, weights).trained
+    def _load(self, checkpoint: Checkpoint) -> None:
+        """Build the network of a checkpoint, with its classes and weights."""
+        metadata = checkpoint.metadata
+        numbered = tuple(str(number) for number in range(metadata.num_classes))
+        self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
+        network = build_detector(_without_pretrained(self.recipe), metadata.num_classes)
+        self._is_trained = load_weights(network, checkpoint).trained
         self._network, self._deployed = network.to(self.device).eval(), None
-        self._weights = weights
+        self.metadata = metadata
 
     @property
     def model(self) -> DetectionModel:
-        """The network, a plain torch module; with fresh weights and 80 classes where nothing was trained or loaded."""
+        """The network, a plain torch module; with fresh weights and 80 classes if nothing was trained or loaded."""
         if self._network is None:
-            self._network = build_detector(_from_scratch(self.recipe), 80).to(self.device)
+            self._network = build_detector(_without_pretrained(self.recipe), 80).to(self.device)
         return self._network
 
     @property
@@ -174,36 +142,42 @@ class Detector:
         amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
         out: str | Path | None = None,
         resume: bool = False,
+        tracker: str | None = None,
+        callbacks: Sequence[Observer] = (),
         overrides: Mapping[str, Any] | None = None,
     ) -> TrainResult:
-        """Train on a data set, from the weights of this detector where it has any.
+        """Train on a data set, starting from this detector's weights if it has any.
 
-        What is not given comes from the recipe; `docs/guides/training.md` says what follows from what.
+        Everything not given comes from the recipe.
 
         Args:
-            data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. Class names and number come from it.
-            epochs: passes over the training images; the stages of the schedule keep their shares.
-            batch: images per optimizer step, over all devices. "auto": as the recipe says, cut into as few parts as
+            data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. It defines the classes.
+            epochs: passes over the training images; the stages of the schedule scale with them.
+            batch: images per optimizer step, over all devices. "auto": the recipe's batch, split into as few parts as
                 fit into memory.
             imgsz: side of a square, or (height, width); multiples of 32.
-            teacher: to learn from: a name of `rtdetrv4 teachers` or of timm, "none" for none, a built `Teacher`, or any
-                network from normalized images B×3×H×W to a map of features.
-            lr: learning rate; the backbone's follows.
-            device: of this run.
+            teacher: a name from `rtdetrv4 teachers` or timm, "none", a built `Teacher`, or any network that maps
+                normalized images B×3×H×W to a feature map.
+            lr: learning rate; the backbone's keeps its ratio to it.
+            device: device to train on.
             workers: processes that load images.
-            cache: keep decoded images in memory or in files.
-            seed: of everything random.
-            amp: mixed precision.
+            cache: where to keep decoded images: "ram", "disk" or "none".
+            seed: seed of everything random.
+            amp: mixed precision: "auto", "bf16", "fp16" or "off".
             out: folder for the results.
-            resume: go on from the last.pt in `out`, with the settings that the run began with.
-            overrides: any other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
+            resume: continue from the last.pt in `out`, with the settings that the run began with.
+            tracker: where the log goes besides log.jsonl: "tensorboard", "wandb", "mlflow", another one of
+                accelerate's trackers, or "none".
+            callbacks: objects notified of every step and epoch; see `rtdetrv4.Observer`.
+            overrides: other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
 
         Raises:
-            ConfigError: a setting is unknown, wrong, or contradicts another.
+            ConfigError: a setting is unknown, invalid, or contradicts another.
             DatasetError: the data cannot be used.
             WeightsError: weights of the backbone or the teacher cannot be loaded.
+            MissingDependencyError: the package of the tracker is not installed.
             NonFiniteError: training diverged; the message names the report.
-            KeyboardInterrupt: Ctrl-C; the message says how to go on.
+            KeyboardInterrupt: Ctrl-C; the message says how to resume.
         """
         require("accelerate", "train")
         from accelerate.utils import set_seed
@@ -211,8 +185,14 @@ class Detector:
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.distillation.teacher import teacher_name
-        from rtdetrv4.training import make_accelerator
+        from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
 
+        for callback in callbacks:
+            if isinstance(callback, type) or not isinstance(callback, Observer):
+                raise ConfigError(
+                    f"callbacks: got {callback!r}, expected an object with run_start, step_end, epoch_end and run_end, "
+                    "such as one of a subclass of rtdetrv4.Observer."
+                )
         built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
         given = {
             name: value
@@ -229,15 +209,15 @@ class Detector:
                 "seed": seed,
                 "amp": amp,
                 "out": None if out is None else str(out),
+                "tracker": tracker,
                 **(overrides or {}),
             }.items()
             if value is not None
         }
         recipe = override(self.recipe, given)
-        folder = Path(recipe.run.out)
-        last = folder / "last.pt"
+        folder = RunFolder(recipe.run.out)
         if resume:
-            recipe = _resumed(recipe, given, last)
+            recipe = folder.resumed_recipe(recipe, given)
         if recipe.data.path is None:
             raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
@@ -248,14 +228,21 @@ class Detector:
         # Every rank starts from the same weights; the trainer then gives each its own random numbers.
         set_seed(recipe.run.seed)
         network = self._network_for(recipe, splits.train.classes, from_scratch=resume)
-        trainer = build_trainer(recipe, splits, network, accelerator=accelerator, teacher=built_teacher)
+        trainer = build_trainer(
+            recipe, splits, network, accelerator=accelerator, teacher=built_teacher, callbacks=callbacks
+        )
         recipe = Recipe.model_validate(trainer.recipe)  # with a number where a setting was "auto"
         if accelerator.is_main_process:
-            _record(recipe, splits, folder)
-            if self._weights is None and not resume and trainer.plan.total_steps < FEW_STEPS:
-                logger.warning(_few_steps(trainer.plan.total_steps, recipe.schedule.batch))
+            folder.write_record(recipe, splits)
+            for name, part in splits._asdict().items():
+                for problem in () if part is None else part.problems:
+                    logger.warning("%s: %s", name, problem)
+            schedule = recipe.schedule
+            advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
+            if advice is not None and self.metadata is None and not resume:
+                logger.warning(advice)
         try:
-            trainer.run(last if resume else None)
+            trainer.run(folder.last if resume else None)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
@@ -264,23 +251,22 @@ class Detector:
             ) from error
 
         self.recipe, self.device = recipe, accelerator.device
-        weights = folder / "weights.safetensors"
         accelerator.wait_for_everyone()
-        self._load(weights)
-        metrics: dict[str, Any] = {}
+        self._load(read_checkpoint(folder.weights))
+        metrics = None
         if splits.val is not None:
-            metrics = self._evaluate(splits.val, folder / "val").to_dict()
+            metrics = self._evaluate(splits.val, folder.report)
             if accelerator.is_main_process:
-                self._show(splits.val, folder / "predictions.jpg")
-        return TrainResult(folder, weights, folder / "best.pt", last, metrics)
+                self._draw_predictions(splits.val, folder.predictions)
+        return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)
 
     def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
-        """A network with heads for `classes`, from this detector's weights where it has any."""
-        if from_scratch or self._weights is not None:
-            recipe = _from_scratch(recipe)
+        """A network with heads for `classes`, with this detector's weights if it has any."""
+        if from_scratch or self.metadata is not None:
+            recipe = _without_pretrained(recipe)
         network = build_detector(recipe, classes.num_classes)
-        if self._weights is not None and not from_scratch:
-            load_weights(network, self._weights, names=classes.names)
+        if self.metadata is not None and not from_scratch:
+            load_weights(network, self.metadata.source, names=classes.names)
         return network
 
     def val(
@@ -293,18 +279,18 @@ class Detector:
         workers: int | None = None,
         out: str | Path | None = None,
     ) -> Metrics:
-        """COCO metrics on a part of a data set, whose classes are matched by name.
+        """Compute COCO metrics on a split of a data set, whose classes are matched by name.
 
         Args:
             data: as for `train`.
-            split: which part of it.
-            batch: images at once.
+            split: the split to evaluate on.
+            batch: images per batch.
             imgsz: as for `train`; by default the size the weights were trained with.
             workers: processes that load images.
-            out: also write metrics.json, the confusion matrix and the curves into this folder.
+            out: folder for metrics.json, the confusion matrix and the curves; None writes nothing.
 
         Raises:
-            DatasetError: there is no such part, or its classes are not those of the model.
+            DatasetError: there is no such split, or its classes are not those of the model.
             WeightsError: nothing was trained or loaded.
         """
         require("faster_coco_eval", "train")
@@ -368,10 +354,10 @@ class Detector:
         Args:
             source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array, PIL image or 3×H×W
                 tensor.
-            conf: least confidence, or one for each class by name.
+            conf: minimum confidence, or one for each class by name.
             imgsz: as for `train`; by default the size the weights were trained with.
-            batch: images at once.
-            stream: give one result after the other instead of a list, so that long videos fit into memory.
+            batch: images per forward pass.
+            stream: yield one result after the other instead of returning a list, so that long videos fit into memory.
 
         Raises:
             SourceError: something in `source` cannot be read.
@@ -409,15 +395,15 @@ class Detector:
         dynamic: bool = True,
         postprocess: bool = True,
     ) -> Path:
-        """Write the detector for other runtimes, and compare that file with PyTorch.
+        """Export for other runtimes, and compare the exported file with PyTorch.
 
         Args:
             format: "onnx".
-            out: the file; by default beside the weights.
-            imgsz: the size of its input; by default the size the weights were trained with.
-            opset: version of the ONNX operators, 18 to 23.
-            dynamic: any batch size, or 1 only.
-            postprocess: outputs are labels, boxes and scores; otherwise logits and boxes.
+            out: file to write; by default beside the weights.
+            imgsz: input size; by default the size the weights were trained with.
+            opset: ONNX opset, 18 to 23.
+            dynamic: accept any batch size instead of 1 only.
+            postprocess: output labels, boxes and scores instead of logits and boxes.
 
         Raises:
             ConfigError: the format is not supported.
@@ -431,7 +417,7 @@ class Detector:
         from rtdetrv4.export import export_onnx
 
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
-        beside = Path(self.recipe.model.name) if self._weights is None else self._weights
+        beside = Path(self.recipe.model.name if self.metadata is None else self.metadata.source)
         path = beside.with_suffix(".onnx") if out is None else Path(out)
         return export_onnx(
             self.model,
@@ -446,8 +432,8 @@ class Detector:
         )
 
     def _provenance(self) -> dict[str, str]:
-        """What an exported file keeps about where its weights come from."""
-        teacher = None if self._weights is None else read_metadata(self._weights).facts.get("teacher")
+        """The teacher and its license, to be stored in an exported file."""
+        teacher = None if self.metadata is None else self.metadata.facts.get("teacher")
         return {} if teacher is None else {"teacher": teacher["name"], "teacher_license": teacher["license"]}
 
     def _deploy(self) -> DetectionModel:
@@ -463,8 +449,8 @@ class Detector:
             )
         return self.classes
 
-    def _show(self, split: Split, path: Path) -> None:
-        """Draw what is found in the first validation images beside what is there."""
+    def _draw_predictions(self, split: Split, path: Path) -> None:
+        """Draw the first validation images: ground truth on the left, detections on the right."""
         pictures = []
         files = [split.image_dir / record.info.file_name for record in split.records[:NUM_SHOWN]]
         for record, file in zip(split.records[:NUM_SHOWN], files, strict=True):
@@ -476,36 +462,30 @@ class Detector:
         contact_sheet(pictures, path)
 
 
-def _resumed(recipe: Recipe, given: Mapping[str, Any], last: Path) -> Recipe:
-    """The recipe that the run began with, where it is free to change with what is given now."""
-    record = last.with_name("recipe.yaml")
-    if not last.is_file() or not record.is_file():
-        raise ConfigError(f"There is no run to resume: {last} does not exist. Give its folder with out=….")
-    before = load_recipe(record)
-    if recipe.model.name != before.model.name:
-        raise ConfigError(f"The run in {last.parent} trains {before.model.name}, not {recipe.model.name}.")
-    now = override(before, given)
-    changed = changed_settings(before, now)
-    fixed = [f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in FREE_ON_RESUME]
-    if fixed:
-        raise ConfigError(
-            f"A run goes on with the settings it began with, but {'; '.join(fixed)}. Leave them out to resume, or "
-            "start a new run from its weights.safetensors."
+def _named_recipe(model: str | Path | Recipe) -> Recipe:
+    return model if isinstance(model, Recipe) else load_recipe(model)
+
+
+def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetadata) -> Recipe:
+    """The recipe for some weights, with the backbone, image size and number of queries they were trained with."""
+    recipe = _named_recipe(model or metadata.model)
+    if recipe.model.name not in metadata.models:
+        raise WeightsError(
+            f"{metadata.source} holds {listing(metadata.models, 'or') or 'another model'}, not {recipe.model.name}. "
+            "Leave the model out, or name the one that the weights are for."
         )
-    return now
+    if isinstance(model, Recipe):
+        return recipe
+    remembered = {
+        "model.backbone": metadata.facts.get("backbone"),
+        "model.image_size": metadata.image_size,
+        "model.num_queries": metadata.facts.get("num_queries"),
+    }
+    return override(recipe, {name: value for name, value in remembered.items() if value is not None})
 
 
-def _few_steps(steps: int, batch: int) -> str:
-    smaller = max(4, 1 << (steps * batch // FEW_STEPS).bit_length() >> 1)
-    more = f"batch={smaller} makes {steps * batch // smaller} of the same images. " if smaller < batch else ""
-    return (
-        f"{steps} optimizer steps are few for a detector whose encoder and decoder start from random weights: it may "
-        f"find next to nothing. {more}More epochs help too, and most of all a trained detector's weights."
-    )
-
-
-def _from_scratch(recipe: Recipe) -> Recipe:
-    """The recipe without pretrained backbone weights, for networks that get all their weights elsewhere."""
+def _without_pretrained(recipe: Recipe) -> Recipe:
+    """The recipe without pretrained backbone weights, for networks whose weights all come from elsewhere."""
     return override(recipe, {"model.pretrained_backbone": False})
 
 
@@ -522,30 +502,3 @@ def _device(name: str | None) -> torch.device:
     if torch.accelerator.is_available() and (device := torch.accelerator.current_accelerator()) is not None:
         return device
     return torch.device("cpu")
-
-
-def _record(recipe: Recipe, splits: Splits, folder: Path) -> None:
-    """Write down what the run was made of, and tell what was found wrong with the data."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-    parts = {name: part for name, part in splits._asdict().items() if part is not None}
-    facts = {
-        "versions": _versions(),
-        "seed": recipe.run.seed,
-        "classes": dict(zip(splits.train.classes.names, splits.train.classes.category_ids, strict=True))
-        if splits.train
-        else {},
-        "data": {
-            name: {"images": len(part.records), "fingerprint": part.fingerprint, "problems": list(part.problems)}
-            for name, part in parts.items()
-        },
-    }
-    (folder / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name, part in parts.items():
-        for problem in part.problems:
-            logger.warning("%s: %s", name, problem)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("rtdetrv4", "torch", "torchvision", "timm", "accelerate", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}

@@ -84,7 +84,7 @@ def test_arms_of_a_seed_share_weights_images_and_noise(runs: Runs) -> None:
 
 
 def test_a_stopped_comparison_goes_on(runs: Runs) -> None:
-    assert runs.message == f"Stopped in {runs.out / 'fixed-seed0'}; the same command goes on from there."
+    assert runs.message == f"Stopped in {runs.out / 'fixed-seed0'}; the same command continues from there."
     assert runs.had_results == ["off-seed0"]
     assert (runs.out / "off-seed0" / "last.pt").stat() == runs.finished, "a finished run was trained again"
     log = read_log(runs.out / "fixed-seed0" / "log.jsonl")

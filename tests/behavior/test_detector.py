@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from PIL import Image
 
-from rtdetrv4 import ConfigError, DatasetError, Detector, WeightsError
+from rtdetrv4 import ConfigError, DatasetError, Detector, Observer, WeightsError
+from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
+from rtdetrv4.training.observers import EpochReport, StepReport
 
 
 def small_teacher() -> Teacher:
@@ -77,13 +82,38 @@ def test_weights_know_everything(trained: Path, shapes: Path) -> None:
     assert counts == [len(found)] * 3
 
 
+def test_weights_are_read_once(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def count(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(file: Any, *args: Any, **options: Any) -> Any:
+            opened.append(name)
+            return original(file, *args, **options)
+
+        return counted
+
+    monkeypatch.setattr("safetensors.safe_open", count("safetensors", safetensors.safe_open))
+    monkeypatch.setattr("torch.load", count("pickle", torch.load))
+    for file, kind in (("weights.safetensors", "safetensors"), ("best.pt", "pickle")):
+        opened.clear()
+        detector = Detector(trained / file)
+        detector.predict(np.zeros((64, 64, 3), dtype=np.uint8))
+        assert detector.metadata is not None
+        assert detector.metadata.facts["teacher"] == {"name": "tiny", "license": "none"}
+        assert opened == [kind]
+    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, facts, **__: facts)
+    assert detector.export() == {"teacher": "tiny", "teacher_license": "none"}
+    convert_weights(trained / "weights.safetensors", tmp_path / "again.safetensors")
+    assert opened == ["pickle", "safetensors"]
+
+
 def test_the_detector_in_memory_is_the_one_on_disk(shapes: Path, tmp_path: Path) -> None:
     detector = Detector("test")
     result = detector.train(shapes, epochs=1, out=tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     (mine,), (theirs,) = (each.predict(image, conf=0.0) for each in (detector, Detector(result.weights)))
     np.testing.assert_array_equal(mine.confidence, theirs.confidence)
-    assert result.metrics["ap"] == detector.val(shapes).ap
+    assert result.metrics == detector.val(shapes)
 
 
 def test_same_seed_same_numbers(shapes: Path, tmp_path: Path) -> None:
@@ -137,6 +167,33 @@ def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(
     assert epochs[0]["modulation"]["reason"] == "probe"
     assert epochs[2]["modulation"]["band"] is not None
     assert (tmp_path / "profile" / "table.txt").is_file()
+
+
+def test_callbacks_are_told_what_happens(shapes: Path, tmp_path: Path) -> None:
+    class Watch(Observer):
+        def __init__(self) -> None:
+            self.told: list[Any] = []
+
+        def step_end(self, report: StepReport) -> None:
+            self.told.append(report.step)
+
+        def epoch_end(self, report: EpochReport) -> None:
+            self.told.append(report.metrics["ap"])
+
+    watch = Watch()
+    result = Detector("test").train(shapes, out=tmp_path, epochs=1, tracker="none", callbacks=[watch])
+    assert result.metrics is not None
+    assert watch.told == [1, 2, pytest.approx(result.metrics.ap)]
+    assert not (tmp_path / "tensorboard").exists()
+    for wrong in (Watch, print):
+        with pytest.raises(ConfigError, match=r"callbacks: got .*, expected an object with run_start, step_end"):
+            Detector("test").train(shapes, out=tmp_path, callbacks=[wrong])  # type: ignore[list-item]
+
+
+def test_a_tracker_is_refused_before_training(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'"wandbb", expected .* Did you mean "wandb"'):
+        Detector("test").train(shapes, out=tmp_path, tracker="wandbb")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_device_without_memory_is_named_with_a_way_out(

@@ -11,18 +11,15 @@ import safetensors.torch
 
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.training.checkpoint import load_checkpoint
-from rtdetrv4.training.observers import JsonLog, read_log
+from rtdetrv4.training.observers import JsonLog, Observer, read_log
 from small_training import assert_same, make_plan, make_trainer, score_of_weights, write_images
 
 
-class Cut:
+class Cut(Observer):
     """Does something to the run after a step or an epoch."""
 
     def __init__(self, action, *, step: int | None = None, epoch: int | None = None):
         self.action, self.step, self.epoch = action, step, epoch
-
-    def run_start(self, info):
-        pass
 
     def step_end(self, report):
         if report.step == self.step:
@@ -31,9 +28,6 @@ class Cut:
     def epoch_end(self, report):
         if report.epoch == self.epoch:
             self.action()
-
-    def run_end(self, result):
-        pass
 
 
 class PowerCutError(Exception):

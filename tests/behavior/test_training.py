@@ -18,7 +18,7 @@ from rtdetrv4.distillation import Modulation
 from rtdetrv4.errors import NonFiniteError
 from rtdetrv4.evaluation import CocoEvaluator
 from rtdetrv4.losses import Criterion, HungarianMatcher
-from rtdetrv4.training import Profiler, default_observers, validate
+from rtdetrv4.training import Observer, Profiler, default_observers, validate
 from rtdetrv4.training.checkpoint import load_checkpoint
 from rtdetrv4.training.clock import PHASES
 from small_training import (
@@ -36,7 +36,7 @@ from small_training import (
 )
 
 
-class Recorder:
+class Recorder(Observer):
     """Keeps everything it is told."""
 
     def __init__(self):
@@ -124,7 +124,7 @@ def test_a_step_that_is_not_finite_is_left_out(split, tmp_path, kind, caplog):
     assert recorder.epochs[0].num_skipped == 1
     assert math.isfinite(recorder.epochs[0].losses["loss"])
     assert trainer.ema.num_updates == 3
-    assert "step 2 left out: " + ("gradient" if kind == "gradient" else "loss, giou") in caplog.text
+    assert "step 2 skipped: " + ("gradient" if kind == "gradient" else "loss, giou") in caplog.text
 
 
 def test_nan_images_leave_no_trace_in_the_statistics(split, tmp_path):
@@ -480,9 +480,26 @@ def test_everything_together_on_one_short_run(split, tmp_path, caplog):
         "curves.png",
         "last.pt",
         "log.jsonl",
-        "tensorboard",
         "weights.safetensors",
     }
     assert evaluate(trainer.ema.module.detector).to_dict() == result.best_metrics
     assert result.best_metrics["num_images"] == 8
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("event", ["run_start", "step_end", "epoch_end", "run_end"])
+def test_an_observer_that_fails_ends_the_run_and_the_others_are_told(split, tmp_path, event):
+    class Broken(Observer):
+        pass
+
+    def fail(report):
+        raise KeyError(f"in {event}")
+
+    before, broken, after = Recorder(), Broken(), Recorder()
+    setattr(broken, event, fail)
+    trainer = make_trainer(split, tmp_path, plan=one_epoch(), observers=[before, broken, after])
+    with pytest.raises(KeyError, match=f"in {event}"):
+        trainer.run()
+    assert [result.is_complete for result in before.results] == [event == "run_end"]
+    assert len(after.results) == (event != "run_start")
+    assert (tmp_path / "last.pt").is_file() == (event in ("epoch_end", "run_end"))

@@ -65,8 +65,9 @@ def test_trains_evaluates_and_predicts(
     assert detector.classes is not None
     assert detector.classes.category_ids == category_ids
     assert detector.names == tuple(f"class {number}" for number in category_ids)
-    assert 0 <= result.metrics["ap"] <= 1
-    assert set(result.metrics["per_class"]) == set(detector.names)
+    assert result.metrics is not None
+    assert 0 <= result.metrics.ap <= 1
+    assert set(result.metrics.per_class) == set(detector.names)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["losses"]["loss"]) for line in lines if "losses" in line)
     (found,) = detector.predict(data / "valid" / "0.png", conf=0.0)

@@ -25,10 +25,10 @@ from rtdetrv4.export import export_onnx, verify_onnx
 from rtdetrv4.export.verify import Listed, compare
 from rtdetrv4.models import DeformableAttention, fuse, postprocess
 from rtdetrv4.runtime import OnnxSession
-from rtdetrv4.training.checkpoint import save_checkpoint, save_weights
+from rtdetrv4.training.checkpoint import save_checkpoint
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights import COCO, from_released, load_weights
+from rtdetrv4.weights import COCO, from_released, load_weights, save_weights
 
 from .conftest import ANIMALS, Exported, model_like_a_trained_one
 
@@ -114,7 +114,7 @@ def test_detector_and_exported_file_predict_alike(
         "trained": True,
         "teacher": {"name": "a teacher", "license": "apache-2.0"},
     }
-    save_weights(square.model, tmp_path / "weights.safetensors", facts)
+    save_weights(square.model.state_dict(), tmp_path / "weights.safetensors", facts)
     monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: onnx.load(square.path))
     detector = Detector(weights=tmp_path / "weights.safetensors", device="cpu")
     path = detector.export()

@@ -35,6 +35,9 @@ class FakeDetector:
     """Remembers how it was called."""
 
     calls: ClassVar[list[tuple[str, tuple[Any, ...], dict[str, Any]]]]
+    metrics: Any = SimpleNamespace(
+        to_dict=lambda: {"ap": 0.5, "ap_small": None, "num_images": 3, "per_class": {"cat": 0.25, "dog [/old]": None}}
+    )
     error: BaseException | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -47,12 +50,11 @@ class FakeDetector:
 
     def train(self, *args: Any, **options: Any) -> Any:
         self._note("train", args, options)
-        return SimpleNamespace(metrics={"ap": 0.5}, weights=Path("runs/x/weights.safetensors"))
+        return SimpleNamespace(metrics=self.metrics, weights=Path("runs/x/weights.safetensors"))
 
     def val(self, *args: Any, **options: Any) -> Any:
         self._note("val", args, options)
-        metrics = {"ap": 0.5, "ap_small": None, "num_images": 3, "per_class": {"cat": 0.25, "dog": None}}
-        return SimpleNamespace(to_dict=lambda: metrics)
+        return self.metrics
 
     def predict(self, *args: Any, **options: Any) -> Any:
         self._note("predict", args, options)
@@ -90,7 +92,7 @@ def mistake(args: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_train_passes_on_what_was_given(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
     args = (
         "train --data d --model rtdetrv4-m --weights w.safetensors --teacher none --epochs 5 --batch 8 --imgsz 480x640 "
-        "--lr 1e-4 --device 1 --workers 0 --cache ram --amp bf16 --seed 3 --out runs/x "
+        "--lr 1e-4 --device 1 --workers 0 --cache ram --amp bf16 --seed 3 --tracker wandb --out runs/x "
         "--set optimizer.clip_norm=1e-1 --set run.amp=off"
     )
     assert run(args) == 0
@@ -111,12 +113,23 @@ def test_train_passes_on_what_was_given(detector: type[FakeDetector], capsys: py
                 "amp": "bf16",
                 "seed": 3,
                 "out": "runs/x",
+                "tracker": "wandb",
                 "resume": False,
                 "overrides": {"optimizer.clip_norm": 0.1, "run.amp": "off"},
             },
         ),
     ]
-    assert "runs/x/weights.safetensors" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0.5000" in out
+    assert "runs/x/weights.safetensors" in out
+
+
+def test_train_prints_no_metrics_where_there_is_nothing_to_validate_on(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector.metrics = None
+    assert run("train --data d") == 0
+    assert capsys.readouterr().out == f"Weights: {Path('runs/x/weights.safetensors')}\n"
 
 
 def test_train_leaves_the_rest_to_the_recipe(detector: type[FakeDetector]) -> None:
@@ -135,16 +148,19 @@ def test_resume_needs_only_the_folder(detector: type[FakeDetector], capsys: pyte
     ]
 
 
-def test_val_prints_and_writes_metrics(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("val --data d --model runs/x/weights.safetensors --batch 4 --device cpu --out a/m.json") == 0
+def test_val_prints_metrics_and_writes_a_report(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("val --data d --model runs/x/weights.safetensors --batch 4 --device cpu --out a/report") == 0
     assert detector.calls == [
-        ("init", (), {"weights": "runs/x/weights.safetensors", "device": "cpu"}),
-        ("val", ("d",), {"split": "val", "batch": 4}),
+        ("init", (), {"model": "runs/x/weights.safetensors", "device": "cpu"}),
+        ("val", ("d",), {"split": "val", "batch": 4, "out": Path("a/report")}),
     ]
     out = capsys.readouterr().out
     assert "0.5000" in out
     assert "ap of cat" in out
-    assert json.loads(Path("a/m.json").read_text())["per_class"] == {"cat": 0.25, "dog": None}
+    assert "ap of dog [/old]" in out
+    assert out.endswith(f"Results: {Path('a/report')}\n")
 
 
 def test_predict_saves_pictures_and_records(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,11 +178,11 @@ def test_predict_runs_exported_models_without_torch(monkeypatch: pytest.MonkeyPa
         def __init__(self, path: str) -> None:
             assert path == "w.onnx"
 
-        def stream(self, source: str, conf: float) -> Any:
-            assert (source, conf) == ("photos", 0.25)
+        def predict(self, source: str, **options: Any) -> Any:
+            assert (source, options) == ("photos", {"conf": 0.25, "stream": True})
             return iter([detections("cat.png")])
 
-    monkeypatch.setattr("rtdetrv4.runtime.sessions.OnnxSession", Session)
+    monkeypatch.setattr("rtdetrv4.OnnxSession", Session)
     assert run("predict photos --model w.onnx --out found") == 0
     assert Path("found/cat.jpg").is_file()
 
@@ -317,8 +333,21 @@ def test_public_names_are_sorted_and_unknown_ones_refused() -> None:
         _ = rtdetrv4.Detektor  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_an_exported_model_is_run_without_torch() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None  # as in the base install
+from rtdetrv4 import OnnxSession
+print(OnnxSession.__module__)
+"""
+    assert run_python(code).strip() == "rtdetrv4.runtime.sessions"
+
+
 def test_without_torch_the_detector_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(vars(rtdetrv4), "Detector")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(rtdetrv4.MissingDependencyError, match=r'pip install "rtdetrv4\[torch\]"'):
         _ = rtdetrv4.Detector
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(rtdetrv4.MissingDependencyError, match=r'pip install "rtdetrv4\[train\]"'):
+        _ = rtdetrv4.Observer

@@ -62,7 +62,8 @@ def convert_weights(
     """
     out = Path(out)
     _require_place(out, to)
-    metadata, tensors = read_checkpoint(source)
+    checkpoint = read_checkpoint(source)
+    metadata, tensors = checkpoint
     name = _chosen(metadata, model)
     path = Path(metadata.source)
     if out.resolve() == path.resolve():
@@ -76,7 +77,7 @@ def convert_weights(
         num_denoising=100 if "denoising.class_embedding.weight" in tensors else 0,
         **({} if backbone is None else {"backbone": backbone}),
     )
-    load_weights(network, path)
+    load_weights(network, checkpoint)
 
     image_size = metadata.image_size or find_variant(name).image_size
     projector = {key: tensor for key, tensor in tensors.items() if key.startswith("injector.")}

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from rtdetrv4.assembly.models import find_variant
-from rtdetrv4.config import Recipe, override
+from rtdetrv4.config import Recipe, flat_settings, override
 from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
 from rtdetrv4.config.variants import Variant
 from rtdetrv4.data.batch import multi_scales
@@ -33,14 +33,17 @@ from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
 from rtdetrv4.training import (
     ModelEma,
+    Observer,
+    Plan,
     Profiler,
+    Tracker,
     Trainer,
     TrainingData,
     adamw,
     default_observers,
     make_accelerator,
     parameter_groups,
-    scale_schedule,
+    scale_plan,
     split_batch,
     validate,
 )
@@ -49,7 +52,7 @@ from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
 
-#: Of all epochs, and at least so many, for `distillation.mode: auto` to find its band in.
+#: Share of all epochs, and least number of them, in which `distillation.mode: auto` measures its band.
 PROBE_SHARE, MIN_PROBE = 0.1, 2
 
 
@@ -75,7 +78,7 @@ def loss_weights(loss: LossConfig) -> dict[str, float]:
 
 
 def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulation:
-    """The owner of λ in a run of so many epochs."""
+    """The owner of λ in a run of `epochs` epochs."""
     assert distillation.mode != "off", "λ belongs to a teacher"
     probe_epochs = 0
     if distillation.mode == "auto":
@@ -90,13 +93,21 @@ def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulatio
     )
 
 
+def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
+    """The plan of a run, scaled to its length unless the recipe's numbers are to be used as written."""
+    schedule = recipe.schedule.model_dump(exclude={"batch", "scaling"})
+    ema = {f"ema_{name}": value for name, value in recipe.ema.model_dump().items()}
+    plan = Plan(steps_per_epoch=steps_per_epoch, **schedule, **ema)
+    return plan if recipe.schedule.scaling == "published" else scale_plan(plan)
+
+
 def build_teacher(
     distillation: DistillationConfig, device: torch.device, given: Teacher | Network | None = None
 ) -> Teacher | None:
-    """The teacher of a run on a device: the one that is given, else the one that the settings name.
+    """The teacher of a run: the given one, or else the one named by the settings.
 
     Raises:
-        ConfigError: there is no such teacher or block, or a network that is given makes no maps of features.
+        ConfigError: there is no such teacher or block, or a given network returns no feature maps.
         WeightsError: its weights cannot be loaded.
     """
     teacher = distillation.teacher if given is None else given
@@ -126,6 +137,7 @@ def build_trainer(
     *,
     accelerator: Accelerator | None = None,
     teacher: Teacher | Network | None = None,
+    callbacks: Sequence[Observer] = (),
 ) -> Trainer:
     """A training run.
 
@@ -134,7 +146,8 @@ def build_trainer(
         splits: the data; `train` must be there.
         detector: with a head for the classes of `splits.train`; from `build_detector`, perhaps with weights loaded.
         accelerator: device and ranks; None makes one from the recipe.
-        teacher: instead of the one the recipe names; a network that is no `Teacher` is made one.
+        teacher: replaces the recipe's teacher; a network that is not a `Teacher` is wrapped in one.
+        callbacks: observers notified after the package's own.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -153,22 +166,7 @@ def build_trainer(
 
     cache = _cache(recipe, splits.train, splits, accelerator)
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
-    schedule = recipe.schedule
-    plan = scale_schedule(
-        epochs=schedule.epochs,
-        steps_per_epoch=max(len(data.loader) // accumulate, 1),
-        warmup_steps=schedule.warmup_steps,
-        flat_epoch=schedule.flat_epoch,
-        no_aug_epochs=schedule.no_aug_epochs,
-        lr_gamma=schedule.lr_gamma,
-        basic_epochs=schedule.basic_epochs,
-        mosaic_until=schedule.mosaic_until,
-        refine_from=schedule.refine_from,
-        ema_decay=recipe.ema.decay,
-        ema_warmup=recipe.ema.warmup,
-        ema_restart_decay=recipe.ema.restart_decay,
-        scaling=schedule.scaling,
-    )
+    plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
     optimizer = adamw(
         parameter_groups(
             student,
@@ -183,6 +181,8 @@ def build_trainer(
     )
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
+    if recipe.run.tracker != "none":
+        observers.append(Tracker(recipe.run.tracker, accelerator, recipe.run.log_every, flat_settings(recipe)))
     if recipe.run.profile:
         observers.append(Profiler(out / "profile"))
     return Trainer(
@@ -199,10 +199,10 @@ def build_trainer(
         accelerator=accelerator,
         out=out,
         teacher=None if teacher is None else teacher.to(accelerator.device),
-        modulation=None if teacher is None else build_modulation(recipe.distillation, schedule.epochs),
+        modulation=None if teacher is None else build_modulation(recipe.distillation, recipe.schedule.epochs),
         teach_every=recipe.distillation.every,
-        teach_epochs=math.ceil(recipe.distillation.until * schedule.epochs),
-        observers=observers,
+        teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
+        observers=[*observers, *callbacks],
         clip_norm=recipe.optimizer.clip_norm,
         accumulate=accumulate,
         eval_every=recipe.run.eval_every,
@@ -227,8 +227,8 @@ def build_evaluation(
         recipe: image size, batch and workers.
         split: labeled by the classes of the detector.
         accelerator: device and ranks.
-        evaluator: filled on the way, for a report; None makes one.
-        cache: of the images, for a run that evaluates many times.
+        evaluator: keeps the detections, for a report; None makes one.
+        cache: image cache, for a run that evaluates many times.
     """
     parts = recipe.run.accumulate if isinstance(recipe.run.accumulate, int) else 1
     per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=parts)
@@ -249,7 +249,7 @@ def build_evaluation(
 
 
 def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None) -> dict[str, Any]:
-    """What `weights.safetensors` says about itself: how to build the detector, and where it comes from."""
+    """Metadata of `weights.safetensors`: how to build the detector, and where it comes from."""
     return {
         "model": recipe.model.name,
         "backbone": recipe.model.backbone,
@@ -289,7 +289,7 @@ def _fit_batch(
 
 
 def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
-    """How the detector computes, not what."""
+    """Set how the detector computes, without changing what it computes."""
     if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
         # With such weights every convolution gives maps in that format, whatever the format of its input.
         detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

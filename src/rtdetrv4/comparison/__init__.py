@@ -1,4 +1,4 @@
-"""What a change, such as distillation, brings on one's own data: `compare` trains arms × seeds and reports on them.
+"""Measure what a change, such as distillation, brings on your data: `compare` trains arms × seeds and reports.
 
 The package is not called `compare`, which in `rtdetrv4` is the function.
 """

@@ -29,9 +29,9 @@ def draw_comparison(comparison: Comparison, logs: Mapping[str, Sequence[Log]], p
     """Write a PNG of 11 × 7.5 inches, or 11 × 4.2 where no arm distils.
 
     Args:
-        comparison: of which the differences are drawn.
-        logs: of each arm, one for each seed.
-        path: of the picture.
+        comparison: the comparison to draw.
+        logs: for each arm, one log per seed.
+        path: picture to write.
     """
     shares = _curves(logs, lambda record: record["modulation"] and record["modulation"]["share"])
     has_distillation = any(any(curves) for curves in shares.values())
@@ -76,7 +76,7 @@ def draw_comparison(comparison: Comparison, logs: Mapping[str, Sequence[Log]], p
 def _curves(
     logs: Mapping[str, Sequence[Log]], value_of: Callable[[Mapping[str, Any]], float | None]
 ) -> dict[str, list[Curve]]:
-    """Of each arm, one for each seed."""
+    """For each arm, one log per seed."""
     return {
         name: [
             {record["epoch"]: value for record in records if (value := value_of(record)) is not None}

@@ -1,4 +1,4 @@
-"""What came out of a comparison: spreads over seeds, differences in pairs, and the tables of both."""
+"""The results of a comparison: spreads over seeds, paired differences, and tables of both."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 METRICS = {"last_ap": "AP", "last_ap50": "AP50", "best_ap": "AP", "best_ap50": "AP50"}
-"""Of the last epoch and of the best one, as in `result.json`."""
+"""Metrics of the last and the best epoch, by their names in `result.json`."""
 MAX_CLASSES = 20
-"""Rows of the table of classes."""
+"""Rows of the table of classes at most."""
 
 
 class Table(NamedTuple):
@@ -29,7 +29,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Spread:
-    """Numbers of several seeds in short."""
+    """Mean and standard deviation over seeds."""
 
     mean: float
     sd: float | None
@@ -38,7 +38,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one number."""
+        """The spread of one or more numbers."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     @property
@@ -60,7 +60,7 @@ class ArmSummary:
     last_ap: Spread
     last_ap50: Spread
     best_ap: Spread
-    """Of each run's best epoch, which was picked on the same images."""
+    """AP of each run's best epoch, which was picked on the same images."""
     best_ap50: Spread
     class_ap: Mapping[str, Spread]
     """AP of the last epoch of each class with boxes in the validation part."""
@@ -78,25 +78,25 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Difference:
-    """What an arm has more than the reference, seed by seed."""
+    """The difference between an arm and the reference, seed by seed."""
 
     arm: str
     reference: str
     metric: str
     """A key of `METRICS`."""
     by_seed: Mapping[int, float]
-    """Of the seeds that both have finished; at least one."""
+    """Differences by seed, for the seeds that both have finished; at least one."""
     class_name: str | None = None
-    """The class that it is about; None: all of them."""
+    """The class it is about; None: all classes."""
 
     @property
     def spread(self) -> Spread:
-        """Of the seeds."""
+        """Mean and standard deviation over the seeds."""
         return Spread.of(list(self.by_seed.values()))
 
     @property
     def conclusion(self) -> str:
-        """What may be said of it."""
+        """The conclusion that the interval supports."""
         interval = self.spread.interval
         if interval is None:
             return "one seed: no interval"
@@ -114,9 +114,9 @@ class Comparison:
     arms: tuple[ArmSummary, ...]
     """The first is the reference."""
     differences: tuple[Difference, ...]
-    """Of every other arm, for each of `METRICS`."""
+    """Differences of every other arm to the reference, for each of `METRICS`."""
     class_differences: tuple[Difference, ...]
-    """Of every other arm, in AP of the last epoch, class by class."""
+    """Differences of every other arm to the reference in AP of the last epoch, class by class."""
     unfinished: tuple[str, ...]
     """Folders of runs that began and have no result, because they were stopped, diverged or are still under way."""
 
@@ -240,7 +240,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """All of it, as in compare.md."""
+    """The comparison as Markdown, as in compare.md."""
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -1,4 +1,4 @@
-"""`compare`: what a change, such as distillation, brings on one's own data; arms × seeds, and a table with intervals.
+"""`compare`: train arms × seeds to measure what a change brings, with intervals.
 
 Arms of one seed start from the same weights, see the same images in the same order and draw the same noise, so they are
 compared in pairs.
@@ -29,9 +29,10 @@ from rtdetrv4.comparison.summary import (
 )
 from rtdetrv4.config import Recipe, changed_settings, from_yaml, load_recipe, override, parse_assignment
 from rtdetrv4.data.formats import read_splits
-from rtdetrv4.detector import FREE_ON_RESUME, WEIGHTS_SUFFIXES, Detector
+from rtdetrv4.detector import WEIGHTS_SUFFIXES, Detector
 from rtdetrv4.distillation.teacher import Network, teacher_name
 from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, did_you_mean
+from rtdetrv4.run_folder import FREE_ON_RESUME, RECIPE_FILE, RunFolder, fixed_changes
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def compare(
 ) -> Comparison:
     """Train every arm with every seed, and compare the arms with the first one.
 
-    Called again, it leaves finished runs alone and goes on with one that was stopped. Several processes may share
+    Called again, it keeps finished runs and resumes one that was stopped. Several processes may share
     `out` if no two have a seed in common.
 
     Args:
@@ -72,13 +73,13 @@ def compare(
         model: as for `Detector`.
         arms: what differs: keys of `ARMS`, or "name:setting=value,setting=value"; or a mapping from names to settings.
         seeds: how many, from 0 on; or which. They decide on fresh weights, the order of the data and all noise.
-        teacher: of the arms that distil, unless they name their own.
-        weights: what every run starts from.
+        teacher: teacher of the arms that distill, unless they name their own.
+        weights: weights that every run starts from.
         epochs: as for `Detector.train`, like what follows.
         batch: images per optimizer step.
         imgsz: image size.
         lr: learning rate.
-        device: of all runs.
+        device: device of all runs.
         workers: processes that load images.
         amp: mixed precision.
         out: folder for everything.
@@ -88,7 +89,7 @@ def compare(
         ConfigError: a setting is wrong, or `out` holds runs with other settings.
         DatasetError: the data cannot be used, or has nothing to evaluate on.
         WeightsError: weights cannot be loaded.
-        KeyboardInterrupt: Ctrl-C; the same call goes on from there.
+        KeyboardInterrupt: Ctrl-C; the same call continues from there.
     """
     out, changes = Path(out), _parse_arms(arms)
     network = None if isinstance(teacher, str) else teacher
@@ -137,9 +138,9 @@ def compare(
         try:
             result = _train(recipe, weights, network)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"Stopped in {recipe.run.out}; the same command goes on from there.") from None
+            raise KeyboardInterrupt(f"Stopped in {recipe.run.out}; the same command continues from there.") from None
         except NonFiniteError as error:  # which is an answer about this arm, and none about the others
-            logger.error("%s with seed %d gave up and is left out: %s", name, seed, error)
+            logger.error("%s with seed %d gave up, and is left out of the comparison: %s", name, seed, error)
             continue
         record = {"arm": name, "seed": seed, "settings": changes[name], **result}
         write_text(Path(recipe.run.out, RESULT_FILE), json.dumps(record, indent=2, default=str) + "\n")
@@ -191,11 +192,6 @@ def _recipe_of_arm(base: Recipe, name: str, settings: Mapping[str, Any]) -> Reci
     return recipe
 
 
-def _mismatch(before: Recipe, now: Recipe) -> str:
-    changed, free = changed_settings(before, now), (*FREE_ON_RESUME, "run.seed")
-    return "; ".join(f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in free)
-
-
 def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Mapping[str, Any]) -> None:
     """Refuse a folder whose runs were made otherwise, and one whose runs had something else in common."""
 
@@ -205,13 +201,14 @@ def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Ma
                 f"{folder} was made with other settings: {changed}. Take another folder with --out, or delete this one."
             )
 
+    free = (*FREE_ON_RESUME, "run.seed")
     for recipe in recipes:
-        record = Path(recipe.run.out, "recipe.yaml")
-        if record.is_file():
-            refuse(record.parent, _mismatch(load_recipe(record), recipe))
+        folder = RunFolder(recipe.run.out)
+        if folder.recipe.is_file():
+            refuse(folder.path, fixed_changes(load_recipe(folder.recipe), recipe, free))
     before = read_settings(out)
-    if before and any(out.glob("*/recipe.yaml")):
-        refuse(out, _mismatch(from_yaml(json.dumps(before["recipe"])), base))
+    if before and any(out.glob(f"*/{RECIPE_FILE}")):
+        refuse(out, fixed_changes(from_yaml(json.dumps(before["recipe"])), base, free))
         if before["weights"] != common["weights"]:
             refuse(out, f"weights was {before['weights']}, now {common['weights']}")
         for part, fingerprint in common["data"].items():
@@ -220,7 +217,7 @@ def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Ma
 
 
 def _fingerprints(base: Recipe) -> dict[str, str]:
-    """Of the data, after seeing that it has what a comparison needs."""
+    """Fingerprints of the data, after checking that it has what a comparison needs."""
     if base.data.path is None:
         raise ConfigError("There is no data to compare on. Give a folder: --data datasets/mine.")
     splits = read_splits(base.data.path)
@@ -235,7 +232,7 @@ def _fingerprints(base: Recipe) -> dict[str, str]:
 
 
 def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
-    """Load each teacher once: a wrong name is told now, not after the first arm has been trained without."""
+    """Load each teacher once, so that a wrong name fails now and not after the first arm is trained."""
     named = {
         (teaching.teacher, teaching.teacher_weights, teaching.teacher_block): teaching
         for recipe in recipes
@@ -246,7 +243,7 @@ def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
 
 
 def _learns_from(recipe: Recipe, network: Network | None) -> bool:
-    """Whether the teacher of an arm is the one that was given as an object."""
+    """Whether an arm uses the teacher that was given as an object."""
     return network is not None and recipe.distillation.is_on and recipe.distillation.teacher == teacher_name(network)
 
 
@@ -255,17 +252,17 @@ def _learns_from(recipe: Recipe, network: Network | None) -> bool:
 
 def _train(recipe: Recipe, weights: str | Path | None, network: Network | None) -> dict[str, Any]:
     """Train, or go on; returns what `result.json` says of the run."""
-    folder = Path(recipe.run.out)
-    resume = (folder / "last.pt").is_file()
+    folder = RunFolder(recipe.run.out)
+    resume = folder.last.is_file()
     now: dict[str, Any] = {}
     if resume:  # elsewhere, perhaps: only what may differ does
-        changed = changed_settings(load_recipe(folder / "recipe.yaml"), recipe)
+        changed = changed_settings(load_recipe(folder.recipe), recipe)
         now = {name: new for name, (_, new) in changed.items()}
     host_is_measured = _reset_peak_memory()
     Detector(recipe, weights, device="cpu").train(
         teacher=network if _learns_from(recipe, network) else None, resume=resume, overrides=now
     )
-    return _outcome(folder) | _peak_memory(host_is_measured)
+    return _outcome(folder.path) | _peak_memory(host_is_measured)
 
 
 def _outcome(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from rtdetrv4.comparison.picture import draw_comparison
 from rtdetrv4.comparison.results import METRICS, ArmSummary, Comparison, Difference, Spread, markdown
 from rtdetrv4.errors import ConfigError, did_you_mean
+from rtdetrv4.run_folder import RECIPE_FILE, RunFolder
 from rtdetrv4.training.observers import read_log
 
 SETTINGS_FILE = "settings.json"
@@ -22,7 +23,7 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
     """Compare the finished runs in a folder, and write compare.md, compare.json and compare.png there.
 
     Args:
-        out: of `compare`.
+        out: folder of the comparison.
         arms: which, and in which order; the first is the reference. None takes all, in the order they were asked for.
 
     Raises:
@@ -66,7 +67,7 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
             if by_seed:
                 class_differences.append(Difference(name, reference, "last_ap", by_seed, label))
     unfinished = [
-        file.parent.name for file in sorted(out.glob("*/recipe.yaml")) if not file.with_name(RESULT_FILE).is_file()
+        file.parent.name for file in sorted(out.glob(f"*/{RECIPE_FILE}")) if not file.with_name(RESULT_FILE).is_file()
     ]
     comparison = Comparison(
         out,
@@ -82,25 +83,25 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    """Of `compare`, what its runs have in common and its arms; empty where it has not begun."""
+    """The arms of a comparison and what its runs have in common; empty if it has not begun."""
     file = out / SETTINGS_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's finished epochs."""
-    return [record for record in read_log(folder / "log.jsonl") if record["type"] == "epoch"]
+    return [record for record in read_log(RunFolder(folder).log) if record["type"] == "epoch"]
 
 
 def write_text(path: Path, text: str) -> None:
-    """At once, and safe from another process that writes the same file."""
+    """Replace a text file atomically, even if another process writes the same file."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def _class_ap(by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[int, float]]:
-    """Of each class, by seed, in the last epoch; classes without boxes to find have none."""
+    """AP of each class in the last epoch, by seed; classes without ground truth are left out."""
     found: dict[str, dict[int, float]] = {}
     for seed, epochs in by_seed.items():
         last = epochs[-1]["metrics"] if epochs else {}

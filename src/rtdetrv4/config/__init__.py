@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rtdetrv4.config.recipe import (
     changed_settings,
+    flat_settings,
     from_yaml,
     load_recipe,
     override,
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "Variant",
     "changed_settings",
+    "flat_settings",
     "from_yaml",
     "load_recipe",
     "override",

@@ -39,9 +39,10 @@ SHORT_NAMES: Mapping[str, str] = {
     "out": "run.out",
     "seed": "run.seed",
     "teacher": "distillation.teacher",
+    "tracker": "run.tracker",
     "workers": "data.workers",
 }
-"""What users of this field call the settings they change most."""
+"""Short names for the settings that are changed most."""
 
 _SHIPPED = resources.files("rtdetrv4.config") / "recipes"
 
@@ -64,24 +65,29 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A recipe with some settings changed.
 
     Args:
-        recipe: where to start.
-        changes: values by dotted name, by short name, or nested as in YAML. A short name whose value is None is left
-            alone (a caller's keyword that was not given); `teacher="none"` turns distillation off.
+        recipe: the recipe to change.
+        changes: values by dotted name, by short name, or nested as in YAML. A short name whose value is None is
+            ignored (a keyword that was not given); `teacher="none"` turns distillation off.
 
-    Unless `schedule.scaling` is "published", what depends on a changed setting follows it as long as it is not changed
-    itself: the stages keep their share of `epochs`, the learning rate goes with the square root of `batch`, and
+    Unless `schedule.scaling` is "published", settings that depend on a changed one follow it unless they are changed
+    themselves: the stages keep their share of `epochs`, the learning rate scales with the square root of `batch`, and
     the backbone's learning rate keeps its ratio to `lr`.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type, out of range, or contradicts another.
     """
-    before = _flatten(recipe.model_dump())
+    before = flat_settings(recipe)
     return _validate(_follow(before, _resolve(changes, "")), "")
 
 
+def flat_settings(recipe: Recipe) -> dict[str, Any]:
+    """Every setting by dotted name."""
+    return _flatten(recipe.model_dump())
+
+
 def changed_settings(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
-    """What differs between two recipes: (before, after) by dotted name."""
-    old, new = _flatten(before.model_dump()), _flatten(after.model_dump())
+    """Settings that differ between two recipes: (before, after) by dotted name."""
+    old, new = flat_settings(before), flat_settings(after)
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
 
@@ -151,7 +157,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Changes by dotted name; refuses names that no recipe has."""
+    """Changes by dotted name; raises on names that no recipe has."""
     known = set(setting_names())
     resolved: dict[str, Any] = {}
     for name, value in _flatten(changes).items():

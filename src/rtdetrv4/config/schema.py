@@ -371,6 +371,11 @@ class RunConfig(_Section):
         default=False, description="Compile backbone and encoder with torch.compile; where that fails, do without."
     )
     log_every: AtLeastOne = Field(default=50, description="Steps between two lines of the log.")
+    tracker: str = Field(
+        default="tensorboard",
+        description="Where the log goes besides log.jsonl: tensorboard, wandb, mlflow, another one of accelerate's "
+        "trackers, or none.",
+    )
     eval_every: AtLeastOne = Field(
         default=1, description="Epochs between two evaluations; the last epoch is always evaluated."
     )

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -20,20 +20,20 @@ NUM_TOP = 300
 
 
 class ExportMetadata(NamedTuple):
-    """What an exported file says about itself: all that is needed to run it, in any language."""
+    """The metadata of an exported file: everything needed to run it, in any language."""
 
     model: str
     names: tuple[str, ...]
     """K class names."""
     category_ids: tuple[int, ...]
-    """The ids these classes had in the annotations."""
+    """Ids of the classes in the annotations."""
     image_size: tuple[int, int]
     """Height and width of the input."""
     outputs: Literal["postprocessed", "raw"]
     """"postprocessed": `scores` B×N, `labels` B×N, `boxes` B×N×4 xyxy in [0, 1] of the image, by descending score.
     "raw": `logits` B×Q×K and `boxes` B×Q×4 cxcywh in [0, 1]."""
     version: str
-    """Of rtdetrv4."""
+    """Version of rtdetrv4 that exported the file."""
     resize: str = "stretch"
     """See `rtdetrv4.runtime.preprocess.resize`."""
     scale: str = "1/255"
@@ -79,7 +79,7 @@ class OnnxSession:
             the CPU.
 
     Attributes:
-        metadata: what the file says about itself: class names, input size, and so on.
+        metadata: class names, input size, and so on.
 
     Raises:
         ExportError: the file is missing or broken, or was not written by this package.
@@ -106,22 +106,40 @@ class OnnxSession:
         self._dtype = np.float16 if model_input.type == "tensor(float16)" else np.float32
         self._fixed_batch: int | None = model_input.shape[0] if isinstance(model_input.shape[0], int) else None
 
-    def predict(self, source: Any, conf: float | Mapping[str, float] = 0.25, batch: int = 1) -> list[Detections]:
-        """What is in the images; see `stream`, which keeps no more than a batch of them in memory."""
-        return list(self.stream(source, conf, batch))
+    @overload
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: float | Mapping[str, float] = ...,
+        batch: int = ...,
+        stream: Literal[False] = ...,
+    ) -> list[Detections]: ...
 
-    def stream(self, source: Any, conf: float | Mapping[str, float] = 0.25, batch: int = 1) -> Iterator[Detections]:
-        """What is in the images, one after the other.
+    @overload
+    def predict(
+        self, source: Any, *, conf: float | Mapping[str, float] = ..., batch: int = ..., stream: Literal[True]
+    ) -> Iterator[Detections]: ...
+
+    def predict(
+        self, source: Any, *, conf: float | Mapping[str, float] = 0.25, batch: int = 1, stream: bool = False
+    ) -> list[Detections] | Iterator[Detections]:
+        """Find objects.
 
         Args:
-            source: a path, folder, video, camera, array and more: see `rtdetrv4.runtime.read_source`.
-            conf: least confidence; one for all classes, or one for each by name.
-            batch: how many images to run at once. A file exported with a fixed batch size goes by that.
+            source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array or PIL image.
+            conf: minimum confidence, or one for each class by name.
+            batch: images per run. Files exported with a fixed batch size always use that.
+            stream: yield one result after the other instead of returning a list, so that long videos fit into memory.
+
+        Raises:
+            SourceError: something in `source` cannot be read.
         """
         frames = read_source(source)
-        return itertools.chain.from_iterable(
+        found = itertools.chain.from_iterable(
             self._detect(chunk, conf) for chunk in _chunks(frames, self._fixed_batch or batch)
         )
+        return found if stream else list(found)
 
     def _detect(self, frames: list[Frame], conf: float | Mapping[str, float]) -> Iterator[Detections]:
         for frame, scores, labels, boxes in zip(frames, *self.run([frame.image for frame in frames]), strict=True):
@@ -137,7 +155,7 @@ class OnnxSession:
             )
 
     def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The network's answer to a batch, with nothing left out.
+        """Run a batch and return all detections, whatever their score.
 
         Args:
             images: B images, H×W×3 uint8 RGB.

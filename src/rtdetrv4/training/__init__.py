@@ -3,9 +3,9 @@
 from rtdetrv4.training.accelerator import make_accelerator
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.loop import Trainer
-from rtdetrv4.training.observers import Observer, default_observers
+from rtdetrv4.training.observers import Observer, Tracker, default_observers
 from rtdetrv4.training.optimizer import adamw, parameter_groups
-from rtdetrv4.training.plan import Plan, scale_schedule, split_batch
+from rtdetrv4.training.plan import Plan, few_steps_advice, scale_plan, split_batch
 from rtdetrv4.training.profile import Profiler
 from rtdetrv4.training.training_data import TrainingData
 from rtdetrv4.training.validation import validate
@@ -15,13 +15,15 @@ __all__ = [
     "Observer",
     "Plan",
     "Profiler",
+    "Tracker",
     "Trainer",
     "TrainingData",
     "adamw",
     "default_observers",
+    "few_steps_advice",
     "make_accelerator",
     "parameter_groups",
-    "scale_schedule",
+    "scale_plan",
     "split_batch",
     "validate",
 ]

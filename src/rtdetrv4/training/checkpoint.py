@@ -1,7 +1,4 @@
-"""Files a training run writes: `last.pt` and `best.pt` (everything, to go on), `weights.safetensors` (to predict).
-
-Each is written beside its place and then renamed, so that a run that dies while writing leaves the old file whole.
-"""
+"""`last.pt` and `best.pt`: the whole state of a training run, to resume from."""
 
 from __future__ import annotations
 
@@ -14,20 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rtdetrv4.errors import WeightsError, first_line
-from rtdetrv4.weights import files
+from rtdetrv4.weights.files import write_whole
 
-#: Raised when what a checkpoint holds changes; an older one is refused with its number in the message.
+LAST_FILE, BEST_FILE, WEIGHTS_FILE = "last.pt", "best.pt", "weights.safetensors"
+
+#: Incremented when the content of a checkpoint changes; files with another number are refused.
 FORMAT = 1
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path, *copies: Path) -> None:
     """Write a training state, of tensors and plain Python values, to `path` and as a copy to `copies`."""
-    files.write_whole(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    write_whole(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
     for copy in copies:
-        files.write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
+        write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -38,13 +36,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path} does not exist; a run can be resumed from the last.pt in its output folder.")
+        raise WeightsError(f"{path} does not exist; a run can be resumed from the {LAST_FILE} in its output folder.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"{path} cannot be read as a checkpoint ({first_line(error)}). "
-            "Only last.pt and best.pt hold a training state; weights.safetensors is for prediction and fine-tuning."
+            f"Only {LAST_FILE} and {BEST_FILE} hold a training state; {WEIGHTS_FILE} is for prediction and fine-tuning."
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
@@ -54,19 +52,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write a model's weights for inference.
-
-    Args:
-        model: usually the EMA of the detector.
-        path: of a safetensors file.
-        metadata: any JSON: what one needs to build and use the model. Stored as one string under "rtdetrv4".
-    """
-    files.save_weights(model.state_dict(), path, metadata)
-
-
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The state of every random generator of this process."""
+    """The state of every random number generator of this process."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -79,7 +66,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """The opposite of `rng_state`. A checkpoint from another kind of device restores what the two have in common."""
+    """The inverse of `rng_state`. A checkpoint from another kind of device restores what both have."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

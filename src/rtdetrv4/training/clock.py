@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Time spent in each phase of a training step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count what runs inside to `phase`."""
+        """Time the block as `phase`."""
         with record_function(phase):
             if self._is_cuda and phase != "data":
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -41,13 +41,13 @@ class Clock:
                 self._seconds[phase] += time.perf_counter() - start
 
     def collect(self) -> None:
-        """Add up what the device has finished by now; called where a step has waited for it anyway."""
+        """Add up the phases that the device has finished; called where a step has waited for it anyway."""
         while self._events and self._events[0][2].query():
             phase, begin, end = self._events.pop(0)
             self._seconds[phase] += begin.elapsed_time(end) / 1000
 
     def take(self) -> dict[str, float]:
-        """Seconds by phase since the last call, in the order of `PHASES`, and start anew."""
+        """Seconds by phase since the last call, in the order of `PHASES`."""
         if self._events:
             torch.cuda.synchronize()
             self.collect()

@@ -37,7 +37,7 @@ class ModelEma(Generic[Model]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards `model`; once per optimizer step."""
+        """Move the average toward `model`; called once per optimizer step."""
         self.num_updates += 1
         average = get_ema_multi_avg_fn(self.decay_at(self.num_updates))
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
@@ -67,7 +67,7 @@ class ModelEma(Generic[Model]):
         return {"module": self.module.state_dict(), "decay": self.decay, "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The opposite of `state_dict`."""
+        """The inverse of `state_dict`."""
         self.module.load_state_dict(state["module"])
         self.decay = state["decay"]
         self.num_updates = state["num_updates"]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the loop grants when its state is whole."""
+"""Ctrl-C and SIGTERM as a request to stop, which the loop honors once its state is consistent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupt:
-    """While it is entered, the first SIGINT or SIGTERM sets `requested`; a second Ctrl-C raises KeyboardInterrupt.
+    """While entered, the first SIGINT or SIGTERM sets `requested`; a second Ctrl-C raises KeyboardInterrupt.
 
     A SIGTERM after another signal is ignored: torchrun answers Ctrl-C by sending one to its ranks, which have seen the
     Ctrl-C themselves. Outside the main thread, where Python allows no handlers, signals keep their usual effect.
@@ -42,7 +42,7 @@ class Interrupt:
 
     @contextmanager
     def raising(self, active: bool = True) -> Iterator[None]:
-        """Inside, the first signal raises KeyboardInterrupt: for work that may be dropped."""
+        """Inside, the first signal raises KeyboardInterrupt: for work whose results may be lost."""
         self._raises = active
         try:
             if active and self.requested:

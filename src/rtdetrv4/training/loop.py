@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import Criterion, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.training.accelerator import synchronize_norms
-from rtdetrv4.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
 from rtdetrv4.training.clock import Clock
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.interrupt import Interrupt
@@ -36,39 +36,40 @@ from rtdetrv4.training.position import Position
 from rtdetrv4.training.state import RunState
 from rtdetrv4.training.training_data import TrainingData
 from rtdetrv4.types import Batch
+from rtdetrv4.weights import save_weights
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """A training run, made of built parts.
+    """A training run, assembled from its parts.
 
     Args:
-        student: the detector with the injector beside it, on the device.
-        ema: of `student`.
-        optimizer: of `student`, with `initial_lr` in every group.
+        student: the detector with its injector, on the device.
+        ema: average of `student`.
+        optimizer: optimizer of `student`, with `initial_lr` in every group.
         plan: stages, learning rates, lengths.
         data: training batches.
         criterion: loss terms, unweighted.
-        weights: of these terms, by base name.
-        evaluate: the metrics of a detector; with several ranks a collective call with the same result on every one.
-            None if there is nothing to validate on: then the last weights are the best.
+        weights: weights of these terms, by base name.
+        evaluate: function from a detector to its metrics; on several ranks a collective call with the same result on
+            each. None without validation data: then the last weights are the best.
         accelerator: device, number format, ranks.
-        out: folder that rank 0 writes to.
+        out: run folder, which rank 0 writes to.
         teacher: None trains without distillation. On the device; neither wrapped by DDP nor saved.
         modulation: owner of λ, the weight of the distillation loss; needed with a teacher.
-        teach_every: the teacher takes part in the first of so many steps, and rests in the others.
-        teach_epochs: the teacher takes part in so many epochs, and rests after them; None: in all.
-        observers: told on rank 0 what happens.
-        clip_norm: largest gradient norm; 0 clips nothing.
+        teach_every: the teacher is used in every `teach_every`-th step, starting with the first.
+        teach_epochs: number of epochs that use the teacher; None: all of them.
+        observers: notified on rank 0.
+        clip_norm: maximum gradient norm; 0 disables clipping.
         accumulate: batches per optimizer step. Losses are normalized by the boxes of each batch, then averaged.
-        eval_every: epochs between evaluations; the last epoch is evaluated always.
-        patience: stop after so many evaluations in a row without a better score.
-        max_skipped: give up after so many steps in a row whose loss or gradient is NaN or infinite.
-        seed: of what is random in the model; each rank adds its number.
-        recipe: plain values that say how the run was made; kept in checkpoints.
-        metadata: plain values that say how to build and use the detector; kept in weights.safetensors.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        patience: stop after this many evaluations in a row without a better score; None: never.
+        max_skipped: give up after this many steps in a row with a NaN or infinite loss or gradient.
+        seed: seed of everything random in the model; each rank adds its number.
+        recipe: plain values that describe how the run was made; stored in checkpoints.
+        metadata: plain values that describe how to build and use the detector; stored in weights.safetensors.
     """
 
     student: DistillationStudent
@@ -118,40 +119,35 @@ class Trainer:
 
     @property
     def position(self) -> Position:
-        """Where the run is."""
+        """Current epoch, step and best score."""
         return self.state.position
 
     @property
     def _teacher_is_active(self) -> bool:
-        """Whether the teacher, if there is one, takes part in this epoch."""
+        """Whether a teacher would be used in this epoch."""
         return self.teach_epochs is None or self.position.epoch < self.teach_epochs
 
     def run(self, resume: Path | None = None) -> RunResult:
-        """Train to the end of the plan, or from where the checkpoint `resume` was written.
+        """Train to the end of the plan, from the checkpoint `resume` if given.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM. last.pt is written, and the message says how to go on.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; last.pt was written, and the message says how to resume.
             NonFiniteError: too many steps in a row were not finite.
         """
         set_seed(self.seed, device_specific=True)
         if resume is not None:
             self.state.load_state_dict(load_checkpoint(resume))
-        for observer in self.observers:
-            observer.run_start(self._info())
         is_complete = False
-        try:
+        with ExitStack() as stack:
+            for observer in self.observers:
+                observer.run_start(self._info())
+                stack.callback(lambda end=observer.run_end: end(self._result(is_complete)))
             with self.interrupt:
                 while self.position.epoch < self.plan.epochs and not self.position.is_out_of_patience(self.patience):
                     self._train_epoch()
                     self._finish_epoch()
             is_complete = True
-        finally:
-            result = RunResult(
-                self.out, self.position.best_epoch, self.position.best_score, self.position.best_metrics, is_complete
-            )
-            for observer in self.observers:
-                observer.run_end(result)
-        return result
+        return self._result(is_complete)
 
     def _train_epoch(self) -> None:
         position, stage = self.position, self.plan.stage(self.position.epoch)
@@ -172,7 +168,7 @@ class Trainer:
         self.seconds = time.monotonic() - self.started
 
     def _step(self, batches: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
-        """One optimizer step; also tells whether any rank was asked to stop."""
+        """One optimizer step; also returns whether any rank was asked to stop."""
         position, accelerator, student = self.position, self.accelerator, self.student
         assert batches, "the loader has fewer batches than the plan"
         step = position.epoch * self.plan.steps_per_epoch + position.step
@@ -246,14 +242,14 @@ class Trainer:
         return report, mean_stop > 0
 
     def _alignment(self, projected: Tensor, images: Tensor) -> Tensor:
-        """L_DSI of a batch."""
+        """L_DSI on a batch."""
         assert self.teacher is not None, "an injector without a teacher"
         with self.accelerator.autocast():
             teacher_map = self.teacher(images, (projected.shape[-2], projected.shape[-1]))
         return alignment_loss(projected, teacher_map)
 
     def _skip(self, losses: Mapping[str, float], batches: Sequence[Batch]) -> None:
-        """Leave the model as it is after a step that was not finite; give up after too many of these in a row."""
+        """Skip the update of a step that was not finite; give up after too many of these in a row."""
         position, scaler = self.position, self.accelerator.scaler
         position.num_skipped += 1
         position.num_skipped_in_row += 1
@@ -263,14 +259,14 @@ class Trainer:
             scaler.update()
         if scaler is None or bad != ["gradient"]:  # in fp16, overflowing gradients are how the scaler finds its scale
             logger.warning(
-                "Epoch %d, step %d left out: %s not finite.", position.epoch + 1, position.step + 1, ", ".join(bad)
+                "Epoch %d, step %d skipped: %s not finite.", position.epoch + 1, position.step + 1, ", ".join(bad)
             )
         if position.num_skipped_in_row >= self.max_skipped:
             path = self.out / "nonfinite.json"
             raise nonfinite_error(path, position, losses, self.student, batches, self.accelerator.mixed_precision)
 
     def _finish_epoch(self) -> None:
-        """Validate, adapt λ, and save; then the epoch is over."""
+        """End the epoch: validate, adapt λ, and save."""
         position, plan = self.position, self.plan
         metrics = self._validate()  # may be interrupted, so nothing has changed yet
         if self.evaluate is None:
@@ -304,10 +300,10 @@ class Trainer:
             shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
         )
         position.next_epoch()
-        self._save("last.pt", *(["best.pt"] if is_best else []))
+        self._save(LAST_FILE, *([BEST_FILE] if is_best else []))
         if is_best and self.accelerator.is_main_process:
             metadata = {**self.metadata, "trained": True, "epoch": position.epoch, "metrics": report.metrics}
-            save_weights(self.ema.module.detector, self.out / "weights.safetensors", metadata)
+            save_weights(self.ema.module.detector.state_dict(), self.out / WEIGHTS_FILE, metadata)
         for observer in self.observers:
             observer.epoch_end(report)
 
@@ -326,13 +322,13 @@ class Trainer:
             self._stop()
 
     def _restart_from_best(self) -> None:
-        """Begin the refinement stage from the best weights so far, read by rank 0 and sent to the others."""
-        path = self.out / "best.pt"
+        """Begin the refinement stage from the best weights so far, which rank 0 reads and broadcasts."""
+        path = self.out / BEST_FILE
         if self.position.best_epoch is not None and self.accelerator.is_main_process:
             if path.is_file():
                 self.ema.module.load_state_dict(load_checkpoint(path)["ema"]["module"])
             else:
-                logger.warning("%s is gone; refinement goes on from the last weights.", path)
+                logger.warning("%s is gone; refinement continues from the last weights.", path)
         broadcast(list(self.ema.module.state_dict().values()))
         self.ema.restart(self.student, self.plan.ema_restart_decay)
 
@@ -342,12 +338,16 @@ class Trainer:
             save_checkpoint(state, *(self.out / name for name in names))
 
     def _stop(self) -> NoReturn:
-        self._save("last.pt")
+        self._save(LAST_FILE)
         raise KeyboardInterrupt(
             f"Stopped in epoch {self.position.epoch + 1} of {self.plan.epochs} after {self.position.step} of "
-            f"{self.plan.steps_per_epoch} steps. Everything is in {self.out / 'last.pt'}; "
-            "the same command with --resume goes on from there."
+            f"{self.plan.steps_per_epoch} steps. The training state is in {self.out / LAST_FILE}; "
+            "the same command with --resume continues from there."
         )
+
+    def _result(self, is_complete: bool) -> RunResult:
+        position = self.position
+        return RunResult(self.out, position.best_epoch, position.best_score, position.best_metrics, is_complete)
 
     def _info(self) -> RunInfo:
         accelerator = self.accelerator

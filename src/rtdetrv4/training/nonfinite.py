@@ -1,4 +1,4 @@
-"""The report of a run that cannot go on."""
+"""The report of a run that gave up over NaN or infinite values."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rtdetrv4.types import Batch
 
 
 def nonfinite_terms(losses: Mapping[str, float]) -> list[str]:
-    """Names of the loss terms that are NaN or infinite; "gradient" if none is, and so only a gradient can be."""
+    """Names of the loss terms that are NaN or infinite; "gradient" if all losses are finite."""
     return [name for name, value in losses.items() if not math.isfinite(value)] or ["gradient"]
 
 
 def nonfinite_error(
     path: Path, at: Position, losses: Mapping[str, float], model: nn.Module, batches: Sequence[Batch], amp: str
 ) -> NonFiniteError:
-    """Write what is known about the last step to `path`, and return the error to raise.
+    """Write a report on the last step to `path`, and return the error to raise.
 
     Args:
-        path: of the report, a JSON file.
-        at: where the run is.
-        losses: of the step, means over ranks.
-        model: with the gradients of the step.
-        batches: of the step, on this rank.
-        amp: the number format of the forward pass.
+        path: JSON file to write the report to.
+        at: epoch and step.
+        losses: losses of the step, means over ranks.
+        model: the model with the gradients of the step.
+        batches: batches of the step on this rank.
+        amp: number format of the forward pass.
     """
     bad = nonfinite_terms(losses)
     report: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What watches a run: progress, logs, pictures. Observers change nothing and are told on rank 0 only."""
+"""Observers of a run: progress, logs, curves. They change nothing, and are notified on rank 0 only."""
 
 from __future__ import annotations
 
@@ -11,58 +11,63 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from rtdetrv4.distillation import ModulationReport
+from rtdetrv4.errors import ConfigError, MissingDependencyError, did_you_mean
+from rtdetrv4.training.checkpoint import WEIGHTS_FILE
 from rtdetrv4.training.plan import Plan
 from rtdetrv4.training.run_curves import draw_curves
 
 logger = logging.getLogger(__name__)
 
+LOG_FILE = "log.jsonl"
 EPOCHS_OUTSIDE = 4
-"""In a row on one side of GAM's band, after which it counts as out of reach."""
+"""Epochs in a row on one side of GAM's band, after which the band counts as out of reach."""
 
 
 class RunInfo(NamedTuple):
-    """Told once, before the first step."""
+    """What is known before the first step."""
 
     out: Path
     plan: Plan
     epoch: int
-    """Epochs done before, by the run that is resumed; 0 in a new run."""
+    """Epochs done before by the resumed run; 0 in a new run."""
     step: int
     """Optimizer steps done before."""
     hardware: str
     """Device, ranks and number format."""
     num_parameters: int
-    """Trainable ones."""
+    """Trainable parameters."""
     teacher: str | None
 
 
 class StepReport(NamedTuple):
-    """Told after each optimizer step. Epochs and steps count from 1; numbers are means over ranks."""
+    """An optimizer step. Epochs and steps count from 1; numbers are means over ranks."""
 
     epoch: int
     step: int
     losses: Mapping[str, float]
     """The unweighted terms, and "loss", their weighted sum."""
     grad_norm: float
-    """Before clipping."""
+    """Gradient norm before clipping."""
     lr: float
-    """The highest of all parameter groups."""
+    """Highest learning rate of all parameter groups."""
     distill_weight: float | None
     """λ."""
     num_images: int
     is_finite: bool
-    """Otherwise the step was skipped."""
+    """False if the step was skipped."""
 
 
 class EpochReport(NamedTuple):
-    """Told after each epoch, when its checkpoints are written. Epochs and steps count from 1."""
+    """An epoch, after its checkpoints are written. Epochs and steps count from 1."""
 
     epoch: int
     step: int
@@ -75,22 +80,22 @@ class EpochReport(NamedTuple):
     best_score: float | None
     is_best: bool
     distill_weight: float | None
-    """λ, as it was in the epoch."""
+    """λ during the epoch."""
     modulation: ModulationReport | None
     num_skipped: int
-    """Steps of the run that were not finite."""
+    """Steps skipped so far because they were not finite."""
     num_unreadable: int
-    """Images of the run that could not be decoded."""
+    """Images that could not be decoded so far."""
     seconds: float
-    """Validation included."""
+    """Duration, including validation."""
     images_per_second: float
-    """In training."""
+    """Training speed."""
     shares: Mapping[str, float]
-    """Of the training time by phase, see `clock.PHASES`; what is missing from 1 is logging and waiting."""
+    """Share of the training time by phase, see `clock.PHASES`; the rest is logging and waiting."""
 
 
 class RunResult(NamedTuple):
-    """Told at the end, however it came about, and returned by the loop."""
+    """The end of a run, whether complete, interrupted or failed."""
 
     out: Path
     best_epoch: int | None
@@ -99,34 +104,38 @@ class RunResult(NamedTuple):
     is_complete: bool
 
 
+@runtime_checkable
 class Observer(Protocol):
-    """Something that watches a run."""
+    """Watches a run. A subclass overrides what it needs.
+
+    All calls are made on rank 0 only. An exception ends the run: it goes on to the caller of `train`, after every
+    observer that was started has had its `run_end`.
+    """
 
     def run_start(self, info: RunInfo) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def step_end(self, report: StepReport) -> None:
-        """After each optimizer step."""
+        """Called after each optimizer step."""
 
     def epoch_end(self, report: EpochReport) -> None:
-        """After each epoch."""
+        """Called after each epoch, when its checkpoints are written."""
 
     def run_end(self, result: RunResult) -> None:
-        """When the run is complete, interrupted, or has failed."""
+        """Called when the run is complete, interrupted, or has failed."""
 
 
 def default_observers(out: Path, *, log_every: int = 50, console: Console | None = None) -> list[Observer]:
-    """Progress on the terminal, `log.jsonl`, TensorBoard, `curves.png`, and a warning if GAM's band is out of reach."""
+    """Progress on the terminal, `log.jsonl`, `curves.png`, and a warning if GAM's band is out of reach."""
     return [
         TerminalProgress(log_every, console or Console(stderr=True)),
-        JsonLog(out / "log.jsonl", log_every),
-        TensorBoard(out / "tensorboard", log_every),
-        CurvePlot(out / "log.jsonl", out / "curves.png"),
+        JsonLog(out / LOG_FILE, log_every),
+        CurvePlot(out / LOG_FILE, out / "curves.png"),
         BandWatch(),
     ]
 
 
-class TerminalProgress:
+class TerminalProgress(Observer):
     """A progress bar on a terminal; plain lines in a file or a pipe. One line per epoch in both."""
 
     def __init__(self, log_every: int, console: Console) -> None:
@@ -144,7 +153,7 @@ class TerminalProgress:
         self._task = TaskID(0)
 
     def run_start(self, info: RunInfo) -> None:
-        """What is trained, on what."""
+        """Print the model, the hardware and the length of the run."""
         self._plan = info.plan
         self._first_step, self._started = info.step, time.monotonic()
         self._print(
@@ -157,7 +166,7 @@ class TerminalProgress:
         self._bar.start()
 
     def step_end(self, report: StepReport) -> None:
-        """Move the bar, or print a line now and then."""
+        """Move the bar, or print a line every `log_every` steps."""
         done = (report.step - 1) % self._plan.steps_per_epoch + 1
         epoch = f"epoch {report.epoch}/{self._plan.epochs}"
         status = f"loss {report.losses['loss']:.3f}  left {self._left(report.step)}"
@@ -166,7 +175,7 @@ class TerminalProgress:
             self._print(f"{epoch}  step {done}/{self._plan.steps_per_epoch}  lr {report.lr:.2e}  {status}")
 
     def epoch_end(self, report: EpochReport) -> None:
-        """One line."""
+        """Print one line."""
         parts = [
             f"epoch {report.epoch}/{self._plan.epochs}",
             f"{report.stage:<10}",
@@ -178,7 +187,7 @@ class TerminalProgress:
         if report.modulation is not None:
             parts.append(
                 f"distill {_number(report.losses, 'distill')}  λ {report.distill_weight:.3g}  "
-                f"AIFI {report.modulation.share:.2f} %{_wanted(report.modulation)}"
+                f"AIFI {report.modulation.share:.2f} %{_target(report.modulation)}"
             )
         if report.num_skipped:
             parts.append(f"{report.num_skipped} steps skipped")
@@ -189,7 +198,7 @@ class TerminalProgress:
         self._print("  ".join(parts))
 
     def run_end(self, result: RunResult) -> None:
-        """Where the results are."""
+        """Print where the results are."""
         self._bar.stop()
         if result.is_complete:
             best = (
@@ -197,7 +206,7 @@ class TerminalProgress:
                 if result.best_score is None
                 else f"best AP {_percent(result.best_score)} in epoch {result.best_epoch}; "
             )
-            self._print(f"done: {best}weights in {result.out / 'weights.safetensors'}")
+            self._print(f"done: {best}weights in {result.out / WEIGHTS_FILE}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -208,7 +217,7 @@ class TerminalProgress:
         return str(timedelta(seconds=seconds))
 
 
-class JsonLog:
+class JsonLog(Observer):
     """One JSON object per line: {"type": "run" | "step" | "epoch", …}. NaN and infinity are null.
 
     A resumed run continues the file: what an earlier run logged after the checkpoint is dropped first.
@@ -219,7 +228,7 @@ class JsonLog:
         self.log_every = log_every
 
     def run_start(self, info: RunInfo) -> None:
-        """A new file, or the old one up to where the run goes on."""
+        """Begin a new file, or cut the old one to where the run resumes."""
         kept = [r for r in read_log(self.path) if r["step"] <= info.step] if info.step else []
         # The epoch that was over, but not yet validated, when the checkpoint was written is logged when it is.
         kept = [r for r in kept if r["type"] != "epoch" or r["epoch"] <= info.epoch]
@@ -230,42 +239,73 @@ class JsonLog:
         self._write("run", info._replace(plan=plan, out=str(info.out))._asdict())  # type: ignore[arg-type]
 
     def step_end(self, report: StepReport) -> None:
-        """Every `log_every` steps."""
+        """Log every `log_every` steps."""
         if report.step % self.log_every == 0:
             self._write("step", report._asdict())
 
     def epoch_end(self, report: EpochReport) -> None:
-        """Each epoch."""
+        """Log the epoch."""
         modulation = None if report.modulation is None else report.modulation._asdict()
         self._write("epoch", {**report._asdict(), "modulation": modulation})
-
-    def run_end(self, result: RunResult) -> None:
-        """Nothing: every line is written already."""
 
     def _write(self, kind: str, record: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_json_line({"type": kind, **record}))
 
 
-class TensorBoard:
-    """Scalars for `tensorboard --logdir`."""
+class Tracker(Observer):
+    """Scalars for one of accelerate's experiment trackers: TensorBoard, Weights & Biases, MLflow and others.
 
-    def __init__(self, folder: Path, log_every: int) -> None:
-        self.folder = folder
+    Args:
+        name: "tensorboard", "wandb", "mlflow", or another one that accelerate knows.
+        accelerator: the run's accelerator.
+        log_every: steps between two entries.
+        settings: the run's settings by name. TensorBoard gets none: recipe.yaml is beside its folder.
+
+    Raises:
+        ConfigError: accelerate has no such tracker.
+        MissingDependencyError: its package is not installed.
+    """
+
+    def __init__(
+        self, name: str, accelerator: Accelerator, log_every: int, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise ConfigError(
+                f'run.tracker: got "{name}", expected {known} or none.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}'
+            )
+        if name in set(map(str, LoggerType)) - set(map(str, get_available_trackers())):
+            raise MissingDependencyError(f"{name} is not installed; install it with: pip install {name}")
+        self.name = name
+        self.accelerator = accelerator
         self.log_every = log_every
+        self.settings = settings or {}
 
     def run_start(self, info: RunInfo) -> None:
-        """Open; what an earlier run logged after the checkpoint is hidden."""
-        self._writer = SummaryWriter(str(self.folder), purge_step=info.step + 1)
+        """Open the tracker; TensorBoard hides what an earlier run logged after the checkpoint."""
+        is_local = self.name == "tensorboard"
+        self.accelerator.log_with = [self.name]  # pyright: ignore[reportAttributeAccessIssue]
+        self.accelerator.project_configuration.logging_dir = str(info.out)
+        self.accelerator.init_trackers(
+            "tensorboard" if is_local else "rtdetrv4",  # for TensorBoard the folder, elsewhere the project
+            None if is_local else {name: _scalar(value) for name, value in self.settings.items()},
+            {
+                "tensorboard": {"purge_step": info.step + 1},
+                "wandb": {"name": info.out.name, "dir": str(info.out)},
+                "mlflow": {"run_name": info.out.name},
+            },
+        )
+        self._tracker = self.accelerator.trackers[-1]
 
     def step_end(self, report: StepReport) -> None:
-        """Every `log_every` steps."""
+        """Log every `log_every` steps."""
         if report.step % self.log_every == 0:
             scalars = {f"step/{name}": value for name, value in report.losses.items()}
-            self._add({**scalars, "step/grad_norm": report.grad_norm, "step/lr": report.lr}, report.step)
+            self._tracker.log({**scalars, "step/grad_norm": report.grad_norm, "step/lr": report.lr}, step=report.step)
 
     def epoch_end(self, report: EpochReport) -> None:
-        """Each epoch."""
+        """Log the epoch."""
         scalars = {f"epoch/{name}": value for name, value in report.losses.items()}
         scalars |= {f"val/{name}": value for name, value in report.metrics.items() if isinstance(value, float)}
         scalars |= {
@@ -273,19 +313,15 @@ class TensorBoard:
         }
         if report.modulation is not None:
             scalars |= {"distill/weight": report.distill_weight, "distill/aifi_share": report.modulation.share}
-        self._add(scalars, report.step)
+        self._tracker.log(scalars, step=report.step)
 
     def run_end(self, result: RunResult) -> None:
-        """Close."""
-        self._writer.close()
-
-    def _add(self, scalars: Mapping[str, Any], step: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        """Close the tracker."""
+        self._tracker.finish()
 
 
-class CurvePlot:
-    """`curves.png`, drawn anew from the log after an epoch, at most twice a minute, and at the end."""
+class CurvePlot(Observer):
+    """`curves.png`, redrawn from the log after an epoch, at most twice a minute, and at the end."""
 
     def __init__(self, log: Path, picture: Path, seconds_between: float = 30.0) -> None:
         self.log = log
@@ -293,19 +329,13 @@ class CurvePlot:
         self.seconds_between = seconds_between
         self._drawn = -math.inf
 
-    def run_start(self, info: RunInfo) -> None:
-        """Nothing yet."""
-
-    def step_end(self, report: StepReport) -> None:
-        """Nothing."""
-
     def epoch_end(self, report: EpochReport) -> None:
-        """Draw, unless that was done just now: small data has epochs that are shorter than drawing takes."""
+        """Draw, unless that was done recently: epochs on small data are shorter than drawing takes."""
         if time.monotonic() - self._drawn >= self.seconds_between:
             self._draw()
 
     def run_end(self, result: RunResult) -> None:
-        """Draw."""
+        """Draw the final curves."""
         self._draw()
 
     def _draw(self) -> None:
@@ -313,21 +343,15 @@ class CurvePlot:
         self._drawn = time.monotonic()
 
 
-class BandWatch:
+class BandWatch(Observer):
     """Warns, once, when AIFI's share stays on one side of GAM's band, so that λ runs away."""
 
     def __init__(self) -> None:
         self._outside: list[EpochReport] = []
         self._has_warned = False
 
-    def run_start(self, info: RunInfo) -> None:
-        """Nothing yet."""
-
-    def step_end(self, report: StepReport) -> None:
-        """Nothing."""
-
     def epoch_end(self, report: EpochReport) -> None:
-        """Count the epochs on this side."""
+        """Count the epochs on the same side of the band, and warn."""
         modulation = report.modulation
         if modulation is None or modulation.band is None or modulation.reason not in ("below", "above"):
             self._outside = []
@@ -339,8 +363,8 @@ class BandWatch:
         if len(self._outside) == EPOCHS_OUTSIDE and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "AIFI's share of the gradient, now %.2f %%, has been %s the wanted %.2f–%.2f %% for %d epochs, while λ "
-                "went from %.3g to %.3g. This band seems to be for other data, and a λ that runs away costs accuracy: "
+                "AIFI's share of the gradient, now %.2f %%, has been %s the target %.2f–%.2f %% for %d epochs, while λ "
+                "went from %.3g to %.3g. This band does not seem to suit your data, and a runaway λ costs accuracy: "
                 "start again with distillation.mode=auto, which measures a band, or with mode=fixed.",
                 modulation.share,
                 modulation.reason,
@@ -350,12 +374,9 @@ class BandWatch:
                 modulation.weight,
             )
 
-    def run_end(self, result: RunResult) -> None:
-        """Nothing."""
-
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`, oldest first; none if there is no such file. A line cut short is left out."""
+    """The records of a `log.jsonl`, oldest first; empty if there is no such file. Truncated lines are dropped."""
     if not path.is_file():
         return []
     records = []
@@ -376,14 +397,18 @@ def _json_line(record: Mapping[str, Any]) -> str:
     return json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _scalar(value: Any) -> bool | float | str | None:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
 def _number(values: Mapping[str, float], name: str) -> str:
     return f"{values[name]:.3f}" if name in values else "–"
 
 
-def _wanted(modulation: ModulationReport) -> str:
+def _target(modulation: ModulationReport) -> str:
     if modulation.reason == "probe":
         return " (probe)"
-    return "" if modulation.band is None else f" (wanted {modulation.band[0]:.2f}–{modulation.band[1]:.2f})"
+    return "" if modulation.band is None else f" (target {modulation.band[0]:.2f}–{modulation.band[1]:.2f})"
 
 
 def _percent(share: float | None) -> str:

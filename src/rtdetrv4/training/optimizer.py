@@ -1,4 +1,4 @@
-"""AdamW with few parameter groups."""
+"""AdamW and its parameter groups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and weight decay: at most four groups.
 
-    Decided by what a parameter belongs to, not by patterns in its name. The five schemes of the released models:
+    A parameter's group depends on its module, not on patterns in its name. The five schemes of the released models:
 
     | | backbone_norm_lr | decay_backbone_norm | decay_bias |
     |---|---|---|---|
@@ -38,9 +38,9 @@ def parameter_groups(
     Args:
         model: a detector, or the student around one; it has a part named `backbone`, and everything else, the projector
             of a student too, is the head.
-        lr: of the head.
-        backbone_lr: of the backbone.
-        weight_decay: of weights. Norms of the head never decay.
+        lr: learning rate of the head.
+        backbone_lr: learning rate of the backbone.
+        weight_decay: decay of weights. Norms of the head never decay.
         backbone_norm_lr: whose learning rate the norms of the backbone get.
         decay_backbone_norm: whether they decay.
         decay_bias: whether biases of the head decay. A backbone's own biases, such as the learnable affine shift of

@@ -1,10 +1,10 @@
-"""When things happen: epoch → augmentation stage, step → learning rate, and the lengths of all of it on small data."""
+"""The schedule: epoch → augmentation stage, step → learning rate, and how both scale to small data."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rtdetrv4.errors import ConfigError
 
@@ -12,10 +12,12 @@ from rtdetrv4.errors import ConfigError
 #: stay far below both (warm-up 0.2–1.4 % of their steps, EMA horizon 2–7 %), so these bounds act on small data only.
 WARMUP_SHARE = 0.05
 EMA_SHARE = 0.1
+#: Optimizer steps below which a detector that does not start from a trained one finds little (docs/experiments.md).
+FEW_STEPS = 1000
 
 
 class Stage(NamedTuple):
-    """What may be done to images in an epoch. The probabilities are the recipe's."""
+    """Augmentations allowed in an epoch. Their probabilities are the recipe's."""
 
     name: str
     mosaic: bool = False
@@ -53,10 +55,13 @@ def flat_cosine(
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run in numbers, all of them final: nothing is scaled after this.
+    """The schedule of a training run.
 
     Stages by epoch: [0, basic_epochs) basic, [basic_epochs, mosaic_until) dense, [mosaic_until, refine_from) augmented,
     [refine_from, epochs) refinement.
+
+    Raises:
+        ConfigError: there is no epoch, or no step in one.
     """
 
     epochs: int
@@ -64,7 +69,7 @@ class Plan:
     """Optimizer steps; with gradient accumulation one step is several batches."""
     warmup_steps: int
     flat_epoch: float
-    """The learning rate starts to fall here; beyond the last epoch it never does."""
+    """The learning rate starts to fall here; never if this is beyond the last epoch."""
     no_aug_epochs: float
     """Length of the tail at the lowest learning rate."""
     lr_gamma: float
@@ -72,9 +77,18 @@ class Plan:
     basic_epochs: int
     mosaic_until: int
     refine_from: int
+    """`epochs` or more for a run without refinement."""
     ema_decay: float
+    """Final decay."""
     ema_warmup: float
+    """Time constant, in steps, with which the decay rises to its final value."""
     ema_restart_decay: float
+    """Final decay in the refinement stage."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("steps per epoch", self.steps_per_epoch)):
+            if value < 1:
+                raise ConfigError(f"The run has {value} {name}; expected at least 1. Check epochs, batch and the data.")
 
     @property
     def total_steps(self) -> int:
@@ -82,7 +96,7 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     def stage(self, epoch: int) -> Stage:
-        """What may be done to images in `epoch`, counted from 0."""
+        """The stage of `epoch`, counted from 0."""
         if epoch >= self.refine_from:
             return REFINEMENT
         if epoch < self.basic_epochs:
@@ -106,27 +120,11 @@ class Plan:
         )
 
 
-def scale_schedule(
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    warmup_steps: int,
-    flat_epoch: float,
-    no_aug_epochs: float,
-    lr_gamma: float,
-    basic_epochs: int,
-    mosaic_until: int,
-    refine_from: int,
-    ema_decay: float,
-    ema_warmup: float,
-    ema_restart_decay: float,
-    scaling: Literal["auto", "published"] = "auto",
-) -> Plan:
-    """Fit what a schedule counts in steps to the length of this run.
+def scale_plan(plan: Plan) -> Plan:
+    """Shorten what a plan counts in steps to suit a short run.
 
     Published schedules are made for 118k images: 150k to 890k steps. 50 epochs on 300 images are 900 steps, and with
-    the published lengths the EMA, which is what is validated and saved, would end up near its starting weights.
-    What is counted in epochs follows `epochs` where a recipe is changed; steps are known only now, with the data:
+    the published lengths the EMA, which is what is validated and saved, would end up near its starting weights:
 
     - warm-up is at most 5 % of all steps. It protects fresh layers and Adam's second moments, which takes a number of
       steps and not a share of the run; so it is cut where it would eat a short run, and never made longer;
@@ -134,48 +132,34 @@ def scale_schedule(
       as long as the refinement stage, so that this ends with a settled average. The EMA's own warm-up shrinks by the
       same factor: the curve of the decay keeps its shape.
 
-    At the published size, and with `scaling="published"`, every number passes unchanged.
+    At the published size every number passes unchanged.
+    """
+    horizon, longest = 1 / (1 - plan.ema_decay), max(1.0, EMA_SHARE * plan.total_steps)
+    return replace(
+        plan,
+        warmup_steps=min(plan.warmup_steps, int(WARMUP_SHARE * plan.total_steps)),
+        ema_decay=min(plan.ema_decay, 1 - 1 / longest),
+        ema_warmup=plan.ema_warmup * min(1.0, longest / horizon),
+        ema_restart_decay=min(plan.ema_restart_decay, 1 - 1 / longest),
+    )
+
+
+def few_steps_advice(plan: Plan, *, recipe_warmup: int, batch: int) -> str | None:
+    """Advice for a run from random weights that is too short; None if it is long enough, or short on purpose.
 
     Args:
-        epochs: of this run, as all that is counted in epochs.
-        steps_per_epoch: optimizer steps.
-        warmup_steps: published.
-        flat_epoch: see `Plan`.
-        no_aug_epochs: see `Plan`.
-        lr_gamma: see `Plan`.
-        basic_epochs: see `Plan`.
-        mosaic_until: see `Plan`.
-        refine_from: see `Plan`; `epochs` or more for a run without refinement.
-        ema_decay: published final decay.
-        ema_warmup: published time constant, in steps, with which the decay rises to its final value.
-        ema_restart_decay: published final decay in the refinement stage.
-        scaling: "auto" or "published".
-
-    Raises:
-        ConfigError: there is no epoch, or no step in one.
+        plan: the run's plan.
+        recipe_warmup: warm-up steps in the recipe. If they fit into the run uncut, the recipe is for short runs.
+        batch: images per optimizer step.
     """
-    for name, value in (("epochs", epochs), ("steps per epoch", steps_per_epoch)):
-        if value < 1:
-            raise ConfigError(f"The run has {value} {name}; expected at least 1. Check epochs, batch and the data.")
-    total = epochs * steps_per_epoch
-    if scaling == "auto":
-        horizon, longest = 1 / (1 - ema_decay), max(1.0, EMA_SHARE * total)
-        warmup_steps = min(warmup_steps, int(WARMUP_SHARE * total))
-        ema_warmup *= min(1.0, longest / horizon)
-        ema_decay, ema_restart_decay = min(ema_decay, 1 - 1 / longest), min(ema_restart_decay, 1 - 1 / longest)
-    return Plan(
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_steps=warmup_steps,
-        flat_epoch=flat_epoch,
-        no_aug_epochs=no_aug_epochs,
-        lr_gamma=lr_gamma,
-        basic_epochs=basic_epochs,
-        mosaic_until=mosaic_until,
-        refine_from=refine_from,
-        ema_decay=ema_decay,
-        ema_warmup=ema_warmup,
-        ema_restart_decay=ema_restart_decay,
+    steps = plan.total_steps
+    if steps >= FEW_STEPS or recipe_warmup <= WARMUP_SHARE * steps:
+        return None
+    smaller = max(4, 1 << (steps * batch // FEW_STEPS).bit_length() >> 1)
+    more = f"batch={smaller} makes {steps * batch // smaller} of the same images. " if smaller < batch else ""
+    return (
+        f"{steps} optimizer steps are few for a detector whose encoder and decoder start from random weights: it may "
+        f"find next to nothing. {more}More epochs help too, and most of all a trained detector's weights."
     )
 
 

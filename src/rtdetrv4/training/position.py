@@ -1,4 +1,4 @@
-"""Where a training run is, and what it has seen."""
+"""Progress of a training run: epoch, step, best score, and running means of the losses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass
 class Position:
-    """Plain values, the same on every rank, in every checkpoint."""
+    """Plain values, equal on every rank, stored in every checkpoint."""
 
     epoch: int = 0
     """Epochs done."""
     step: int = 0
-    """Optimizer steps done in the epoch that is under way."""
+    """Optimizer steps done in the current epoch."""
     best_epoch: int | None = None
-    """Number, from 1, of the epoch that ended with the best weights."""
+    """The epoch, counted from 1, that ended with the best weights."""
     best_score: float | None = None
     best_metrics: dict[str, Any] = field(default_factory=dict)
     evaluations_without_gain: int = 0
@@ -27,26 +27,26 @@ class Position:
     num_unreadable: int = 0
     """Images that could not be decoded."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of every loss term, over the steps of the epoch."""
+    """Sum of every loss term over the finite steps of the epoch."""
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, losses: Mapping[str, float]) -> None:
-        """Count a finite step."""
+        """Add the losses of a finite step."""
         self.num_skipped_in_row = 0
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """Of every loss term, over the finite steps of the epoch."""
+        """Mean of every loss term over the finite steps of the epoch."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
     def judge(self, score: float | None, metrics: Mapping[str, Any]) -> bool:
-        """Whether the weights with this score are the best so far; of equals the later are, which have seen more.
+        """Record a score, and return whether it is the best so far; of equal scores the later one is.
 
         Args:
-            score: None if nothing is ever evaluated; NaN if there is nothing to find in the images.
-            metrics: what the score is taken from.
+            score: None without validation data; NaN if the validation images have no objects.
+            metrics: the metrics that the score comes from.
         """
         if score is not None:
             score = -1.0 if math.isnan(score) else score
@@ -58,11 +58,11 @@ class Position:
         return True
 
     def is_out_of_patience(self, patience: int | None) -> bool:
-        """Whether `patience` evaluations in a row brought nothing."""
+        """Whether `patience` evaluations in a row brought no better score."""
         return patience is not None and self.evaluations_without_gain >= patience
 
     def next_epoch(self) -> None:
-        """The epoch is over."""
+        """Advance to the next epoch."""
         self.epoch += 1
         self.step = 0
         self.sums, self.counts = {}, {}

@@ -9,17 +9,17 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
 from rtdetrv4.training.clock import PHASES
-from rtdetrv4.training.observers import EpochReport, RunInfo, RunResult, StepReport
+from rtdetrv4.training.observers import Observer, RunInfo, RunResult, StepReport
 
 logger = logging.getLogger(__name__)
 
 FIRST_STEPS, RECORDED_STEPS = 3, 5
-"""Steps let pass, because the first ones allocate and choose algorithms; then steps recorded."""
+"""Steps skipped, because the first ones allocate memory and choose algorithms; then steps recorded."""
 NUM_ROWS = 40
 
 
-class Profiler:
-    """Writes `table.txt` and `trace.json` (for chrome://tracing or Perfetto) into a folder; slows these steps down."""
+class Profiler(Observer):
+    """Writes `table.txt` and `trace.json` (for chrome://tracing or Perfetto); recorded steps are slower."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -27,7 +27,7 @@ class Profiler:
         self._is_written = False
 
     def run_start(self, info: RunInfo) -> None:
-        """Begin to count steps."""
+        """Start the profiler."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it announces every start and stop
         self._profile = profile(
             activities=sorted(supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}, key=str),
@@ -37,15 +37,12 @@ class Profiler:
         self._profile.start()
 
     def step_end(self, report: StepReport) -> None:
-        """Count."""
+        """Advance the profiler."""
         if self._profile is not None:
             self._profile.step()
 
-    def epoch_end(self, report: EpochReport) -> None:
-        """Nothing: validation counts to the next step."""
-
     def run_end(self, result: RunResult) -> None:
-        """Write what there is, if the run ends among the recorded steps."""
+        """Stop the profiler; it writes what it has if the run ends within the recorded steps."""
         if self._profile is not None:
             self._profile.stop()
         if not self._is_written:

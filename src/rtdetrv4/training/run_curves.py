@@ -1,4 +1,4 @@
-"""`curves.png`: what happened in a run, on one page."""
+"""`curves.png`: a run on one page."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rtdetrv4.weights.files import write_whole
+
 # Okabe and Ito's palette: color-blind readers can tell these apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GRAY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#777777",
-)
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GRAY = "#CC79A7", "#56B4E9", "#777777"
 TERMS = (
     ("loss", "total, weighted", GRAY),
     ("mal", "mal", BLUE),
@@ -37,8 +32,8 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Losses, AP, distillation and learning rate by epoch.
 
     Args:
-        records: of a `log.jsonl`.
-        path: of a PNG; replaced at once, so that a viewer never sees half a picture.
+        records: records of a `log.jsonl`.
+        path: PNG to write; replaced atomically, so that a viewer never sees half a picture.
     """
     epochs = [record for record in records if record["type"] == "epoch"]
     if not epochs:
@@ -64,9 +59,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     losses.set_xlim(0, 1.02 * max(epochs[-1]["epoch"], 2))
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
@@ -122,7 +115,7 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
             color=BLUE,
             alpha=0.12,
             linewidth=0,
-            label="wanted share",
+            label="target share",
         )
         right.set_ylim(0, 1.15 * max(*share, *high))
         right.legend(loc="lower right", frameon=False, fontsize="small")

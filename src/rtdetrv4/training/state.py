@@ -1,4 +1,4 @@
-"""Everything of a run that changes, and how it goes into a checkpoint and back."""
+"""Everything that changes during a run, to and from checkpoints."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RunState:
-    """The owners of state, each with its own `state_dict`, under one roof.
+    """The owners of state, each with its own `state_dict`, in one place.
 
     The teacher is not among them: it does not change.
 
     Args:
         student: not wrapped by DDP.
-        ema: of it.
-        optimizer: of it.
+        ema: average of the student.
+        optimizer: optimizer of the student.
         modulation: owner of λ, if there is one.
-        plan: fixed, kept to see that a run is resumed with the plan it began with.
+        plan: constant; stored to check that a run resumes with the plan it began with.
         accelerator: owner of the fp16 loss scale.
-        recipe: plain values that say how the run was made; kept for the reader of a checkpoint.
-        metadata: plain values that say how to build and use the detector; kept for the same reader.
-        position: where the run is.
+        recipe: plain values that describe how the run was made; stored for readers of a checkpoint.
+        metadata: plain values that describe how to build and use the detector; stored for the same readers.
+        position: current epoch, step and best score.
     """
 
     student: DistillationStudent
@@ -50,7 +50,7 @@ class RunState:
     position: Position = field(default_factory=Position)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on as if nothing had happened; a collective call."""
+        """Everything needed to resume exactly; a collective call."""
         scaler = self.accelerator.scaler
         return {
             "student": self.student.state_dict(),
@@ -66,10 +66,10 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the run was that wrote `state`.
+        """Continue from where `state` was saved.
 
         Raises:
-            ConfigError: it had another plan.
+            ConfigError: the saved run had another plan.
         """
         plan = asdict(self.plan)
         changed = [
@@ -79,7 +79,7 @@ class RunState:
         ]
         if changed:
             raise ConfigError(
-                f"A run goes on with the plan it began with, but that had {'; '.join(changed)}. Resume with the same "
+                f"A run resumes with the plan it began with, but that had {'; '.join(changed)}. Resume with the same "
                 "settings, data and batch, or start a new run from its weights.safetensors."
             )
         scaler = self.accelerator.scaler

@@ -1,4 +1,4 @@
-"""What a run trains on, step by step."""
+"""Training batches, image sizes and MixUp ratios, step by step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rtdetrv4.types import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """A loader under a plan. Whatever is random here depends on the seed, the epoch and the step only.
+    """A loader driven by the plan. Randomness depends on the seed, the epoch and the step only.
 
     Args:
-        loader: of this rank, of a training data set.
-        augment: what the recipe does to images where the stage of the plan lets it.
-        image_size: (H, W) that images are loaded in.
+        loader: this rank's loader of training images.
+        augment: the recipe's augmentations, applied in the stages that allow them.
+        image_size: (H, W) that images are loaded at.
         multi_scale_repeat: see `data.batch.multi_scales`; None trains at one size.
-        seed: of sizes and MixUp.
-        rank: of this process; ranks share sizes but not MixUp.
+        seed: seed of sizes and MixUp.
+        rank: this process; ranks share sizes but not MixUp.
     """
 
     loader: DetectionLoader
@@ -33,7 +33,7 @@ class TrainingData:
     rank: int = 0
 
     def batches(self, epoch: int, stage: Stage, start: int) -> Iterable[Batch]:
-        """The batches of an epoch from number `start` on: uint8, at `image_size`."""
+        """The batches of an epoch, starting with number `start`: uint8, at `image_size`."""
         self.loader.dataset.set_epoch(epoch, self.allowed(stage))  # type: ignore[attr-defined]
         self.loader.sampler.set_epoch(epoch, start)
         return self.loader
@@ -48,7 +48,7 @@ class TrainingData:
         return draw_mixup(self.allowed(stage).mixup, self.seed, epoch, number, self.rank)
 
     def allowed(self, stage: Stage) -> Augmentation:
-        """The recipe's augmentation without what the stage leaves out; flips are part of every stage."""
+        """The recipe's augmentations that the stage allows; flips are part of every stage."""
         augment = self.augment
         return augment._replace(
             mosaic=augment.mosaic * stage.mosaic,

@@ -24,12 +24,12 @@ def validate(
     image_size: tuple[int, int],
     num_top: int = 300,
 ) -> Metrics:
-    """COCO metrics, in float32. A collective call: every rank brings its share of the images, and gets all metrics.
+    """COCO metrics, in float32. A collective call: every rank evaluates its images, and gets the metrics of all.
 
     Args:
-        detector: left in the mode, train or eval, that it was in.
-        loader: of this rank.
-        evaluator: of all images; what it holds is forgotten first.
+        detector: its train or eval mode is restored afterwards.
+        loader: this rank's images.
+        evaluator: knows all images; reset first.
         image_size: (H, W) to detect at.
         num_top: detections per image.
     """

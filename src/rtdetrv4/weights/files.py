@@ -1,4 +1,4 @@
-"""Files of weights: ours, those of a training run, and released checkpoints as they are. None of them is executed."""
+"""Weights files: of this package, of a training run, released checkpoints, transformers. None of them is executed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from rtdetrv4.weights.transformers import (
     read_config,
 )
 
-#: Where weights.safetensors keeps, as JSON, what it says about itself.
+#: The key under which weights.safetensors stores its metadata, as JSON.
 METADATA_KEY = "rtdetrv4"
 
 Layout = Literal["ours", "released", "transformers"]
 
 
 class WeightsMetadata(NamedTuple):
-    """What a file says about its weights, or what can be seen of them."""
+    """What a file says about its weights, or what their shapes tell."""
 
     source: str
     """The file."""
@@ -50,9 +50,9 @@ class WeightsMetadata(NamedTuple):
     image_size: tuple[int, int] | None
     """(height, width) of training, if the file tells."""
     trained: bool
-    """False if the file says that its weights have not seen data."""
+    """False if the file says that its weights are untrained."""
     layout: Layout
-    """Whose names and format the file has."""
+    """The naming and format of the file."""
     facts: Mapping[str, Any]
     """Everything that the file says, such as the teacher and its license; empty for released checkpoints."""
 
@@ -74,15 +74,15 @@ class WeightsMetadata(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A file after reading."""
+    """The content of a weights file."""
 
     metadata: WeightsMetadata
     tensors: dict[str, Tensor]
-    """By our names, on the CPU; `injector.…` is the projector of DSI, where there is one."""
+    """Tensors by this package's names, on the CPU; `injector.…` is the projector of DSI, if there is one."""
 
 
 def read_metadata(weights: str | Path) -> WeightsMetadata:
-    """What a file says about itself, or shows by its tensors; enough to build the model and to name its classes.
+    """The metadata of a weights file: enough to build the model and to name its classes.
 
     Raises:
         WeightsError: as `read_checkpoint`.
@@ -132,7 +132,7 @@ def read_checkpoint(weights: str | Path) -> Checkpoint:
 
 
 def find_weights(weights: str | Path) -> Path:
-    """The file that `weights` stands for.
+    """The file that `weights` refers to.
 
     It is the file itself; for a folder that transformers wrote, its model.safetensors; for `hf://owner/repo/file`, that
     file of the Hugging Face Hub. A revision may be given as in `hf://owner/repo@revision/file`.
@@ -162,8 +162,8 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     """Write weights in our format.
 
     Args:
-        state: by our names.
-        path: of a safetensors file.
+        state: tensors by this package's names.
+        path: safetensors file to write.
         metadata: any JSON: what one needs to build and use the model. Stored as one string under "rtdetrv4".
     """
     # safetensors refuses tensors that share memory or are channels-last, so each gets its own.
@@ -174,11 +174,20 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and then rename it, so that who dies while writing leaves the old file whole."""
+    """Write a file under another name and rename it: a process that dies while writing leaves the old one whole.
+
+    Args:
+        path: file to write; missing folders are created.
+        write: called with the path to write the content to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode
     try:
         write(temporary)
+        temporary.chmod(mode)  # what the umask gives; safetensors makes files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -244,7 +253,7 @@ def _refusal(path: Path) -> str:
 
 
 def _disguise(path: Path) -> str:
-    """What a file that is no checkpoint often turns out to be."""
+    """What a file that is not a checkpoint often turns out to be."""
     with path.open("rb") as file:
         start = file.read(64).lstrip()
     if not start:

@@ -1,6 +1,6 @@
-"""Weights into a model, with a report.
+"""Load weights into a model, with a report.
 
-Rows of the class heads are moved by class name, so that a new detector starts from what the old one knew.
+Rows of the class heads are matched by class name, so that a new detector starts from what the old one knew.
 """
 
 from __future__ import annotations
@@ -21,34 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 class LoadReport(NamedTuple):
-    """What became of a file's tensors. `str()` of it is for people."""
+    """What became of a file's tensors; `str()` is readable."""
 
     source: str
     """The file."""
     loaded: tuple[str, ...]
-    """Tensors taken over; of those with a row per class, at least one row."""
+    """Tensors loaded; of those with a row per class, at least one row."""
     moved: tuple[str, ...]
     """Classes whose rows were found by name, where the file has other classes or another order."""
     newly_initialized: tuple[str, ...]
-    """Classes that the file does not know, and tensors for training only that it does not have."""
+    """Classes that the file does not know, and tensors needed only for training that it lacks."""
     ignored: tuple[str, ...]
     """Tensors for which the model has no use."""
     trained: bool
-    """Whether the model can predict as it is: all its class heads come from training."""
-
-    def require_trained(self) -> None:
-        """Stop before someone looks at the predictions of a head that has learned nothing.
-
-        Raises:
-            WeightsError: the weights have not been trained, or not for all classes.
-        """
-        if self.trained:
-            return
-        if self.newly_initialized:
-            what = f"knows nothing of {listing(self.newly_initialized)}, for which the model has new, untrained rows"
-        else:
-            what = "says that its weights have not been trained"
-        raise WeightsError(f"{self.source} {what}: predictions would be noise. Train first, or use other weights.")
+    """Whether the model can predict as it is: all rows of its class heads were trained."""
 
     def __str__(self) -> str:
         parts = {
@@ -64,18 +50,20 @@ class LoadReport(NamedTuple):
         )
 
 
-def load_weights(model: DetectionModel, weights: str | Path, *, names: Sequence[str] | None = None) -> LoadReport:
-    """Load weights into a model: completely, or not at all and with an error.
+def load_weights(
+    model: DetectionModel, weights: str | Path | Checkpoint, *, names: Sequence[str] | None = None
+) -> LoadReport:
+    """Load weights into a model, completely or, with an error, not at all.
 
     Args:
         model: not fused. The rows of classes that the file does not know keep the values they have.
-        weights: a file of this package, a released .pth, or `hf://owner/repo/file`; see `read_checkpoint`.
+        weights: a file of this package, a released .pth, `hf://owner/repo/file`, or what `read_checkpoint` returned.
         names: the model's classes. None if they are those of the file.
 
     Raises:
         WeightsError: the file is missing, damaged, unsafe, no checkpoint, or of another model.
     """
-    checkpoint = read_checkpoint(weights)
+    checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
     metadata, theirs = checkpoint
     own = model.state_dict()
     _require_same_model(checkpoint, own)
@@ -125,7 +113,7 @@ def _with_rows(own: Tensor, theirs: Tensor, rows: Mapping[int, int]) -> Tensor:
 
 
 def _require_same_model(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> None:
-    """Everything must fit, but for the number of classes and for what only training has."""
+    """Raise unless everything fits but the number of classes and what only training needs."""
     metadata, theirs = checkpoint
     differences = [
         *(
@@ -169,7 +157,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A class name without what people write differently."""
+    """A class name without differences of case, underscores and hyphens."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 

@@ -18,8 +18,8 @@ from rtdetrv4.config import load_recipe, override
 from rtdetrv4.errors import ConfigError, MissingDependencyError, WeightsError
 from rtdetrv4.models import Backbone, fuse
 from rtdetrv4.training import parameter_groups
-from rtdetrv4.training.checkpoint import save_weights
 from rtdetrv4.types import ClassMap
+from rtdetrv4.weights import save_weights
 
 CLASSES = ClassMap(("red", "green", "blue"), (1, 2, 3))
 
@@ -194,7 +194,7 @@ def test_weights_remember_their_backbone(name: str, tmp_path: Path) -> None:
     recipe = override(load_recipe("test"), {"model.backbone": name})
     network = build_detector(recipe, CLASSES.num_classes).eval()
     path = tmp_path / "weights.safetensors"
-    save_weights(network, path, weights_metadata(recipe, CLASSES, None))
+    save_weights(network.state_dict(), path, weights_metadata(recipe, CLASSES, None))
     detector = Detector(path)
     assert detector.recipe.model.backbone == name
     images = torch.rand(1, 3, 64, 96)

@@ -95,7 +95,7 @@ def test_any_number_of_images_runs_with_any_batch_size(batch: str, dtype: str, t
 def test_stream_reads_no_further_than_it_must(tmp_path: Path) -> None:
     session = OnnxSession(write_model(tmp_path))
     images = iter([plain_image(255, 0, 0)] * 5)
-    assert next(session.stream(images, batch=2)).class_name == ["red"]
+    assert next(session.predict(images, batch=2, stream=True)).class_name == ["red"]
     assert len(list(images)) == 3
 
 

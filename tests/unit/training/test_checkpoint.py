@@ -12,7 +12,8 @@ from torch import nn
 
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.training import checkpoint
-from rtdetrv4.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, save_weights, set_rng_state
+from rtdetrv4.training.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from rtdetrv4.weights import save_weights
 
 CPU = torch.device("cpu")
 
@@ -97,7 +98,7 @@ def test_weights_carry_what_is_needed_to_use_them(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight  # shared
     path = tmp_path / "weights.safetensors"
-    save_weights(model, path, {"names": ["Fuß", "手"], "trained": True})
+    save_weights(model.state_dict(), path, {"names": ["Fuß", "手"], "trained": True})
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["rtdetrv4"]) == {"names": ["Fuß", "手"], "trained": True}
         assert set(file.keys()) == set(model.state_dict())

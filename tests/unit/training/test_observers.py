@@ -7,20 +7,25 @@ import math
 import cv2
 import numpy as np
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rtdetrv4.distillation import ModulationReport
+from rtdetrv4.errors import ConfigError, MissingDependencyError
+from rtdetrv4.training import make_accelerator
 from rtdetrv4.training.observers import (
     EPOCHS_OUTSIDE,
     BandWatch,
     EpochReport,
     JsonLog,
+    Observer,
     RunInfo,
     RunResult,
     StepReport,
-    TensorBoard,
     TerminalProgress,
+    Tracker,
     default_observers,
     read_log,
 )
@@ -100,7 +105,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
         "AP50 40.0",
         "distill 0.800",
         "λ 5",
-        "AIFI 9.50 % (wanted 10.00–12.00)",
+        "AIFI 9.50 % (target 10.00–12.00)",
     ):
         assert part in lines[4]
     assert "1 steps skipped  2 images unreadable  8.0 images/s (data 25% backward 50%)  left 0:00:00" in lines[6]
@@ -124,7 +129,7 @@ def test_a_band_out_of_reach_is_told_once(side, caplog):
     for _ in range(2 * EPOCHS_OUTSIDE):
         see(side)
     (message,) = (record.getMessage() for record in caplog.records)
-    assert f"now 3.50 %, has been {side} the wanted 10.00–12.00 % for 4 epochs, while λ went from 5 to 5e+04" in message
+    assert f"now 3.50 %, has been {side} the target 10.00–12.00 % for 4 epochs, while λ went from 5 to 5e+04" in message
     assert "distillation.mode=auto" in message
 
 
@@ -189,8 +194,10 @@ def test_a_new_run_begins_a_new_log(tmp_path):
 
 
 def test_tensorboard(tmp_path):
-    play([TensorBoard(tmp_path, 1)], tmp_path)
-    events = EventAccumulator(str(tmp_path)).Reload()
+    play([Tracker("tensorboard", make_accelerator("cpu"), 1, {"run.seed": 3})], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+    assert all(path.is_file() for path in (tmp_path / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     values = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert values["step/loss"] == [30.0] * 6
     assert values["val/ap"] == pytest.approx([0.1, 0.2, 0.3])
@@ -199,6 +206,78 @@ def test_tensorboard(tmp_path):
     assert values["epoch/distill"] == pytest.approx([0.8] * 3)
     assert "val/ap_small" not in values
     assert [event.step for event in events.Scalars("val/ap/cat")] == [2, 4, 6]
+
+
+def test_tensorboard_hides_what_was_logged_after_the_checkpoint(tmp_path):
+    play([Tracker("tensorboard", make_accelerator("cpu"), 1)], tmp_path)
+    again = Tracker("tensorboard", make_accelerator("cpu"), 1)
+    again.run_start(info(tmp_path, epoch=1, step=3))
+    again.step_end(step_report(4, loss=7.0))
+    again.run_end(RunResult(tmp_path, None, None, {}, False))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("step/loss")] == [(1, 30), (2, 30), (3, 30), (4, 7)]
+
+
+class FakeTracker(GeneralTracker):
+    """Keeps what it is told."""
+
+    name = "fake"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, project, **options):
+        super().__init__()
+        self.project, self.options, self.settings = project, options, {}
+        self.logged, self.is_finished = [], False
+        FakeTracker.last = self
+
+    @property
+    def tracker(self):
+        return self.logged
+
+    def store_init_configuration(self, values):
+        self.settings = values
+
+    def log(self, values, step=None, **options):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.is_finished = True
+
+
+def test_any_tracker_of_accelerate(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "fake", FakeTracker)
+    settings = {"run.seed": 3, "run.patience": None, "model.image_size": (64, 64)}
+    play([Tracker("fake", make_accelerator("cpu"), 2, settings)], tmp_path)
+    tracker = FakeTracker.last
+    assert tracker.project == "rtdetrv4"
+    assert tracker.settings == {"run.seed": 3, "run.patience": None, "model.image_size": "(64, 64)"}
+    assert [step for step, _ in tracker.logged] == [2, 2, 4, 4, 6, 6]
+    assert tracker.logged[0][1]["step/loss"] == 30.0
+    assert tracker.logged[1][1]["val/ap"] == 0.1
+    assert tracker.is_finished
+
+
+def test_a_tracker_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("rtdetrv4.training.observers.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(MissingDependencyError, match=r"^wandb is not installed; install it with: pip install wandb$"):
+        Tracker("wandb", make_accelerator("cpu"), 1)
+    with pytest.raises(ConfigError, match=r'run\.tracker: got "wandbb", expected .*mlflow.* Did you mean "wandb"\?'):
+        Tracker("wandbb", make_accelerator("cpu"), 1)
+
+
+def test_an_observer_needs_no_more_than_what_it_overrides(tmp_path):
+    class Count(Observer):
+        steps = 0
+
+        def step_end(self, report):
+            self.steps += 1
+
+    count = Count()
+    play([count], tmp_path)
+    assert count.steps == 6
+    assert isinstance(count, Observer)
+    assert not isinstance(print, Observer)
 
 
 @pytest.mark.parametrize(("teacher", "metrics", "epochs"), [("dino", True, 3), (None, False, 1)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -14,8 +17,9 @@ from huggingface_hub.utils import EntryNotFoundError, GatedRepoError, LocalEntry
 from rtdetrv4.assembly import create_model
 from rtdetrv4.config import VARIANTS
 from rtdetrv4.errors import WeightsError
-from rtdetrv4.weights import find_weights, read_metadata, to_released
+from rtdetrv4.weights import find_weights, read_metadata, save_weights, to_released
 from rtdetrv4.weights.catalog import COCO, MODELS, fitting_models
+from rtdetrv4.weights.files import write_whole
 
 
 class Trap:
@@ -127,6 +131,36 @@ def test_the_hub_refuses_or_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, err
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(WeightsError, match=r"hf://a/b/c cannot be fetched.*hf auth login"):
         find_weights("hf://a/b/c")
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has a umask")
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int) -> None:
+    private = tmp_path / "private"
+    private.touch(mode=0o600)
+    (tmp_path / ".copy.tmp").touch(mode=0o600)  # left behind by a process that died
+    save_weights({"a": torch.zeros(1)}, tmp_path / "weights.safetensors", {})
+    write_whole(tmp_path / "last.pt", lambda path: torch.save({}, path))
+    write_whole(tmp_path / "copy", lambda path: shutil.copy(private, path))  # with its mode
+    for name in ("weights.safetensors", "last.pt", "copy"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask, name
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    (tmp_path / "last.pt").write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "last.pt", fail)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("last.pt", "old")]
 
 
 def test_models_that_cannot_be_told_apart(tmp_path: Path) -> None:
