@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import golden
-from rtdetrv4 import Detector, build
+from rtdetrv4 import Detector
+from rtdetrv4.assembly import create_model
 from rtdetrv4.config import VARIANTS
 from rtdetrv4.distillation import DistillationStudent, Injector
 from rtdetrv4.errors import ExportError
@@ -160,7 +161,7 @@ def test_nothing_of_distillation_is_in_the_file(square: Exported, tmp_path: Path
     student = DistillationStudent(square.model, Injector(32, 8))
     ema = ModelEma(student, 0.9, 0)
     save_checkpoint({"ema": ema.state_dict(), "metadata": {"model": "test"}}, tmp_path / "last.pt")
-    model = build.create_model("test", ANIMALS.num_classes)
+    model = create_model("test", ANIMALS.num_classes)
     assert load_weights(model, tmp_path / "last.pt").ignored == ("injector.projector.weight", "injector.projector.bias")
     path = export_onnx(
         model, tmp_path / "with.onnx", model_name="test", classes=ANIMALS, image_size=(64, 64), facts={"a": "b"}
@@ -266,7 +267,7 @@ def test_impossible_requests(square: Exported, tmp_path: Path, change: dict[str,
 def test_the_released_code_and_the_exported_file_find_the_same(tmp_path: Path) -> None:
     """RT-DETRv4-S at full size: recorded weights in, recorded detections out."""
     facts, arrays = golden.load("rtdetrv4_s")
-    model = build.create_model("rtdetrv4-s")
+    model = create_model("rtdetrv4-s")
     state = {name: torch.from_numpy(array) for name, array in golden.weights("rtdetrv4_s").items()}
     model.load_state_dict(from_released(state), strict=False)
     path = export_onnx(model, tmp_path / "s.onnx", model_name="rtdetrv4-s", classes=COCO, image_size=(640, 640))
