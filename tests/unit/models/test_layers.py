@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rtdetrv4.models.backbone import Backbone, LeanConvBNAct
 from rtdetrv4.models.layers import ConvNorm, ELANRepBlock, match_gradient_layout
+from small_training import ROUNDING, assert_same
 
 
 def saved_bytes(forward) -> tuple[Tensor, int]:
@@ -20,6 +21,13 @@ def saved_bytes(forward) -> tuple[Tensor, int]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         return forward(), sum(storages.values())
+
+
+def assert_same_result(block: nn.Module, plain: nn.Module, found: object, expected: object) -> None:
+    assert_same(found, expected, rounding=ROUNDING)
+    own, other = ({name: p.grad for name, p in module.named_parameters()} for module in (block, plain))
+    assert_same(own, other, rounding=ROUNDING)
+    assert_same(dict(block.named_buffers()), dict(plain.named_buffers()), rounding=ROUNDING)  # statistics move once
 
 
 def test_silu_after_a_batch_norm_keeps_no_input_and_changes_no_number() -> None:
@@ -36,12 +44,7 @@ def test_silu_after_a_batch_norm_keeps_no_input_and_changes_no_number() -> None:
     weights = torch.randn_like(output)
     (output * weights).sum().backward()
     (expected * weights).sum().backward()
-    assert torch.equal(output, expected)
-    assert torch.equal(one.grad, two.grad)
-    for (name, mine), theirs in zip(block.named_parameters(), plain.parameters(), strict=True):
-        assert torch.equal(mine.grad, theirs.grad), name
-    for (name, mine), theirs in zip(block.named_buffers(), plain.buffers(), strict=True):
-        assert torch.equal(mine, theirs), name  # statistics move once
+    assert_same_result(block, plain, (output, one.grad), (expected, two.grad))
 
 
 def test_relu_and_affine_after_a_batch_norm_keep_no_input_and_change_no_number() -> None:
@@ -64,12 +67,7 @@ def test_relu_and_affine_after_a_batch_norm_keep_no_input_and_change_no_number()
     for _ in range(2):  # a graph that is kept gives the same again
         (output * weights).sum().backward(retain_graph=True)
         (expected * weights).sum().backward(retain_graph=True)
-    assert torch.equal(output, expected)
-    assert torch.equal(one.grad, two.grad)
-    for (name, mine), theirs in zip(block.named_parameters(), plain.parameters(), strict=True):
-        assert torch.equal(mine.grad, theirs.grad), name
-    for (name, mine), theirs in zip(block.named_buffers(), plain.buffers(), strict=True):
-        assert torch.equal(mine, theirs), name
+    assert_same_result(block, plain, (output, one.grad), (expected, two.grad))
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
