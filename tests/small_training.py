@@ -49,9 +49,9 @@ WEIGHTS = {"mal": 1.0, "bbox": 5.0, "giou": 2.0, "fgl": 0.15, "ddf": 1.5}
 ROUNDING = 1e-5
 """By what share of a tensor's largest value two float32 computations of the same numbers may differ.
 
-Other memory, another layout or frozen weights may choose another kernel, which sums in another order: a few units in the
-last place (2⁻²³ = 1.2e-7) for each of the few dozen layers of a test model. Bit-for-bit equality is for what is copied
-and for runs that are repeated or resumed.
+Other memory, another layout or frozen weights may choose another kernel, which sums in another order: a few units in
+the last place (2⁻²³ = 1.2e-7) for each of the few dozen layers of a test model. Bit-for-bit equality is for what is
+copied and for runs that are repeated or resumed.
 """
 AUGMENT = Augmentation(mosaic=0.5, mixup=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
 
