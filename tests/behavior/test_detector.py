@@ -128,6 +128,8 @@ def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(
     # Of the test model: 33 MB for the optimizer, and so 15 MB for images.
     monkeypatch.setattr("rtdetrv4.assembly.training.free_memory", lambda _: 68 * 10**6)
     monkeypatch.setattr("rtdetrv4.assembly.training.bytes_per_image", lambda *_: 6 * 10**6)
+    monkeypatch.setattr("rtdetrv4.training.profile.FIRST_STEPS", 1)
+    monkeypatch.setattr("rtdetrv4.training.profile.RECORDED_STEPS", 1)
     detector = Detector("test")
     settings = {"run.profile": True, "distillation.mode": "auto", "distillation.every": 2}
     detector.train(shapes, out=tmp_path, epochs=4, batch="auto", teacher=small_teacher(), overrides=settings)
