@@ -160,7 +160,7 @@ def test_graph(square: Exported) -> None:
 def test_nothing_of_distillation_is_in_the_file(
     square: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A student trained with an injector, saved and loaded: what is traced is, module for module, what it is without."""
+    """With an injector in training, saved and loaded: what is traced is, module for module, what it is without."""
     traced: list[nn.Module] = []
     plain = onnx.load(square.path)
     monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda module, *_: (traced.append(module), plain)[1])
