@@ -3,8 +3,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+ISA_TESTS := $(addprefix tests/,parity/test_criterion.py parity/test_models.py parity/test_tables.py unit/models \
+	unit/losses unit/ops unit/distillation/test_tap.py behavior/test_arrangement.py behavior/test_ranks.py \
+	behavior/test_resume.py)
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test isa check bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo  ## train, distil, evaluate and export on made-up shapes; results in runs/demo
@@ -12,6 +15,13 @@ demo: $(VENV)/.installed-demo  ## train, distil, evaluate and export on made-up 
 
 test: $(VENV)/.installed-dev  ## every test
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# Which kernels run depends on the processor; these settings stand in for older ones. About six minutes on one core.
+isa: $(VENV)/.installed-dev  ## tests that compare numbers, with the kernels of other processors
+	@for isa in SSE41:default AVX2:avx2; do for threads in 1 2; do \
+		echo "== $$isa, threads: $$threads"; \
+		ONEDNN_MAX_CPU_ISA=$${isa%:*} ATEN_CPU_CAPABILITY=$${isa#*:} RTDETRV4_TEST_THREADS=$$threads \
+			$(BIN)/pytest $(ISA_TESTS) || exit 1; done; done
 
 check: $(VENV)/.installed-dev  ## style, types, layers
 	$(BIN)/ruff check .

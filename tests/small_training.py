@@ -47,6 +47,13 @@ from rtdetrv4.types import ClassMap, ImageInfo
 SIZE = (64, 64)
 CLASSES = ClassMap(("red", "green", "blue"), (1, 2, 3))
 WEIGHTS = {"mal": 1.0, "bbox": 5.0, "giou": 2.0, "fgl": 0.15, "ddf": 1.5}
+ROUNDING = 1e-5
+"""By what share of a tensor's largest value two float32 computations of the same numbers may differ.
+
+Other memory, another layout or frozen weights may choose another kernel, which sums in another order: a few units in
+the last place (2⁻²³ = 1.2e-7) for each of the few dozen layers of a test model. Bit-for-bit equality is for what is
+copied and for runs that are repeated or resumed.
+"""
 AUGMENT = Augmentation(mosaic=0.5, mixup=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
 
 
@@ -191,17 +198,20 @@ def make_trainer(
     )
 
 
-def assert_same(one: Any, other: Any, where: str = "state") -> None:
-    """Two nested states are equal, tensors bit for bit."""
-    if isinstance(one, Tensor):
+def assert_same(one: Any, other: Any, where: str = "state", *, rounding: float = 0.0) -> None:
+    """Two nested states are equal, tensors bit for bit unless `rounding` allows a share of their largest value."""
+    if isinstance(one, Tensor) and rounding:
+        largest = other.abs().max().item()
+        torch.testing.assert_close(one, other, rtol=0, atol=rounding * largest, msg=lambda text: f"{where}: {text}")
+    elif isinstance(one, Tensor):
         assert torch.equal(one, other), where
     elif isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
+            assert_same(one[key], other[key], f"{where}.{key}", rounding=rounding)
     elif isinstance(one, (list, tuple)):
         assert len(one) == len(other), where
         for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
+            assert_same(*pair, f"{where}[{index}]", rounding=rounding)
     else:
         assert one == other, where

@@ -16,6 +16,7 @@ from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.models import DetectionModel
 from rtdetrv4.training import ModelEma
 from rtdetrv4.training.checkpoint import load_checkpoint
+from small_training import ROUNDING, assert_same
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_checkpointed_activations_give_the_same_weights(
     monkeypatch.setattr(training, "recompute_activations", lambda model: pytest.fail("it would hold what is let go"))
     weights = train(shapes, tmp_path, **{"run.checkpoint_activations": True})
     assert len(changed) == 1
-    torch.testing.assert_close(weights, plain, rtol=0, atol=0)
+    assert_same(weights, plain, rounding=ROUNDING)
 
 
 def test_a_run_with_channels_last_saves_weights_for_any_format(
@@ -56,7 +57,7 @@ def test_a_run_with_channels_last_saves_weights_for_any_format(
     resumed = Detector("test").train(
         shapes, out=tmp_path, teacher="none", resume=True, overrides={"run.channels_last": False}
     )
-    torch.testing.assert_close(safetensors.torch.load_file(resumed.weights), weights, rtol=0, atol=0)
+    assert_same(safetensors.torch.load_file(resumed.weights), weights)
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

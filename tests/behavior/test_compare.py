@@ -75,12 +75,12 @@ def first_losses(folder: Path) -> dict[str, float]:
 
 def test_arms_of_a_seed_share_weights_images_and_noise(runs: Runs) -> None:
     for off, fixed in PAIRS:
-        assert first_losses(runs.out / off) == first_losses(runs.out / fixed)
+        assert first_losses(runs.out / off) == pytest.approx(first_losses(runs.out / fixed), rel=1e-5)
         states = [load_checkpoint(runs.out / name / "last.pt") for name in (off, fixed)]
         assert_same(states[0]["rng"], states[1]["rng"])  # after two epochs: as many numbers were drawn
         weight = "detector.hybrid_encoder.aifi.linear1.weight"
         assert not torch.equal(states[0]["student"][weight], states[1]["student"][weight])
-    assert first_losses(runs.out / "off-seed0") != first_losses(runs.out / "off-seed1")
+    assert first_losses(runs.out / "off-seed0") != pytest.approx(first_losses(runs.out / "off-seed1"), rel=1e-2)
 
 
 def test_a_stopped_comparison_goes_on(runs: Runs) -> None:

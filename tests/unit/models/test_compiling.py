@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rtdetrv4.models import DetectionModel, compile_parts
 from rtdetrv4.types import Targets
-from small_training import make_detector
+from small_training import ROUNDING, assert_same, make_detector
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
 TARGETS = Targets.of([(torch.tensor([0, 2]), torch.full((2, 4), 0.4)), (torch.tensor([1]), torch.full((1, 4), 0.5))])
@@ -37,14 +37,14 @@ def test_compiled_parts_compute_the_same_and_copies_are_not_compiled() -> None:
         return graph.forward
 
     compile_parts(compiled, backend)
-    torch.testing.assert_close(gradients(compiled), gradients(plain), rtol=1e-5, atol=1e-6)
+    assert_same(gradients(compiled), gradients(plain), rounding=ROUNDING)
     assert len(calls) == 2  # a graph for each part, in one piece
     assert list(compiled.state_dict()) == list(plain.state_dict())
-    torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+    assert_same(compiled.state_dict(), plain.state_dict(), rounding=ROUNDING)
     average = copy.deepcopy(compiled).eval()
     num_calls = len(calls)
     with torch.no_grad():
-        torch.testing.assert_close(average(IMAGES).logits, plain.eval()(IMAGES).logits, rtol=1e-5, atol=1e-6)
+        assert_same(average(IMAGES).logits, plain.eval()(IMAGES).logits, rounding=ROUNDING)
     assert len(calls) == num_calls
 
 
@@ -59,12 +59,12 @@ def test_where_compiling_fails_training_goes_on_and_says_so_once(caplog: pytest.
     compile_parts(broken, backend)
     with caplog.at_level(logging.WARNING, logger="rtdetrv4"):
         for _ in range(2):
-            torch.testing.assert_close(gradients(broken), gradients(plain), rtol=0, atol=0)
+            assert_same(gradients(broken), gradients(plain), rounding=ROUNDING)
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("rtdetrv4")]
     assert len(warnings) == 1
     assert "torch.compile failed" in warnings[0]
     assert "no C++ compiler" in warnings[0]
-    torch.testing.assert_close(broken.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    assert_same(broken.state_dict(), plain.state_dict(), rounding=ROUNDING)
 
 
 def test_mistakes_of_the_caller_are_not_hidden() -> None:
