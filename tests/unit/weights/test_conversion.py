@@ -142,7 +142,8 @@ def test_transformers_and_back(tmp_path: Path) -> None:
     convert_weights(folder, tmp_path / "back.safetensors")
     fresh = create_model("dfine-n", 3)
     assert load_weights(fresh, tmp_path / "back.safetensors", names=ANIMALS).trained
-    assert all(torch.equal(tensor, fresh.state_dict()[key]) for key, tensor in model.state_dict().items())
+    back = fresh.state_dict()
+    assert all(torch.equal(tensor, back[key]) for key, tensor in model.state_dict().items())
     assert read_metadata(tmp_path / "back.safetensors").facts["converted"]["format"] == "transformers"
     assert Detector(weights=folder, device="cpu").recipe.model.name == "dfine-n"
 
