@@ -16,7 +16,7 @@ demo: $(VENV)/.installed-demo  ## train, distil, evaluate and export on made-up 
 test: $(VENV)/.installed-dev  ## every test
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-# Which kernels run depends on the processor; these settings stand in for older ones. About six minutes on one core.
+# Which kernels run depends on the processor; these settings stand in for older ones.
 isa: $(VENV)/.installed-dev  ## tests that compare numbers, with the kernels of other processors
 	@for isa in SSE41:default AVX2:avx2; do for threads in 1 2; do \
 		echo "== $$isa, threads: $$threads"; \
