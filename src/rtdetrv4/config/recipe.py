@@ -169,7 +169,7 @@ def _resolve(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
             elif name == "batch" and value == "auto":
                 resolved["run.accumulate"] = "auto"
                 continue
-            elif name == "out":
+            elif name in ("data", "out"):
                 value = str(value)
             name = SHORT_NAMES[name]
         if name not in known:
