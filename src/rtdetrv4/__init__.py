@@ -1,6 +1,6 @@
-"""RT-DETRv4: train, evaluate and export real-time detection transformers taught by vision foundation models.
+"""RT-DETRv4: train, evaluate and export real-time detectors distilled from vision foundation models.
 
-Names are imported when they are first used: `import rtdetrv4` costs nothing, and what needs no torch works without it.
+Names are imported on first use, so `import rtdetrv4` is fast and whatever does not need torch works without it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _HOMES = {
     "create_model": "rtdetrv4.assembly",
     "load_recipe": "rtdetrv4.config",
 }
-_NEEDS = {  # a package that is not in the base install, and the extra that it comes with
+_NEEDS = {  # a package outside the base install, and the extra that installs it
     "Detector": ("torch", "torch"),
     "Observer": ("accelerate", "train"),
     "compare": ("accelerate", "train"),

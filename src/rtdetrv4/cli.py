@@ -1,7 +1,7 @@
 """`rtdetrv4 train | val | predict | export | convert | compare | models | teachers | demo`: the command line.
 
-A user's mistake is one line on stderr and exit code 2; an interrupted command ends with exit code 130. Whatever is
-slow to import is imported inside the commands, so that help and mistakes are quick.
+A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130. Slow
+imports happen inside the commands, so that help and error messages appear quickly.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
-# What a command needs beyond the base install.
+# The extra that each command needs; the others need at most `torch`.
 _EXTRAS = {"train": "train", "val": "train", "compare": "train", "export": "export", "demo": "demo"}
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not public under its own name in every typer
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not every version of typer exports it
 
 
 class _Commands(typer.core.TyperGroup):
-    """Says how to resume after Ctrl-C; what typer itself does and prints depends on its version."""
+    """Says how to resume after Ctrl-C, because typer's own reaction depends on its version."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:  # training says in it where it stopped
+        except KeyboardInterrupt as stop:  # its message says where training stopped
             print(" ".join(f"interrupted. {stop}".split()), file=sys.stderr)
             return EXIT_INTERRUPTED
 
@@ -62,19 +62,19 @@ _DATA = typer.Option("--data", "-d", help="Data set: a folder (COCO, YOLO or Pas
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
 
-# What training takes, once or many times.
+# Options of both `train` and `compare`.
 _Start = Annotated[str | None, typer.Option(help="Start from these weights.")]
 _Teacher = Annotated[str | None, typer.Option(help="Teacher to distill from (see `rtdetrv4 teachers`), or none.")]
-_Epochs = Annotated[int | None, typer.Option(help="Passes over the data.")]
+_Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 _Batch = Annotated[
     str | None,
     typer.Option(
-        help="Images per optimizer step, over all devices; auto: the recipe's, split into parts that fit.",
+        help="Images per optimizer step, across all devices; auto: the recipe's batch, split into parts that fit.",
         metavar="COUNT|auto",
     ),
 ]
 _LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
-_Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
+_Workers = Annotated[int | None, typer.Option(help="Number of processes that load images.")]
 _Amp = Annotated[str | None, typer.Option(help="Mixed precision: auto, bf16, fp16 or off.")]
 _Settings = Annotated[
     list[str] | None,
@@ -111,7 +111,7 @@ def train(
     workers: _Workers = None,
     cache: Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")] = None,
     amp: _Amp = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     tracker: Annotated[
@@ -119,7 +119,7 @@ def train(
     ] = None,
     settings: _Settings = None,
 ) -> None:
-    """Train a detector. Everything not given comes from the model's recipe."""
+    """Train a detector. Settings that are not given come from the model's recipe."""
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
 
@@ -130,8 +130,7 @@ def train(
         if not recipe.is_file():
             raise ConfigError(f"There is no run to resume: {recipe} does not exist. Name the run's folder with --out.")
         model = str(recipe)
-    if data is None and not _is_recipe(model):
-        raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
+    _require_data(data, model)
     overrides = dict(parse_assignment(text) for text in settings or ())
     given = _given(
         epochs=epochs,
@@ -158,7 +157,7 @@ def train(
 def val(
     data: Annotated[str, _DATA],
     model: _Trained,
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Part of the data set.")] = "val",
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split to evaluate.")] = "val",
     batch: Annotated[int | None, typer.Option(help="Images per batch.")] = None,
     imgsz: _ImageSize = None,
     device: _Device = None,
@@ -169,7 +168,7 @@ def val(
         ),
     ] = None,
 ) -> None:
-    """Measure COCO average precision."""
+    """Compute COCO metrics."""
     given = _given(batch=batch, imgsz=_image_size(imgsz), out=out)
     metrics = _detector(model, device=_device(device)).val(data, split=split, **given)
     if not _is_main_process():
@@ -190,13 +189,13 @@ def predict(
         Path, typer.Option("--out", "-o", help="Folder for annotated pictures and predictions.jsonl.")
     ] = Path("runs/predict"),
 ) -> None:
-    """Find objects in images and videos. An exported .onnx file needs no torch."""
+    """Detect objects in images and videos. An exported .onnx file needs no torch."""
     out.mkdir(parents=True, exist_ok=True)
     pictures: Counter[str] = Counter()
     with Path(out, "predictions.jsonl").open("w", encoding="utf-8") as lines:
         for detections in _predictions(model, source, conf, _image_size(imgsz), _device(device)):
             stem = Path(detections.path).stem if detections.path else "frame"
-            # The frames of a video, and images of one name in several folders, are told apart by a number.
+            # A number distinguishes the frames of a video, and images of the same name from different folders.
             picture = f"{stem}-{pictures[stem]:06d}.jpg" if pictures[stem] else f"{stem}.jpg"
             pictures[stem] += 1
             detections.save(out / picture)
@@ -213,10 +212,10 @@ def export(
     out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.")] = None,
     imgsz: _ImageSize = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
-    dynamic: Annotated[bool, typer.Option(help="Accept any batch size instead of 1 only.")] = True,
+    dynamic: Annotated[bool, typer.Option(help="Accept any batch size, not only 1.")] = True,
     device: _Device = None,
 ) -> None:
-    """Export for other runtimes, and compare the file with PyTorch."""
+    """Export for other runtimes, and check the file against PyTorch."""
     given = _given(out=out, imgsz=_image_size(imgsz), opset=opset)
     path = _detector(model, device=_device(device)).export(format, dynamic=dynamic, **given)
     print(f"Exported: {path}")
@@ -224,14 +223,12 @@ def export(
 
 @app.command()
 def convert(
-    source: Annotated[
-        str, typer.Argument(help="A released .pth, a folder of transformers, or a file of this package.")
-    ],
+    source: Annotated[str, typer.Argument(help="A released .pth, a transformers folder, or weights of this package.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The model, if several fit the tensors.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model, if the tensors fit several.")] = None,
     to: Annotated[Literal["ours", "released", "transformers"], typer.Option(help="Format to write.")] = "ours",
 ) -> None:
-    """Convert weights to this package's format, to the released code's, or to transformers'."""
+    """Convert weights to this package's format, the released code's, or transformers'."""
     from rtdetrv4.assembly.conversion import convert_weights
 
     found = convert_weights(source, out, model=model, to=to)
@@ -246,7 +243,7 @@ def compare(
         str | None,
         typer.Option(
             "--arms",
-            help="What to compare, the reference first: off, fixed, gam, gam_paper, auto. Default: off,fixed,gam.",
+            help="Arms to compare, the reference first: off, fixed, gam, gam_paper, auto. Default: off,fixed,gam.",
             metavar="NAME,NAME",
             show_default=False,
         ),
@@ -254,10 +251,10 @@ def compare(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            "--arm", help="Any other arm: --arm strong:distillation.weight=20", metavar="NAME:SETTING=VALUE,…"
+            "--arm", help="An arm of your own: --arm strong:distillation.weight=20", metavar="NAME:SETTING=VALUE,…"
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each arm, with seeds 0, 1, 2, …", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Runs per arm, with seeds 0, 1, 2, …", min=1)] = 3,
     seed_list: Annotated[str | None, typer.Option(help="Use these seeds instead: 0,2,5.", metavar="N,N")] = None,
     weights: _Start = None,
     teacher: _Teacher = None,
@@ -269,9 +266,7 @@ def compare(
     workers: _Workers = None,
     amp: _Amp = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs and the table.")] = Path("runs/compare"),
-    report: Annotated[
-        bool, typer.Option("--report", help="Train nothing; report on the finished runs in --out.")
-    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Only report on the finished runs in --out.")] = False,
     settings: _Settings = None,
 ) -> None:
     """Train several variants with several seeds, and show their differences with confidence intervals."""
@@ -282,8 +277,7 @@ def compare(
 
         comparison = read_comparison(out, [name.strip() for name in names] or None)
     else:
-        if data is None and not _is_recipe(model):
-            raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
+        _require_data(data, model)
         from rtdetrv4.comparison import compare as run_comparison
         from rtdetrv4.config import parse_assignment
 
@@ -306,7 +300,7 @@ def compare(
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="Print the recipe of this model instead.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this model's recipe instead.")] = None,
 ) -> None:
     """List the models, or print a model's recipe as YAML."""
     from rtdetrv4.config import VARIANTS, load_recipe, to_yaml
@@ -342,7 +336,7 @@ def models(
 
 @app.command()
 def teachers() -> None:
-    """List the teachers known by name, with the licenses of their weights. Any other timm model works too."""
+    """List the named teachers, with the licenses of their weights. Any other timm model works too."""
     from rich.console import Console
     from rich.table import Table
 
@@ -350,8 +344,8 @@ def teachers() -> None:
 
     table = Table(
         title="Teachers",
-        caption="* not an open-source license: read it before you train. Licenses as timm states them; checkpoints "
-        "name theirs. Any other timm model can be a teacher too, by its timm name.",
+        caption="* not an open-source license: read it before you train. Licenses are those that timm states. Any "
+        "other timm model can be a teacher too, by its timm name.",
     )
     table.add_column("teacher", style="bold", no_wrap=True)
     table.add_column("name in timm", overflow="fold")
@@ -383,10 +377,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        args: arguments; None takes those of the process.
+        args: the arguments; None: those of the process.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 130 if interrupted.
+        The exit code: 0, 2 for a user's mistake, or 130 if interrupted.
     """
     args = list(sys.argv[1:] if args is None else args)
     command = next((arg for arg in args if not arg.startswith("-")), "")
@@ -424,12 +418,13 @@ def _usage_message(error: Any) -> str:
     return message
 
 
-def _is_recipe(model: str | None) -> bool:
-    return model is not None and Path(model).suffix in (".yaml", ".yml")
+def _require_data(data: str | None, model: str | None) -> None:
+    if data is None and (model is None or Path(model).suffix not in (".yaml", ".yml")):
+        raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given; the others keep `Detector`'s defaults."""
+    """The options that were given; the rest keep `Detector`'s defaults."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -498,7 +493,7 @@ def _print_metrics(metrics: Metrics) -> None:
         if isinstance(value, float):
             table.add_row(name, f"{value:.4f}")
     for label, value in numbers["per_class"].items():
-        # As text: brackets in the name of a class are not markup.
+        # Text, because brackets in a class name are not markup.
         table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
     Console().print(table)
 
@@ -516,7 +511,7 @@ def _print_comparison(comparison: Comparison) -> None:
             table.add_row(*map(Text, row))
         Console().print(table)
     if comparison.unfinished:
-        print(f"Without a result, and left out: {', '.join(comparison.unfinished)}")
+        print(f"Unfinished and left out: {', '.join(comparison.unfinished)}")
     print(f"Results: {comparison.out / 'compare.md'}, compare.json and compare.png beside it")
 
 

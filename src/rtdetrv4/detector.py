@@ -48,7 +48,7 @@ class TrainResult:
     weights: Path
     """The best weights, for prediction, export and fine-tuning."""
     best: Path
-    """The training state that these weights come from."""
+    """The training state that the best weights come from."""
     last: Path
     """The final training state, to resume from."""
     metrics: Metrics | None
@@ -69,12 +69,12 @@ class Detector:
 
     Args:
         model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, or weights (.safetensors, .pt,
-            .pth). None means the model that the weights are for, or rtdetrv4-s without weights.
+            .pth). None: the model that `weights` belongs to, or rtdetrv4-s without weights.
         weights: weights.safetensors or a training state of this package, a released .pth, or "hf://owner/repo/file".
         device: "cpu", "cuda", "cuda:1", "mps", …; None picks an accelerator if there is one.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: the model is unknown.
         WeightsError: the weights cannot be read, or belong to another model.
     """
 
@@ -83,13 +83,13 @@ class Detector:
     ) -> None:
         if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
             if weights is not None:
-                raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give one of them.')
+                raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give only one.')
             model, weights = None, model
         self.device = _device(device)
         self.classes: ClassMap | None = None
         """Class names and their ids in the annotations; None before training or loading."""
         self.metadata: WeightsMetadata | None = None
-        """What the weights file says about itself; None before training or loading."""
+        """Metadata of the weights file; None before training or loading."""
         self._network: DetectionModel | None = None
         self._deployed: DetectionModel | None = None
         self._is_trained = False
@@ -101,7 +101,7 @@ class Detector:
             self._load(checkpoint)
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        """Build the network of a checkpoint, with its classes and weights."""
+        """Build the network for a checkpoint and take over its classes and weights."""
         metadata = checkpoint.metadata
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
@@ -112,7 +112,7 @@ class Detector:
 
     @property
     def model(self) -> DetectionModel:
-        """The network, a plain torch module; with fresh weights and 80 classes if nothing was trained or loaded."""
+        """The network, a plain torch module; untrained and with 80 classes if nothing was trained or loaded."""
         if self._network is None:
             self._network = build_detector(_without_pretrained(self.recipe), 80).to(self.device)
         return self._network
@@ -148,34 +148,34 @@ class Detector:
     ) -> TrainResult:
         """Train on a data set, starting from this detector's weights if it has any.
 
-        Everything not given comes from the recipe.
+        Settings that are not given come from the recipe.
 
         Args:
             data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. It defines the classes.
             epochs: passes over the training images; the stages of the schedule scale with them.
-            batch: images per optimizer step, over all devices. "auto": the recipe's batch, split into as few parts as
-                fit into memory.
+            batch: images per optimizer step, across all devices. "auto": the recipe's batch, split into as few parts
+                as fit in memory.
             imgsz: side of a square, or (height, width); multiples of 32.
             teacher: a name from `rtdetrv4 teachers` or timm, "none", a built `Teacher`, or any network that maps
                 normalized images B×3×H×W to a feature map.
-            lr: learning rate; the backbone's keeps its ratio to it.
+            lr: learning rate; the backbone's changes by the same factor.
             device: device to train on.
-            workers: processes that load images.
+            workers: number of processes that load images.
             cache: where to keep decoded images: "ram", "disk" or "none".
-            seed: seed of everything random.
+            seed: random seed.
             amp: mixed precision: "auto", "bf16", "fp16" or "off".
             out: folder for the results.
             resume: continue from the last.pt in `out`, with the settings that the run began with.
-            tracker: where the log goes besides log.jsonl: "tensorboard", "wandb", "mlflow", another one of
-                accelerate's trackers, or "none".
+            tracker: where to log besides log.jsonl: "tensorboard", "wandb", "mlflow", another tracker that
+                accelerate supports, or "none".
             callbacks: objects notified of every step and epoch; see `rtdetrv4.Observer`.
             overrides: other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
 
         Raises:
             ConfigError: a setting is unknown, invalid, or contradicts another.
             DatasetError: the data cannot be used.
-            WeightsError: weights of the backbone or the teacher cannot be loaded.
-            MissingDependencyError: the package of the tracker is not installed.
+            WeightsError: the weights of the backbone or the teacher cannot be loaded.
+            MissingDependencyError: the tracker's package is not installed.
             NonFiniteError: training diverged; the message names the report.
             KeyboardInterrupt: Ctrl-C; the message says how to resume.
         """
@@ -191,28 +191,24 @@ class Detector:
             if isinstance(callback, type) or not isinstance(callback, Observer):
                 raise ConfigError(
                     f"callbacks: got {callback!r}, expected an object with run_start, step_end, epoch_end and run_end, "
-                    "such as one of a subclass of rtdetrv4.Observer."
+                    "such as an instance of a subclass of rtdetrv4.Observer."
                 )
         built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
         given = {
-            name: value
-            for name, value in {
-                "data": None if data is None else str(data),
-                "epochs": epochs,
-                "batch": batch,
-                "imgsz": imgsz,
-                "teacher": teacher if built_teacher is None else teacher_name(built_teacher),
-                "lr": lr,
-                "device": device,
-                "workers": workers,
-                "cache": cache,
-                "seed": seed,
-                "amp": amp,
-                "out": None if out is None else str(out),
-                "tracker": tracker,
-                **(overrides or {}),
-            }.items()
-            if value is not None
+            "data": data,
+            "epochs": epochs,
+            "batch": batch,
+            "imgsz": imgsz,
+            "teacher": teacher if built_teacher is None else teacher_name(built_teacher),
+            "lr": lr,
+            "device": device,
+            "workers": workers,
+            "cache": cache,
+            "seed": seed,
+            "amp": amp,
+            "out": out,
+            "tracker": tracker,
+            **(overrides or {}),
         }
         recipe = override(self.recipe, given)
         folder = RunFolder(recipe.run.out)
@@ -225,13 +221,13 @@ class Detector:
         if splits.train is None:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
-        # Every rank starts from the same weights; the trainer then gives each its own random numbers.
+        # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
         network = self._network_for(recipe, splits.train.classes, from_scratch=resume)
         trainer = build_trainer(
             recipe, splits, network, accelerator=accelerator, teacher=built_teacher, callbacks=callbacks
         )
-        recipe = Recipe.model_validate(trainer.recipe)  # with a number where a setting was "auto"
+        recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
             folder.write_record(recipe, splits)
             for name, part in splits._asdict().items():
@@ -261,7 +257,7 @@ class Detector:
         return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)
 
     def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
-        """A network with heads for `classes`, with this detector's weights if it has any."""
+        """Build a network with heads for `classes`, starting from this detector's weights if it has any."""
         if from_scratch or self.metadata is not None:
             recipe = _without_pretrained(recipe)
         network = build_detector(recipe, classes.num_classes)
@@ -279,18 +275,19 @@ class Detector:
         workers: int | None = None,
         out: str | Path | None = None,
     ) -> Metrics:
-        """Compute COCO metrics on a split of a data set, whose classes are matched by name.
+        """Compute COCO metrics on a split of a data set, matching its classes by name.
 
         Args:
             data: as for `train`.
             split: the split to evaluate on.
             batch: images per batch.
             imgsz: as for `train`; by default the size the weights were trained with.
-            workers: processes that load images.
+            workers: number of processes that load images.
             out: folder for metrics.json, the confusion matrix and the curves; None writes nothing.
 
         Raises:
-            DatasetError: there is no such split, or its classes are not those of the model.
+            ConfigError: `split` is none of these.
+            DatasetError: the data set has no such split, or its classes are not the model's.
             WeightsError: nothing was trained or loaded.
         """
         require("faster_coco_eval", "train")
@@ -349,15 +346,15 @@ class Detector:
         batch: int = 1,
         stream: bool = False,
     ) -> list[Detections] | Iterator[Detections]:
-        """Find objects.
+        """Detect objects.
 
         Args:
             source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array, PIL image or 3×H×W
                 tensor.
-            conf: minimum confidence, or one for each class by name.
+            conf: minimum confidence, or a mapping from class name to minimum confidence.
             imgsz: as for `train`; by default the size the weights were trained with.
             batch: images per forward pass.
-            stream: yield one result after the other instead of returning a list, so that long videos fit into memory.
+            stream: yield results one by one instead of returning a list, so that long videos fit in memory.
 
         Raises:
             SourceError: something in `source` cannot be read.
@@ -395,19 +392,19 @@ class Detector:
         dynamic: bool = True,
         postprocess: bool = True,
     ) -> Path:
-        """Export for other runtimes, and compare the exported file with PyTorch.
+        """Export for other runtimes, and check the file against PyTorch.
 
         Args:
             format: "onnx".
             out: file to write; by default beside the weights.
             imgsz: input size; by default the size the weights were trained with.
             opset: ONNX opset, 18 to 23.
-            dynamic: accept any batch size instead of 1 only.
+            dynamic: accept any batch size, not only 1.
             postprocess: output labels, boxes and scores instead of logits and boxes.
 
         Raises:
             ConfigError: the format is not supported.
-            ExportError: the file does not agree with PyTorch.
+            ExportError: the size or the opset is impossible, or the file does not agree with PyTorch.
             WeightsError: nothing was trained or loaded.
         """
         if format != "onnx":
@@ -432,9 +429,13 @@ class Detector:
         )
 
     def _provenance(self) -> dict[str, str]:
-        """The teacher and its license, to be stored in an exported file."""
+        """The teacher and its license, as entries for an exported file."""
         teacher = None if self.metadata is None else self.metadata.facts.get("teacher")
-        return {} if teacher is None else {"teacher": teacher["name"], "teacher_license": teacher["license"]}
+        if teacher is None:
+            return {}
+        # Weights of earlier versions say "licence".
+        terms = teacher.get("license") or teacher.get("licence", "unknown")
+        return {"teacher": teacher["name"], "teacher_license": terms}
 
     def _deploy(self) -> DetectionModel:
         if self._deployed is None:
@@ -452,9 +453,8 @@ class Detector:
     def _draw_predictions(self, split: Split, path: Path) -> None:
         """Draw the first validation images: ground truth on the left, detections on the right."""
         pictures = []
-        files = [split.image_dir / record.info.file_name for record in split.records[:NUM_SHOWN]]
-        for record, file in zip(split.records[:NUM_SHOWN], files, strict=True):
-            found = self.predict(file, conf=0.4)[0]
+        for record in split.records[:NUM_SHOWN]:
+            found = self.predict(split.image_dir / record.info.file_name, conf=0.4)[0]
             assert found.image is not None
             truth = [self.names[label] for label in record.labels]
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
@@ -467,12 +467,12 @@ def _named_recipe(model: str | Path | Recipe) -> Recipe:
 
 
 def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetadata) -> Recipe:
-    """The recipe for some weights, with the backbone, image size and number of queries they were trained with."""
+    """The recipe to use with weights: with the backbone, image size and number of queries they were trained with."""
     recipe = _named_recipe(model or metadata.model)
     if recipe.model.name not in metadata.models:
         raise WeightsError(
             f"{metadata.source} holds {listing(metadata.models, 'or') or 'another model'}, not {recipe.model.name}. "
-            "Leave the model out, or name the one that the weights are for."
+            "Leave the model out, or name the one that the weights belong to."
         )
     if isinstance(model, Recipe):
         return recipe

@@ -33,19 +33,19 @@ FREE_ON_RESUME = (
     "run.tracker",
     "run.val_batch",
 )
-"""Settings that do not change the numbers, or that may have to differ on another machine."""
+"""Settings that do not change the results, or that may have to differ on another machine."""
 _RECORDED_PACKAGES = ("rtdetrv4", "torch", "torchvision", "timm", "accelerate", "numpy")
 
 
 class RunFolder:
-    """Paths in the folder of a run; `docs/guides/training.md` lists the rest of what is there."""
+    """Paths in a run folder; `docs/guides/training.md` lists the other files there."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.weights = self.path / WEIGHTS_FILE
         """The best weights, for prediction, export and fine-tuning."""
         self.best = self.path / BEST_FILE
-        """The training state that these weights come from."""
+        """The training state that the best weights come from."""
         self.last = self.path / LAST_FILE
         """The latest training state, to resume from."""
         self.recipe = self.path / RECIPE_FILE
@@ -77,14 +77,14 @@ class RunFolder:
         self.record.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-        """The recipe that the run began with, changed by `given` where a resumed run may differ.
+        """Return the recipe that the run began with, with the changes that a resumed run may make.
 
         Args:
-            recipe: recipe of the detector that resumes the run.
-            given: settings by dotted or short name.
+            recipe: the recipe of the detector that resumes the run.
+            given: changed settings by dotted or short name.
 
         Raises:
-            ConfigError: there is no run, it trains another model, or a setting must stay as it was.
+            ConfigError: there is no run, it trains another model, or a changed setting must stay as it was.
         """
         if not self.last.is_file() or not self.recipe.is_file():
             raise ConfigError(f"There is no run to resume: {self.last} does not exist. Give its folder with out=….")
@@ -101,6 +101,6 @@ class RunFolder:
 
 
 def fixed_changes(before: Recipe, now: Recipe, free: tuple[str, ...] = FREE_ON_RESUME) -> str:
-    """Settings that differ and are not `free` to, as "schedule.epochs was 50, now 60; …"; empty if there are none."""
+    """List changed settings outside `free` as "schedule.epochs was 50, now 60; …"; empty if there are none."""
     changed = changed_settings(before, now)
     return "; ".join(f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in free)

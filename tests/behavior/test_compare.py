@@ -84,7 +84,7 @@ def test_arms_of_a_seed_share_weights_images_and_noise(runs: Runs) -> None:
 
 
 def test_a_stopped_comparison_goes_on(runs: Runs) -> None:
-    assert runs.message == f"Stopped in {runs.out / 'fixed-seed0'}; the same command continues from there."
+    assert runs.message == f"Stopped in {runs.out / 'fixed-seed0'}; the same command resumes."
     assert runs.had_results == ["off-seed0"]
     assert (runs.out / "off-seed0" / "last.pt").stat() == runs.finished, "a finished run was trained again"
     log = read_log(runs.out / "fixed-seed0" / "log.jsonl")
@@ -188,12 +188,12 @@ def test_on_the_command_line(
     assert main(["compare", "--arms", "off", "--arm", arm, "--seed-list", "4", *args]) == 0
     assert trained == ["off-seed4", "still-seed4"]
     out = capsys.readouterr().out
-    assert "Difference to off, in pairs" in out
+    assert "Paired difference from off" in out
     assert "one seed: no interval" in out
     recipe = rtdetrv4.load_recipe(tmp_path / "still-seed4" / "recipe.yaml")
     assert (recipe.augment.flip, recipe.augment.mosaic_scale, recipe.run.seed) == (0.0, (0.9, 1.1), 4)
     assert main(["compare", "--report", "--arms", "still,off", "--out", str(tmp_path)]) == 0
-    assert "Difference to still, in pairs" in capsys.readouterr().out
+    assert "Paired difference from still" in capsys.readouterr().out
     assert json.loads((tmp_path / "compare.json").read_text())["reference"] == "still"
 
 

@@ -103,6 +103,10 @@ def test_weights_are_read_once(trained: Path, monkeypatch: pytest.MonkeyPatch, t
         assert opened == [kind]
     monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, facts, **__: facts)
     assert detector.export() == {"teacher": "tiny", "teacher_license": "none"}
+    facts = detector.metadata.facts
+    for teacher, terms in (({"licence": "mit"}, "mit"), ({}, "unknown")):
+        detector.metadata = detector.metadata._replace(facts={**facts, "teacher": {"name": "tiny", **teacher}})
+        assert detector.export() == {"teacher": "tiny", "teacher_license": terms}
     convert_weights(trained / "weights.safetensors", tmp_path / "again.safetensors")
     assert opened == ["pickle", "safetensors"]
 
@@ -233,6 +237,8 @@ def test_mistakes(trained: Path, shapes: Path, tmp_path: Path) -> None:
         Detector("test").train(shapes, out=tmp_path, resume=True)
     with pytest.raises(ConfigError, match="multiples of 32"):
         Detector("test").train(shapes, out=tmp_path, imgsz=100)
+    with pytest.raises(ConfigError, match=r"distillation\.mode: got None"):
+        Detector("test").train(shapes, out=tmp_path, overrides={"distillation.mode": None})
     with pytest.raises(ConfigError, match="weight_decay"):
         Detector("test").train(shapes, out=tmp_path, overrides={"optimizer.weight_deca": 1})
     with pytest.raises(DatasetError, match="no test part"):

@@ -259,7 +259,7 @@ def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytes
         ({"image_size": (64, 100)}, r"image_size is \(64, 100\), expected .* multiples of 32"),
         ({"image_size": (0, 64)}, "multiples of 32"),
         ({"opset": 16}, "opset is 16, expected 18 to 23"),
-        ({"classes": ClassMap(("cat",), (1,))}, "has 3 classes, but 1 are named"),
+        ({"classes": ClassMap(("cat",), (1,))}, "has 3 classes, but `classes` names 1"),
     ],
 )
 def test_impossible_requests(square: Exported, tmp_path: Path, change: dict[str, object], message: str) -> None:

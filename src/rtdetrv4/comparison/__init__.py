@@ -1,6 +1,6 @@
-"""Measure what a change, such as distillation, brings on your data: `compare` trains arms × seeds and reports.
+"""Measure what a change, such as distillation, gains on your data: `compare` trains arms × seeds and reports.
 
-The package is not called `compare`, which in `rtdetrv4` is the function.
+The package is not called `compare`, because `rtdetrv4.compare` is the function.
 """
 
 from rtdetrv4.comparison.results import METRICS, ArmSummary, Comparison, Difference, Spread, Table

@@ -1,4 +1,4 @@
-"""The picture of a comparison: AP by epoch, differences seed by seed, λ and AIFI's share."""
+"""Plots of a comparison: AP by epoch, differences by seed, λ, and AIFI's share of the gradient."""
 
 from __future__ import annotations
 
@@ -19,19 +19,17 @@ _DASHES = ("-", "--", ":")
 
 Curve = Mapping[int, float]
 """A value by epoch."""
-
-
 Log = Sequence[Mapping[str, Any]]
 """The records of a run's epochs."""
 
 
 def draw_comparison(comparison: Comparison, logs: Mapping[str, Sequence[Log]], path: Path) -> None:
-    """Write a PNG of 11 × 7.5 inches, or 11 × 4.2 where no arm distils.
+    """Write a PNG of 11 × 7.5 inches, or 11 × 4.2 if no arm distills.
 
     Args:
         comparison: the comparison to draw.
         logs: for each arm, one log per seed.
-        path: picture to write.
+        path: the file to write.
     """
     shares = _curves(logs, lambda record: record["modulation"] and record["modulation"]["share"])
     has_distillation = any(any(curves) for curves in shares.values())
@@ -76,7 +74,7 @@ def draw_comparison(comparison: Comparison, logs: Mapping[str, Sequence[Log]], p
 def _curves(
     logs: Mapping[str, Sequence[Log]], value_of: Callable[[Mapping[str, Any]], float | None]
 ) -> dict[str, list[Curve]]:
-    """For each arm, one log per seed."""
+    """The curves of each arm, one per seed; epochs without a value are left out."""
     return {
         name: [
             {record["epoch"]: value for record in records if (value := value_of(record)) is not None}
@@ -134,4 +132,4 @@ def _draw_differences(axes: Axes, comparison: Comparison) -> None:
         axes.set_xlim(-0.6, len(shown) - 0.4)
     else:
         axes.set_xticks([])
-        axes.text(0.5, 0.6, "nothing to compare with yet", color=GRAY, ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.6, "nothing to compare yet", color=GRAY, ha="center", transform=axes.transAxes)

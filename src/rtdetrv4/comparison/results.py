@@ -1,4 +1,4 @@
-"""The results of a comparison: spreads over seeds, paired differences, and tables of both."""
+"""The results of a comparison: means and spreads over seeds, paired differences, and tables of both."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 METRICS = {"last_ap": "AP", "last_ap50": "AP50", "best_ap": "AP", "best_ap50": "AP50"}
-"""Metrics of the last and the best epoch, by their names in `result.json`."""
+"""Keys of the last and the best epoch's metrics in `result.json`, and their titles."""
 MAX_CLASSES = 20
-"""Rows of the table of classes at most."""
+"""Most rows in the table of classes."""
 
 
 class Table(NamedTuple):
-    """Text in rows, for the terminal and for Markdown."""
+    """A table of text, for the terminal and for Markdown."""
 
     title: str
     header: tuple[str, ...]
@@ -52,7 +52,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """The finished runs of one arm. AP is in [0, 1], of the averaged weights on the validation images."""
+    """The finished runs of one arm. AP is in [0, 1], from the averaged weights on the validation images."""
 
     name: str
     settings: Mapping[str, Any]
@@ -60,18 +60,18 @@ class ArmSummary:
     last_ap: Spread
     last_ap50: Spread
     best_ap: Spread
-    """AP of each run's best epoch, which was picked on the same images."""
+    """AP of each run's best epoch, which was chosen on the same images."""
     best_ap50: Spread
     class_ap: Mapping[str, Spread]
-    """AP of the last epoch of each class with boxes in the validation part."""
+    """Last-epoch AP of each class that has boxes in the validation split."""
     seconds_per_epoch: float
-    """Median over the seeds of each run's median; validation included."""
+    """Median over seeds of each run's median, including validation."""
     gpu_memory_mib: float | None
-    """Largest of the seeds: tensors on the GPU."""
+    """Peak memory of tensors on the GPU, largest over seeds."""
     host_memory_mib: float | None
-    """Largest of the seeds: resident memory of the process; None where that cannot be measured."""
+    """Peak resident memory of the process, largest over seeds; None where it cannot be measured."""
     distill_weight: float | None
-    """λ in the last epoch, mean over the seeds; None without distillation."""
+    """λ in the last epoch, mean over seeds; None without distillation."""
     share: float | None
     """AIFI's share of the gradient in percent, mean over epochs and seeds."""
 
@@ -87,7 +87,7 @@ class Difference:
     by_seed: Mapping[int, float]
     """Differences by seed, for the seeds that both have finished; at least one."""
     class_name: str | None = None
-    """The class it is about; None: all classes."""
+    """The class compared; None: all classes."""
 
     @property
     def spread(self) -> Spread:
@@ -96,7 +96,7 @@ class Difference:
 
     @property
     def conclusion(self) -> str:
-        """The conclusion that the interval supports."""
+        """What the interval supports, in words."""
         interval = self.spread.interval
         if interval is None:
             return "one seed: no interval"
@@ -114,15 +114,15 @@ class Comparison:
     arms: tuple[ArmSummary, ...]
     """The first is the reference."""
     differences: tuple[Difference, ...]
-    """Differences of every other arm to the reference, for each of `METRICS`."""
+    """Differences of every other arm from the reference, for each of `METRICS`."""
     class_differences: tuple[Difference, ...]
-    """Differences of every other arm to the reference in AP of the last epoch, class by class."""
+    """Differences of every other arm from the reference in last-epoch AP, by class."""
     unfinished: tuple[str, ...]
-    """Folders of runs that began and have no result, because they were stopped, diverged or are still under way."""
+    """Folders of runs without a result, because they were stopped, diverged or are still running."""
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """The arms, how they differ from the first, and in which classes if there are several."""
+        """Tables of the arms, of their differences from the first, and by class if there are several classes."""
         tables = [_arms_table(self.arms)]
         if self.differences:
             tables.append(_differences_table(self.differences))
@@ -131,7 +131,7 @@ class Comparison:
         return tuple(tables)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in compare.json."""
+        """The contents of compare.json."""
 
         def plain(each: Difference) -> dict[str, Any]:
             return {
@@ -176,8 +176,8 @@ def _arms_table(arms: Sequence[ArmSummary]) -> Table:
     ]
     note = (
         "Mean ± standard deviation over seeds, in percent, of the averaged weights on the validation images. Compare "
-        "the last epoch: the best one was picked on these images, which flatters every arm, and most the one with the "
-        "most restless curve. Seconds are medians, validation included; memory is the largest of any seed."
+        "the last epoch: the best one was chosen on these images, which flatters every arm, and most of all the one "
+        "with the noisiest curve. Seconds are medians and include validation; memory is the largest over seeds."
     )
     return Table("Arms", header, tuple(rows), note)
 
@@ -195,11 +195,11 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
             )
     header = ("arm", "of the last epoch", "seeds", "difference", f"{CONFIDENCE:.0%} interval", "")
     note = (
-        "Points of AP in percent: the arm minus the reference with the same seed, mean ± standard deviation, and the t "
-        "interval of the mean. Each interval stands alone: the more arms and metrics are compared, the more likely it "
-        "is that one of them excludes 0 by chance. Seeds vary the training, not the choice of images."
+        "AP points in percent: the arm minus the reference with the same seed, mean ± standard deviation, and the t "
+        "interval of the mean. Intervals are not corrected for multiple comparisons: the more arms and metrics, the "
+        "likelier that one excludes 0 by chance. Seeds vary the training, not the choice of images."
     )
-    return Table(f"Difference to {reference}, in pairs", header, tuple(rows), note)
+    return Table(f"Paired difference from {reference}", header, tuple(rows), note)
 
 
 def _classes_table(reference: ArmSummary, differences: Sequence[Difference]) -> Table:
@@ -222,8 +222,8 @@ def _classes_table(reference: ArmSummary, differences: Sequence[Difference]) -> 
     ]
     left_out = len(names) - len(rows)
     note = (
-        "AP of the last epoch in percent, the largest differences first. *: the 95 % interval of this difference alone "
-        "excludes 0, as one in twenty does by chance; the more classes, the more of them."
+        "AP of the last epoch in percent, largest differences first. *: the 95 % interval of this difference excludes "
+        "0, as one in twenty does by chance, so expect some among many classes."
         + (f" {left_out} more classes are in compare.json." if left_out else "")
     )
     header = ("class", reference.name, *(f"{arm} − {reference.name}" for arm in arms))
@@ -240,7 +240,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The comparison as Markdown, as in compare.md."""
+    """The contents of compare.md."""
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
@@ -250,11 +250,11 @@ def markdown(comparison: Comparison) -> str:
         align = ["---", *("---:" for _ in table.header[1:])]
         parts += [f"## {table.title}", "\n".join(map(line, (table.header, align, *table.rows))), table.note]
     settings = [
-        f"- {arm.name}: {', '.join(f'`{name}: {value}`' for name, value in arm.settings.items()) or 'as the recipe'}"
+        f"- {arm.name}: {', '.join(f'`{name}: {value}`' for name, value in arm.settings.items()) or 'as in the recipe'}"
         for arm in comparison.arms
     ]
     parts += ["## Settings of the arms", "\n".join(settings)]
     if comparison.unfinished:
-        parts.append(f"Without a result, and left out: {', '.join(comparison.unfinished)}.")
+        parts.append(f"Unfinished and left out: {', '.join(comparison.unfinished)}.")
     parts.append("![AP by epoch, and differences by seed](compare.png)")
     return "\n\n".join(parts) + "\n"

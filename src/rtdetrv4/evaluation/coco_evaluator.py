@@ -34,8 +34,7 @@ class ImageDetections(NamedTuple):
 class Metrics:
     """The twelve COCO numbers and the AP of every class.
 
-    A number is NaN if it is undefined because the ground truth has no object of that size or no box of that class.
-    `to_dict` turns NaN into None, so that the result can be written as JSON.
+    A number is NaN where it is undefined: the ground truth has no object of that size or no box of that class.
 
     References:
         https://cocodataset.org/#detection-eval
@@ -63,7 +62,7 @@ class Metrics:
     num_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for `json.dumps`: None instead of NaN."""
+        """Return all fields, ready for `json.dumps`, with None instead of NaN."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -79,8 +78,8 @@ class CocoEvaluator:
     All boxes of an image without detections count as missed. COCO's limit of 100 detections applies per image *and
     class*, as in pycocotools, so up to 100·K detections per image are used.
 
-    Across processes, every rank updates with its own images, the states are gathered, and any rank that needs the
-    result merges them. Detections are stored by image, so an image that two ranks have seen counts once.
+    With several processes, each rank calls `update` with its own images, `state` is gathered, and any rank that needs
+    the result calls `merge`. Detections are stored by image, so an image that two ranks have seen counts once.
 
     Args:
         records: the ground truth, one per image.
@@ -91,7 +90,7 @@ class CocoEvaluator:
     """
 
     def __init__(self, records: Iterable[Record], classes: ClassMap) -> None:
-        # By id, the order of pycocotools: it decides where scores of two images tie.
+        # Sorted by id, as in pycocotools: the order decides between equal scores in different images.
         self.records: tuple[Record, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
         self.classes = classes
         self._detections: dict[int, ImageDetections] = {}
@@ -100,7 +99,7 @@ class CocoEvaluator:
             raise DatasetError("there are no images to evaluate on; give a data set with a validation split")
         if len(self._index_of) < len(self.records):
             raise DatasetError(
-                f"{len(self.records)} images share {len(self._index_of)} image ids; give every image an id of its own"
+                f"{len(self.records)} images share {len(self._index_of)} image ids; give every image a unique id"
             )
 
     @property
@@ -120,7 +119,7 @@ class CocoEvaluator:
 
         Args:
             infos: the B images of the batch.
-            found: their detections, on any device and of any float type.
+            found: their detections, on any device and in any float type.
 
         Raises:
             DatasetError: an image is not in the ground truth, or a label is not one of its classes.
@@ -145,7 +144,7 @@ class CocoEvaluator:
             self._detections[info.image_id] = ImageDetections(*(array[keep] for array in arrays))
 
     def state(self) -> dict[int, ImageDetections]:
-        """The detections by image id, as NumPy arrays: gather them from all ranks for `merge`."""
+        """Return the detections by image id, to be gathered from all ranks for `merge`."""
         return dict(self._detections)
 
     def merge(self, states: Iterable[Mapping[int, ImageDetections]]) -> None:
@@ -154,9 +153,9 @@ class CocoEvaluator:
             self._detections.update(state)
 
     def results(self) -> list[dict[str, Any]]:
-        """All detections in COCO's result format, with the category ids of the annotations.
+        """Return all detections in COCO's result format, which evaluation servers accept as a JSON file.
 
-        As a JSON file, evaluation servers accept it. Boxes are x, y, width, height in pixels.
+        Category ids are those of the annotations; boxes are x, y, width, height in pixels.
         """
         category_ids = self.classes.category_ids
         return [
@@ -168,7 +167,7 @@ class CocoEvaluator:
         ]
 
     def compute(self) -> Metrics:
-        """Compute the metrics over all images and all detections so far."""
+        """Compute the metrics over all images from the detections so far."""
         unseen = len(self.records) - len(self._detections)
         if unseen:
             logger.warning("%d of %d images were not evaluated; their boxes count as missed", unseen, len(self.records))
@@ -200,8 +199,8 @@ class CocoEvaluator:
             num_images=len(self.records),
         )
 
-    # COCO's structure, with the position of a record as its image id and the label as its category id: the C++ code
-    # stores both as doubles, in which large ids would collide.
+    # COCO's structure, but image ids are positions of records and category ids are labels, because the C++ code stores
+    # both as doubles, in which large ids would collide.
     def _dataset(self, annotations: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "images": [{"id": index} for index in range(len(self.records))],
@@ -234,27 +233,27 @@ class CocoEvaluator:
 
 
 def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One dict per row, with ids from 1: to the C++ code, id 0 means "not matched"."""
+    """Return one dict per row, with ids from 1, because id 0 means "not matched" to the C++ code."""
     values = (column.tolist() for column in columns.values())
     keys = ("id", *columns)
     return [dict(zip(keys, row, strict=True)) for row in zip(range(1, 1 + len(columns["bbox"])), *values, strict=True)]
 
 
 def _xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """(n, 4) float64: left, top, width, height."""
+    """Return (n, 4) float64: left, top, width, height."""
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of the defined values, or NaN; COCO marks undefined ones with -1."""
+    """Return the mean of the defined values, or NaN; COCO marks undefined ones with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else math.nan
 
 
 @contextlib.contextmanager
 def _paused_garbage_collection() -> Iterator[None]:
-    """Pause the collector, which would scan a million new dicts again and again and triple the time."""
+    """Pause the garbage collector, whose repeated scans of a million new dicts would triple the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

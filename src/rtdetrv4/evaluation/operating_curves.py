@@ -18,10 +18,10 @@ _UNMATCHED, _IGNORED = -1, -2
 
 
 class OperatingCurves(NamedTuple):
-    """One row per class; NaN where a number is undefined: no detection that confident, or no box of the class."""
+    """One row per class; NaN where undefined, for lack of detections that confident or of boxes of the class."""
 
     precision: np.ndarray
-    """K×1001, of the detections with a confidence of at least `CONFIDENCES[i]`."""
+    """K×1001, among the detections with a confidence of at least `CONFIDENCES[i]`."""
     recall: np.ndarray
     """K×1001."""
     f1: np.ndarray
@@ -29,7 +29,7 @@ class OperatingCurves(NamedTuple):
     precision_at_recall: np.ndarray
     """K×101, the best precision at a recall of at least `RECALLS[i]`; its mean is the AP at IoU 0.5."""
     num_boxes: np.ndarray
-    """(K,) int64, the number of ground-truth boxes without crowd regions."""
+    """(K,) int64, the number of ground-truth boxes, crowd regions excluded."""
 
 
 def operating_curves(
@@ -70,10 +70,9 @@ def operating_curves(
 
 
 def best_confidence(f1: np.ndarray) -> float | None:
-    """The confidence threshold with the highest F1, or None if F1 is zero everywhere.
+    """Return the confidence threshold with the highest F1, or None if F1 is zero everywhere.
 
-    If a range of thresholds has the highest F1, this is its middle, since on other images the scores of right and wrong
-    detections will be a little higher or lower.
+    If a range of thresholds has the highest F1, return its middle, because scores shift a little on other images.
 
     Args:
         f1: (1001,), the F1 at each of `CONFIDENCES`.
@@ -90,7 +89,7 @@ def confusion_matrix(
 ) -> np.ndarray:
     """Count how often objects of each class were detected as each class.
 
-    Boxes and detections are paired regardless of their classes, the most confident detection first.
+    Boxes and detections are matched regardless of class, the most confident detection first.
 
     Returns:
         (K+1)×(K+1) counts: row = true class, column = predicted class. The last column counts missed boxes, the last
@@ -119,8 +118,7 @@ def match(found: ImageDetections, truth: Record, *, same_class: bool) -> np.ndar
         same_class: match detections only to boxes of their own class.
 
     Returns:
-        (n,) int64: the index of the box, -1 for no box, or -2 for a detection in a crowd region of its class, which
-        does not count.
+        (n,) int64: the index of the box, -1 for no box, or -2 for one in a crowd region of its class, to ignore.
     """
     matches = np.full(len(found.scores), _UNMATCHED)
     is_own = found.labels[:, None] == truth.labels
@@ -138,7 +136,7 @@ def match(found: ImageDetections, truth: Record, *, same_class: bool) -> np.ndar
 
 
 def _overlaps(boxes: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
-    """n×m: intersection over union or, for crowd regions, over the area of the detection."""
+    """Return n×m: intersection over union or, for crowd regions, over the area of the detection."""
     boxes, truth = boxes.astype(np.float64), truth.astype(np.float64)
     top_left = np.maximum(boxes[:, None, :2], truth[:, :2])
     bottom_right = np.minimum(boxes[:, None, 2:], truth[:, 2:])

@@ -1,4 +1,4 @@
-"""The report of an evaluation: metrics.json and three pictures."""
+"""The report on an evaluation: metrics.json and three plots."""
 
 from __future__ import annotations
 
@@ -24,18 +24,11 @@ from rtdetrv4.evaluation.operating_curves import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The Okabe-Ito colors, distinguishable with any color vision, without the two that are hard to see on white.
+# Okabe and Ito's colors, distinguishable with any color vision, except for two that are hard to see on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_WIDE_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Arial Unicode MS",
-)
+_WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Arial Unicode MS")
 _MAX_NAMED_LINES = 10
 _NUM_NAMED_OF_MANY = 5
 _MAX_CLASSES_WITH_COUNTS = 20
@@ -47,7 +40,7 @@ def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics 
     Args:
         evaluator: an evaluator that has seen all images.
         folder: created if missing; the files of an earlier report are replaced.
-        metrics: the result of `evaluator.compute()`, if it was called already.
+        metrics: the result of `evaluator.compute()`, if already computed.
 
     Returns:
         The contents of metrics.json: the fields of `Metrics`; "confidence", the threshold with the best mean F1; and
@@ -88,16 +81,13 @@ def _operating_point(curves: OperatingCurves, k: int) -> dict[str, Any]:
 
 def draw_precision_recall(curves: OperatingCurves, names: Sequence[str]) -> Figure:
     """Draw precision over recall, a line per class and their mean."""
-    ap50 = curves.precision_at_recall.mean(axis=1)
-    labels = [f"{ap:.2f}  {_short(name)}" for ap, name in zip(ap50, names, strict=True)]
-    mean = _mean_of_rows(curves.precision_at_recall)
+    lines = np.vstack([curves.precision_at_recall, _mean_of_rows(curves.precision_at_recall)])
+    ap50 = lines.mean(axis=1)
     return _draw_lines(
         RECALLS,
-        curves.precision_at_recall,
-        labels,
+        lines,
+        [f"{ap:.2f}  {_short(name)}" for ap, name in zip(ap50, [*names, "mean"], strict=True)],
         quality=ap50,
-        mean=mean,
-        mean_label=f"{mean.mean():.2f}  mean",
         title="Precision and recall, IoU 0.5",
         axis_labels=("recall", "precision"),
         legend_title="AP50",
@@ -106,23 +96,22 @@ def draw_precision_recall(curves: OperatingCurves, names: Sequence[str]) -> Figu
 
 def draw_f1_confidence(curves: OperatingCurves, names: Sequence[str]) -> Figure:
     """Draw F1 over the confidence threshold, a line per class and their mean, with a dot at the best threshold."""
-    best = [best_confidence(f1) for f1 in curves.f1]
-    quality = np.array([math.nan if np.isnan(f1).all() else f1.max() for f1 in curves.f1])
+    lines = np.vstack([curves.f1, _mean_of_rows(curves.f1)])
+    best = [best_confidence(f1) for f1 in lines]
+    quality = np.array([math.nan if np.isnan(f1).all() else f1.max() for f1 in lines])
     labels = [
-        f"{f1:.2f}  at {_threshold(at)}  {_short(name)}" for f1, at, name in zip(quality, best, names, strict=True)
+        f"{f1:.2f}  at {'–' if at is None else f'{at:.2f}'}  {_short(name)}"
+        for f1, at, name in zip(quality, best, [*names, "mean"], strict=True)
     ]
-    mean = _mean_of_rows(curves.f1)
     return _draw_lines(
         CONFIDENCES,
-        curves.f1,
+        lines,
         labels,
         quality=quality,
-        mean=mean,
-        mean_label=f"{mean.max():.2f}  at {_threshold(best_confidence(mean))}  mean",
         title="F1 by confidence threshold, IoU 0.5",
         axis_labels=("confidence threshold", "F1"),
         legend_title="best F1",
-        marked=[*best, best_confidence(mean)],
+        marked=best,
     )
 
 
@@ -181,47 +170,47 @@ def _draw_lines(
     labels: Sequence[str],
     *,
     quality: np.ndarray,
-    mean: np.ndarray,
-    mean_label: str,
     title: str,
     axis_labels: tuple[str, str],
     legend_title: str,
-    marked: Sequence[float | None] = (),
+    marked: Sequence[float | None] | None = None,
 ) -> Figure:
-    """Draw the lines of K classes in [0, 1]², best first in the legend; of many classes, only the worst are named."""
+    """Draw K classes' lines and then their mean in [0, 1]², best class first; with many, name only the worst."""
     figure = _figure(9, 5)
     axes = figure.add_subplot()
-    ranked = [k for k in np.argsort(-quality) if not math.isnan(quality[k])]  # NaN: the class has no boxes
+    ranked = [k for k in np.argsort(-quality[:-1]) if not math.isnan(quality[k])]  # NaN: the class has no boxes
     named = ranked if len(ranked) <= _MAX_NAMED_LINES else ranked[-_NUM_NAMED_OF_MANY:]
     handles, texts = [], []
 
-    def draw(y: np.ndarray, at: float | None = None, **style: Any) -> Any:
-        (line,) = axes.plot(x, y, **style)
-        if at is not None:
-            axes.plot(
-                at, np.interp(at, x, y), "o", color=style["color"], markersize=6, markeredgecolor="white", zorder=9
-            )
-        return line
+    def draw(index: int, **style: Any) -> None:
+        handles.extend(axes.plot(x, lines[index], **style))
+        texts.append(labels[index])
+        if marked is not None and (at := marked[index]) is not None:
+            y = np.interp(at, x, lines[index])
+            axes.plot(at, y, "o", color=style["color"], markersize=6, markeredgecolor="white", zorder=9)
 
-    marks = dict(enumerate(marked))
     if len(ranked) > 1:
-        handles.append(draw(mean, marks.get(len(lines)), color="black", linewidth=2.6, zorder=8))
-        texts.append(mean_label)
-    others = [draw(lines[k], color="#BBBBBB", linewidth=0.6) for k in ranked if k not in named]
+        draw(-1, color="black", linewidth=2.6, zorder=8)
+    others = [axes.plot(x, lines[k], color="#BBBBBB", linewidth=0.6)[0] for k in ranked if k not in named]
     for i, k in enumerate(named):
         style = "-" if i < len(_COLORS) else "--"
-        handles.append(draw(lines[k], marks.get(k), color=_COLORS[i % len(_COLORS)], linestyle=style, linewidth=1.6))
-        texts.append(labels[k])
+        draw(k, color=_COLORS[i % len(_COLORS)], linestyle=style, linewidth=1.6)
     if others:
         handles.insert(1, others[0])
         texts.insert(1, f"{len(others)} others; below, the {len(named)} weakest")
 
-    _style_unit_square(axes, *axis_labels)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=axis_labels[0], ylabel=axis_labels[1])
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.grid(color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left")
     if not ranked:
         axes.text(0.5, 0.5, "no boxes in the ground truth", ha="center", va="center", backgroundcolor="white")
         return figure
-    # Texts are set afterwards: matplotlib skips labels that begin with an underscore, as class names may.
+    # Texts are set afterwards, because matplotlib skips labels that begin with an underscore, as class names may.
     legend = axes.legend(
         handles, [str(i) for i in range(len(handles))], title=legend_title, alignment="left", frameon=False,
         loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0,
@@ -232,42 +221,27 @@ def _draw_lines(
     return figure
 
 
-def _style_unit_square(axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x_label, ylabel=y_label)
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.grid(color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _figure(width: float, height: float) -> Figure:
-    """A figure of a size in inches, outside pyplot's global state."""
+    """Make a figure of this size in inches, outside pyplot's global state."""
     return require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
 
 
 def _fonts() -> list[str]:
-    """Matplotlib's own font, then installed ones with Chinese, Japanese and Korean characters."""
+    """Return matplotlib's own font, then installed ones with Chinese, Japanese and Korean characters."""
     installed = {font.name for font in require("matplotlib.font_manager", "train").fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in installed)]
 
 
 def _save(figure: Figure, path: Path) -> None:
-    require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
-    with warnings.catch_warnings():  # characters that no font has are drawn as boxes
+    with warnings.catch_warnings():  # characters missing from every font are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(path, dpi=150)
 
 
 def _mean_of_rows(rows: np.ndarray) -> np.ndarray:
-    """The mean over the classes that have boxes; zeros if none has."""
+    """Return the mean over the classes that have boxes, or zeros if none has."""
     defined = rows[~np.isnan(rows).all(axis=1)]
     return defined.mean(axis=0) if len(defined) else np.zeros(rows.shape[1])
-
-
-def _threshold(confidence: float | None) -> str:
-    return "–" if confidence is None else f"{confidence:.2f}"
 
 
 def _short(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Detectors as files for other runtimes, checked against PyTorch."""
+"""Export to files for other runtimes, checked against PyTorch."""
 
 from rtdetrv4.export.onnx import export_onnx
 from rtdetrv4.export.verify import ParityReport, verify_onnx

@@ -1,4 +1,4 @@
-"""A detector as an ONNX file that says itself how to use it."""
+"""Export to ONNX files that carry everything needed to use them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 STRIDE = 32
 OPSETS = range(18, 24)
-"""From 17 on a layer norm is one operation. In float16 its decomposition overflows, and detections get lost."""
+"""Since opset 17 a layer norm is one operator; its decomposition overflows in float16 and loses detections."""
 
 
 class ExportedDetector(nn.Module):
-    """What goes into the file: a detector and, unless `num_top` is None, its post-processing."""
+    """The module to export: a detector and, unless `num_top` is None, its post-processing."""
 
     def __init__(self, detector: DetectionModel, num_top: int | None) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class ExportedDetector(nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names for what `forward` returns."""
+        """Names of the tensors that `forward` returns."""
         return ("logits", "boxes") if self.num_top is None else ("labels", "boxes", "scores")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images B×3×H×W in [0, 1] → what `ExportMetadata.outputs` says."""
+        """Images B×3×H×W in [0, 1] → the tensors described at `ExportMetadata.outputs`."""
         output = self.detector(images)
         if self.num_top is None:
             return output.logits, output.boxes
@@ -63,21 +63,21 @@ def export_onnx(
     simplify: bool = True,
     facts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write an ONNX file, after checking that onnxruntime computes with it what PyTorch computes.
+    """Write an ONNX file, after checking that onnxruntime computes the same with it as PyTorch.
 
     Args:
         model: not changed; a fused copy is exported, in float32.
-        path: the file to write. A report of the check goes beside it, see `verify_onnx`.
-        model_name: kept in the file.
-        classes: kept in the file.
+        path: the file to write. A report on the check is written beside it; see `verify_onnx`.
+        model_name: stored in the file.
+        classes: stored in the file.
         image_size: height and width of the input, multiples of 32.
         opset: version of the ONNX operators, 18 to 23.
-        dynamic: any batch size; otherwise 1.
+        dynamic: accept any batch size, not only 1.
         postprocess: outputs are `labels` B×N, `boxes` B×N×4 (xyxy in [0, 1]) and `scores` B×N, by descending score;
             otherwise `logits` B×Q×K and `boxes` B×Q×4 (cxcywh in [0, 1]).
         num_top: N.
-        simplify: let onnxslim fold constants.
-        facts: more to keep in the file, such as the teacher and its license.
+        simplify: simplify the graph with onnxslim.
+        facts: further entries to store, such as the teacher and its license.
 
     Returns:
         `path`.
@@ -92,7 +92,7 @@ def export_onnx(
         raise ExportError(f"opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}.")
     num_classes = model.query_selection.score_head.out_features
     if classes.num_classes != num_classes:
-        raise ExportError(f"The model has {num_classes} classes, but {classes.num_classes} are named.")
+        raise ExportError(f"The model has {num_classes} classes, but `classes` names {classes.num_classes}.")
 
     deployed = fuse(model).requires_grad_(False).float().cpu()
     graph = _trace(ExportedDetector(deployed, num_top if postprocess else None), image_size, opset, dynamic)
@@ -121,9 +121,9 @@ def export_onnx(
 
 
 def _trace(module: ExportedDetector, image_size: tuple[int, int], opset: int, dynamic: bool) -> onnx.ModelProto:
-    """The graph, by torch.export; docs/adr/0007-onnx-exporter.md says why not by TorchScript."""
+    """Trace the graph with torch.export; docs/adr/0007-onnx-exporter.md says why not with TorchScript."""
     require("onnxscript", "export")
-    # torch.export takes a batch of 1 for a constant, whatever is said to be dynamic.
+    # torch.export treats a batch of 1 as constant, even if its dimension is declared dynamic.
     images = torch.zeros(2 if dynamic else 1, 3, *image_size)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -140,12 +140,12 @@ def _trace(module: ExportedDetector, image_size: tuple[int, int], opset: int, dy
     graph: Any = program.model_proto
     found = next(entry.version for entry in graph.opset_import if not entry.domain)
     if found != opset:
-        raise ExportError(f"This model cannot be written with opset {opset}; opset {found} can.")
+        raise ExportError(f"This model cannot be exported with opset {opset}; use opset {found}.")
     return graph
 
 
 def _finish(graph: onnx.ModelProto, entries: Mapping[str, str]) -> None:
-    """Replace what the exporter says about this machine's source files by what users of the file need."""
+    """Replace the exporter's notes on this machine's source files with the entries that users of the file need."""
     onnx = require("onnx", "export")
     for item in (*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
         item.doc_string = ""
@@ -153,14 +153,14 @@ def _finish(graph: onnx.ModelProto, entries: Mapping[str, str]) -> None:
     del graph.graph.metadata_props[:]
     del graph.metadata_props[:]
     onnx.helper.set_model_props(graph, dict(entries))
-    # The least that the operators need: the exporter writes its newest, which older runtimes refuse to read.
+    # The oldest version that has the operators; the exporter writes its newest, which older runtimes refuse to read.
     graph.ir_version = onnx.helper.find_min_ir_version_for(list(graph.opset_import))
     onnx.checker.check_model(graph)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, which reports its own deprecations and every optional pass that it skips."""
+    """Silence the exporter, which warns of its own deprecations and of every optional pass that it skips."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,8 +1,8 @@
-"""Whether an exported file computes what PyTorch computes.
+"""Check that an exported file computes the same as PyTorch.
 
-Two runtimes round differently, and a detector sorts in two places: when it chooses queries, and when it lists the best
-detections. Nearly tied entries may swap places there without anything being wrong. So detections are compared at the
-same place first, and those that differ are then looked for elsewhere; whatever is not found is an error.
+Two runtimes round differently, and a detector sorts twice: to select queries, and to list the best detections. Nearly
+tied entries may swap places without anything being wrong. So detections are first compared position by position, and
+those that differ are then looked for elsewhere in the list; any that is not found is an error.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rtdetrv4.errors import ExportError, require
 from rtdetrv4.models import DetectionModel, postprocess
@@ -30,30 +30,30 @@ logger = logging.getLogger(__name__)
 MAX_BOX_PX = 0.5
 MAX_SCORE = 1e-3
 ROUNDING = 1e-4
-"""Class logits that are closer than this may change places between two runtimes."""
+"""Class logits closer than this may swap places between two runtimes."""
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How far an exported file is from PyTorch."""
+    """How closely an exported file agrees with PyTorch."""
 
     model: str
     agrees: bool
     problem: str
-    """What is wrong, or an empty string."""
+    """Description of the disagreement, or an empty string."""
     max_box_px: float
     """Largest difference of a coordinate, in pixels of the input."""
     max_score: float
     """Largest difference of a score."""
     batches: tuple[int, ...]
-    """Batch sizes that were run."""
+    """The batch sizes run."""
     num_images: int
     num_detections: int
-    """Compared."""
+    """Detections compared."""
     num_moved: int
-    """Detections found at another place of the list, next to others with almost the same score."""
+    """Detections found at another position, among others with almost the same score."""
     num_undecided: int
-    """Images left out because which queries are chosen hangs on rounding; at most half of all."""
+    """Images left out because rounding decides which queries are selected; at most half of all."""
     versions: dict[str, str]
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ class ParityReport:
 
 
 class Listed(NamedTuple):
-    """What a detector lists for one image: detections, or raw queries."""
+    """The output for one image: detections, or raw queries."""
 
     scores: np.ndarray
     """N×1, or N×K for queries."""
@@ -78,24 +78,24 @@ class Listed(NamedTuple):
 
 
 class OutputGap(NamedTuple):
-    """Two lists for the same image."""
+    """The differences between two outputs for the same image."""
 
     max_box_px: float
     max_score: float
     num_moved: int
     num_lost: int
-    """Entries without a counterpart in the other list, and no tie at its end to blame."""
+    """Entries without a counterpart in the other list that no tie at its end explains."""
 
 
 def verify_onnx(
     path: str | Path, model: DetectionModel, *, batches: Sequence[int] = (1, 2, 7), report: str | Path | None = None
 ) -> ParityReport:
-    """Run a file written by `export_onnx` in onnxruntime, and compare with PyTorch on noise and on made-up scenes.
+    """Run a file written by `export_onnx` in onnxruntime, and compare it with PyTorch on noise and synthetic scenes.
 
     Args:
-        path: the file, or one made from it that takes and returns the same.
-        model: what it was exported from; not changed.
-        batches: numbers of images to run at once; only 1 if the file has a fixed batch size.
+        path: the file, or one derived from it with the same inputs and outputs.
+        model: the model that was exported; not changed.
+        batches: batch sizes to run; only 1 if the file has a fixed batch size.
         report: where to write the report as JSON; by default beside the file, as NAME.parity.json.
 
     Raises:
@@ -104,7 +104,7 @@ def verify_onnx(
     path = Path(path)
     runtime = require("onnxruntime", "export")
     options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised anyway
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
@@ -140,7 +140,7 @@ def verify_onnx(
                     f"differ by more than {MAX_BOX_PX} px or {MAX_SCORE} in score"
                 )
     if not problem and num_undecided > len(compared):
-        problem = "too many scores of this model are tied to compare it; has it been trained?"
+        problem = "too many scores are tied to compare them; has the model been trained?"
     result = ParityReport(
         model=metadata.model,
         agrees=not problem,
@@ -163,7 +163,7 @@ def verify_onnx(
 
 
 def compare(expected: Listed, actual: Listed) -> OutputGap:
-    """Match two lists for one image, and measure the pairs."""
+    """Match two outputs for one image, and measure how the pairs differ."""
     here, there = _pairs(expected, actual)
     box_px = np.abs(expected.boxes_xyxy_px[here] - actual.boxes_xyxy_px[there]).max(initial=0)
     score = np.abs(expected.scores[here] - actual.scores[there]).max(initial=0)
@@ -172,7 +172,7 @@ def compare(expected: Listed, actual: Listed) -> OutputGap:
 
 
 def _pairs(expected: Listed, actual: Listed) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of entries that agree: first those at the same place, then, the nearest first, of what is left."""
+    """Return indices of entries that agree: first at the same position, then elsewhere, the nearest first."""
     places = np.arange(len(expected.labels))
     agree = _distance(expected, actual) <= 1
     left = places[~agree]
@@ -192,18 +192,18 @@ def _pairs(expected: Listed, actual: Listed) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distance(a: Listed, b: Listed) -> np.ndarray:
-    """Largest difference in units of what is allowed, by broadcasting; infinite for different labels."""
+    """Return the largest difference relative to what is allowed, broadcast; infinite for different labels."""
     box = np.abs(a.boxes_xyxy_px - b.boxes_xyxy_px).max(axis=-1) / MAX_BOX_PX
     score = np.abs(a.scores - b.scores).max(axis=-1) / MAX_SCORE
     return np.where(a.labels == b.labels, np.maximum(box, score), np.inf)
 
 
 def _num_unexplained(listed: Listed, matched: np.ndarray, other: Listed) -> int:
-    """Entries of a list that are not in another, although no tie can have pushed them off its end."""
+    """Count entries missing from the other list that no tie can have pushed off its end."""
     missing = np.setdiff1d(np.arange(len(listed.labels)), matched)
-    if listed.scores.shape[-1] > 1:  # queries are all there, in any order
+    if listed.scores.shape[-1] > 1:  # all queries are listed, in any order
         return len(missing)
-    # Sorted scores cannot differ by more than single ones do, whatever has changed places.
+    # Sorting never increases the largest difference of scores, whichever entries swapped places.
     apart = np.abs(listed.scores - other.scores)[:, 0]
     misplaced = int((~(apart <= MAX_SCORE)).sum())  # NaN too
     if misplaced:
@@ -216,17 +216,12 @@ def _num_unexplained(listed: Listed, matched: np.ndarray, other: Listed) -> int:
 def _expected(
     reference: DetectionModel, images: Tensor, metadata: ExportMetadata, actual: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-    """PyTorch's outputs under the file's names, and for each image by how much the last chosen query was chosen."""
-    scores: list[Tensor] = []
-
-    def remember(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        scores.append(output.amax(dim=-1))
-
-    handle = reference.query_selection.score_head.register_forward_hook(remember)
-    output = reference(images)
-    handle.remove()
+    """Compute PyTorch's outputs under the file's names, and each image's margin of the last selected query."""
+    logits: list[Tensor] = []
+    with reference.query_selection.score_head.register_forward_hook(lambda *args: logits.append(args[-1])):
+        output = reference(images)
     num_queries = output.boxes.shape[1]
-    ordered = scores[0].sort(dim=1, descending=True).values
+    ordered = logits[0].amax(dim=-1).sort(dim=1, descending=True).values
     chosen, passed = ordered[:, num_queries - 1], ordered[:, num_queries:]
     margins = (chosen - passed[:, 0]).tolist() if passed.shape[1] else [np.inf] * len(images)
     if metadata.outputs == "raw":
@@ -236,7 +231,7 @@ def _expected(
 
 
 def _listed(outputs: dict[str, np.ndarray], metadata: ExportMetadata) -> Iterator[Listed]:
-    """One list per image."""
+    """Split the outputs of a batch by image."""
     height, width = metadata.image_size
     boxes = outputs["boxes"]
     if metadata.outputs == "raw":
@@ -250,7 +245,7 @@ def _listed(outputs: dict[str, np.ndarray], metadata: ExportMetadata) -> Iterato
 
 
 def _batches(sizes: Sequence[int], image_size: tuple[int, int]) -> Iterator[Tensor]:
-    """Images B×3×H×W in [0, 1], all different: made-up scenes and, every other one, noise."""
+    """Yield images B×3×H×W in [0, 1], all different, alternating between synthetic scenes and noise."""
     rng = np.random.default_rng(0)
     for size in sizes:
         images = [_scene(rng, *image_size) if index % 2 == 0 else rng.random((3, *image_size)) for index in range(size)]
@@ -258,7 +253,7 @@ def _batches(sizes: Sequence[int], image_size: tuple[int, int]) -> Iterator[Tens
 
 
 def _scene(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Waves with colored rectangles before them."""
+    """Draw colored rectangles in front of waves."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     rows, columns, phase = rng.uniform(1, 9, (3, 3, 1, 1))
     scene = 0.5 + 0.3 * np.sin(2 * np.pi * (rows * y + columns * x) + phase)

@@ -1,4 +1,4 @@
-"""What was found in one image."""
+"""The objects detected in an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rtdetrv4.runtime.draw import draw_boxes
 
 
 class Detection(NamedTuple):
-    """One found object."""
+    """One detected object."""
 
     xyxy: np.ndarray
     """(4,) float32, pixels."""
@@ -28,10 +28,10 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """The n objects found in an image, by descending confidence.
+    """The n objects detected in an image, by descending confidence.
 
-    `len(found)` is their number; iterating gives one `Detection` after the other; indexing with a number, slice, mask
-    or list gives `Detections` of these only, as in supervision: ``found[found.confidence > 0.8]``.
+    `len(found)` is n; iteration yields each as a `Detection`; indexing with a number, slice, mask or list selects some
+    as `Detections`, as in supervision: ``found[found.confidence > 0.8]``.
     """
 
     xyxy: np.ndarray
@@ -59,7 +59,7 @@ class Detections:
         path: str | None = None,
         conf: float | Mapping[str, float] = 0.0,
     ) -> Detections:
-        """Those of a model's predictions that are confident enough, cut off at the border of the image.
+        """Make detections from a model's predictions: those above `conf`, clipped to the image.
 
         Args:
             scores: (n,) in descending order.
@@ -105,10 +105,10 @@ class Detections:
         return [self.names[k] for k in self.class_id.tolist()]
 
     def filter(self, conf: float | Mapping[str, float]) -> Detections:
-        """Only detections of at least this confidence.
+        """Return only detections of at least this confidence.
 
         Args:
-            conf: one threshold, or one for each class by name; classes that are not named are left out.
+            conf: one threshold, or a mapping from class name to threshold, which drops classes that it does not name.
         """
         if isinstance(conf, Mapping):
             unknown = [name for name in conf if name not in self.names]
@@ -120,14 +120,14 @@ class Detections:
         return self[self.confidence >= thresholds]
 
     def plot(self) -> np.ndarray:
-        """The image with boxes, class names and confidences drawn on it: H×W×3 uint8 RGB."""
+        """Draw boxes, class names and confidences on a copy of the image: H×W×3 uint8 RGB."""
         if self.image is None:
             raise SourceError("these detections were made without an image to draw on")
         labels = [f"{name} {confidence:.2f}" for _, confidence, _, name in self]
         return draw_boxes(self.image, self.xyxy, self.class_id, labels)
 
     def save(self, path: str | Path) -> Path:
-        """Write `plot()` to an image file; the folder is made if it is not there."""
+        """Write `plot()` to an image file, creating its folder if needed."""
         path = Path(path)
         picture = cv2.cvtColor(self.plot(), cv2.COLOR_RGB2BGR)
         try:
@@ -139,20 +139,20 @@ class Detections:
         return path
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Plain Python values, one dict per detection: class_id, name, confidence and xyxy."""
+        """Return a dict of plain values per detection: class_id, name, confidence and xyxy."""
         return [
             {"class_id": class_id, "name": name, "confidence": confidence, "xyxy": xyxy.tolist()}
             for xyxy, confidence, class_id, name in self
         ]
 
     def to_json(self) -> str:
-        """`to_dicts` with the path and the size of the image, as one JSON object."""
+        """Return a JSON object with the path and size of the image and `to_dicts`."""
         height, width = self.image.shape[:2] if self.image is not None else (None, None)
         content = {"path": self.path, "height": height, "width": width, "detections": self.to_dicts()}
         return json.dumps(content, ensure_ascii=False)
 
     def to_supervision(self) -> Any:
-        """A `supervision.Detections`, for the trackers, zones and annotators of that package.
+        """Return a `supervision.Detections`, for that package's trackers, zones and annotators.
 
         Raises:
             MissingDependencyError: supervision is not installed.

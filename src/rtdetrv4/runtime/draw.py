@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Told apart with any kind of color vision: Okabe and Ito's, the dark blue made brighter. Further classes get hues as
+# Okabe and Ito's colors, distinguishable with any color vision, with a brighter dark blue. Further classes get hues as
 # far apart as possible.
 _COLORS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#8C6BFF")
 _GOLDEN_RATIO = 0.618034
@@ -30,7 +30,7 @@ Color = tuple[int, int, int]
 
 
 def color_of_class(class_id: int) -> Color:
-    """RGB of a class: always the same, and distinct for the first few dozen."""
+    """Return the RGB color of a class: always the same, and distinct for the first few dozen classes."""
     if class_id < len(_COLORS):
         return tuple(bytes.fromhex(_COLORS[class_id][1:]))  # pyright: ignore[reportReturnType]
     hue = class_id * _GOLDEN_RATIO % 1
@@ -40,15 +40,15 @@ def color_of_class(class_id: int) -> Color:
 
 
 def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Draw boxes with their labels; line width and letters grow with the image.
+    """Draw boxes with their labels; line width and font size grow with the image.
 
-    A label goes to a corner of its box where it hides neither another label nor an object. Where boxes are so dense
-    that there is no such place it is left out, and the color tells the class.
+    A label goes to a corner of its box where it hides neither another label nor an object. Where boxes are too dense
+    for that, it is left out, and the color identifies the class.
 
     Args:
-        image: H×W×3 uint8 RGB; it is not changed.
-        xyxy: (n, 4), pixels; those first in order get the best places for their labels.
-        class_ids: (n,), which choose the colors.
+        image: H×W×3 uint8 RGB; not changed.
+        xyxy: (n, 4), pixels; labels of earlier boxes get the better places.
+        class_ids: (n,), which determine the colors.
         labels: n texts.
 
     Returns:
@@ -84,13 +84,13 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], path: str | Path, *, columns: int = 3, width: int = 640) -> None:
-    """Write pictures of any sizes side by side into one file.
+    """Write pictures of any size to one file, in rows.
 
     Args:
         pictures: H×W×3 uint8 RGB each, in reading order.
-        path: of the file; the folder is made if it is not there.
-        columns: pictures in a row.
-        width: of each picture, in pixels.
+        path: the file; its folder is created if needed.
+        columns: pictures per row.
+        width: width of each picture, in pixels.
     """
     shown = [Image.fromarray(p).resize((width, max(1, round(width * p.shape[0] / p.shape[1])))) for p in pictures]
     rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
@@ -109,7 +109,7 @@ def contact_sheet(pictures: Sequence[np.ndarray], path: str | Path, *, columns: 
 def _free_place(
     box: np.ndarray, size: tuple[float, float], image_hw: tuple[int, int], placed: np.ndarray, boxes: np.ndarray
 ) -> np.ndarray | None:
-    """The best place for a label of a size (width, height): its rectangle, or None if there is none."""
+    """Return the best rectangle for a label of `size` (width, height), or None if there is none."""
     x1, y1, x2, y2 = box
     width, height = size
     for y in (y1 - height, y1, y2 + 1, y2 - height + 1):
@@ -123,7 +123,7 @@ def _free_place(
 
 
 def _hidden(boxes: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """The share of each box that lies under the rectangle `place`."""
+    """Return the share of each box that the rectangle `place` covers."""
     sides = np.minimum(boxes[:, 2:], place[2:]) - np.maximum(boxes[:, :2], place[:2])
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     return sides.clip(min=0).prod(axis=1) / np.maximum(area, 1)
@@ -131,7 +131,7 @@ def _hidden(boxes: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _font(is_ascii: bool, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font; for text in other scripts, one of this machine's that has them."""
+    """Load Pillow's own font or, for text in other scripts, an installed font that covers them."""
     if not is_ascii:
         for name in _WIDE_FONTS:
             try:

@@ -1,4 +1,4 @@
-"""From an image to what the network takes; evaluation and exported models share it."""
+"""Preprocessing of images, the same for evaluation, prediction and exported models."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Stretch an image to a size; the aspect ratio is not kept.
+    """Stretch an image to a size, without keeping its aspect ratio.
 
-    A side that shrinks is averaged, so that thin things do not break into dots; a side that grows is interpolated
+    A side that shrinks is averaged, so that thin objects do not break into dots; a side that grows is interpolated
     bilinearly.
 
     Args:
@@ -19,7 +19,7 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
         size_hw: the new height and width.
 
     Returns:
-        h×w×3 uint8; `image` itself where it has that size already.
+        h×w×3 uint8; `image` itself if it already has that size.
     """
     small = (min(image.shape[0], size_hw[0]), min(image.shape[1], size_hw[1]))
     if small != image.shape[:2]:
@@ -30,11 +30,11 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def preprocess(images: Sequence[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:
-    """The input of the network.
+    """Return images as the input of the network.
 
     Args:
-        images: B images, H×W×3 uint8 RGB, each of a size of its own.
-        size_hw: height and width that the network takes.
+        images: B images of any size, H×W×3 uint8 RGB.
+        size_hw: height and width of the input.
 
     Returns:
         B×3×h×w float32 in [0, 1], contiguous.

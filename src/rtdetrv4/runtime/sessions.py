@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -33,22 +33,22 @@ class ExportMetadata(NamedTuple):
     """"postprocessed": `scores` B×N, `labels` B×N, `boxes` B×N×4 xyxy in [0, 1] of the image, by descending score.
     "raw": `logits` B×Q×K and `boxes` B×Q×4 cxcywh in [0, 1]."""
     version: str
-    """Version of rtdetrv4 that exported the file."""
+    """The version of rtdetrv4 that exported the file."""
     resize: str = "stretch"
     """See `rtdetrv4.runtime.preprocess.resize`."""
     scale: str = "1/255"
     channels: str = "RGB"
 
     def to_json(self) -> str:
-        """The value to store under the key "rtdetrv4"."""
+        """Return the value to store under the key "rtdetrv4"."""
         return json.dumps(self._asdict(), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> ExportMetadata:
-        """Read what `to_json` wrote.
+        """Parse what `to_json` returned.
 
         Raises:
-            ExportError: something is missing, or asks for what this version cannot do.
+            ExportError: an entry is missing, or requires something that this version cannot do.
         """
         try:
             fields = json.loads(text)
@@ -64,8 +64,8 @@ class ExportMetadata(NamedTuple):
             value = getattr(metadata, key)
             if value not in values:
                 raise ExportError(
-                    f'the exported model wants {key} "{value}", known is {" or ".join(sorted(values))}; '
-                    f"it was written by rtdetrv4 {metadata.version}, install that version"
+                    f'the exported model has {key} "{value}", expected {" or ".join(sorted(values))}; '
+                    f"it was written by rtdetrv4 {metadata.version}; install that version"
                 )
         return metadata
 
@@ -74,12 +74,11 @@ class OnnxSession:
     """A detector exported to ONNX, run by onnxruntime.
 
     Args:
-        path: a file that `Detector.export("onnx")` wrote.
-        providers: onnxruntime's execution providers in order of preference; by default CUDA where it is installed, and
-            the CPU.
+        path: a file written by `Detector.export("onnx")`.
+        providers: onnxruntime's execution providers in order of preference; by default CUDA if available, then the CPU.
 
     Attributes:
-        metadata: class names, input size, and so on.
+        metadata: class names, input size and more.
 
     Raises:
         ExportError: the file is missing or broken, or was not written by this package.
@@ -124,35 +123,27 @@ class OnnxSession:
     def predict(
         self, source: Any, *, conf: float | Mapping[str, float] = 0.25, batch: int = 1, stream: bool = False
     ) -> list[Detections] | Iterator[Detections]:
-        """Find objects.
+        """Detect objects.
 
         Args:
             source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array or PIL image.
-            conf: minimum confidence, or one for each class by name.
+            conf: minimum confidence, or a mapping from class name to minimum confidence.
             batch: images per run. Files exported with a fixed batch size always use that.
-            stream: yield one result after the other instead of returning a list, so that long videos fit into memory.
+            stream: yield results one by one instead of returning a list, so that long videos fit in memory.
 
         Raises:
             SourceError: something in `source` cannot be read.
         """
-        frames = read_source(source)
-        found = itertools.chain.from_iterable(
-            self._detect(chunk, conf) for chunk in _chunks(frames, self._fixed_batch or batch)
-        )
+        found = self._stream(read_source(source), conf, self._fixed_batch or batch)
         return found if stream else list(found)
 
-    def _detect(self, frames: list[Frame], conf: float | Mapping[str, float]) -> Iterator[Detections]:
-        for frame, scores, labels, boxes in zip(frames, *self.run([frame.image for frame in frames]), strict=True):
-            height, width = frame.image.shape[:2]
-            yield Detections.from_predictions(
-                scores,
-                labels,
-                boxes * np.array([width, height] * 2, dtype=np.float32),
-                names=self.metadata.names,
-                image=frame.image,
-                path=frame.path,
-                conf=conf,
-            )
+    def _stream(self, frames: Iterator[Frame], conf: float | Mapping[str, float], batch: int) -> Iterator[Detections]:
+        while chunk := list(itertools.islice(frames, batch)):
+            for frame, scores, labels, boxes in zip(chunk, *self.run([frame.image for frame in chunk]), strict=True):
+                boxes_px = boxes * np.array(frame.image.shape[1::-1] * 2, dtype=np.float32)
+                yield Detections.from_predictions(
+                    scores, labels, boxes_px, names=self.metadata.names, image=frame.image, path=frame.path, conf=conf
+                )
 
     def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Run a batch and return all detections, whatever their score.
@@ -178,12 +169,12 @@ class OnnxSession:
 def postprocess(
     logits: np.ndarray, boxes: np.ndarray, num_top: int = NUM_TOP
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `num_top` best (query, class) pairs of each image, by descending score. One query may give two labels.
+    """Return the `num_top` best (query, class) pairs of each image, by descending score; a query may yield several.
 
     Args:
         logits: B×Q×K.
         boxes: B×Q×4, cxcywh in [0, 1].
-        num_top: at most Q·K are returned.
+        num_top: N; capped at Q·K.
 
     Returns:
         Scores B×N in [0, 1], labels B×N, boxes B×N×4 xyxy in [0, 1].
@@ -198,9 +189,3 @@ def postprocess(
     center, half = boxes[..., :2].astype(np.float32), boxes[..., 2:].astype(np.float32) / 2
     corners = np.concatenate([center - half, center + half], axis=-1)
     return scores, index % num_classes, np.take_along_axis(corners, index[..., None] // num_classes, axis=1)
-
-
-def _chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    iterator = iter(frames)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk

@@ -136,7 +136,7 @@ def test_metadata_survives_the_round_trip() -> None:
         ("{", "the metadata of the exported model cannot be read"),
         ('{"model": "x"}', "the metadata of the exported model cannot be read"),
         (json.dumps(METADATA._asdict() | {"unknown": 1}), "the metadata of the exported model cannot be read"),
-        (METADATA._replace(resize="letterbox").to_json(), 'wants resize "letterbox", known is stretch.*rtdetrv4 0.1.0'),
+        (METADATA._replace(resize="letterbox").to_json(), 'has resize "letterbox", expected stretch.*rtdetrv4 0.1.0'),
     ],
 )
 def test_metadata_that_cannot_be_used(metadata: str | None, message: str, tmp_path: Path) -> None:
