@@ -104,7 +104,7 @@ def reached(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def loss(self: Tap, images: Tensor) -> Tensor:
         value = original(self, images)
-        layer: nn.Module = self._beside.student.aifi
+        layer: nn.Module = self._beside.layer
         gradients = torch.autograd.grad(value, list(layer.parameters()), retain_graph=True)
         found.append(sum(gradient.abs().sum().item() for gradient in gradients))
         return value

@@ -33,7 +33,7 @@ def weighting(reg_max: int, reg_scale: float, up: float = 0.5) -> Tensor:
 def expected_offset(corners: Tensor, weights: Tensor) -> Tensor:
     """Expectation of W(n): logits (…, 4, R) and `weights` (R,) → (…, 4), in their format even under autocast."""
     device = corners.device.type
-    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return corners.softmax(dim=-1) @ weights
 
 
