@@ -1,6 +1,6 @@
 """Deep Semantic Injector (DSI), Gradient-guided Adaptive Modulation (GAM), and the teachers.
 
-Names are imported when they are first used, so that the catalog of teachers can be read without torch.
+Names are imported on first use, so that the catalog of teachers can be read without torch.
 """
 
 from __future__ import annotations

@@ -51,15 +51,15 @@ def next_weight(
 ) -> tuple[float, Reason]:
     """One step of GAM.
 
-    Inside the band [ρ−δ, ρ+δ] λ stays; outside, the far edge of the band is aimed at, because only a part of AIFI's
-    gradient comes from distillation.
+    Inside the band [ρ−δ, ρ+δ], λ stays the same. Outside, the step aims at the far edge of the band, because only part
+    of AIFI's gradient comes from distillation.
 
     Args:
         weight: λ.
         share: r̄ in percent.
         rho: middle of the band, percent.
         delta: half width of the band, percent.
-        default_weight: λ where the share is not measurable, and from the refinement stage on.
+        default_weight: λ when the share cannot be measured, and from the refinement stage on.
         refinement: whether the next epoch belongs to the refinement stage.
         rule: "gam" scales λ by the ratio of odds, as the released code does; "gam_paper" by the ratio of shares.
     """
@@ -91,13 +91,13 @@ class Modulation:
         weight: λ at the start.
         rho: middle of the target band, percent.
         delta: half width of the target band, percent.
-        default_weight: λ where the share is not measurable, and from the refinement stage on.
+        default_weight: λ when the share cannot be measured, and from the refinement stage on.
         rule: the `distillation.mode` of recipes: "fixed" (λ never changes; the share is still measured), "gam" or
             "gam_paper" (see `next_weight`), or "auto" ("gam" with a band that is measured first).
-        probe_epochs: of "auto" only: λ stays at `weight` for this many epochs; then ρ becomes the mean share of the
-            second half of them, and δ a tenth of it. In the first half the projector is untrained and the share higher
-            than ever after. The published bands hold for the published data, batch and resolution; this finds one for
-            any other.
+        probe_epochs: only for "auto": λ stays at `weight` for this many epochs; then ρ becomes the mean share of their
+            second half, and δ a tenth of it. In the first half, the projector is still untrained and the share higher
+            than it will ever be again. The published bands suit the published data, batch size and resolution; the
+            probe finds one for any other.
 
     Raises:
         ConfigError: the rule is unknown, or a number is outside the range that its rule needs.
@@ -139,7 +139,7 @@ class Modulation:
 
     @torch.no_grad()
     def observe(self, part: nn.Module, whole: nn.Module) -> None:
-        """Add this step's share; call after the last backward of a step, before clipping.
+        """Record this step's share; call after the last backward of a step, before clipping.
 
         A step whose gradients are not finite is not counted.
 
@@ -183,7 +183,7 @@ class Modulation:
         if self._probe_left:
             return
         share = self._probe_sum / max(self._probe_steps, 1.0)
-        if share < SMALLEST_SHARE:  # no step was finite: look again
+        if share < SMALLEST_SHARE:  # no step was finite: probe for another epoch
             self._probe_left = 1
             return
         self.rho, self.delta = share, PROBED_DELTA * share

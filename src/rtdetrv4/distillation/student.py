@@ -1,4 +1,4 @@
-"""What is trained: the detector with the injector beside it. This is the module that DDP wraps."""
+"""The module that is trained, and that DDP wraps: the detector with the injector beside it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DistillationStudent(nn.Module):
 
     @property
     def aifi(self) -> nn.Module:
-        """The module that outputs F5, whose share of the gradient GAM watches."""
+        """The module that outputs F5; GAM watches its share of the gradient."""
         return self.detector.get_submodule("hybrid_encoder.aifi")
 
     def forward(self, images: Tensor, targets: Targets) -> tuple[DetectorOutput, Tensor | None]:

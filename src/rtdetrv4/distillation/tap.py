@@ -1,4 +1,4 @@
-"""DSI and GAM on any detector, by the name of the layer that gives F5, in a training loop of one's own."""
+"""DSI and GAM for any detector and training loop, given the name of the layer that outputs F5."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rtdetrv4.errors import ConfigError, did_you_mean
 from rtdetrv4.ops.collectives import world_size
 
 NAME = "tap"
-"""Of the tap in the model it taps."""
+"""Name of the tap within the model."""
 IMAGE_RANGE = (-0.1, 1.1)
-"""Augmentations may overshoot [0, 1] a little; bytes and normalized images leave this range."""
+"""Augmentations may overshoot [0, 1] slightly; bytes and normalized images exceed this range."""
 
 
 class _Beside(NamedTuple):
@@ -42,9 +42,9 @@ class _Kept(NamedTuple):
 class Tap(nn.Module):
     """Aligns the output of one layer with a teacher, and adapts λ to that layer's share of the gradient.
 
-    Until `close`, the tap is part of the model, as `model.tap`. So everything that iterates over the model's parameters
+    Until `close`, the tap is part of the model, as `model.tap`, so everything that iterates over the model's parameters
     (optimizer, clipping, DDP) includes the projector, and checkpoints of the model contain the projector and λ. Create
-    the tap after loading weights, and before the optimizer and any wrapper.
+    the tap after loading weights, but before the optimizer and any wrapper.
 
     ```python
     tap = Tap(model, "model.encoder.aifi.0", load_teacher(), Modulation(5.0), dim=256)
@@ -62,15 +62,15 @@ class Tap(nn.Module):
 
     Args:
         model: the detector.
-        layer: name of its layer that gives F5, as in `model.named_modules()`.
+        layer: name of the layer that outputs F5, as in `model.named_modules()`.
         teacher: what F5 is aligned with; follows F5 to its device.
         modulation: owner of λ.
         dim: C, the channels of F5.
-        select: takes F5 out of what the layer returns; needed where that has several tensors with C channels, or none.
-        batch_first: whether F5 that comes as tokens is B×N×C; else it is N×B×C.
+        select: extracts F5 from the layer's output; needed if that has several tensors with C channels, or none.
+        batch_first: whether tokens are B×N×C; otherwise, they are N×B×C.
 
     Raises:
-        ConfigError: the model has no such layer, the layer has no parameters, or a tap or DDP is there already.
+        ConfigError: the model has no such layer, the layer has no parameters, or the model already has a tap or DDP.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class Tap(nn.Module):
         model.add_module(NAME, self)
 
     def forward(self, output: Any) -> Any:
-        """Returns its input, because an `nn.Sequential` runs all its parts."""
+        """Return the input: in a model that is an `nn.Sequential`, the tap runs as its last part."""
         return output
 
     def loss(self, images: Tensor, *, grid_hw: tuple[int, int] | None = None) -> Tensor:
         """λ · L_DSI of the model's last forward pass: a scalar to add to the detection loss.
 
-        Projector and teacher compute in the number format that autocast had where the layer ran.
+        Projector and teacher run under the autocast settings that the layer ran under.
 
         Args:
             images: B×3×H×W in [0, 1]: what the model saw, before any normalization with mean and std.
-            grid_hw: h and w where F5 comes as tokens; needed unless N square cells tile the image.
+            grid_hw: h and w of F5 if it comes as tokens; needed unless N square cells tile the image.
 
         Raises:
             ConfigError: the layer has not run, its output cannot be read as F5, or images are not in [0, 1].
@@ -132,7 +132,7 @@ class Tap(nn.Module):
         weight, teacher = self.modulation.weight, self._beside.teacher
         with torch.autocast(f5.device.type, kept.dtype, enabled=kept.autocast):
             projected = self.injector(f5.to(self.injector.projector.weight.dtype))
-            if weight == 0:  # the teacher rests
+            if weight == 0:  # no need to run the teacher
                 return 0 * projected.sum()
             if teacher.mean.device != f5.device:
                 teacher.to(f5.device)
@@ -140,12 +140,12 @@ class Tap(nn.Module):
             return weight * alignment_loss(projected, teacher_map)
 
     def add_to_loss(self, images: str = "pixel_values") -> Tap:
-        """From now on the model's output has λ · L_DSI in its `loss`, where transformers' models have theirs.
+        """Make the model add λ · L_DSI to the `loss` in its output, which is where transformers' models have theirs.
 
-        For trainers that own the step; `loss` is then not called by hand. Returns the tap.
+        For trainers that own the training step: do not call `loss` yourself then. Returns the tap.
 
         Args:
-            images: name of the model's argument with images, B×3×H×W in [0, 1].
+            images: name of the model's argument for images, B×3×H×W in [0, 1].
         """
         self._images = images
         self._hooks.append(self._beside.model.register_forward_hook(self._add, with_kwargs=True))
@@ -153,7 +153,7 @@ class Tap(nn.Module):
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Measure the layer's share of the gradient; call after the last backward of a step, before it is cleared."""
+        """Measure the layer's share of the gradient; call between a step's last backward and clearing gradients."""
         self.modulation.observe(self._beside.layer, self._beside.model)
         self._is_observed = True
 
@@ -172,7 +172,7 @@ class Tap(nn.Module):
         return self.modulation.end_epoch(refinement=refinement)
 
     def close(self) -> None:
-        """Restore the model as it was before the tap, with the weights it has now."""
+        """Remove the tap; the model keeps its current weights."""
         for hook in self._hooks:
             hook.remove()
         model = self._beside.model
@@ -195,21 +195,21 @@ class Tap(nn.Module):
         self._is_observed = True  # perhaps: the epoch may have begun before the state was saved
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
-        """For averages of the model; copies share the teacher, which is frozen."""
+        """Support copies of the model, such as its EMA; they share the teacher, which is frozen."""
         memo[id(self._beside.teacher)] = self._beside.teacher
         memo[id(self)] = other = Tap.__new__(Tap)
         other.__dict__.update(copy.deepcopy({**self.__dict__, "_kept": None}, memo))
         return other
 
     def _keep(self, layer: nn.Module, args: Any, output: Any) -> None:
-        """After the layer's forward; validation keeps nothing."""
+        """Run after the layer's forward: keep its output, unless this is validation."""
         del layer, args
         if torch.is_grad_enabled():
             device = self.injector.projector.weight.device.type
             self._kept = _Kept(output, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
     def _reach(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Before the layer's forward, if there are ranks: see `_Reach`."""
+        """Run before the layer's forward: with several ranks, apply `_Reach` to its input."""
         del layer
         if world_size() == 1 or not torch.is_grad_enabled():
             return None
@@ -221,14 +221,14 @@ class Tap(nn.Module):
         return tuple(values.pop(index) for index in range(len(args))), values
 
     def _add(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """After the model's forward, for `add_to_loss`."""
+        """Run after the model's forward, for `add_to_loss`."""
         del model
         if self._kept is None:
             return
         if not isinstance(output, MutableMapping):
             raise ConfigError(
                 f"The model's output is a {type(output).__name__}, which has no `loss` by name. Let the model return a "
-                "mapping (return_dict=True), or call `loss` by hand."
+                "mapping (return_dict=True), or call `loss` yourself."
             )
         if output.get("loss") is None:  # no labels
             self._kept = None
@@ -266,16 +266,16 @@ class Tap(nn.Module):
             wanted = f"images of {height}×{width} in squares" if grid is None else f"a grid of {grid[0]}×{grid[1]}"
             raise ConfigError(
                 f'Layer "{self._layer}" gives {tokens} tokens, which do not fill {wanted}. Give `loss` the grid_hw, '
-                "and leave tokens that are no part of the map out with `select`."
+                "and drop tokens that are not part of the map with `select`."
             )
         return f5.transpose(1, 2).unflatten(2, grid)
 
 
 class _Reach(torch.autograd.Function):
-    """Passes a tensor on, and makes parameters reachable from what is computed of it.
+    """Passes a tensor through, and makes parameters reachable from whatever is computed from it.
 
     With `find_unused_parameters`, DDP searches the graph of the model's output for the parameters that a step uses. The
-    distillation loss is not part of that output, so DDP would take the projector for unused.
+    distillation loss is not part of that output, so DDP would consider the projector unused.
     """
 
     @staticmethod
@@ -304,7 +304,7 @@ def _find(model: nn.Module, name: str) -> nn.Module:
 
 
 def _check_range(images: Tensor) -> None:
-    """Only once per tap, because it synchronizes with the device."""
+    """Check once per tap only, because this synchronizes with the device."""
     low, high = (float(bound) for bound in images.aminmax())
     if low < IMAGE_RANGE[0] or high > IMAGE_RANGE[1]:
         raise ConfigError(
@@ -326,7 +326,7 @@ def _shapes(tensors: list[Tensor]) -> str:
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """H and w of so many square cells that tile an image, or None. There is at most one answer."""
+    """The grid (h, w) of `tokens` square cells that tile an image, or None. There is at most one."""
     stride = math.isqrt(height * width // max(tokens, 1))
     if stride == 0 or height % stride or width % stride:
         return None

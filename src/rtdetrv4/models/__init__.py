@@ -1,4 +1,4 @@
-"""The detector family, from shared blocks."""
+"""The detection model, its building blocks, and its post-processing."""
 
 from rtdetrv4.models.attention import DeformableAttention, SelfAttention
 from rtdetrv4.models.backbone import Backbone

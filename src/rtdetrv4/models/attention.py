@@ -13,7 +13,7 @@ from rtdetrv4.ops.deformable import deformable_sample
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention whose positions enter queries and keys, not values."""
+    """Multi-head self-attention that adds positions to queries and keys, but not to values."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Each query samples a few points around its reference box from every level.
+    """Cross-attention in which each query samples a few points around its reference box on every level.
 
     References:
         Deformable DETR, arXiv 2010.04159, section 4.1; RT-DETRv2, arXiv 2407.17140 (points per level);
@@ -71,7 +71,7 @@ class DeformableAttention(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        # Heads start looking in evenly spread directions, points of a level further and further out.
+        # Initially, heads look in evenly spaced directions, each point of a level one step farther out.
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
         direction = direction / direction.abs().amax(dim=-1, keepdim=True)
@@ -86,7 +86,7 @@ class DeformableAttention(nn.Module):
                 nn.init.zeros_(projection.bias)
 
     def values(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """The maps to sample from: those of `pyramid` (B×C×h×w each), projected where this layer projects."""
+        """The maps to sample: those of `pyramid` (B×C×h×w each), projected if this layer projects values."""
         projection = self.value_proj
         if projection is None:
             return list(pyramid)

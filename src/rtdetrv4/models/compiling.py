@@ -1,4 +1,4 @@
-"""Parts of a detector through torch.compile, or without it where it does not work."""
+"""torch.compile for the parts of a detector that it can compile."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rtdetrv4.ops.networks import CompileAttempt, Compiled
 def compile_parts(model: DetectionModel, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile the backbone and the hybrid encoder, in place; they compute most of the forward pass.
 
-    A part that cannot be compiled, for want of a C++ compiler for example, runs without; this is logged once. Names of
-    tensors do not change, and copies of the model, such as its average, are not compiled.
+    A part that cannot be compiled, for example because there is no C++ compiler, runs uncompiled; this is logged once.
+    Tensor names do not change, and copies of the model, such as its EMA, are not compiled.
 
     Args:
-        model: whose parts are compiled when they are first called.
+        model: its parts are compiled on their first call.
         backend: of torch.compile.
     """
     attempt = CompileAttempt("the detector", backend)

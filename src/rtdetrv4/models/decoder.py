@@ -53,8 +53,8 @@ class DecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention into the pyramid, feed-forward.
 
     Args:
-        gated: mix the cross-attention's result in by a gate, and sample the pyramid as it is (D-FINE); otherwise by a
-            residual sum, with value and output projections (RT-DETRv2).
+        gated: merge the output of cross-attention through a gate, without value and output projections (D-FINE);
+            otherwise through a residual sum, with these projections (RT-DETRv2).
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class LocationQuality(nn.Module):
 
 
 class DistributionDecoder(nn.Module):
-    """Every layer refines, for each edge, a distribution over offsets of the first layer's box.
+    """Every layer refines, for each edge, a distribution over offsets from the first layer's box.
 
     Args:
         layers: the decoder layers; inference runs the first `eval_index + 1`.
         eval_index: the layer whose predictions are used; negative indices count from the end.
         reg_max: R − 1.
-        reg_scale: units that a box side is divided into; see `ops.distribution`.
+        reg_scale: units that a box's width or height is divided into; see `ops.distribution`.
     """
 
     weighting: Tensor
@@ -144,10 +144,10 @@ class DistributionDecoder(nn.Module):
             allowed: Q×Q attention mask, see `denoising.attention_allowed`.
 
         Returns:
-            All layers in train mode; in eval mode only layer `eval_index`, with L = 1 and no `pre_…`.
+            All layers in train mode; in eval mode only layer `eval_index`, with L = 1 and no `pre_logits`.
         """
         x = content
-        # Once for all layers: autocast would convert the maps in each of them, because it samples in float32.
+        # Convert once: grid sampling is in float32, so autocast would convert the maps again in every layer.
         pyramid = [full_precision(match_gradient_layout(level).contiguous()) for level in pyramid]
         reference = reference_logits.sigmoid()
         initial, pre_logits, pre_boxes = reference, None, None
@@ -185,11 +185,11 @@ class DistributionDecoder(nn.Module):
 
 
 class BoxDecoder(nn.Module):
-    """Every layer moves the boxes of the one before (RT-DETRv2).
+    """Every layer refines the boxes of the layer before it (RT-DETRv2).
 
     Args:
-        position_layers: depth of the MLP from reference boxes to query positions; DEIM's RT-DETRv2 has 3 of width C,
-            the original 2 of width 2C.
+        position_layers: depth of the MLP from reference boxes to query positions; 3 layers of width C in DEIM's
+            RT-DETRv2, 2 of width 2C in the original.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class BoxDecoder(nn.Module):
 
 
 def _position_head(hidden_dim: int, dim: int, num_layers: int, act: Activation) -> MLP:
-    """From reference boxes to query positions."""
+    """An MLP from reference boxes to query positions."""
     head = MLP(4, hidden_dim, dim, num_layers, act)
     for parameter in head.parameters():
         if parameter.ndim == 2:

@@ -16,7 +16,7 @@ from rtdetrv4.types import DenoisingGroups, Targets
 
 
 class DenoisingQueries(NamedTuple):
-    """Extra queries that stand before the selected ones: N = 2 · Tmax · G of them."""
+    """N = 2 · Tmax · G extra queries, which precede the selected ones."""
 
     content: Tensor
     """B×N×C."""
@@ -26,7 +26,7 @@ class DenoisingQueries(NamedTuple):
 
 
 def group_layout(num_denoising: int, max_targets: int) -> DenoisingGroups:
-    """As many groups as fit into `num_denoising`, at least one; none if no image has a box."""
+    """As many groups of `max_targets` positives as fit into `num_denoising`, at least one; none without boxes."""
     if max_targets == 0:
         return DenoisingGroups(0, 0)
     return DenoisingGroups(max(num_denoising // max_targets, 1), max_targets)
@@ -35,7 +35,7 @@ def group_layout(num_denoising: int, max_targets: int) -> DenoisingGroups:
 def attention_allowed(groups: DenoisingGroups, num_queries: int, *, device: torch.device | None = None) -> Tensor:
     """(N+Q)×(N+Q) bool, True where a query (row) may see another (column).
 
-    A group sees itself and the selected queries; these see each other only.
+    A group sees itself and the selected queries; selected queries see only each other.
     """
     size = 2 * groups.max_targets
     own = torch.arange(groups.num_groups, device=device).repeat_interleave(size)
@@ -49,9 +49,10 @@ class ContrastiveDenoising(nn.Module):
     Args:
         num_classes: K.
         dim: C.
-        num_denoising: about how many positives; the number of groups is this divided by the most boxes in an image.
-        label_noise: share of labels replaced, half of it in effect (a random label is drawn with p = label_noise / 2).
-        box_noise: how far a side moves, in half widths and heights: positives up to 1×, negatives 1× to 2×.
+        num_denoising: approximate number of positives per image; determines the number of groups, see `group_layout`.
+        label_noise: twice the probability that a label is replaced by a random one.
+        box_noise: how far the sides of positives may move, in units of half the box's width or height; those of
+            negatives move one to two times as far.
     """
 
     def __init__(self, num_classes: int, dim: int, num_denoising: int, label_noise: float, box_noise: float) -> None:
@@ -65,8 +66,8 @@ class ContrastiveDenoising(nn.Module):
     def forward(self, targets: Targets) -> DenoisingQueries:
         """Draw noise for the targets of a batch.
 
-        A batch without any box gives no queries, but still reaches the embedding, so that every rank of a distributed
-        run has the same graph.
+        A batch without boxes yields no queries but still uses the embedding, so that all ranks of a distributed run
+        have the same graph.
         """
         weight = self.class_embedding.weight
         groups = group_layout(self.num_denoising, max(targets.counts))
@@ -95,5 +96,5 @@ class ContrastiveDenoising(nn.Module):
         sign = torch.randint_like(boxes, 2) * 2 - 1
         reach = 0.5 * boxes[..., 2:].repeat(1, 1, 2) * self.box_noise
         moved = (xyxy_from_cxcywh(boxes) + sign * distance * reach).clamp(0, 1)
-        # Sides may have crossed; a negative width is read as its size, as the released code does.
+        # Sides may have crossed; like the released code, take the absolute value of a negative width or height.
         return cxcywh_from_xyxy(moved).abs()

@@ -15,10 +15,10 @@ from rtdetrv4.types import DetectorOutput, EncoderOutput, HeadOutput, Targets, T
 
 
 class DetectionModel(nn.Module):
-    """Images in, class logits and boxes out. A plain module that knows nothing of training, DSI or files.
+    """Images in, class logits and boxes out. A plain module, unaware of the training loop, DSI and files.
 
     Args:
-        memory_projections: one module per level between the encoder's width and the decoder's, where these differ.
+        memory_projections: one module per level, from the encoder's width to the decoder's; None passes the pyramid on.
         denoising: None trains without denoising queries.
     """
 
@@ -45,7 +45,7 @@ class DetectionModel(nn.Module):
 
         Args:
             images: B×3×H×W, RGB in [0, 1]; H and W multiples of 32.
-            targets: of the batch; in train mode they make the denoising queries.
+            targets: boxes of the batch, from which denoising queries are made in train mode.
 
         Returns:
             Logits B×Q×K and boxes B×Q×4 (cxcywh in [0, 1]) of the last layer; in train mode also `training`.
@@ -78,7 +78,7 @@ class DetectionModel(nn.Module):
 
 
 def _split_queries(head: HeadOutput, first: int) -> tuple[HeadOutput, HeadOutput]:
-    """The first `first` queries, and the others."""
+    """The predictions for the first `first` queries, and for the others."""
 
     def part(keep: slice) -> HeadOutput:
         return HeadOutput(

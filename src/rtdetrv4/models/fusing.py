@@ -1,4 +1,4 @@
-"""Batch norms folded into convolutions, for deployment."""
+"""Fold batch norms into convolutions, for deployment."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from torch.overrides import TorchFunctionMode
 from rtdetrv4.models.backbone import FrozenNorm
 from rtdetrv4.models.layers import RepVGGBlock
 
-# Exactly these: others may do more than convolve and normalize, such as standardizing their weights on every call.
+# Not their subclasses, which may do more, such as standardizing their weights on every call.
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 NORMS = (nn.BatchNorm2d, FrozenNorm, BatchNormAct2d)
 
 
 def fuse_conv_norms(module: nn.Module, images: Tensor) -> nn.Module:
-    """A copy in eval mode with every convolution that feeds a batch norm folded into one, RepVGG branches too.
+    """A copy in eval mode: batch norms are folded into the convolutions before them, and RepVGG branches merged.
 
-    Which convolution feeds which norm is observed in a forward pass, because in some networks the order of definition
-    does not tell. A convolution whose result is also used elsewhere stays as it is.
+    A forward pass shows which convolution feeds which norm; in some networks, the order of definition does not. A
+    convolution whose output is also used elsewhere is left unchanged.
 
     Args:
-        module: takes `images`.
-        images: B×3×H×W, any.
+        module: is called with `images`.
+        images: B×3×H×W; their values do not matter.
     """
     fused = copy.deepcopy(module).eval()
     for conv_name, norm_name in _pairs(fused, images):
@@ -46,7 +46,7 @@ def fuse_conv_norms(module: nn.Module, images: Tensor) -> nn.Module:
 
 
 class _Uses(TorchFunctionMode):
-    """Counts how often tensors, by id, are handed to a function."""
+    """Counts how often each tensor, by id, is passed to a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Uses(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if result is None or any(isinstance(each, Tensor) for each in _items(result)):  # not what tells a shape
+        if result is None or any(isinstance(each, Tensor) for each in _items(result)):  # not a query such as size()
             for value in (*args, *kwargs.values()):
                 for each in _items(value):
                     self.counts[id(each)] += isinstance(each, Tensor)
@@ -69,10 +69,10 @@ def _items(value: Any) -> Sequence[Any]:
 
 @torch.no_grad()
 def _pairs(module: nn.Module, images: Tensor) -> list[tuple[str, str]]:
-    """Names of convolutions and of the batch norms that alone use what they compute."""
+    """Names of convolutions, each with that of the batch norm that is the only user of its output."""
     uses = _Uses()
     calls: Counter[str] = Counter()
-    results: dict[int, tuple[str, Tensor]] = {}  # held, so that no other tensor gets their ids
+    results: dict[int, tuple[str, Tensor]] = {}  # kept alive, so that no other tensor gets their ids
     found: list[tuple[str, str, int]] = []
 
     def convolved(name: str, result: Tensor) -> None:

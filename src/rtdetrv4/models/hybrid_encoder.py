@@ -38,7 +38,7 @@ def sine_cosine_positions(
 class AIFI(nn.Module):
     """Attention-based intra-scale feature interaction: one post-norm transformer layer over the positions of a map.
 
-    Its output is F5, the map that DSI aligns with the teacher; its gradient share is what GAM watches.
+    Its output is F5, the map that DSI aligns with the teacher; GAM watches its share of the gradient.
     """
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:

@@ -12,7 +12,7 @@ Activation = Literal["relu", "silu", "gelu", "none"]
 
 
 def activation(name: Activation) -> nn.Module:
-    """The activation module of that name."""
+    """The activation module with that name."""
     return {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "none": nn.Identity}[name]()
 
 
@@ -77,7 +77,7 @@ class RepVGGBlock(nn.Module):
 
 
 class CSPRepBlock(nn.Module):
-    """Two 1×1 branches, one through RepVGG blocks, added; widened by a last 1×1 where the widths differ.
+    """The sum of two 1×1 branches, one with RepVGG blocks; a last 1×1 convolution adapts the width if needed.
 
     References:
         RT-DETR, arXiv 2304.08069, figure 4 (the fusion block of CCFF).
@@ -97,7 +97,7 @@ class CSPRepBlock(nn.Module):
 
 
 class ELANRepBlock(nn.Module):
-    """Splits channels in two halves, passes the second through two [CSP block, 3×3], and concatenates all four pieces.
+    """Halves the channels, passes the second half through two [CSP block, 3×3], and concatenates all four pieces.
 
     References:
         GELAN of YOLOv9, arXiv 2402.13616; used as D-FINE's fusion block, arXiv 2410.13842, section 4.3.
@@ -137,6 +137,6 @@ class MLP(nn.Module):
         return last(x)
 
     def zero_last(self) -> None:
-        """Make the output zero, whatever the input."""
+        """Make the output zero for every input."""
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)

@@ -1,8 +1,8 @@
-"""Less memory in training: activations that the backward pass computes again instead of keeping them.
+"""Recompute activations in the backward pass instead of keeping them, to save memory in training.
 
-Both functions change a built detector in place, by giving some of its modules a subclass with another forward pass: a
-subclass, unlike a hook or a forward of the instance, goes along with copies of the model, such as its average.
-Nothing else about the model changes: names of tensors, evaluation, fusing and every number stay the same.
+Both functions change a built detector in place: some of its modules become instances of a subclass with a different
+forward pass. Unlike a hook or a patched instance, a subclass survives copying the model, as for its EMA. Nothing else
+changes: tensor names, evaluation, fusing, and every number stay the same.
 
 References:
     Training deep nets with sublinear memory cost, arXiv 1604.06174.
@@ -26,10 +26,10 @@ from rtdetrv4.models.layers import ConvNorm
 
 
 def recompute_activations(model: DetectionModel) -> None:
-    """Let every block of convolution, batch norm and activation keep only the output of its convolution.
+    """Make every block of convolution, batch norm and activation keep only the output of its convolution.
 
-    Normalizing once more is cheap. Not for a detector that is compiled, because the hooks on saved tensors would cut
-    its graph into pieces, nor for one whose activations are checkpointed, which keeps still less.
+    Normalizing a second time is cheap. Not for a compiled detector, because the hooks on saved tensors would break up
+    its graph, nor for one with checkpointed activations, which keeps even less.
     """
     for module in model.modules():
         if (kind := _RECOMPUTING.get(type(module))) is not None:
@@ -65,20 +65,20 @@ def _learns(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
 def _recomputed_activation(
     x: Tensor, norm: nn.BatchNorm2d, act: Callable[[Tensor], Tensor], affine: LearnableAffineBlock | None = None
 ) -> Tensor:
-    """affine(act(norm(x))) that keeps only x for the backward pass, which computes the rest again.
+    """affine(act(norm(x))), keeping only x for the backward pass, which recomputes the rest.
 
-    The numbers are the same, bit for bit, and the running statistics are updated once. What can be done in place is, to
-    spare the allocation of maps.
+    Results are the same, bit for bit, and the running statistics are updated once. Operations are in place where
+    possible, to avoid allocating maps.
 
     Args:
         x: B×C×H×W.
         norm: in train mode, with a gradient.
-        act: elementwise: SiLU, whose gradient comes from its input, or ReLU in place, whose comes from its output.
-        affine: needs its input for the gradient of its scale.
+        act: SiLU, whose gradient needs its input, or in-place ReLU, whose gradient needs its output.
+        affine: a scale, whose gradient needs its input, and a bias.
     """
     normalized = norm(x)
     node: Any = normalized.grad_fn
-    # With the statistics of the forward pass: computing them again would take longer than all that is done with them.
+    # The forward pass's statistics are kept: computing them again would take longer than everything else here.
     held, mean, inverse_deviation = x.detach(), node._saved_result1, node._saved_result2
     scale, bias = (norm.weight * inverse_deviation).detach(), norm.bias.detach()
     num_kept, computed = 0, []
@@ -98,19 +98,19 @@ def _recomputed_activation(
         again = F.batch_norm(held, mean, torch.ones_like(mean), scale, bias, training=False, eps=0.0)
         if not isinstance(act, nn.SiLU):
             again = act(again)
-        computed.extend([again] * (num_kept - 1))  # both `act` and `affine` ask for it
+        computed.extend([again] * (num_kept - 1))  # for `act` and `affine`, which both need it
         return again
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         x = act(normalized)
         if affine is None:
             return x
-        # In the format of the map, which autocast would otherwise leave in float32, twice as large.
+        # In the map's dtype: under autocast, the result would otherwise be float32, twice as large.
         return (affine.scale.to(x.dtype) * x).add_(affine.bias.to(x.dtype))
 
 
 def checkpoint_activations(model: DetectionModel) -> None:
-    """Let a detector keep only what enters its larger parts: much less memory, and more time.
+    """Make a detector keep only the inputs of its larger parts: much less memory, at the cost of time.
 
     These parts are the stages or blocks of the backbone, AIFI, the fusion blocks of CCFF and the decoder's layers.
     """
@@ -123,7 +123,7 @@ def checkpoint_activations(model: DetectionModel) -> None:
 
 @cache
 def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same class with a forward pass that is checkpointed."""
+    """A subclass whose forward pass is checkpointed."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
@@ -139,7 +139,7 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContex
 
 
 class _BuffersApart:
-    """Meanwhile a module has copies of its buffers, so that batch norms count every batch once."""
+    """Gives a module copies of its buffers for the recomputation, so that batch norms count every batch only once."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -158,13 +158,13 @@ class _BuffersApart:
 
 
 def _root(body: nn.Module) -> nn.Module:
-    """The network itself, where timm has wrapped it whole."""
+    """The network itself, without any wrapper of timm's around it."""
     children = list(body.children())
     return _root(children[0]) if len(children) == 1 else body
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost parts that have parts of their own. Whether a list of such is called as one cannot be seen."""
+    """The outermost modules that have parts of their own. Containers are opened: they may not be called as a whole."""
     for child in module.children():
         if isinstance(child, nn.Sequential | nn.ModuleList) and any(_has_parts(part) for part in child):
             yield from _blocks(child)

@@ -1,4 +1,4 @@
-"""From logits and boxes to the best detections of each image. No NMS."""
+"""Turn logits and boxes into the best detections of each image, without NMS."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from rtdetrv4.ops.boxes import full_precision
 
 
 class SelectedQueries(NamedTuple):
-    """What query selection hands to the decoder (detached) and to the criterion (attached)."""
+    """What query selection passes to the decoder (detached) and to the criterion (attached)."""
 
     content: Tensor
     """B×Q×C, detached."""
@@ -51,7 +51,8 @@ def anchor_logits(shapes: Sequence[tuple[int, int]], *, device: torch.device, ba
 class QuerySelection(nn.Module):
     """Scores every cell of the pyramid, keeps the best Q, and predicts their boxes.
 
-    Q is in no parameter's shape and can be changed at any time (`num_queries`); images with fewer cells give fewer.
+    No parameter's shape depends on Q, so `num_queries` can be changed at any time. Images with fewer cells get fewer
+    queries.
     """
 
     def __init__(self, dim: int, num_classes: int, num_queries: int, act: Activation) -> None:
@@ -72,9 +73,9 @@ class QuerySelection(nn.Module):
         valid = valid.to(memory.dtype)
         num_queries = min(self.num_queries, memory.shape[1])
         if self.training:
-            # Only what is selected has a gradient, so every cell is scored without a graph, and the selected ones, a
-            # few of a hundred, once more with it. Parameters are detached, because under autocast, which keeps what it
-            # has cast, `no_grad` would leave their casts without a graph for the second pass.
+            # Only selected cells get a gradient, so all cells are scored without a graph, and the selected ones, a few
+            # percent, once more with one. Parameters are detached instead of using `no_grad`, under which autocast
+            # would cache casts that have no graph and reuse them in the second pass.
             index = _top_cells(self._detached_scores(memory.detach() * valid), num_queries)
             content = self.norm(self.projection(_gather(memory, index) * valid[index.squeeze(-1)]))
             logits = self.score_head(content)
@@ -109,14 +110,14 @@ def _gather(cells: Tensor, index: Tensor) -> Tensor:
 
 
 def score_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
-    """Class logits, every class starting at probability `prior` (focal loss initialization)."""
+    """A linear layer for class logits; every class starts at probability `prior` (focal loss initialization)."""
     head = nn.Linear(dim, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
     return head
 
 
 def box_head(dim: int, out_dim: int, act: Activation) -> MLP:
-    """A three-layer MLP that starts at "no change"."""
+    """A three-layer MLP whose initial output is zero: no change to a box."""
     head = MLP(dim, dim, out_dim, 3, act)
     head.zero_last()
     return head

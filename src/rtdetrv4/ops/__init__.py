@@ -1,1 +1,1 @@
-"""Pure tensor functions (boxes, edge distributions, deformable sampling), collectives, and networks of others."""
+"""Pure tensor functions (boxes, edge distributions, deformable sampling), collectives, and access to timm networks."""

@@ -1,4 +1,4 @@
-"""Box formats and overlaps. Everything broadcasts and is differentiable; nothing asserts on data."""
+"""Box formats and overlaps. Everything broadcasts and is differentiable; nothing checks values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 def xyxy_from_cxcywh(boxes: Tensor) -> Tensor:
     """(…, 4) cxcywh → (…, 4) xyxy, in the same frame; a negative width or height counts as 0.
 
-    Edge distributions can put the left edge of a box to the right of its right one. The GIoU of such a box would have
-    no bound, and a detector that trains from scratch does find that out.
+    Edge distributions can put the left edge of a box to the right of its right one. The GIoU of such a box would be
+    unbounded, and a detector trained from scratch does exploit that.
     """
     center, size = boxes[..., :2], boxes[..., 2:].clamp(min=0)
     return torch.cat((center - 0.5 * size, center + 0.5 * size), dim=-1)
@@ -31,7 +31,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32 at least: box arithmetic loses pixels in bfloat16 and overflows in float16."""
+    """`x` in at least float32: box arithmetic loses pixels in bfloat16 and overflows in float16."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -45,9 +45,8 @@ class Overlap(NamedTuple):
 def overlap(a_xyxy: Tensor, b_xyxy: Tensor) -> Overlap:
     """IoU and GIoU of boxes paired by broadcasting: (…, 4) with (…, 4) → (…).
 
-    Boxes without area are ordinary input: their IoU is 0, never NaN. No box may end before it begins, and none of
-    `xyxy_from_cxcywh` does. (Pairs cost as many operations as there are pairs; a full matrix is
-    `overlap(a[:, None], b[None])`.)
+    Boxes without area are valid input: their IoU is 0, never NaN. Widths and heights must not be negative, which
+    `xyxy_from_cxcywh` ensures. The matrix of all pairs is `overlap(a[:, None], b[None])`.
 
     References:
         Rezatofighi et al., Generalized Intersection over Union, arXiv 1902.09630, algorithm 1.

@@ -1,4 +1,4 @@
-"""Reductions over ranks that do nothing when there is one."""
+"""Reductions over ranks, which do nothing if there is only one."""
 
 from __future__ import annotations
 

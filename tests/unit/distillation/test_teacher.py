@@ -275,11 +275,11 @@ def test_local_weights_of_which_a_part_is_missing(tmp_path: Path) -> None:
     torch.manual_seed(5)
     state = timm.create_model("vit_tiny_patch16_224").state_dict()  # with a classifier, which no teacher needs
     torch.save({key: value for key, value in state.items() if "blocks.11." not in key}, tmp_path / "teacher.pth")
-    with pytest.raises(WeightsError, match=r'"vit_tiny_patch16_224": .* not in them, such as blocks\.11\.'):
+    with pytest.raises(WeightsError, match=r'"vit_tiny_patch16_224": .* tensors are missing, such as blocks\.11\.'):
         load_teacher("vit_tiny_patch16_224", tmp_path / "teacher.pth")
     assert len(load_teacher("vit_tiny_patch16_224", tmp_path / "teacher.pth", block=10).network.body.blocks) == 11
     torch.save({"something": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="not in them"):
+    with pytest.raises(WeightsError, match="tensors are missing"):
         load_teacher("vit_tiny_patch16_224", tmp_path / "other.pth")
 
 
@@ -412,8 +412,8 @@ def test_any_network_is_tried_for_its_width_and_stride() -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda images: images.mean(dim=(2, 3)), r"returns \(1, 3\), no map"),
-        (lambda images: [patches(images)], "returns list, no map"),
+        (lambda images: images.mean(dim=(2, 3)), r"returns \(1, 3\), not a feature map"),
+        (lambda images: [patches(images)], "returns list, not a feature map"),
         (lambda images: patches(images).transpose(2, 3), "map of 28×14 from 224×448"),
         (lambda images: torch.nn.functional.avg_pool2d(images, 16)[..., :-1], "map of 14×27 from 224×448"),
         (lambda images: torch.nn.Conv2d(4, 3, 16)(images), "it fails .*4 channels"),
