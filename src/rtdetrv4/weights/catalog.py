@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -89,6 +90,17 @@ OBJECTS365 = ClassMap(
 RELEASED_CLASSES: Mapping[int, ClassMap] = MappingProxyType(
     {80: COCO, 365: OBJECTS365, 366: ClassMap(("class 0", *OBJECTS365.names), tuple(range(366)))}
 )
+
+
+def classes_of(names: Sequence[str]) -> ClassMap:
+    """The classes with these names, in this order: a data set's from above, under its names and ids, or numbered ones.
+
+    Most names must agree, not all: transformers calls COCO's couch a sofa.
+    """
+    known = RELEASED_CLASSES.get(len(names))
+    if known is not None and sum(map(operator.eq, names, known.names)) > len(names) / 2:
+        return known
+    return ClassMap(tuple(names), tuple(range(len(names))))
 
 
 class ReleasedCheckpoint(NamedTuple):

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from rtdetrv4.errors import WeightsError, did_you_mean
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights.catalog import MODELS, RELEASED, RELEASED_CLASSES, TRANSFORMERS_MODELS, fitting_models
+from rtdetrv4.weights.catalog import (
+    MODELS,
+    RELEASED,
+    RELEASED_CLASSES,
+    TRANSFORMERS_MODELS,
+    classes_of,
+    fitting_models,
+)
 from rtdetrv4.weights.convert import from_released, looks_released
 from rtdetrv4.weights.transformers import (
     CONFIG_FILE,
@@ -54,7 +61,7 @@ class WeightsMetadata(NamedTuple):
     layout: Layout
     """Whose names and format the file has."""
     facts: Mapping[str, Any]
-    """Everything that the file says, such as the teacher and its license; empty for released checkpoints."""
+    """Everything that the file says, such as the teacher and its license; empty for checkpoints of the authors."""
 
     @property
     def model(self) -> str:
@@ -225,7 +232,21 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     candidates = (ema.get("module") if isinstance(ema, Mapping) else None, content.get("model"), content)
     state = next(candidate for candidate in candidates if isinstance(candidate, Mapping))
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    return tensors, content.get("metadata") or {}
+    return tensors, content.get("metadata") or _facts_beside(content, path)
+
+
+def _facts_beside(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What LibreYOLO's files say beside their weights, in the words of our metadata."""
+    facts: dict[str, Any] = {}
+    if (model := f"{content.get('model_family')}-{content.get('size')}") in MODELS:
+        facts["model"] = model
+    if names := content.get("names"):
+        try:
+            ordered = [names[index] for index in range(len(names))]
+        except (LookupError, TypeError) as error:
+            raise WeightsError(f"{path} is damaged: its class names are not numbered from 0 on.") from error
+        facts |= {key: list(value) for key, value in classes_of([str(name) for name in ordered])._asdict().items()}
+    return facts
 
 
 def _refusal(path: Path) -> str:
