@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rtdetrv4.types import ClassMap
 
@@ -144,6 +144,115 @@ def _released() -> Iterator[tuple[str, ReleasedCheckpoint]]:
 RELEASED: Mapping[str, ReleasedCheckpoint] = MappingProxyType(dict(_released()))
 """Released checkpoints by name, as their authors' pages link them; COCO's have the name of the model. No hashes of them
 are known here, so nothing is fetched by these names."""
+
+Dataset = Literal["coco", "obj365", "obj2coco"]
+"""What weights were trained on: COCO, Objects365, or Objects365 and then COCO."""
+
+
+class HubFile(NamedTuple):
+    """A file of weights on the Hugging Face Hub."""
+
+    repository: str
+    file: str
+    ap: float | None = None
+    """COCO AP on val2017 as published for this file; None if it is not."""
+    sha256: str | None = None
+    """None if only the hub knows it."""
+    size_mb: float | None = None
+    license: str | None = "Apache-2.0"
+    """None if its page states none."""
+
+
+def _libre(name: str, ap: float | None = None, sha256: str | None = None, size_mb: float | None = None) -> HubFile:
+    return HubFile(f"LibreYOLO/Libre{name}", f"Libre{name}.pt", ap, sha256, size_mb)
+
+
+def _transformers(repository: str, ap: float | None = None, size_mb: float | None = None) -> HubFile:
+    return HubFile(repository, "model.safetensors", ap, size_mb=size_mb)
+
+
+def _as_saved(size: str, size_mb: float) -> HubFile:
+    return HubFile("eebyp/RT-DETR", f"v4/RTv4-{size}-hgnet.pth", size_mb=size_mb, license=None)
+
+
+def _dfine(size: str, coco: HubFile, obj2coco: HubFile) -> dict[Dataset, tuple[HubFile, ...]]:
+    return {
+        "coco": (coco,),
+        "obj365": (_transformers(f"ustc-community/dfine-{size}-obj365"),),
+        "obj2coco": (obj2coco,),
+    }
+
+
+HUB_FILES: Mapping[str, Mapping[Dataset, tuple[HubFile, ...]]] = MappingProxyType(
+    {
+        "rtdetrv4-s": {
+            "coco": (
+                _libre("RTDETRv4s", 49.8, "f3173153eb33330d828d5ae7a353d700146152be845f2eeba66d0ac70f9c3303", 39.9),
+                _as_saved("S", 161.4),
+            )
+        },
+        "rtdetrv4-m": {
+            "coco": (
+                _libre("RTDETRv4m", 53.7, "100816fe69621d6074b97f2feace45c56dd52b8d41137ad0d44edc398f994f92", 75.4),
+                _as_saved("M", 303.2),
+            )
+        },
+        "rtdetrv4-l": {"coco": (_libre("RTDETRv4l", 55.4), _as_saved("L", 482.0))},
+        "rtdetrv4-x": {
+            "coco": (
+                _libre("RTDETRv4x", 57.0, "b9dbf4e0b5ba40817fc5b8da09cd22567e162c0d48060fdca1f07c05991b3c9f", 240.4),
+                _as_saved("X", 963.7),
+            )
+        },
+        "dfine-n": {"coco": (_transformers("ustc-community/dfine-nano-coco", 42.8, 15.3),)},
+        "dfine-s": _dfine(
+            "small",
+            _transformers("ustc-community/dfine-small-coco", 48.5, 41.5),
+            _transformers("ustc-community/dfine-small-obj2coco", 50.7),
+        ),
+        "dfine-m": _dfine(
+            "medium",
+            _transformers("ustc-community/dfine-medium-coco", 52.3, 78.7),
+            _transformers("ustc-community/dfine-medium-obj2coco", 55.1),
+        ),
+        "dfine-l": _dfine(
+            "large",
+            _transformers("ustc-community/dfine-large-coco", 54.0, 126.0),
+            _transformers("ustc-community/dfine-large-obj2coco-e25", 57.3),
+        ),
+        "dfine-x": _dfine(
+            "xlarge",
+            _transformers("ustc-community/dfine-xlarge-coco", 55.8, 252.0),
+            _transformers("ustc-community/dfine-xlarge-obj2coco", 59.3),
+        ),
+        "deim-n": {"coco": (_libre("DEIMn", 43.0),)},
+        "deim-s": {"coco": (_libre("DEIMs", 49.0),)},
+        "deim-m": {"coco": (_libre("DEIMm", 52.7),)},
+        "deim-l": {"coco": (_libre("DEIMl", 54.7),)},
+        "deim-x": {"coco": (_libre("DEIMx", 56.5),)},
+        "rtdetrv2-r18": {
+            "coco": (
+                _transformers("PekingU/rtdetr_v2_r18vd", 48.1),
+                _libre("RTDETRv2r18", None, "aa51698d1921e34f4e8d026b14bd916721e96d3ab8d0b1e3072a9e7c2fd620d6"),
+            )
+        },
+        "rtdetrv2-r34": {"coco": (_transformers("PekingU/rtdetr_v2_r34vd", 49.9),)},
+        "rtdetrv2-r50m": {"coco": (_libre("RTDETRv2r50m", 51.9),)},
+        "rtdetrv2-r50": {
+            "coco": (
+                _transformers("PekingU/rtdetr_v2_r50vd", 53.4),
+                _libre("RTDETRv2r50", None, "07f35a38eaa44fd0a462a2e5ed16efc8e5cb73caa82e17706b133c487140b442"),
+            )
+        },
+        "rtdetrv2-r101": {
+            "coco": (
+                _transformers("PekingU/rtdetr_v2_r101vd", 54.3),
+                _libre("RTDETRv2r101", None, "484549b61a44ce6bf75d1997be2f6462eaf024dd8d6a3f3784376631084813df"),
+            )
+        },
+    }
+)
+"""Trained weights by model and by what they were trained on, in the order in which they are tried."""
 
 #: Tensors with one row per class.
 CLASS_ROWS = re.compile(
