@@ -52,6 +52,8 @@ class LocalHub(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.silent = threading.Event()
         """Set: requests are accepted and never answered."""
+        self.commit: str | None = COMMIT
+        """None: what answers is no hub."""
         self.stopped = threading.Event()
 
     @property
@@ -105,7 +107,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -113,7 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
         start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         size = len(served.content)
         self.send_response(206 if start else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        if self.server.commit is not None:
+            self.send_header("X-Repo-Commit", self.server.commit)
         self.send_header("ETag", f'"{served.stated_hash or hashlib.sha256(served.content).hexdigest()}"')
         self.send_header("Content-Length", str(size - start))
         if start:

@@ -7,19 +7,22 @@ import hashlib
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub
-from huggingface_hub import HfFileMetadata, constants
+from huggingface_hub import constants
 from huggingface_hub.utils import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
 )
 
 from rtdetrv4.errors import WeightsError
@@ -105,13 +108,14 @@ def fetch_file(source: HubFile, revision: str | None = None) -> Path:
     name = f"{source.repository}/{source.file}"
     with _client_logs_once():
         try:
-            stated = _hash_or_none(_ask(source, revision).etag)
+            headers = _ask(source, revision)
         except HfHubHTTPError as error:
             raise WeightsError(_refusal(source, error)) from error
         except Exception as error:  # those of requests and of httpx, of which the client uses either, share no base
             if cached := _cached(source, revision):
                 return cached
             raise _NoAnswerError(_silence(error)) from error
+        stated = _hash_or_none(headers.get("X-Linked-Etag") or headers.get("ETag"))
         if source.sha256 and stated and stated != source.sha256:
             raise WeightsError(f"{name} has changed: its SHA-256 is {stated}, expected is {source.sha256}")
         # A cached copy that is damaged, or of an older revision, must not be taken for the file.
@@ -122,7 +126,7 @@ def fetch_file(source: HubFile, revision: str | None = None) -> Path:
             raise WeightsError(_refusal(source, error)) from error
         except Exception as error:  # as above
             raise WeightsError(f"the download of {name} broke off ({_first_line(error)}); try again") from error
-    expected = source.sha256 or stated
+    expected = source.sha256 or stated or _kept_hash(path)
     if expected and (found := file_sha256(path)) != expected:
         _discard(path)
         raise WeightsError(
@@ -140,17 +144,26 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _ask(source: HubFile, revision: str | None) -> HfFileMetadata:
-    """What the hub says of a file: asked once, and not for longer than `ANSWER_TIME`.
+def _ask(source: HubFile, revision: str | None) -> Mapping[str, str]:
+    """The headers with which the hub describes a file: asked once, and not for longer than `ANSWER_TIME`.
 
-    The client's own timeouts count per address and leave out the name lookup, hence the thread.
+    The client's own functions may try again and again. Its timeouts count per address and leave out the name lookup,
+    hence the thread.
     """
-    answer: Future[HfFileMetadata] = Future()
+    answer: Future[Mapping[str, str]] = Future()
     url = huggingface_hub.hf_hub_url(source.repository, source.file, revision=revision)
 
     def ask() -> None:
         try:
-            answer.set_result(huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_TIME))
+            session: Any = get_session()
+            redirects = "follow_redirects" if hasattr(session, "follow_redirects") else "allow_redirects"
+            request = {"headers": build_hf_headers(), "timeout": ANSWER_TIME, redirects: False}
+            response = session.request("HEAD", url, **request)
+            hf_raise_for_status(response)
+            is_renamed = response.headers.get("Location", "").startswith("/")
+            if "X-Repo-Commit" not in response.headers and not is_renamed:
+                raise ConnectionError("something else answers in its place, perhaps a proxy or a login page")
+            answer.set_result(response.headers)
         except Exception as error:
             answer.set_exception(error)
 
@@ -173,8 +186,7 @@ def _cached(source: HubFile, revision: str | None = None) -> Path | None:
     path = _cached_copy(source, revision)
     if path is None:
         return None
-    # The client names what it keeps by the SHA-256 that the hub stated, where there are symbolic links.
-    expected = source.sha256 or (_hash_or_none(path.readlink().name) if path.is_symlink() else None)
+    expected = source.sha256 or _kept_hash(path)
     return path if expected in (None, file_sha256(path)) else None
 
 
@@ -190,9 +202,15 @@ def _discard(path: Path) -> None:
     content.unlink(missing_ok=True)
 
 
+def _kept_hash(path: Path) -> str | None:
+    """The SHA-256 that the hub stated for a cached file: the client links to it under this name, where links work."""
+    return _hash_or_none(path.readlink().name) if path.is_symlink() else None
+
+
 def _hash_or_none(etag: str | None) -> str | None:
-    """An ETag if it is a SHA-256, which those of large files are."""
-    return etag if etag and re.fullmatch("[0-9a-f]{64}", etag) else None
+    """What an ETag says if it is a SHA-256, as those of large files are."""
+    match = re.fullmatch('"?([0-9a-f]{64})"?', etag or "")
+    return match and match[1]
 
 
 @contextlib.contextmanager

@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from local_hub import COMMIT, LocalHub, Served, running_hub
 from rtdetrv4.assembly import create_model
@@ -32,6 +33,11 @@ PINNED = HubFile("first/detector", "weights.pt", sha256=SHA256, size_mb=0.002)
 OTHER = HubFile("second/detector", "v4/weights.pth")
 PRETRAINED = HubFile("first/pretrained", "weights.pt")
 
+needs_client_1 = pytest.mark.skipif(
+    huggingface_hub.__version__.startswith("0."),
+    reason="older clients resume in the next call only, and ask for offline mode once",
+)
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
@@ -45,9 +51,15 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 
 def _use(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What HF_ENDPOINT and HF_HUB_CACHE do before the client is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    variables = {
+        "ENDPOINT": endpoint,
+        "HF_HUB_CACHE": str(cache),
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    }
+    for name, value in variables.items():
+        monkeypatch.setattr(constants, name, value)
+        if hasattr(file_download, name):  # which has its own in clients before 1.0
+            monkeypatch.setattr(file_download, name, value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
@@ -138,6 +150,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_anew(hub: LocalHub) -> None:
     assert fetch_file(OTHER).read_bytes() == b"other"
 
 
+@needs_client_1
 def test_a_cut_download_is_resumed(
     hub: LocalHub, monkeypatch: pytest.MonkeyPatch, shown: pytest.LogCaptureFixture
 ) -> None:
@@ -149,6 +162,7 @@ def test_a_cut_download_is_resumed(
     assert logging.getLogger("huggingface_hub").propagate
 
 
+@needs_client_1
 def test_a_download_that_cannot_be_resumed_leaves_nothing(hub: LocalHub) -> None:
     hub.files["first/detector/weights.pt"] = Served(CONTENT, cuts=[1000], status_after_cut=503)
     with pytest.raises(WeightsError, match=r"first/detector answers with an error .*503"):
@@ -226,6 +240,13 @@ def test_a_hub_that_never_answers_is_asked_once(hub: LocalHub, shown: pytest.Log
     assert not shown.records
 
 
+def test_what_answers_is_no_hub(hub: LocalHub) -> None:
+    hub.commit = None
+    with pytest.raises(WeightsError, match=r"does not answer \(something else answers in its place, perhaps a proxy"):
+        fetch_weights("rtdetrv4-s")
+    assert [request.method for request in hub.requests] == ["HEAD"]
+
+
 def test_no_connection(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, shown: pytest.LogCaptureFixture) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -268,7 +289,7 @@ import sys
 from rtdetrv4.weights.catalog import HubFile
 from rtdetrv4.weights.hub import fetch_file
 from rtdetrv4.errors import WeightsError
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 source = HubFile("first/detector", "weights.pt", sha256="{SHA256}")
 print(fetch_file(source))
@@ -293,6 +314,7 @@ except WeightsError as error:
     assert {request.file for request in hub.requests} == {"first/detector/weights.pt"}
 
 
+@needs_client_1
 def test_offline_mode_asks_nobody(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = fetch_weights("rtdetrv4-s")
     hub.requests.clear()
