@@ -18,6 +18,7 @@ class Request(NamedTuple):
     method: str
     file: str
     """owner/repo/path"""
+    revision: str
     range: str | None
     token: str | None
 
@@ -90,9 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        owner, repository, _, _, path = self.path.lstrip("/").split("/", maxsplit=4)
+        owner, repository, _, revision, path = self.path.lstrip("/").split("/", maxsplit=4)
         name, token = f"{owner}/{repository}/{path}", self.headers["Authorization"]
-        self.server.requests.append(Request(self.command, name, self.headers["Range"], token))
+        self.server.requests.append(Request(self.command, name, revision, self.headers["Range"], token))
         if self.server.silent.is_set():
             self.server.stopped.wait()
             return

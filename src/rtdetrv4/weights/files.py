@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import zipfile
@@ -10,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import huggingface_hub
-import huggingface_hub.utils
 import safetensors
 import safetensors.torch
 import torch
@@ -24,10 +21,12 @@ from rtdetrv4.weights.catalog import (
     RELEASED,
     RELEASED_CLASSES,
     TRANSFORMERS_MODELS,
+    HubFile,
     classes_of,
     fitting_models,
 )
 from rtdetrv4.weights.convert import from_released, looks_released
+from rtdetrv4.weights.hub import fetch_file
 from rtdetrv4.weights.transformers import (
     CONFIG_FILE,
     TENSORS_FILE,
@@ -284,19 +283,9 @@ def _fetch(url: str) -> Path:
     if not (owner and repo and file):
         raise WeightsError(f"{url} is incomplete; expected hf://owner/repo/file.")
     try:
-        if file.rpartition("/")[2] == TENSORS_FILE:  # names of classes are beside it
-            _fetch_config(f"{owner}/{repo}", file, revision or None)
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repo}", file, revision=revision or None))
-    except (OSError, ValueError, huggingface_hub.utils.HfHubHTTPError) as error:
-        raise WeightsError(
-            f"{url} cannot be fetched ({_first_line(error)}). Check name and connection; private and gated "
-            "repositories need `hf auth login`. A file downloaded by hand works as well."
-        ) from error
-
-
-def _fetch_config(repo: str, file: str, revision: str | None) -> None:
-    with contextlib.suppress(huggingface_hub.utils.EntryNotFoundError):
-        huggingface_hub.hf_hub_download(repo, file.removesuffix(TENSORS_FILE) + CONFIG_FILE, revision=revision)
+        return fetch_file(HubFile(f"{owner}/{repo}", file, license=None), revision or None)
+    except ValueError as error:
+        raise WeightsError(f"{url} cannot be fetched: {error}. A file downloaded by hand works as well.") from error
 
 
 def _where_to_get(name: str) -> str:

@@ -103,12 +103,14 @@ def fetch_file(source: HubFile, revision: str | None = None) -> Path:
         revision: a branch, tag or commit; None for the newest.
 
     Raises:
+        ValueError: the hub could have no repository or file of that name.
         WeightsError: it cannot be had, or is not the file it should be.
     """
     name = f"{source.repository}/{source.file}"
+    url = huggingface_hub.hf_hub_url(source.repository, source.file, revision=revision)
     with _client_logs_once():
         try:
-            headers = _ask(source, revision)
+            headers = _ask(url)
         except HfHubHTTPError as error:
             raise WeightsError(_refusal(source, error)) from error
         except Exception as error:  # those of requests and of httpx, of which the client uses either, share no base
@@ -144,14 +146,13 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _ask(source: HubFile, revision: str | None) -> Mapping[str, str]:
+def _ask(url: str) -> Mapping[str, str]:
     """The headers with which the hub describes a file: asked once, and not for longer than `ANSWER_TIME`.
 
     The client's own functions may try again and again. Its timeouts count per address and leave out the name lookup,
     hence the thread.
     """
     answer: Future[Mapping[str, str]] = Future()
-    url = huggingface_hub.hf_hub_url(source.repository, source.file, revision=revision)
 
     def ask() -> None:
         try:

@@ -21,8 +21,8 @@ from huggingface_hub import constants, file_download
 from local_hub import COMMIT, LocalHub, Served, running_hub
 from rtdetrv4.assembly import create_model
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.weights import find_weights, save_transformers
 from rtdetrv4.weights import hub as weights_hub
-from rtdetrv4.weights import save_transformers
 from rtdetrv4.weights.catalog import COCO, HUB_FILES, MODELS, HubFile
 from rtdetrv4.weights.files import read_checkpoint
 from rtdetrv4.weights.hub import fetch_file, fetch_weights, find_cached
@@ -326,6 +326,45 @@ def test_offline_mode_asks_nobody(hub: LocalHub, monkeypatch: pytest.MonkeyPatch
     ):
         fetch_weights("rtdetrv4-s", "obj365")
     assert not hub.requests
+
+
+def test_addresses(hub: LocalHub) -> None:
+    hub.files = {"some/one/deep/w.pth": Served(b"deep"), "some/one/model.safetensors": Served(b"tensors")}
+    assert find_weights("hf://some/one/deep/w.pth").read_bytes() == b"deep"
+    assert {request.revision for request in hub.requests} == {"main"}
+    hub.requests.clear()
+    # config.json need not be there.
+    assert find_weights("hf://some/one@v2/model.safetensors").read_bytes() == b"tensors"
+    assert {(request.file, request.revision) for request in hub.requests} == {
+        ("some/one/model.safetensors", "v2"),
+        ("some/one/config.json", "v2"),
+    }
+    with pytest.raises(WeightsError, match="expected hf://owner/repo/file"):
+        find_weights("hf://some/one")
+
+
+def test_the_newest_file_of_an_address(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.files = {"some/one/w.pth": Served(b"first")}
+    assert find_weights("hf://some/one/w.pth").read_bytes() == b"first"
+    hub.files, hub.commit = {"some/one/w.pth": Served(b"second")}, "2" * 40
+    assert find_weights("hf://some/one/w.pth").read_bytes() == b"second"
+    monkeypatch.setattr(weights_hub, "ANSWER_TIME", 0.2)
+    hub.silent.set()
+    assert find_weights("hf://some/one/w.pth").read_bytes() == b"second"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("hf://some/one/w.pth", r"hf://some/one/w\.pth cannot be fetched: .*/some/one has no file w\.pth\. A file"),
+        ("hf://some/one/gated.pth", r"gated\.pth cannot be fetched: access to .*/some/one is refused \(403\)"),
+        ("hf://some/o..e/w.pth", r"hf://some/o\.\.e/w\.pth cannot be fetched: .*o\.\.e"),
+    ],
+)
+def test_addresses_that_lead_nowhere(hub: LocalHub, address: str, message: str) -> None:
+    hub.files = {"some/one/gated.pth": Served(b"", status=403, error_code="GatedRepo")}
+    with pytest.raises(WeightsError, match=message):
+        find_weights(address)
 
 
 def test_the_catalog() -> None:
