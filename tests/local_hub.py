@@ -38,6 +38,8 @@ class Served:
     cuts: list[int] = field(default_factory=list)
     """After how many bytes the next downloads break off."""
     status_after_cut: int = 200
+    moved_to: str | None = None
+    """Where the bytes are: another server, or another repository of this one, which the answer leads on to."""
     pause: float = 0.0
     """Seconds between pieces of a hundredth of the file."""
 
@@ -102,8 +104,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
         elif served.status != 200 and (served.token is None or token != f"Bearer {served.token}"):
             self._refuse(served.status, served.error_code)
+        elif served.moved_to is not None:
+            self._lead_on(served, served.moved_to)
         else:
             self._send(served)
+
+    def _lead_on(self, served: Served, location: str) -> None:
+        self.send_response(307 if location.startswith("/") else 302)
+        self.send_header("Location", location)
+        if not location.startswith("/"):  # as the hub describes what it keeps elsewhere
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(served.content).hexdigest()}"')
+            self.send_header("X-Linked-Size", str(len(served.content)))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)

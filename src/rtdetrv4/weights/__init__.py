@@ -3,13 +3,17 @@
 from rtdetrv4.weights.catalog import COCO
 from rtdetrv4.weights.convert import from_released, to_released
 from rtdetrv4.weights.files import WeightsMetadata, find_weights, read_metadata, save_weights
+from rtdetrv4.weights.hub import FetchedWeights, fetch_weights, find_cached
 from rtdetrv4.weights.load import LoadReport, load_weights
 from rtdetrv4.weights.transformers import from_transformers, save_transformers, to_transformers
 
 __all__ = [
     "COCO",
+    "FetchedWeights",
     "LoadReport",
     "WeightsMetadata",
+    "fetch_weights",
+    "find_cached",
     "find_weights",
     "from_released",
     "from_transformers",

@@ -163,95 +163,62 @@ class HubFile(NamedTuple):
     """None if its page states none."""
 
 
-def _libre(name: str, ap: float | None = None, sha256: str | None = None, size_mb: float | None = None) -> HubFile:
-    return HubFile(f"LibreYOLO/Libre{name}", f"Libre{name}.pt", ap, sha256, size_mb)
+def _hub_files() -> Iterator[tuple[str, Dataset, HubFile]]:
+    """A file a line, the better of two for the same weights first."""
+
+    def libre(name: str, ap: float | None, sha256: str | None = None, size_mb: float | None = None) -> HubFile:
+        return HubFile(f"LibreYOLO/Libre{name}", f"Libre{name}.pt", ap, sha256, size_mb)
+
+    def transformers(repository: str, ap: float | None, size_mb: float | None = None) -> HubFile:
+        return HubFile(repository, "model.safetensors", ap, size_mb=size_mb)
+
+    for size, ap, sha256, size_mb, as_saved_mb in (
+        ("s", 49.8, "f3173153eb33330d828d5ae7a353d700146152be845f2eeba66d0ac70f9c3303", 39.9, 161.4),
+        ("m", 53.7, "100816fe69621d6074b97f2feace45c56dd52b8d41137ad0d44edc398f994f92", 75.4, 303.2),
+        ("l", 55.4, None, None, 482.0),
+        ("x", 57.0, "b9dbf4e0b5ba40817fc5b8da09cd22567e162c0d48060fdca1f07c05991b3c9f", 240.4, 963.7),
+    ):
+        as_saved = f"v4/RTv4-{size.upper()}-hgnet.pth"
+        yield f"rtdetrv4-{size}", "coco", libre(f"RTDETRv4{size}", ap, sha256, size_mb)
+        yield f"rtdetrv4-{size}", "coco", HubFile("eebyp/RT-DETR", as_saved, size_mb=as_saved_mb, license=None)
+    for size, name, ap, size_mb in (
+        ("n", "nano", 42.8, 15.3),
+        ("s", "small", 48.5, 41.5),
+        ("m", "medium", 52.3, 78.7),
+        ("l", "large", 54.0, 126.0),
+        ("x", "xlarge", 55.8, 252.0),
+    ):
+        yield f"dfine-{size}", "coco", transformers(f"ustc-community/dfine-{name}-coco", ap, size_mb)
+    for size, name, ending, ap in (
+        ("s", "small", "", 50.7),
+        ("m", "medium", "", 55.1),
+        ("l", "large", "-e25", 57.3),
+        ("x", "xlarge", "", 59.3),
+    ):
+        yield f"dfine-{size}", "obj2coco", transformers(f"ustc-community/dfine-{name}-obj2coco{ending}", ap)
+        yield f"dfine-{size}", "obj365", transformers(f"ustc-community/dfine-{name}-obj365", None)
+    for size, ap in (("n", 43.0), ("s", 49.0), ("m", 52.7), ("l", 54.7), ("x", 56.5)):
+        yield f"deim-{size}", "coco", libre(f"DEIM{size}", ap)
+    for size, ap in (("r18", 48.1), ("r34", 49.9), ("r50", 53.4), ("r101", 54.3)):
+        yield f"rtdetrv2-{size}", "coco", transformers(f"PekingU/rtdetr_v2_{size}vd", ap)
+    for size, ap, sha256 in (
+        ("r18", None, "aa51698d1921e34f4e8d026b14bd916721e96d3ab8d0b1e3072a9e7c2fd620d6"),
+        ("r50", None, "07f35a38eaa44fd0a462a2e5ed16efc8e5cb73caa82e17706b133c487140b442"),
+        ("r101", None, "484549b61a44ce6bf75d1997be2f6462eaf024dd8d6a3f3784376631084813df"),
+        ("r50m", 51.9, None),
+    ):
+        yield f"rtdetrv2-{size}", "coco", libre(f"RTDETRv2{size}", ap, sha256)
 
 
-def _transformers(repository: str, ap: float | None = None, size_mb: float | None = None) -> HubFile:
-    return HubFile(repository, "model.safetensors", ap, size_mb=size_mb)
+def _by_model() -> Mapping[str, Mapping[Dataset, tuple[HubFile, ...]]]:
+    table: dict[str, dict[Dataset, tuple[HubFile, ...]]] = {}
+    for model, dataset, file in _hub_files():
+        files = table.setdefault(model, {})
+        files[dataset] = (*files.get(dataset, ()), file)
+    return MappingProxyType(table)
 
 
-def _as_saved(size: str, size_mb: float) -> HubFile:
-    return HubFile("eebyp/RT-DETR", f"v4/RTv4-{size}-hgnet.pth", size_mb=size_mb, license=None)
-
-
-def _dfine(size: str, coco: HubFile, obj2coco: HubFile) -> dict[Dataset, tuple[HubFile, ...]]:
-    return {
-        "coco": (coco,),
-        "obj365": (_transformers(f"ustc-community/dfine-{size}-obj365"),),
-        "obj2coco": (obj2coco,),
-    }
-
-
-HUB_FILES: Mapping[str, Mapping[Dataset, tuple[HubFile, ...]]] = MappingProxyType(
-    {
-        "rtdetrv4-s": {
-            "coco": (
-                _libre("RTDETRv4s", 49.8, "f3173153eb33330d828d5ae7a353d700146152be845f2eeba66d0ac70f9c3303", 39.9),
-                _as_saved("S", 161.4),
-            )
-        },
-        "rtdetrv4-m": {
-            "coco": (
-                _libre("RTDETRv4m", 53.7, "100816fe69621d6074b97f2feace45c56dd52b8d41137ad0d44edc398f994f92", 75.4),
-                _as_saved("M", 303.2),
-            )
-        },
-        "rtdetrv4-l": {"coco": (_libre("RTDETRv4l", 55.4), _as_saved("L", 482.0))},
-        "rtdetrv4-x": {
-            "coco": (
-                _libre("RTDETRv4x", 57.0, "b9dbf4e0b5ba40817fc5b8da09cd22567e162c0d48060fdca1f07c05991b3c9f", 240.4),
-                _as_saved("X", 963.7),
-            )
-        },
-        "dfine-n": {"coco": (_transformers("ustc-community/dfine-nano-coco", 42.8, 15.3),)},
-        "dfine-s": _dfine(
-            "small",
-            _transformers("ustc-community/dfine-small-coco", 48.5, 41.5),
-            _transformers("ustc-community/dfine-small-obj2coco", 50.7),
-        ),
-        "dfine-m": _dfine(
-            "medium",
-            _transformers("ustc-community/dfine-medium-coco", 52.3, 78.7),
-            _transformers("ustc-community/dfine-medium-obj2coco", 55.1),
-        ),
-        "dfine-l": _dfine(
-            "large",
-            _transformers("ustc-community/dfine-large-coco", 54.0, 126.0),
-            _transformers("ustc-community/dfine-large-obj2coco-e25", 57.3),
-        ),
-        "dfine-x": _dfine(
-            "xlarge",
-            _transformers("ustc-community/dfine-xlarge-coco", 55.8, 252.0),
-            _transformers("ustc-community/dfine-xlarge-obj2coco", 59.3),
-        ),
-        "deim-n": {"coco": (_libre("DEIMn", 43.0),)},
-        "deim-s": {"coco": (_libre("DEIMs", 49.0),)},
-        "deim-m": {"coco": (_libre("DEIMm", 52.7),)},
-        "deim-l": {"coco": (_libre("DEIMl", 54.7),)},
-        "deim-x": {"coco": (_libre("DEIMx", 56.5),)},
-        "rtdetrv2-r18": {
-            "coco": (
-                _transformers("PekingU/rtdetr_v2_r18vd", 48.1),
-                _libre("RTDETRv2r18", None, "aa51698d1921e34f4e8d026b14bd916721e96d3ab8d0b1e3072a9e7c2fd620d6"),
-            )
-        },
-        "rtdetrv2-r34": {"coco": (_transformers("PekingU/rtdetr_v2_r34vd", 49.9),)},
-        "rtdetrv2-r50m": {"coco": (_libre("RTDETRv2r50m", 51.9),)},
-        "rtdetrv2-r50": {
-            "coco": (
-                _transformers("PekingU/rtdetr_v2_r50vd", 53.4),
-                _libre("RTDETRv2r50", None, "07f35a38eaa44fd0a462a2e5ed16efc8e5cb73caa82e17706b133c487140b442"),
-            )
-        },
-        "rtdetrv2-r101": {
-            "coco": (
-                _transformers("PekingU/rtdetr_v2_r101vd", 54.3),
-                _libre("RTDETRv2r101", None, "484549b61a44ce6bf75d1997be2f6462eaf024dd8d6a3f3784376631084813df"),
-            )
-        },
-    }
-)
+HUB_FILES = _by_model()
 """Trained weights by model and by what they were trained on, in the order in which they are tried."""
 
 #: Tensors with one row per class.

@@ -78,14 +78,14 @@ def fetch_weights(model: str, dataset: Dataset = "coco", *next_best: Dataset) ->
         sources = HUB_FILES.get(model, {}).get(wanted, ())
         if not sources:
             skipped.append(f"no weights of {model} trained on {wanted} are on the hub")
-        for source in sources if hub_answers else ():
+        for source in sources:
+            if not hub_answers:
+                break
             try:
                 return FetchedWeights(fetch_file(source), source, wanted, tuple(skipped))
             except WeightsError as error:
                 skipped.append(str(error))
                 hub_answers = not isinstance(error, _NoAnswerError)
-            if not hub_answers:
-                break
     raise WeightsError(
         f"There are no {dataset} weights of {model} in the cache, and none can be fetched: {'; '.join(skipped)}. "
         + _by_hand(model, dataset, hub_has_it=not hub_answers)
@@ -127,7 +127,7 @@ def fetch_file(source: HubFile, revision: str | None = None) -> Path:
         except HfHubHTTPError as error:
             raise WeightsError(_refusal(source, error)) from error
         except Exception as error:  # as above
-            raise WeightsError(f"the download of {name} broke off ({_first_line(error)}); try again") from error
+            raise WeightsError(f"the download of {name} failed ({_first_line(error)}); try again") from error
     expected = source.sha256 or stated or _kept_hash(path)
     if expected and (found := file_sha256(path)) != expected:
         _discard(path)
@@ -161,8 +161,8 @@ def _ask(url: str) -> Mapping[str, str]:
             request = {"headers": build_hf_headers(), "timeout": ANSWER_TIME, redirects: False}
             response = session.request("HEAD", url, **request)
             hf_raise_for_status(response)
-            is_renamed = response.headers.get("Location", "").startswith("/")
-            if "X-Repo-Commit" not in response.headers and not is_renamed:
+            # Renamed repositories and mirrors lead on to where the header is.
+            if "X-Repo-Commit" not in response.headers and "Location" not in response.headers:
                 raise ConnectionError("something else answers in its place, perhaps a proxy or a login page")
             answer.set_result(response.headers)
         except Exception as error:

@@ -211,6 +211,28 @@ def test_a_token_opens_gated_repositories(hub: LocalHub, monkeypatch: pytest.Mon
     assert fetch_weights("rtdetrv4-s").source == PINNED
 
 
+def test_large_files_are_kept_elsewhere(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    with running_hub() as storage:
+        storage.commit = None
+        storage.files["first/detector/weights.pt"] = Served(CONTENT)
+        place = f"{storage.endpoint}/first/detector/resolve/main/weights.pt"
+        hub.files["first/detector/weights.pt"] = Served(CONTENT, moved_to=place)
+        assert fetch_weights("rtdetrv4-s").path.read_bytes() == CONTENT
+    assert [(request.method, request.token) for request in storage.requests] == [("GET", None)]
+    assert {(request.method, request.token) for request in hub.requests} == {("HEAD", "Bearer hf_mine")}
+
+
+def test_renamed_repositories_are_found(hub: LocalHub) -> None:
+    hub.files["new/name/weights.pt"] = hub.files["first/detector/weights.pt"]
+    hub.files["first/detector/weights.pt"] = Served(b"", moved_to="/new/name/resolve/main/weights.pt")
+    assert fetch_file(PINNED).read_bytes() == CONTENT
+    hub.files["second/detector/v4/weights.pth"] = Served(b"", moved_to="/new/name/resolve/main/other.pth")
+    hub.files["new/name/other.pth"] = Served(b"damaged", stated_hash=SHA256)
+    with pytest.raises(WeightsError, match=f"arrived damaged.*expected is {SHA256}"):
+        fetch_file(OTHER)
+
+
 def test_the_next_best_data_set(hub: LocalHub) -> None:
     fetched = fetch_weights("rtdetrv4-s", "obj365", "coco")
     assert (fetched.dataset, fetched.source) == ("coco", PINNED)
