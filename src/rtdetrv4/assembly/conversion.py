@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from rtdetrv4.distillation import Injector
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.weights import WeightsMetadata, load_weights, to_released
 from rtdetrv4.weights.files import listing, read_checkpoint, save_weights, write_whole
+from rtdetrv4.weights.hub import file_sha256
 from rtdetrv4.weights.transformers import save_transformers
 
 logger = logging.getLogger(__name__)
@@ -141,17 +141,9 @@ def _facts(metadata: WeightsMetadata, name: str, image_size: tuple[int, int]) ->
         "image_size": list(image_size),
         "converted": {
             "file": path.name,
-            "sha256": _sha256(path),
+            "sha256": file_sha256(path),
             "format": metadata.layout,
             "family": family,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         },
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

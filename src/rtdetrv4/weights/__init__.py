@@ -10,14 +10,18 @@ from rtdetrv4.weights.files import (
     read_metadata,
     save_weights,
 )
+from rtdetrv4.weights.hub import FetchedWeights, fetch_weights, find_cached
 from rtdetrv4.weights.load import LoadReport, load_weights
 from rtdetrv4.weights.transformers import from_transformers, save_transformers, to_transformers
 
 __all__ = [
     "COCO",
     "Checkpoint",
+    "FetchedWeights",
     "LoadReport",
     "WeightsMetadata",
+    "fetch_weights",
+    "find_cached",
     "find_weights",
     "from_released",
     "from_transformers",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rtdetrv4.types import ClassMap
 
@@ -91,6 +92,17 @@ RELEASED_CLASSES: Mapping[int, ClassMap] = MappingProxyType(
 )
 
 
+def classes_of(names: Sequence[str]) -> ClassMap:
+    """The classes with these names, in this order: a data set's from above, under its names and ids, or numbered ones.
+
+    Most names must agree, not all: transformers calls COCO's couch a sofa.
+    """
+    known = RELEASED_CLASSES.get(len(names))
+    if known is not None and sum(map(operator.eq, names, known.names)) > len(names) / 2:
+        return known
+    return ClassMap(tuple(names), tuple(range(len(names))))
+
+
 class ReleasedCheckpoint(NamedTuple):
     """Where the authors keep a checkpoint."""
 
@@ -132,6 +144,82 @@ def _released() -> Iterator[tuple[str, ReleasedCheckpoint]]:
 RELEASED: Mapping[str, ReleasedCheckpoint] = MappingProxyType(dict(_released()))
 """Released checkpoints by name, as their authors' pages link them; COCO's have the name of the model. No hashes of them
 are known here, so nothing is fetched by these names."""
+
+Dataset = Literal["coco", "obj365", "obj2coco"]
+"""What weights were trained on: COCO, Objects365, or Objects365 and then COCO."""
+
+
+class HubFile(NamedTuple):
+    """A file of weights on the Hugging Face Hub."""
+
+    repository: str
+    file: str
+    ap: float | None = None
+    """COCO AP on val2017 as published for this file; None if it is not."""
+    sha256: str | None = None
+    """None if only the hub knows it."""
+    size_mb: float | None = None
+    license: str | None = "Apache-2.0"
+    """None if its page states none."""
+
+
+def _hub_files() -> Iterator[tuple[str, Dataset, HubFile]]:
+    """A file a line, the better of two for the same weights first."""
+
+    def libre(name: str, ap: float | None, sha256: str | None = None, size_mb: float | None = None) -> HubFile:
+        return HubFile(f"LibreYOLO/Libre{name}", f"Libre{name}.pt", ap, sha256, size_mb)
+
+    def transformers(repository: str, ap: float | None, size_mb: float | None = None) -> HubFile:
+        return HubFile(repository, "model.safetensors", ap, size_mb=size_mb)
+
+    for size, ap, sha256, size_mb, as_saved_mb in (
+        ("s", 49.8, "f3173153eb33330d828d5ae7a353d700146152be845f2eeba66d0ac70f9c3303", 39.9, 161.4),
+        ("m", 53.7, "100816fe69621d6074b97f2feace45c56dd52b8d41137ad0d44edc398f994f92", 75.4, 303.2),
+        ("l", 55.4, None, None, 482.0),
+        ("x", 57.0, "b9dbf4e0b5ba40817fc5b8da09cd22567e162c0d48060fdca1f07c05991b3c9f", 240.4, 963.7),
+    ):
+        as_saved = f"v4/RTv4-{size.upper()}-hgnet.pth"
+        yield f"rtdetrv4-{size}", "coco", libre(f"RTDETRv4{size}", ap, sha256, size_mb)
+        yield f"rtdetrv4-{size}", "coco", HubFile("eebyp/RT-DETR", as_saved, size_mb=as_saved_mb, license=None)
+    for size, name, ap, size_mb in (
+        ("n", "nano", 42.8, 15.3),
+        ("s", "small", 48.5, 41.5),
+        ("m", "medium", 52.3, 78.7),
+        ("l", "large", 54.0, 126.0),
+        ("x", "xlarge", 55.8, 252.0),
+    ):
+        yield f"dfine-{size}", "coco", transformers(f"ustc-community/dfine-{name}-coco", ap, size_mb)
+    for size, name, ending, ap in (
+        ("s", "small", "", 50.7),
+        ("m", "medium", "", 55.1),
+        ("l", "large", "-e25", 57.3),
+        ("x", "xlarge", "", 59.3),
+    ):
+        yield f"dfine-{size}", "obj2coco", transformers(f"ustc-community/dfine-{name}-obj2coco{ending}", ap)
+        yield f"dfine-{size}", "obj365", transformers(f"ustc-community/dfine-{name}-obj365", None)
+    for size, ap in (("n", 43.0), ("s", 49.0), ("m", 52.7), ("l", 54.7), ("x", 56.5)):
+        yield f"deim-{size}", "coco", libre(f"DEIM{size}", ap)
+    for size, ap in (("r18", 48.1), ("r34", 49.9), ("r50", 53.4), ("r101", 54.3)):
+        yield f"rtdetrv2-{size}", "coco", transformers(f"PekingU/rtdetr_v2_{size}vd", ap)
+    for size, ap, sha256 in (
+        ("r18", None, "aa51698d1921e34f4e8d026b14bd916721e96d3ab8d0b1e3072a9e7c2fd620d6"),
+        ("r50", None, "07f35a38eaa44fd0a462a2e5ed16efc8e5cb73caa82e17706b133c487140b442"),
+        ("r101", None, "484549b61a44ce6bf75d1997be2f6462eaf024dd8d6a3f3784376631084813df"),
+        ("r50m", 51.9, None),
+    ):
+        yield f"rtdetrv2-{size}", "coco", libre(f"RTDETRv2{size}", ap, sha256)
+
+
+def _by_model() -> Mapping[str, Mapping[Dataset, tuple[HubFile, ...]]]:
+    table: dict[str, dict[Dataset, tuple[HubFile, ...]]] = {}
+    for model, dataset, file in _hub_files():
+        files = table.setdefault(model, {})
+        files[dataset] = (*files.get(dataset, ()), file)
+    return MappingProxyType(table)
+
+
+HUB_FILES = _by_model()
+"""Trained weights by model and by what they were trained on, in the order in which they are tried."""
 
 #: Tensors with one row per class.
 CLASS_ROWS = re.compile(

@@ -60,7 +60,11 @@ _BACKBONE: list[Row] = [
 ]
 
 _ENCODER: list[Row] = [
-    ("encoder.input_proj.{i}.{rest}", "hybrid_encoder.projections.{i}.{rest}"),
+    # LibreYOLO's copies of RT-DETRv2 number the two.
+    *(
+        (f"encoder.input_proj.{{i}}.{released}.{{rest}}", f"hybrid_encoder.projections.{{i}}.{ours}.{{rest}}")
+        for released, ours in (("conv", "conv"), ("norm", "norm"), ("0", "conv"), ("1", "norm"))
+    ),
     *prefixed("encoder.encoder.0.layers.0.", "hybrid_encoder.aifi.", _ATTENTION, attention="attention"),
     ("encoder.encoder.0.layers.0.{rest}", "hybrid_encoder.aifi.{rest}"),
     ("encoder.lateral_convs.{i}.{rest}", "hybrid_encoder.ccff.laterals.{i}.{rest}"),

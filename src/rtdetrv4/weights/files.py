@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import zipfile
@@ -10,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import huggingface_hub
-import huggingface_hub.utils
 import safetensors
 import safetensors.torch
 import torch
@@ -19,8 +16,17 @@ from torch import Tensor
 
 from rtdetrv4.errors import WeightsError, did_you_mean, first_line
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights.catalog import MODELS, RELEASED, RELEASED_CLASSES, TRANSFORMERS_MODELS, fitting_models
+from rtdetrv4.weights.catalog import (
+    MODELS,
+    RELEASED,
+    RELEASED_CLASSES,
+    TRANSFORMERS_MODELS,
+    HubFile,
+    classes_of,
+    fitting_models,
+)
 from rtdetrv4.weights.convert import from_released, looks_released
+from rtdetrv4.weights.hub import fetch_file
 from rtdetrv4.weights.transformers import (
     CONFIG_FILE,
     TENSORS_FILE,
@@ -54,7 +60,7 @@ class WeightsMetadata(NamedTuple):
     layout: Layout
     """The naming and format of the file."""
     facts: Mapping[str, Any]
-    """Everything that the file says, such as the teacher and its license; empty for released checkpoints."""
+    """Everything that the file says, such as the teacher and its license; empty for checkpoints of the authors."""
 
     @property
     def model(self) -> str:
@@ -234,7 +240,21 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     candidates = (ema.get("module") if isinstance(ema, Mapping) else None, content.get("model"), content)
     state = next(candidate for candidate in candidates if isinstance(candidate, Mapping))
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    return tensors, content.get("metadata") or {}
+    return tensors, content.get("metadata") or _facts_beside(content, path)
+
+
+def _facts_beside(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What LibreYOLO's files say beside their weights, in the words of our metadata."""
+    facts: dict[str, Any] = {}
+    if (model := f"{content.get('model_family')}-{content.get('size')}") in MODELS:
+        facts["model"] = model
+    if names := content.get("names"):
+        try:
+            ordered = [names[index] for index in range(len(names))]
+        except (LookupError, TypeError) as error:
+            raise WeightsError(f"{path} is damaged: its class names are not numbered from 0 on.") from error
+        facts |= {key: list(value) for key, value in classes_of([str(name) for name in ordered])._asdict().items()}
+    return facts
 
 
 def _refusal(path: Path) -> str:
@@ -272,19 +292,9 @@ def _fetch(url: str) -> Path:
     if not (owner and repo and file):
         raise WeightsError(f"{url} is incomplete; expected hf://owner/repo/file.")
     try:
-        if file.rpartition("/")[2] == TENSORS_FILE:  # names of classes are beside it
-            _fetch_config(f"{owner}/{repo}", file, revision or None)
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repo}", file, revision=revision or None))
-    except (OSError, ValueError, huggingface_hub.utils.HfHubHTTPError) as error:
-        raise WeightsError(
-            f"{url} cannot be fetched ({first_line(error)}). Check name and connection; private and gated "
-            "repositories need `hf auth login`. A file downloaded by hand works as well."
-        ) from error
-
-
-def _fetch_config(repo: str, file: str, revision: str | None) -> None:
-    with contextlib.suppress(huggingface_hub.utils.EntryNotFoundError):
-        huggingface_hub.hf_hub_download(repo, file.removesuffix(TENSORS_FILE) + CONFIG_FILE, revision=revision)
+        return fetch_file(HubFile(f"{owner}/{repo}", file, license=None), revision or None)
+    except ValueError as error:
+        raise WeightsError(f"{url} cannot be fetched: {error}. A file downloaded by hand works as well.") from error
 
 
 def _where_to_get(name: str) -> str:

@@ -11,7 +11,6 @@ the decoder, which transformers has no setting for.
 from __future__ import annotations
 
 import json
-import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.models import DecoderLayer, DetectionModel, DistributionDecoder
 from rtdetrv4.models.backbone import FrozenNorm
-from rtdetrv4.weights.catalog import COCO
+from rtdetrv4.weights.catalog import classes_of
 from rtdetrv4.weights.convert import counters_of_frozen_norms
 from rtdetrv4.weights.renaming import CSP, Renaming, Row, prefixed
 
@@ -370,7 +369,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """What a config.json of transformers tells about its weights, in the words of our metadata.
 
     Args:
-        path: need not exist. Classes that are COCO's get its names: transformers calls its couch a sofa.
+        path: need not exist.
 
     Raises:
         WeightsError: it is damaged, or of a model that is not among ours.
@@ -390,11 +389,8 @@ def read_config(path: Path) -> dict[str, Any]:
             raise WeightsError(f"{path} has {setting} {value}; the models here have {assumed}, so it is none of them.")
     names = [labels[index] for index in sorted(labels)]
     facts: dict[str, Any] = {"num_queries": config["num_queries"]} if "num_queries" in config else {}
-    is_coco = len(names) == COCO.num_classes and sum(map(operator.eq, names, COCO.names)) > COCO.num_classes / 2
-    if is_coco:
-        return facts | {"names": list(COCO.names), "category_ids": list(COCO.category_ids)}
     if names and not all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        return facts | {"names": names}
+        facts |= {key: list(value) for key, value in classes_of(names)._asdict().items()}
     return facts
 
 

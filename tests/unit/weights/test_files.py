@@ -8,11 +8,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
-from huggingface_hub.utils import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 
 from rtdetrv4.assembly import create_model
 from rtdetrv4.config import VARIANTS
@@ -91,46 +89,6 @@ def test_missing_files(tmp_path: Path) -> None:
         find_weights("https://example.org/w.pth")
     with pytest.raises(WeightsError, match="There is no file"):
         find_weights(tmp_path / "nowhere" / "w.pth")
-
-
-def test_files_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
-
-    def download(repo: str, file: str, revision: str | None) -> str:
-        asked.append((repo, file, revision))
-        return str(tmp_path / "w.pth")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert find_weights("hf://someone/detector/deep/w.pth") == tmp_path / "w.pth"
-    assert find_weights("hf://someone/detector@v2/w.pth") == tmp_path / "w.pth"
-    assert asked == [("someone/detector", "deep/w.pth", None), ("someone/detector", "w.pth", "v2")]
-    with pytest.raises(WeightsError, match="expected hf://owner/repo/file"):
-        find_weights("hf://someone/detector")
-
-
-def test_class_names_of_transformers_come_along_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
-
-    def download(repo: str, file: str, revision: str | None) -> str:
-        asked.append((repo, file, revision))
-        if file == "plain/config.json":
-            raise EntryNotFoundError.__new__(EntryNotFoundError)
-        return str(tmp_path / file)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert find_weights("hf://a/b@v2/model.safetensors") == tmp_path / "model.safetensors"
-    assert asked == [("a/b", "config.json", "v2"), ("a/b", "model.safetensors", "v2")]
-    assert find_weights("hf://a/b/plain/model.safetensors") == tmp_path / "plain/model.safetensors"
-
-
-@pytest.mark.parametrize("error", [GatedRepoError, LocalEntryNotFoundError, ConnectionError])
-def test_the_hub_refuses_or_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
-    def download(*_: object, **__: object) -> str:
-        raise error.__new__(error)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(WeightsError, match=r"hf://a/b/c cannot be fetched.*hf auth login"):
-        find_weights("hf://a/b/c")
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)
