@@ -1,4 +1,4 @@
-"""`run.accumulate: auto`: how many images fit into memory at once.
+"""`batch: auto`, or `run.accumulate: auto`: how many images fit into memory at once.
 
 The effective batch, and with it learning rate and schedule, stays what the recipe says; only the number of parts in
 which it is processed, one after the other, depends on the device. So a run means the same on a small device as on a
