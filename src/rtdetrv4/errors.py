@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""The errors of this package, as one tree.
 
 ```
 RTDETRError
@@ -11,8 +11,8 @@ RTDETRError
 └── MissingDependencyError  an optional package is needed; the message names the install command
 ```
 
-Every message says what happened, what was got, what was expected, and how to fix it. On the command line each is one
-line on stderr and exit code 2.
+Every message says what happened, what was given, what was expected, and how to fix it. On the command line, an error is
+one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MissingDependencyError(RTDETRError, ImportError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A suggestion to append to a message about an unknown name, or an empty string.
+    """A suggestion to append to the message about an unknown name, or an empty string.
 
     >>> did_you_mean("epocs", ["epochs", "batch"])
     ' Did you mean "epochs"?'
@@ -66,12 +66,12 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that is not empty, or else the name of its class."""
+    """The first non-empty line of an error's message, or the name of its class if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def require(module: str, extra: str | None = None) -> ModuleType:
-    """Import an optional `module`, or say how to install it: with an extra, or by itself if `extra` is None.
+    """Import an optional `module`, or say how to install it: with an extra, or on its own if `extra` is None.
 
     Raises:
         MissingDependencyError: the module is not installed.

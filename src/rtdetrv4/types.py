@@ -47,19 +47,19 @@ class Targets(NamedTuple):
 
     @classmethod
     def of(cls, images: Sequence[tuple[Tensor, Tensor]]) -> Targets:
-        """Make the targets of a batch from (labels, boxes) of each image.
+        """Make the targets of a batch from the (labels, boxes) of its images.
 
         Args:
-            images: for each of at least one image, labels (n,) in [0, K) and boxes (n, 4), cxcywh in [0, 1].
+            images: labels (n,) in [0, K) and boxes (n, 4), cxcywh in [0, 1], of each image; at least one image.
 
         Raises:
-            ValueError: an image has more labels than boxes, or fewer.
+            ValueError: an image has different numbers of labels and boxes.
         """
         counts = tuple(len(labels) for labels, _ in images)
         if counts != (num_boxes := tuple(len(boxes) for _, boxes in images)):
             raise ValueError(f"every box needs one label; got {counts} labels and {num_boxes} boxes per image")
         labels, boxes = images[0]
-        # Filled in place, because this module cannot call torch.cat: it imports no torch.
+        # Filled in place instead of by torch.cat, because this module does not import torch.
         targets = cls(labels.new_empty(sum(counts)).long(), boxes.new_empty(sum(counts), 4).float(), counts)
         for own, given in zip(targets.split(), images, strict=True):
             for part, values in zip(own, given, strict=True):

@@ -1,6 +1,7 @@
-"""YAML 1.2, as recipes and descriptions of data sets are meant: `off`, `no` and `1:30` are text, `1e-4` is a number.
+"""YAML 1.2, for recipes and data set descriptions: `off`, `no` and `1:30` are text, and `1e-4` is a number.
 
-PyYAML reads YAML 1.1: there `off` and `no` are booleans, `012` and `1:30` numbers of other bases, and `1e-4` is text.
+PyYAML reads YAML 1.1, in which `off` and `no` are booleans, `012` and `1:30` are numbers in other bases, and `1e-4` is
+text.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read as text."""
+    """Quotes text that either version of YAML would read as something else."""
 
 
 for _kind, _pattern, _first in _SCALARS:
@@ -32,7 +33,7 @@ for _kind, _pattern, _first in _SCALARS:
 
 
 def load_yaml(text: str) -> Any:
-    """Plain Python values from a YAML document.
+    """Parse a YAML document into plain Python values.
 
     Raises:
         yaml.YAMLError: the text is not valid YAML.
@@ -41,5 +42,5 @@ def load_yaml(text: str) -> Any:
 
 
 def dump_yaml(content: Any) -> str:
-    """A YAML document that `load_yaml` reads as `content`, and so do readers of YAML 1.1."""
+    """A YAML document that `load_yaml`, and readers of YAML 1.1, read as `content`."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=None)

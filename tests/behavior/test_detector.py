@@ -153,7 +153,7 @@ def test_few_steps_are_told_where_nothing_was_learned_before(
     assert "optimizer steps are few" not in caplog.text
     Detector("test").train(shapes, out=tmp_path / "fresh", epochs=3, batch=8)
     assert "3 optimizer steps are few" in caplog.text
-    assert "batch=4 makes 6 of the same images." in caplog.text
+    assert "batch=4 makes 6 from the same images." in caplog.text
 
 
 def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(

@@ -1,6 +1,6 @@
 """The composition root: the only package that knows both configs and classes.
 
-`build.training` needs the extra `train`; a detector can be built without it.
+`assembly.training` needs the `train` extra; building a detector does not.
 """
 
 from rtdetrv4.assembly.models import build_detector, create_model, find_variant

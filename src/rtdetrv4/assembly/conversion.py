@@ -1,4 +1,4 @@
-"""Weights from one format into another: ours, the released code's, transformers'."""
+"""Convert weights between formats: ours, the released code's, and transformers'."""
 
 from __future__ import annotations
 
@@ -43,22 +43,23 @@ def convert_weights(
 ) -> WeightsMetadata:
     """Write weights in another format.
 
-    Averaged (EMA) weights are taken where the source has them. Everything must fit the model, and every tensor that the
-    other format can hold is written, the projector of DSI included.
+    Averaged (EMA) weights are used if the source has them. Everything must fit the model, and every tensor that the
+    target format can hold is written, including the projector of DSI.
 
     Args:
-        source: a released .pth, a folder or file of transformers, or a file of this package; see `find_weights`.
+        source: a released .pth, a folder or file of transformers weights, or a file of this package; see
+            `find_weights`.
         out: a .safetensors file for "ours", a .pth for "released", a folder for "transformers".
-        model: needed where the tensors fit several models, which a file of this package never does.
-        to: "ours" also keeps where the weights come from; "released" is what the released code loads; "transformers" is
-            what `from_pretrained` loads.
+        model: the model's name; needed if the tensors fit several models, which those of this package's files never do.
+        to: "ours" also records where the weights come from; "released" is for the released code; "transformers" is for
+            `from_pretrained`.
 
     Returns:
-        What is known about the source, with the one model that it is taken to be of.
+        The metadata of the source, with `models` reduced to the one that it was converted as.
 
     Raises:
-        ConfigError: there is no such model or format, or `out` is not a place for it.
-        WeightsError: the source cannot be read, is of another model, or cannot be said in the other format.
+        ConfigError: there is no such model or format, or `out` does not suit the format.
+        WeightsError: the source cannot be read, is of another model, or cannot be represented in the target format.
     """
     out = Path(out)
     _require_place(out, to)
@@ -70,7 +71,7 @@ def convert_weights(
         raise ConfigError(f"{out} is the source itself; give --out another name.")
     backbone = metadata.facts.get("backbone")
     if backbone is not None and to != "ours":
-        raise WeightsError(f"{path} has the backbone {backbone}, for which {to} weights have no names.")
+        raise WeightsError(f"{path} has the backbone {backbone}, which {to} weights cannot represent.")
     network = create_model(
         name,
         metadata.num_classes,
@@ -82,7 +83,7 @@ def convert_weights(
     image_size = metadata.image_size or find_variant(name).image_size
     projector = {key: tensor for key, tensor in tensors.items() if key.startswith("injector.")}
     if projector and to != "transformers":
-        logger.info("%s: written as well", listing(projector))
+        logger.info("Also written: %s", listing(projector))
     if to == "transformers":
         classes = [f"class {index}" for index in range(metadata.num_classes)]
         save_transformers(network, out, metadata.classes.names if metadata.classes else classes, image_size)
@@ -98,7 +99,7 @@ def _require_place(out: Path, to: str) -> None:
     if to not in _SUFFIXES:
         raise ConfigError(f'There is no format "{to}"; expected {listing(_SUFFIXES, "or")}.')
     if to == "transformers" and (out.suffix in (".safetensors", ".pth", ".pt") or out.is_file()):
-        raise ConfigError(f"{out} is a file; weights of transformers need a folder, such as {out.with_suffix('')}.")
+        raise ConfigError(f"{out} is a file; transformers weights need a folder, such as {out.with_suffix('')}.")
     if to != "transformers" and out.suffix not in _SUFFIXES[to]:
         raise ConfigError(f"{out} must end in {_SUFFIXES[to][0]}, such as {out.with_suffix(_SUFFIXES[to][0])}.")
 
@@ -112,7 +113,7 @@ def _chosen(metadata: WeightsMetadata, model: str | None) -> str:
     if len(metadata.models) > 1:
         raise WeightsError(
             f"{metadata.source} fits {listing(metadata.models, 'or')}, which cannot be told apart by their tensors; "
-            f"say which one it is, such as --model {metadata.models[0]}."
+            f"say which one it is, for example with --model {metadata.models[0]}."
         )
     return metadata.model
 
@@ -128,7 +129,7 @@ def _injector(projector: Mapping[str, Tensor]) -> Injector | None:
 
 
 def _facts(metadata: WeightsMetadata, name: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    """What the new file says about itself: the source's own facts, and where they were found."""
+    """The metadata of the new file: the source's own, and where it came from."""
     path = Path(metadata.source)
     family = next((label for prefix, label in _FAMILIES.items() if name.startswith(f"{prefix}-")), None)
     classes = {} if metadata.classes is None else metadata.classes._asdict()

@@ -1,4 +1,4 @@
-"""From a model's name or recipe to the detector: the whole network is one nested constructor."""
+"""Build a detector from a model's name or a recipe: the whole network is one nested constructor."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def create_model(
     Args:
         name: a key of `VARIANTS`, see `rtdetrv4 models`.
         num_classes: K.
-        backbone: a timm network instead of the model's own, see `Backbone.from_timm`; None takes the model's own.
+        backbone: a timm network to use instead of the model's own, see `Backbone.from_timm`.
         pretrained_backbone: True loads ImageNet weights from the hub through timm, a path loads them from a file.
-        frozen_stages: how many stages of the backbone are not trained, see `Backbone`.
-        num_queries: Q; in no parameter's shape.
-        num_denoising: about how many denoising positives an image gets; 0 trains without.
+        frozen_stages: number of backbone stages that are not trained, see `Backbone`.
+        num_queries: Q; no parameter's shape depends on it.
+        num_denoising: approximate number of denoising positives per image; 0 trains without denoising.
         label_noise: see `ContrastiveDenoising`.
         box_noise: see `ContrastiveDenoising`.
 
     Raises:
-        ConfigError: there is no such model, or its pyramid cannot be made by that backbone.
+        ConfigError: there is no such model, or that backbone cannot make its pyramid.
         WeightsError: the backbone's weights cannot be loaded.
     """
     v = find_variant(name)

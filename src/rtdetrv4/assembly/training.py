@@ -1,4 +1,4 @@
-"""From a recipe and a data set to a training run."""
+"""Build a training run from a recipe and a data set."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
 
-#: Share of all epochs, and least number of them, in which `distillation.mode: auto` measures its band.
+#: How long `distillation.mode: auto` measures its band: this share of all epochs, and at least this many.
 PROBE_SHARE, MIN_PROBE = 0.1, 2
 
 
@@ -72,14 +72,14 @@ def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
 
 
 def loss_weights(loss: LossConfig) -> dict[str, float]:
-    """Weights by the names of the criterion's terms."""
+    """Loss weights by the base names of the criterion's terms."""
     weights = loss.weights.model_dump()
     return {loss.classification: weights.pop("cls"), **weights}
 
 
 def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulation:
     """The owner of λ in a run of `epochs` epochs."""
-    assert distillation.mode != "off", "λ belongs to a teacher"
+    assert distillation.mode != "off", "there is no λ without a teacher"
     probe_epochs = 0
     if distillation.mode == "auto":
         probe_epochs = distillation.probe_epochs or max(round(PROBE_SHARE * epochs), MIN_PROBE)
@@ -94,7 +94,7 @@ def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulatio
 
 
 def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
-    """The plan of a run, scaled to its length unless the recipe's numbers are to be used as written."""
+    """The plan of a run, scaled to the run's length unless the recipe asks for the published numbers."""
     schedule = recipe.schedule.model_dump(exclude={"batch", "scaling"})
     ema = {f"ema_{name}": value for name, value in recipe.ema.model_dump().items()}
     plan = Plan(steps_per_epoch=steps_per_epoch, **schedule, **ema)
@@ -104,7 +104,7 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
 def build_teacher(
     distillation: DistillationConfig, device: torch.device, given: Teacher | Network | None = None
 ) -> Teacher | None:
-    """The teacher of a run: the given one, or else the one named by the settings.
+    """The teacher of a run: the given one, or else the one that the settings name; None without distillation.
 
     Raises:
         ConfigError: there is no such teacher or block, or a given network returns no feature maps.
@@ -125,7 +125,7 @@ def build_teacher(
         return load_teacher(teacher, weights, dtype=dtype, compile=compiles, block=block)
     if weights is not None or block is not None:
         raise ConfigError(
-            "distillation: teacher_weights and teacher_block go with a teacher's name; a network comes with its own."
+            "distillation: teacher_weights and teacher_block need a teacher given by name; a network has its own."
         )
     return wrap_teacher(teacher, dtype=dtype, compile=compiles)
 
@@ -142,9 +142,9 @@ def build_trainer(
     """A training run.
 
     Args:
-        recipe: everything that can be set.
-        splits: the data; `train` must be there.
-        detector: with a head for the classes of `splits.train`; from `build_detector`, perhaps with weights loaded.
+        recipe: all settings.
+        splits: the data; `train` is required.
+        detector: from `build_detector`, for the classes of `splits.train`, possibly with weights loaded.
         accelerator: device and ranks; None makes one from the recipe.
         teacher: replaces the recipe's teacher; a network that is not a `Teacher` is wrapped in one.
         callbacks: observers notified after the package's own.
@@ -168,15 +168,7 @@ def build_trainer(
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
     plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
     optimizer = adamw(
-        parameter_groups(
-            student,
-            lr=recipe.optimizer.lr,
-            backbone_lr=recipe.optimizer.backbone_lr,
-            weight_decay=recipe.optimizer.weight_decay,
-            backbone_norm_lr=recipe.optimizer.backbone_norm_lr,
-            decay_backbone_norm=recipe.optimizer.decay_backbone_norm,
-            decay_bias=recipe.optimizer.decay_bias,
-        ),
+        parameter_groups(student, **recipe.optimizer.model_dump(exclude={"betas", "clip_norm"})),
         betas=recipe.optimizer.betas,
     )
     out = Path(recipe.run.out)
@@ -221,11 +213,11 @@ def build_evaluation(
     evaluator: CocoEvaluator | None = None,
     cache: ImageCache | None = None,
 ) -> Callable[[nn.Module], Metrics]:
-    """A function from a detector to its metrics on `split`; with several ranks a collective call.
+    """A function from a detector to its metrics on `split`; with several ranks, calls are collective.
 
     Args:
         recipe: image size, batch and workers.
-        split: labeled by the classes of the detector.
+        split: labeled with the detector's classes.
         accelerator: device and ranks.
         evaluator: keeps the detections, for a report; None makes one.
         cache: image cache, for a run that evaluates many times.
@@ -249,7 +241,7 @@ def build_evaluation(
 
 
 def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None) -> dict[str, Any]:
-    """Metadata of `weights.safetensors`: how to build the detector, and where it comes from."""
+    """Metadata of `weights.safetensors`: how to build the detector, and where it came from."""
     return {
         "model": recipe.model.name,
         "backbone": recipe.model.backbone,
@@ -265,11 +257,11 @@ def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None)
 def _fit_batch(
     recipe: Recipe, split: Split, student: DistillationStudent, accelerator: Accelerator
 ) -> tuple[Recipe, int]:
-    """The recipe with a number for `run.accumulate`, and that number; where it is auto, as few parts as fit."""
+    """The recipe with a number for `run.accumulate`, and that number; for auto, the fewest parts that fit."""
     if isinstance(recipe.run.accumulate, int):
         return recipe, recipe.run.accumulate
     batch, ranks, augment = recipe.schedule.batch, accelerator.num_processes, recipe.augment
-    split_batch(batch, ranks=ranks)  # complains where it cannot
+    split_batch(batch, ranks=ranks)  # raises if it cannot
     height, width = recipe.model.image_size
     if augment.multi_scale_repeat is not None:
         largest = max(multi_scales(max(height, width), augment.multi_scale_repeat)) / max(height, width)
@@ -291,7 +283,7 @@ def _fit_batch(
 def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
     """Set how the detector computes, without changing what it computes."""
     if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
-        # With such weights every convolution gives maps in that format, whatever the format of its input.
+        # With channels-last weights, a convolution returns channels-last maps, whatever the format of its input.
         detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if run.checkpoint_activations:
         checkpoint_activations(detector)
@@ -339,7 +331,7 @@ def _training_data(
 
 
 def _cache(recipe: Recipe, split: Split, splits: Splits, accelerator: Accelerator) -> ImageCache | None:
-    """The cache of one part of a data set, with that share of the room which the part has of the images."""
+    """The cache of one split, whose share of the cache size is its share of the images."""
     data = recipe.data
     if data.cache == "none":
         return None

@@ -16,17 +16,18 @@ from torch import nn
 
 from rtdetrv4.errors import ConfigError
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", "off"] = "auto") -> Accelerator:
-    """The Accelerator of this process: of one device, or of one rank if torchrun or `accelerate launch` started it.
+    """The Accelerator of this process: for one device, or for one rank if torchrun or `accelerate launch` started it.
 
     Args:
-        device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu". With several ranks each takes the device of its number.
-        amp: number format of the model's forward pass (losses are float32 always). "auto" is bf16 on GPUs and
-            processors that compute in it, else off.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu". With several ranks, each takes the device of its local
+            rank.
+        amp: number format of the model's forward pass (losses are always float32). "auto" is bf16 on GPUs and CPUs with
+            hardware for it, otherwise off.
 
     Raises:
         ConfigError: there is no such device, or it cannot compute in that format.
@@ -55,12 +56,12 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
 
 
 def cpu_computes_in_bf16() -> bool:
-    """Whether bfloat16 makes a training step faster on this processor (benchmarks/bf16_step.py): it has AMX.
+    """Whether bfloat16 makes a training step faster on this CPU (benchmarks/bf16_step.py), that is, whether it has AMX.
 
-    Instructions that oneDNN is told not to use, by ONEDNN_MAX_CPU_ISA, do not count.
+    AMX does not count if ONEDNN_MAX_CPU_ISA keeps oneDNN from using it.
     """
     most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # False where torch is too old to tell
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # False if torch is too old to tell
     return has_amx() and any(word in most for word in ("ALL", "DEFAULT", "AMX"))
 
 
@@ -71,9 +72,10 @@ def _computes_in_bf16(device: torch.device) -> bool:
 
 
 def synchronize_norms(model: nn.Module, accelerator: Accelerator) -> None:
-    """Let batch norms share their statistics between GPUs, so that a batch counts as one.
+    """Make batch norms share their statistics across GPUs, so that they normalize with the whole batch.
 
-    Frozen ones stay as they are. So do those on CPUs, where PyTorch cannot: each rank normalizes with its own images.
+    Frozen ones are left unchanged. So are all on CPUs, where PyTorch does not support it: each rank normalizes with its
+    own images.
     """
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         for module in list(model.modules()):
@@ -83,14 +85,14 @@ def synchronize_norms(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep large blocks that are freed, instead of giving them back to the kernel at once.
+    """Make the C library keep large freed blocks, instead of returning them to the kernel at once.
 
     A training step on a CPU allocates and frees gigabytes, and a block from the kernel is cleared page by page when it
     is first written: up to a third of the time of a step, see docs/research/profiles.md. The price is that the process
-    stays as large as it has been. Only for glibc; elsewhere nothing happens.
+    never shrinks. Does nothing without glibc.
 
     Returns:
-        Whether it was set.
+        Whether it took effect.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path, *copies: Path) -> None:
-    """Write a training state, of tensors and plain Python values, to `path` and as a copy to `copies`."""
+    """Write a training state, made of tensors and plain Python values, to `path`, and copy the file to `copies`."""
     write_whole(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
     for copy in copies:
         write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
@@ -66,7 +66,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """The inverse of `rng_state`. A checkpoint from another kind of device restores what both have."""
+    """The inverse of `rng_state`. From a checkpoint of another kind of device, it restores what both have."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

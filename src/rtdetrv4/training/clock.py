@@ -14,10 +14,10 @@ PHASES = ("data", "teacher", "forward", "loss", "backward", "optimizer")
 
 
 class Clock:
-    """Seconds by phase, without making anything wait for the device.
+    """Measures seconds by phase, without making anything wait for the device.
 
-    On CUDA, phases are timed by events in the stream; `data` is what the host waits for, during which the device may
-    still be at work. Phases carry their names into the trace of a profiler.
+    On CUDA, phases are timed by events in the stream; `data` is how long the host waits for data, during which the
+    device may still be at work. Phases appear under their names in a profiler's trace.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,7 +41,7 @@ class Clock:
                 self._seconds[phase] += time.perf_counter() - start
 
     def collect(self) -> None:
-        """Add up the phases that the device has finished; called where a step has waited for it anyway."""
+        """Add up the phases that the device has finished; call it where a step has waited for the device anyway."""
         while self._events and self._events[0][2].query():
             phase, begin, end = self._events.pop(0)
             self._seconds[phase] += begin.elapsed_time(end) / 1000

@@ -16,13 +16,13 @@ Model = TypeVar("Model", bound=nn.Module)
 class ModelEma(Generic[Model]):
     """Averaged parameters and batch norm statistics; counters are copied.
 
-    The decay of update n is decay · (1 − e^(−n / warmup)): while n is small the average forgets quickly what it
-    started from.
+    The decay of update n is decay · (1 − e^(−n / warmup)): while n is small, the average quickly forgets its starting
+    point.
 
     Args:
         model: not wrapped by DDP; copied.
-        decay: final decay. 1 / (1 − decay) steps is how far the average looks back.
-        warmup: time constant of the rise, in steps; 0 for none.
+        decay: final decay; the average looks back about 1 / (1 − decay) steps.
+        warmup: time constant of the decay's rise, in steps; 0 for none.
     """
 
     def __init__(self, model: Model, decay: float, warmup: float) -> None:
@@ -49,15 +49,15 @@ class ModelEma(Generic[Model]):
 
     @torch.no_grad()
     def restore_buffers(self, model: nn.Module) -> None:
-        """Give `model` averaged batch norm statistics, after a forward pass that has put NaN into its own."""
+        """Give `model` the averaged batch norm statistics, after a forward pass has put NaN into its own."""
         for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
             theirs.copy_(mine)
 
     def restart(self, model: nn.Module, decay: float) -> None:
-        """Begin the refinement stage: `model` continues from the averaged weights, and the average with another decay.
+        """Begin the refinement stage: `model` continues from the averaged weights, and the average with a new decay.
 
-        The number of updates goes on. Starting it again would make the average follow every step of the model for a
-        while, and so throw away what it has averaged.
+        The number of updates is kept. Resetting it would make the average follow the model closely for a while, and so
+        lose what it has averaged.
         """
         model.load_state_dict(self.module.state_dict())
         self.decay = decay

@@ -1,7 +1,8 @@
-"""`batch: auto`: how many images fit into memory at once.
+"""`batch: auto`, or `run.accumulate: auto`: how many images fit into memory at once.
 
-The effective batch, and with it learning rate and schedule, stays what the recipe says: only into how many parts it is
-cut, one after the other, follows the device. So a run means the same on a small device as on a large one.
+The effective batch, and with it learning rate and schedule, stays what the recipe says; only the number of parts in
+which it is processed, one after the other, depends on the device. So a run means the same on a small device as on a
+large one.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from rtdetrv4.types import Targets
 logger = logging.getLogger(__name__)
 
 USABLE_SHARE = 0.7
-"""Of the memory that is free: the rest is for what no graph holds, such as workspaces, gradients of maps, the teacher,
-and fragments."""
+"""Usable share of the free memory; the rest is for what no graph holds: workspaces, gradients of maps, the teacher, and
+fragmentation."""
 STATES_PER_PARAMETER = 4
-"""Gradient, two averages of AdamW, and the EMA, which are not there yet when memory is measured."""
+"""The gradient, AdamW's two averages, and the EMA, none of which is allocated yet when memory is measured."""
 
 
 def bytes_per_image(
@@ -37,61 +38,53 @@ def bytes_per_image(
     num_boxes: int,
     accelerator: Accelerator,
 ) -> int:
-    """What a training step keeps for the backward pass, per image: counted, tensor by tensor, in two forward passes.
+    """Bytes per image that a training step keeps for the backward pass.
 
-    Weights, statistics and random numbers of the student stay as they are.
+    They are counted, tensor by tensor, in two forward passes. The student's weights and statistics, and the state of
+    random number generators, are left unchanged.
 
     Args:
         student: on the device.
-        criterion: of the run.
-        weights: of its terms.
+        criterion: the run's criterion.
+        weights: weights of its terms.
         image_size: the largest (H, W) of the run.
-        num_boxes: the most in an image; they decide how many denoising queries there are.
-        accelerator: device, where the student is, and number format.
+        num_boxes: the largest number of boxes in an image; determines the number of denoising queries.
+        accelerator: device and number format.
     """
-    device = accelerator.device
-    student.train()
-    buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        two, four = (_saved_bytes(student, criterion, weights, n, image_size, num_boxes, accelerator) for n in (2, 4))
-    for name, buffer in student.named_buffers():
-        buffer.data.copy_(buffers[name])
-    return max((four - two) // 2, 1)
-
-
-def _saved_bytes(
-    student: DistillationStudent,
-    criterion: Criterion,
-    weights: Mapping[str, float],
-    num_images: int,
-    image_size: tuple[int, int],
-    num_boxes: int,
-    accelerator: Accelerator,
-) -> int:
     device = accelerator.device
     labels = torch.zeros(num_boxes, dtype=torch.int64, device=device)
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.2], device=device).repeat(num_boxes, 1)
-    targets = Targets.of([(labels, boxes)] * num_images)
-    storages: dict[int, Tensor] = {}  # kept alive, so that no address is given out twice
     own = {tensor.untyped_storage().data_ptr() for tensor in (*student.parameters(), *student.buffers())}
 
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            storages[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+    def saved_bytes(num_images: int) -> int:
+        targets = Targets.of([(labels, boxes)] * num_images)
+        storages: dict[int, Tensor] = {}  # kept alive, so that no address is reused
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with accelerator.autocast():
-            output, projected = student(torch.rand(num_images, 3, *image_size, device=device), targets)
-        loss = weighted_sum(criterion(output, targets), weights)
-        if projected is not None:
-            loss = loss + projected.float().square().mean()
-    del loss
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+        def pack(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in own:
+                storages[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with accelerator.autocast():
+                output, projected = student(torch.rand(num_images, 3, *image_size, device=device), targets)
+            loss = weighted_sum(criterion(output, targets), weights)
+            if projected is not None:
+                loss = loss + projected.float().square().mean()
+        del loss
+        return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+    student.train()
+    before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        two, four = saved_bytes(2), saved_bytes(4)
+    for name, buffer in student.named_buffers():
+        buffer.data.copy_(before[name])
+    return max((four - two) // 2, 1)
 
 
 def free_memory(accelerator: Accelerator) -> int:
-    """Bytes that this process may still take on its device, the least over ranks; a collective call."""
+    """Bytes that this process can still allocate on its device, the minimum over ranks; a collective call."""
     device = accelerator.device
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -105,14 +98,14 @@ def free_memory(accelerator: Accelerator) -> int:
 
 
 def parts_that_fit(batch: int, ranks: int, per_image: int, student: nn.Module, free: int) -> int:
-    """Into how few parts the images of a device must be cut, so that a part and the optimizer's state fit.
+    """The smallest number of parts of a device's images with which a part and the optimizer's state fit into memory.
 
     Args:
         batch: effective batch, over all ranks; a multiple of `ranks`.
-        ranks: devices.
+        ranks: number of devices.
         per_image: from `bytes_per_image`.
-        student: what is trained.
-        free: from `free_memory`, the least over ranks.
+        student: the module that is trained.
+        free: from `free_memory`.
 
     Raises:
         ConfigError: not even two images fit, or the only image of a device does not.
@@ -121,7 +114,7 @@ def parts_that_fit(batch: int, ranks: int, per_image: int, student: nn.Module, f
     usable = int(USABLE_SHARE * free) - state
     on_device = batch // ranks
     fit = usable // per_image
-    # Batch norm needs two images for statistics that mean anything.
+    # Batch norm needs at least two images for meaningful statistics.
     for parts in range(1, on_device + 1):
         size = on_device // parts
         if on_device % parts == 0 and size <= fit and (size > 1 or on_device == 1):
@@ -135,7 +128,7 @@ def parts_that_fit(batch: int, ranks: int, per_image: int, student: nn.Module, f
             )
             return parts
     raise ConfigError(
-        f"A batch of {batch} cannot be cut so that it fits: an image takes {per_image / 1e6:.0f} MB and "
+        f"A batch of {batch} cannot be split so that it fits: an image takes {per_image / 1e6:.0f} MB and "
         f"{max(usable, 0) / 1e6:.0f} MB are free for images. Choose a smaller image size or model, or "
         "run.checkpoint_activations=true."
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop, which the loop honors once its state is consistent."""
+"""Ctrl-C and SIGTERM as requests to stop, which the loop honors once its state is consistent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,7 @@ class Interrupt:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before.clear()
@@ -53,8 +51,8 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A forked loader worker has inherited this handler. It leaves Ctrl-C to the main process, which still needs
-            # it, and dies of SIGTERM, which the main process sends it at the end.
+            # This is a forked loader worker, which has inherited the handler. It ignores Ctrl-C, because the main
+            # process still needs it, and dies of the SIGTERM that the main process sends it at the end.
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)

@@ -54,20 +54,20 @@ class Trainer:
         criterion: loss terms, unweighted.
         weights: weights of these terms, by base name.
         evaluate: function from a detector to its metrics; on several ranks a collective call with the same result on
-            each. None without validation data: then the last weights are the best.
+            each. None without validation data: then the last weights count as the best.
         accelerator: device, number format, ranks.
         out: run folder, which rank 0 writes to.
         teacher: None trains without distillation. On the device; neither wrapped by DDP nor saved.
         modulation: owner of λ, the weight of the distillation loss; needed with a teacher.
-        teach_every: the teacher is used in every `teach_every`-th step, starting with the first.
-        teach_epochs: number of epochs that use the teacher; None: all of them.
+        teach_every: use the teacher in every `teach_every`-th step, starting with the first.
+        teach_epochs: number of epochs that use the teacher; None for all.
         observers: notified on rank 0.
         clip_norm: maximum gradient norm; 0 disables clipping.
         accumulate: batches per optimizer step. Losses are normalized by the boxes of each batch, then averaged.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
-        patience: stop after this many evaluations in a row without a better score; None: never.
+        patience: stop after this many evaluations in a row without a better score; None for never.
         max_skipped: give up after this many steps in a row with a NaN or infinite loss or gradient.
-        seed: seed of everything random in the model; each rank adds its number.
+        seed: seed of everything random in the model; each rank adds its own number.
         recipe: plain values that describe how the run was made; stored in checkpoints.
         metadata: plain values that describe how to build and use the detector; stored in weights.safetensors.
     """
@@ -200,7 +200,7 @@ class Trainer:
                         terms["distill"] = self._alignment(projected, batch.images)
                 loss = weighted_sum(terms, weights)
                 if projected is not None and not teaches:
-                    loss = loss + 0 * projected.sum()  # DDP waits for a gradient of the injector
+                    loss = loss + 0 * projected.sum()  # DDP expects a gradient of the injector
                 with self.clock("backward"):
                     accelerator.backward(loss / len(batches))
             names = ["loss", *terms]
@@ -211,7 +211,7 @@ class Trainer:
                 self.modulation.observe(student.aifi, student)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-        # The one time that a step waits for the device. Every rank decides on the same means over ranks.
+        # The only point where a step waits for the device. All ranks decide by the same means.
         stop = norm.new_tensor(float(self.interrupt.requested))
         *means, mean_norm, mean_stop = mean_over_ranks(torch.hstack([values, norm, stop])).tolist()
         self.clock.collect()
@@ -257,7 +257,7 @@ class Trainer:
         bad = nonfinite_terms(losses)
         if scaler is not None:
             scaler.update()
-        if scaler is None or bad != ["gradient"]:  # in fp16, overflowing gradients are how the scaler finds its scale
+        if scaler is None or bad != ["gradient"]:  # in fp16, the scaler finds its scale by overflows
             logger.warning(
                 "Epoch %d, step %d skipped: %s not finite.", position.epoch + 1, position.step + 1, ", ".join(bad)
             )
@@ -268,7 +268,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """End the epoch: validate, adapt λ, and save."""
         position, plan = self.position, self.plan
-        metrics = self._validate()  # may be interrupted, so nothing has changed yet
+        metrics = self._validate()  # first, because it may be interrupted
         if self.evaluate is None:
             is_best = position.judge(None, {})
         else:
@@ -279,9 +279,8 @@ class Trainer:
         elif self.modulation is not None:
             weight = self.modulation.weight
             modulated = self.modulation.end_epoch(refinement=plan.stage(position.epoch + 1).refinement)
-        position.num_unreadable = max(
-            position.num_unreadable, self.data.num_unreadable
-        )  # a resumed run finds them again
+        # A resumed run counts unreadable images from 0 again.
+        position.num_unreadable = max(position.num_unreadable, self.data.num_unreadable)
         report = EpochReport(
             epoch=position.epoch + 1,
             step=(position.epoch + 1) * plan.steps_per_epoch,

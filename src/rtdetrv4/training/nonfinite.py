@@ -1,4 +1,4 @@
-"""The report of a run that gave up over NaN or infinite values."""
+"""The report of a run that gave up because of NaN or infinite values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nonfinite_error(
         "epoch": at.epoch + 1,
         "step_of_epoch": at.step + 1,
         "terms_not_finite": bad,
-        # JSON has no numbers for NaN and infinity.
+        # JSON cannot represent NaN and infinity.
         "losses": {name: value if math.isfinite(value) else str(value) for name, value in losses.items()},
         "gradients_not_finite": [
             name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()

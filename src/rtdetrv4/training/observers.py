@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
 EPOCHS_OUTSIDE = 4
-"""Epochs in a row on one side of GAM's band, after which the band counts as out of reach."""
+"""Number of consecutive epochs on one side of GAM's band after which the band counts as out of reach."""
 
 
 class RunInfo(NamedTuple):
@@ -38,9 +38,9 @@ class RunInfo(NamedTuple):
     out: Path
     plan: Plan
     epoch: int
-    """Epochs done before by the resumed run; 0 in a new run."""
+    """Epochs already done, in a resumed run; 0 in a new one."""
     step: int
-    """Optimizer steps done before."""
+    """Optimizer steps already done."""
     hardware: str
     """Device, ranks and number format."""
     num_parameters: int
@@ -108,8 +108,8 @@ class RunResult(NamedTuple):
 class Observer(Protocol):
     """Watches a run. A subclass overrides what it needs.
 
-    All calls are made on rank 0 only. An exception ends the run: it goes on to the caller of `train`, after every
-    observer that was started has had its `run_end`.
+    All calls are made on rank 0 only. An exception ends the run and reaches the caller of `train`, after `run_end` was
+    called on every observer that was started.
     """
 
     def run_start(self, info: RunInfo) -> None:
@@ -122,7 +122,7 @@ class Observer(Protocol):
         """Called after each epoch, when its checkpoints are written."""
 
     def run_end(self, result: RunResult) -> None:
-        """Called when the run is complete, interrupted, or has failed."""
+        """Called when the run is complete, was interrupted, or has failed."""
 
 
 def default_observers(out: Path, *, log_every: int = 50, console: Console | None = None) -> list[Observer]:
@@ -136,7 +136,7 @@ def default_observers(out: Path, *, log_every: int = 50, console: Console | None
 
 
 class TerminalProgress(Observer):
-    """A progress bar on a terminal; plain lines in a file or a pipe. One line per epoch in both."""
+    """A progress bar on a terminal, or plain lines in a file or pipe; and one line per epoch in both."""
 
     def __init__(self, log_every: int, console: Console) -> None:
         self.log_every = log_every
@@ -220,7 +220,7 @@ class TerminalProgress(Observer):
 class JsonLog(Observer):
     """One JSON object per line: {"type": "run" | "step" | "epoch", …}. NaN and infinity are null.
 
-    A resumed run continues the file: what an earlier run logged after the checkpoint is dropped first.
+    A resumed run continues the file, after dropping what an earlier run logged after the checkpoint.
     """
 
     def __init__(self, path: Path, log_every: int) -> None:
@@ -230,7 +230,7 @@ class JsonLog(Observer):
     def run_start(self, info: RunInfo) -> None:
         """Begin a new file, or cut the old one to where the run resumes."""
         kept = [r for r in read_log(self.path) if r["step"] <= info.step] if info.step else []
-        # The epoch that was over, but not yet validated, when the checkpoint was written is logged when it is.
+        # An epoch that was over but not yet validated at the checkpoint will be logged after its validation.
         kept = [r for r in kept if r["type"] != "epoch" or r["epoch"] <= info.epoch]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", encoding="utf-8") as file:
@@ -260,7 +260,7 @@ class Tracker(Observer):
         name: "tensorboard", "wandb", "mlflow", or another one that accelerate knows.
         accelerator: the run's accelerator.
         log_every: steps between two entries.
-        settings: the run's settings by name. TensorBoard gets none: recipe.yaml is beside its folder.
+        settings: the run's settings by name. Not sent to TensorBoard: recipe.yaml is beside its folder.
 
     Raises:
         ConfigError: accelerate has no such tracker.
@@ -330,7 +330,7 @@ class CurvePlot(Observer):
         self._drawn = -math.inf
 
     def epoch_end(self, report: EpochReport) -> None:
-        """Draw, unless that was done recently: epochs on small data are shorter than drawing takes."""
+        """Draw, unless that was done recently: on small data, drawing can take longer than an epoch."""
         if time.monotonic() - self._drawn >= self.seconds_between:
             self._draw()
 

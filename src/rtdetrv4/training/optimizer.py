@@ -23,7 +23,7 @@ def parameter_groups(
     decay_backbone_norm: bool = False,
     decay_bias: bool = True,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and weight decay: at most four groups.
+    """Trainable parameters, grouped by learning rate and weight decay: at most four groups.
 
     A parameter's group depends on its module, not on patterns in its name. The five schemes of the released models:
 
@@ -36,15 +36,15 @@ def parameter_groups(
     | D-FINE L, X; RT-DETRv2-R50, R101: backbone norms are frozen | – | – | yes |
 
     Args:
-        model: a detector, or the student around one; it has a part named `backbone`, and everything else, the projector
-            of a student too, is the head.
+        model: a detector, or the student around one. The part named `backbone` is the backbone; everything else,
+            including a student's projector, is the head.
         lr: learning rate of the head.
         backbone_lr: learning rate of the backbone.
         weight_decay: decay of weights. Norms of the head never decay.
-        backbone_norm_lr: whose learning rate the norms of the backbone get.
+        backbone_norm_lr: which learning rate the backbone's norms get.
         decay_backbone_norm: whether they decay.
-        decay_bias: whether biases of the head decay. A backbone's own biases, such as the learnable affine shift of
-            HGNetV2, are weights like any other.
+        decay_bias: whether the head's biases decay. The backbone's own biases, such as the learnable affine shift
+            of HGNetV2, decay like its weights.
 
     Returns:
         Groups for a torch optimizer, each with its `initial_lr`, to which `Plan.lr` refers.

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from rtdetrv4.errors import ConfigError
 
-#: At most this share of all steps is warm-up, and the EMA looks back over at most twice this share. Published schedules
-#: stay far below both (warm-up 0.2–1.4 % of their steps, EMA horizon 2–7 %), so these bounds act on small data only.
+#: Warm-up is at most this share of all steps, and the EMA looks back over at most twice this share. Published schedules
+#: stay far below both (warm-up 0.2–1.4 % of their steps, EMA horizon 2–7 %), so only small data reach these bounds.
 WARMUP_SHARE = 0.05
 EMA_SHARE = 0.1
-#: Optimizer steps below which a detector that does not start from a trained one finds little (docs/experiments.md).
+#: With fewer optimizer steps, a detector that does not start from a trained one finds little
+#: (docs/research/experiments.md).
 FEW_STEPS = 1000
 
 
@@ -104,10 +105,9 @@ class Plan:
         return DENSE if epoch < self.mosaic_until else AUGMENTED
 
     def lr(self, step: int, base_lr: float) -> float:
-        """Learning rate of the update number `step`, counted from 0.
+        """Learning rate of update `step`, counted from 0.
 
-        The schedule is read at step + 1: at 0 it is zero, and a run must not spend its first update, which may be its
-        only one, on nothing.
+        The schedule is read at step + 1: at 0 it is zero, which would waste the first update, possibly the only one.
         """
         return flat_cosine(
             step + 1,
@@ -121,18 +121,18 @@ class Plan:
 
 
 def scale_plan(plan: Plan) -> Plan:
-    """Shorten what a plan counts in steps to suit a short run.
+    """Shorten a plan's numbers of steps to suit a short run.
 
     Published schedules are made for 118k images: 150k to 890k steps. 50 epochs on 300 images are 900 steps, and with
     the published lengths the EMA, which is what is validated and saved, would end up near its starting weights:
 
-    - warm-up is at most 5 % of all steps. It protects fresh layers and Adam's second moments, which takes a number of
-      steps and not a share of the run; so it is cut where it would eat a short run, and never made longer;
+    - warm-up is at most 5 % of all steps. It protects newly initialized layers and Adam's second moments, which takes a
+      number of steps, not a share of the run; so it is cut if it would take up a short run, and never extended;
     - the EMA's horizon 1 / (1 − decay) is at most 10 % of all steps. A tenth still averages over epochs, and is about
-      as long as the refinement stage, so that this ends with a settled average. The EMA's own warm-up shrinks by the
-      same factor: the curve of the decay keeps its shape.
+      as long as the refinement stage, so that the stage ends with a settled average. The EMA's own warm-up shrinks by
+      the same factor, so the decay curve keeps its shape.
 
-    At the published size every number passes unchanged.
+    At the published size, no number changes.
     """
     horizon, longest = 1 / (1 - plan.ema_decay), max(1.0, EMA_SHARE * plan.total_steps)
     return replace(
@@ -149,25 +149,25 @@ def few_steps_advice(plan: Plan, *, recipe_warmup: int, batch: int) -> str | Non
 
     Args:
         plan: the run's plan.
-        recipe_warmup: warm-up steps in the recipe. If they fit into the run uncut, the recipe is for short runs.
+        recipe_warmup: warm-up steps in the recipe. If they fit into the run uncut, the recipe is meant for short runs.
         batch: images per optimizer step.
     """
     steps = plan.total_steps
     if steps >= FEW_STEPS or recipe_warmup <= WARMUP_SHARE * steps:
         return None
     smaller = max(4, 1 << (steps * batch // FEW_STEPS).bit_length() >> 1)
-    more = f"batch={smaller} makes {steps * batch // smaller} of the same images. " if smaller < batch else ""
+    more = f"batch={smaller} makes {steps * batch // smaller} from the same images. " if smaller < batch else ""
     return (
         f"{steps} optimizer steps are few for a detector whose encoder and decoder start from random weights: it may "
-        f"find next to nothing. {more}More epochs help too, and most of all a trained detector's weights."
+        f"find next to nothing. {more}More epochs help too; starting from a trained detector's weights helps most."
     )
 
 
 def split_batch(total: int, *, ranks: int, accumulate: int = 1) -> int:
-    """Images per device and forward, so that ranks × accumulate × this is the effective batch `total`.
+    """Images per device and forward pass: the effective batch `total`, divided by ranks × accumulate.
 
     Raises:
-        ConfigError: it does not divide.
+        ConfigError: `total` is not a multiple of ranks × accumulate.
     """
     per_device, rest = divmod(total, ranks * accumulate)
     if rest or not per_device:

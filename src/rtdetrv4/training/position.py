@@ -42,7 +42,7 @@ class Position:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
     def judge(self, score: float | None, metrics: Mapping[str, Any]) -> bool:
-        """Record a score, and return whether it is the best so far; of equal scores the later one is.
+        """Record a score, and return whether it is the best so far; among equal scores, the latest is.
 
         Args:
             score: None without validation data; NaN if the validation images have no objects.

@@ -14,7 +14,7 @@ from rtdetrv4.training.observers import Observer, RunInfo, RunResult, StepReport
 logger = logging.getLogger(__name__)
 
 FIRST_STEPS, RECORDED_STEPS = 3, 5
-"""Steps skipped, because the first ones allocate memory and choose algorithms; then steps recorded."""
+"""Numbers of steps to skip, because the first ones allocate memory and choose algorithms, and then to record."""
 NUM_ROWS = 40
 
 
@@ -28,7 +28,7 @@ class Profiler(Observer):
 
     def run_start(self, info: RunInfo) -> None:
         """Start the profiler."""
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it announces every start and stop
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or it announces every start and stop
         self._profile = profile(
             activities=sorted(supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}, key=str),
             schedule=schedule(wait=FIRST_STEPS - 1, warmup=1, active=RECORDED_STEPS, repeat=1),
@@ -42,7 +42,7 @@ class Profiler(Observer):
             self._profile.step()
 
     def run_end(self, result: RunResult) -> None:
-        """Stop the profiler; it writes what it has if the run ends within the recorded steps."""
+        """Stop the profiler; if the run ends within the recorded steps, it writes what it has."""
         if self._profile is not None:
             self._profile.stop()
         if not self._is_written:
@@ -57,7 +57,7 @@ class Profiler(Observer):
             f"{row.key:<12}{row.cpu_time_total / 1e3 / max(row.count, 1):10.1f} ms × {row.count}" for row in phases
         ]
         table = rows.table(sort_by=key, row_limit=NUM_ROWS, max_name_column_width=60)
-        text = "\n".join(["Phases, time of the host:", *sorted(lines), "", "Operators:", str(table)])
+        text = "\n".join(["Phases, time on the host:", *sorted(lines), "", "Operators:", str(table)])
         (self.folder / "table.txt").write_text(text + "\n", encoding="utf-8")
         recorded.export_chrome_trace(str(self.folder / "trace.json"))
         self._is_written = True

@@ -80,7 +80,7 @@ def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     for name, label, color in (("ap50", "AP50", SKY), ("ap", "AP", BLUE)):
         x, y = _series(epochs, lambda record, name=name: record["metrics"].get(name))
         axes.plot(x, [100 * value for value in y], color=color, label=label, **_style(x))
-    axes.set_ylim(0, max(axes.get_ylim()[1], 5))  # what is less than that is noise, and looks like it
+    axes.set_ylim(0, max(axes.get_ylim()[1], 5))  # less than that is noise, and should look like it
     x, y = _series(epochs, lambda record: record["metrics"].get("ap"))
     if x:
         best = max(range(len(x)), key=lambda index: (y[index], x[index]))
@@ -107,7 +107,7 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     x, bands = _series(epochs, lambda record: record["modulation"] and record["modulation"]["band"])
     if x:
         low, high = zip(*bands, strict=True)
-        # A single epoch has no width of its own.
+        # Half an epoch wider, because a single epoch has no width.
         right.fill_between(
             [x[0] - 0.5, *x, x[-1] + 0.5],
             [low[0], *low, low[-1]],

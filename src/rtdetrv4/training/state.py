@@ -1,4 +1,4 @@
-"""Everything that changes during a run, to and from checkpoints."""
+"""Save to and restore from checkpoints everything that changes during a run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 class RunState:
     """The owners of state, each with its own `state_dict`, in one place.
 
-    The teacher is not among them: it does not change.
+    The teacher is not one of them: it does not change.
 
     Args:
         student: not wrapped by DDP.
         ema: average of the student.
         optimizer: optimizer of the student.
         modulation: owner of λ, if there is one.
-        plan: constant; stored to check that a run resumes with the plan it began with.
+        plan: constant; stored to check that a run resumes with the plan that it started with.
         accelerator: owner of the fp16 loss scale.
         recipe: plain values that describe how the run was made; stored for readers of a checkpoint.
         metadata: plain values that describe how to build and use the detector; stored for the same readers.
@@ -79,8 +79,8 @@ class RunState:
         ]
         if changed:
             raise ConfigError(
-                f"A run resumes with the plan it began with, but that had {'; '.join(changed)}. Resume with the same "
-                "settings, data and batch, or start a new run from its weights.safetensors."
+                f"A run must resume with the plan that it started with, which had {'; '.join(changed)}. Resume with "
+                "the same settings, data and batch, or start a new run from its weights.safetensors."
             )
         scaler = self.accelerator.scaler
         self.student.load_state_dict(state["student"])
@@ -100,7 +100,7 @@ class RunState:
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give averages the memory format of their parameter, which may have been another where they were saved.
+    """Give averages the memory format of their parameter, which may have been different when they were saved.
 
     Fused kernels refuse a mixture.
     """

@@ -19,7 +19,7 @@ class TrainingData:
     Args:
         loader: this rank's loader of training images.
         augment: the recipe's augmentations, applied in the stages that allow them.
-        image_size: (H, W) that images are loaded at.
+        image_size: (H, W) at which images are loaded.
         multi_scale_repeat: see `data.batch.multi_scales`; None trains at one size.
         seed: seed of sizes and MixUp.
         rank: this process; ranks share sizes but not MixUp.
@@ -44,11 +44,11 @@ class TrainingData:
         return draw_size(self.image_size, repeat, self.seed, epoch, step)
 
     def mixup(self, epoch: int, number: int, stage: Stage) -> float | None:
-        """The share of its own image that each sample keeps in the batch of this number, or None for no MixUp."""
+        """The share of its own image that each sample keeps in batch `number`, or None for no MixUp."""
         return draw_mixup(self.allowed(stage).mixup, self.seed, epoch, number, self.rank)
 
     def allowed(self, stage: Stage) -> Augmentation:
-        """The recipe's augmentations that the stage allows; flips are part of every stage."""
+        """The recipe's augmentations that the stage allows; every stage allows flips."""
         augment = self.augment
         return augment._replace(
             mosaic=augment.mosaic * stage.mosaic,

@@ -24,7 +24,7 @@ def validate(
     image_size: tuple[int, int],
     num_top: int = 300,
 ) -> Metrics:
-    """COCO metrics, in float32. A collective call: every rank evaluates its images, and gets the metrics of all.
+    """COCO metrics, in float32. A collective call: every rank evaluates its own images and gets the metrics of all.
 
     Args:
         detector: its train or eval mode is restored afterwards.

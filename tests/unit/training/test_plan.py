@@ -158,6 +158,6 @@ def test_few_steps_are_told_unless_the_recipe_is_for_a_short_run():
     advice = few_steps_advice(plan, recipe_warmup=2000, batch=16)
     assert advice is not None
     assert "900 optimizer steps are few" in advice
-    assert "batch=8 makes 1800 of the same images." in advice
+    assert "batch=8 makes 1800 from the same images." in advice
     assert few_steps_advice(plan, recipe_warmup=45, batch=16) is None
     assert few_steps_advice(Plan(**S | {"epochs": 50, "steps_per_epoch": 20}), recipe_warmup=2000, batch=16) is None

@@ -99,7 +99,7 @@ def test_places_that_do_not_fit_the_format(tmp_path: Path) -> None:
         convert_weights(source, tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=r"must end in \.pth"):
         convert_weights(source, tmp_path / "w.safetensors", to="released")
-    with pytest.raises(ConfigError, match=r"is a file; weights of transformers need a folder, such as .*w\."):
+    with pytest.raises(ConfigError, match=r"is a file; transformers weights need a folder, such as .*w\."):
         convert_weights(source, tmp_path / "w.safetensors", to="transformers")
     with pytest.raises(ConfigError, match="the source itself"):
         convert_weights(source, tmp_path / ".." / tmp_path.name / "w.pth", to="released")
