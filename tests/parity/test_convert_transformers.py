@@ -131,7 +131,7 @@ def test_names_and_shapes_of_all_sizes(name: str) -> None:
     [
         ("rtdetrv4-s", "has SiLU in the heads"),
         ("deim-rtdetrv2-r18", "has SiLU in the heads"),
-        ("rtdetrv2-r50m", "predicts with decoder layer 3, transformers' always with the last"),
+        ("rtdetrv2-r50m", "predicts with decoder layer 3; transformers' always use the last"),
     ],
 )
 def test_what_transformers_cannot_compute_is_refused(name: str, reason: str) -> None:

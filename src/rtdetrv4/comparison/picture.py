@@ -109,15 +109,13 @@ def _draw_curves(axes: Axes, arms: Mapping[str, Sequence[Curve]], title: str) ->
 
 
 def _draw_differences(axes: Axes, comparison: Comparison) -> None:
-    reference = comparison.arms[0].name
+    names = [arm.name for arm in comparison.arms]
     legend = f"dots: a seed; bar: mean with its {CONFIDENCE:.0%} interval"
-    axes.set_title(f"AP of the last epoch minus that of {reference}, points\n{legend}", loc="left", fontsize="medium")
+    axes.set_title(f"AP of the last epoch minus that of {names[0]}, points\n{legend}", loc="left", fontsize="medium")
     axes.axhline(0, color=GRAY, linewidth=1.2)
     shown = {each.arm: each for each in comparison.differences if each.metric == "last_ap"}
-    for place, (index, arm) in enumerate(
-        (index, arm) for index, arm in enumerate(comparison.arms) if arm.name in shown
-    ):
-        difference, color = shown[arm.name], _style(index)["color"]
+    for place, (name, difference) in enumerate(shown.items()):
+        color = _style(names.index(name))["color"]
         values = [100 * value for value in difference.by_seed.values()]
         spread = difference.spread
         middle = (len(values) - 1) / 2

@@ -112,19 +112,13 @@ class ModelConfig(_Section):
         default=(640, 640), description="Input (height, width), multiples of 32; images are stretched to it."
     )
     num_queries: AtLeastOne = Field(default=300, description="Queries per image, the most objects that can be found.")
-    num_denoising: Count = Field(
-        default=100, description="Denoising queries per image in training; 0 turns denoising off."
-    )
-    label_noise: Probability = Field(
-        default=0.5, description="Twice the share of denoising queries that get a random label."
-    )
+    num_denoising: Count = Field(default=100, description="Denoising queries per image in training; 0: none.")
+    label_noise: Probability = Field(default=0.5, description="Twice the share of denoising labels drawn at random.")
     box_noise: NonNegative = Field(
-        default=1.0,
-        description="Largest shift of the sides of positive denoising boxes, in halves of width and height.",
+        default=1.0, description="Largest shift of the sides of positive denoising boxes, in half widths and heights."
     )
     backbone: str | None = Field(
-        default=None,
-        description="A timm network to use as the backbone, such as convnext_tiny; null: the model's own.",
+        default=None, description="A timm network as the backbone, such as convnext_tiny; null: the model's own."
     )
     pretrained_backbone: bool | str = Field(
         default=True,
@@ -132,8 +126,7 @@ class ModelConfig(_Section):
         "weights from this file; false: random weights.",
     )
     frozen_stages: Count = Field(
-        default=0,
-        description="Number of backbone stages to freeze, from the finest; saves time and memory.",
+        default=0, description="Backbone stages to freeze, from the finest; saves time and memory."
     )
 
 
@@ -145,16 +138,12 @@ class DataConfig(_Section):
         description="Data set: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file (YOLO's, or one that "
         "names COCO files).",
     )
-    workers: Count = Field(
-        default=4, description="Number of processes that load images; 0: load in the training process."
-    )
+    workers: Count = Field(default=4, description="Processes that load images; 0: load in the training process.")
     cache: Literal["none", "ram", "disk"] = Field(
-        default="none",
-        description="Keep decoded images for later epochs, in memory or on disk; samples stay the same.",
+        default="none", description="Keep decoded images for later epochs, in memory or on disk; samples stay the same."
     )
     cache_size: Annotated[str, BeforeValidator(_size)] = Field(
-        default="4GB",
-        description="Size limit of the cache on this machine; images that do not fit are decoded every time.",
+        default="4GB", description="Size limit of the cache on this machine; images beyond it are decoded every time."
     )
 
 
@@ -163,9 +152,7 @@ class AugmentConfig(_Section):
 
     mosaic: Probability = Field(description="Combine four images into one; a mosaic gets no zoom-out and no IoU crop.")
     mixup: Probability = Field(description="Per batch: blend every image with its neighbor in the batch.")
-    photometric: Probability = Field(
-        default=0.5, description="Brightness, contrast, saturation, hue and channel order."
-    )
+    photometric: Probability = Field(default=0.5, description="Brightness, contrast, saturation, hue, channel order.")
     zoom_out: Probability = Field(default=0.5, description="Place the image on a larger black canvas.")
     iou_crop: Probability = Field(default=0.8, description="Crop so that boxes keep a minimum IoU.")
     flip: Probability = Field(default=0.5, description="Mirror left to right.")
@@ -174,9 +161,7 @@ class AugmentConfig(_Section):
         "times. null: always the base size."
     )
     mosaic_rotation: NonNegative = Field(default=10.0, description="Largest rotation of a mosaic, in degrees.")
-    mosaic_translation: Probability = Field(
-        default=0.1, description="Largest shift of a mosaic, as a share of its side."
-    )
+    mosaic_translation: Probability = Field(default=0.1, description="Largest shift of a mosaic, relative to its side.")
     mosaic_scale: Annotated[tuple[float, float], BeforeValidator(_pair)] = Field(
         default=(0.5, 1.5), description="Smallest and largest zoom of a mosaic."
     )
@@ -196,9 +181,7 @@ class LossWeights(_Section):
     bbox: NonNegative = Field(default=5.0, description="L1 distance of boxes.")
     giou: NonNegative = Field(default=2.0, description="Generalized IoU of boxes.")
     fgl: NonNegative = Field(default=0.15, description="Fine-grained localization (D-FINE); 0 for plain box heads.")
-    ddf: NonNegative = Field(
-        default=1.5, description="Decoupled distillation focal loss (D-FINE); 0 for plain box heads."
-    )
+    ddf: NonNegative = Field(default=1.5, description="Decoupled distillation focal (D-FINE); 0 for plain box heads.")
 
 
 class MatcherConfig(_Section):
@@ -232,9 +215,7 @@ class DistillationConfig(_Section):
         description="Frozen vision foundation model, used only in training: a name from `rtdetrv4 teachers` or timm; "
         "null: train without a teacher.",
     )
-    teacher_weights: str | None = Field(
-        default=None, description="File with the teacher's weights, instead of a download."
-    )
+    teacher_weights: str | None = Field(default=None, description="File with the teacher's weights; null: download.")
     teacher_block: int | None = Field(
         default=None,
         description="Block or stage of the teacher to align with, counted from 0, or from the end if negative; later "
@@ -259,7 +240,7 @@ class DistillationConfig(_Section):
     )
     delta: NonNegative = Field(default=1.0, description="δ: half the width of the band around ρ, in percentage points.")
     default_weight: NonNegative = Field(
-        default=20.0, description="λ in the refinement stage, and when the share cannot be measured."
+        default=20.0, description="λ in refinement, and if the share cannot be measured."
     )
     probe_epochs: AtLeastOne | None = Field(
         default=None,
@@ -270,8 +251,7 @@ class DistillationConfig(_Section):
         default=1, description="Distill in one of this many steps; larger values cost less and teach less."
     )
     until: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0,
-        description="Distill in this share of all epochs, from the start; 1: in all epochs.",
+        default=1.0, description="Distill in this share of all epochs, from the start; 1: in all epochs."
     )
 
     @model_validator(mode="after")
@@ -296,9 +276,7 @@ class OptimizerConfig(_Section):
     backbone_norm_lr: Literal["backbone", "head"] = Field(
         description="Which of the two learning rates the backbone's norm layers use."
     )
-    weight_decay: NonNegative = Field(
-        default=1e-4, description="Weight decay; norm layers outside the backbone get none."
-    )
+    weight_decay: NonNegative = Field(default=1e-4, description="Weight decay; none for norms outside the backbone.")
     decay_backbone_norm: bool = Field(description="Whether weight decay applies to the backbone's norm layers.")
     decay_bias: bool = Field(description="Whether weight decay applies to biases outside the backbone and norm layers.")
     betas: Annotated[tuple[Probability, Probability], BeforeValidator(_pair)] = Field(
@@ -344,7 +322,7 @@ class EmaConfig(_Section):
 
     decay: Decay = Field(default=0.9999, description="Share of the old average kept at each step, after warm-up.")
     warmup: AtLeastOne = Field(
-        default=1000, description="Horizon of the warm-up, in steps: decay · (1 − e^(−n/warmup))."
+        default=1000, description="Horizon of the warm-up in steps n: decay · (1 − e^(−n/warmup))."
     )
     restart_decay: Decay = Field(default=0.9999, description="Decay in the refinement stage.")
 
@@ -359,7 +337,7 @@ class RunConfig(_Section):
     )
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         default="auto",
-        description="Mixed precision. auto: bf16 on GPUs and CPUs that compute in it natively, otherwise off.",
+        description="Mixed precision. auto: bf16 on GPUs and CPUs that compute in it natively, else off.",
     )
     accumulate: AtLeastOne | Literal["auto"] = Field(
         default=1,
@@ -373,8 +351,7 @@ class RunConfig(_Section):
         default="auto", description="Store feature maps with channels innermost. auto: on CPU and CUDA."
     )
     compile: bool = Field(
-        default=False,
-        description="Compile backbone and encoder with torch.compile; if that fails, they run uncompiled.",
+        default=False, description="Compile backbone and encoder with torch.compile; if that fails, run uncompiled."
     )
     log_every: AtLeastOne = Field(default=50, description="Steps between two lines of the log.")
     tracker: str = Field(
@@ -382,22 +359,17 @@ class RunConfig(_Section):
         description="Where to log besides log.jsonl: tensorboard, wandb, mlflow, another tracker that accelerate "
         "supports, or none.",
     )
-    eval_every: AtLeastOne = Field(
-        default=1, description="Epochs between two evaluations; the last epoch is always evaluated."
-    )
+    eval_every: AtLeastOne = Field(default=1, description="Epochs between evaluations; the last is always evaluated.")
     patience: AtLeastOne | None = Field(
         default=None, description="Stop after this many evaluations in a row without a better score; null: never."
     )
     profile: bool = Field(
-        default=False,
-        description="Profile a few steps, into profile/table.txt and profile/trace.json in the run folder.",
+        default=False, description="Profile a few steps; writes profile/table.txt and profile/trace.json."
     )
     max_skipped: AtLeastOne = Field(
         default=10, description="Stop after this many steps in a row with a NaN or infinite loss or gradient."
     )
-    val_batch: AtLeastOne | None = Field(
-        default=None, description="Images per batch in evaluation; null: as in training."
-    )
+    val_batch: AtLeastOne | None = Field(default=None, description="Images per evaluation batch; null: as in training.")
 
     @model_validator(mode="after")
     def _compiled_or_checkpointed(self) -> RunConfig:

@@ -209,31 +209,25 @@ class CocoEvaluator:
         }
 
     def _annotations(self) -> list[dict[str, Any]]:
-        records = self.records
-        columns = {
-            "image_id": np.repeat(np.arange(len(records)), [len(record.labels) for record in records]),
-            "category_id": np.concatenate([record.labels for record in records]),
-            "bbox": _xywh(np.concatenate([record.boxes_xyxy_px for record in records])),
-            "area": np.concatenate([record.areas for record in records]),
-            "iscrowd": np.concatenate([record.is_crowd for record in records]).astype(np.int64),
-        }
-        return _rows(columns)
+        areas = np.concatenate([record.areas for record in self.records])
+        is_crowd = np.concatenate([record.is_crowd for record in self.records])
+        return _rows(self.records, area=areas, iscrowd=is_crowd.astype(np.int64))
 
     def _predictions(self) -> list[dict[str, Any]]:
         detections = self.detections
-        boxes = _xywh(np.concatenate([found.boxes_xyxy_px for found in detections]))
-        columns = {
-            "image_id": np.repeat(np.arange(len(detections)), [len(found.labels) for found in detections]),
-            "category_id": np.concatenate([found.labels for found in detections]),
-            "bbox": boxes,
-            "area": boxes[:, 2] * boxes[:, 3],
-            "score": np.concatenate([found.scores for found in detections]),
-        }
-        return _rows(columns)
+        sides = _xywh(np.concatenate([found.boxes_xyxy_px for found in detections]))[:, 2:]
+        scores = np.concatenate([found.scores for found in detections])
+        return _rows(detections, area=sides[:, 0] * sides[:, 1], score=scores)
 
 
-def _rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return one dict per row, with ids from 1, because id 0 means "not matched" to the C++ code."""
+def _rows(images: Sequence[Record] | Sequence[ImageDetections], **more: np.ndarray) -> list[dict[str, Any]]:
+    """Return one dict per box, with ids from 1, because id 0 means "not matched" to the C++ code."""
+    columns = {
+        "image_id": np.repeat(np.arange(len(images)), [len(image.labels) for image in images]),
+        "category_id": np.concatenate([image.labels for image in images]),
+        "bbox": _xywh(np.concatenate([image.boxes_xyxy_px for image in images])),
+        **more,
+    }
     values = (column.tolist() for column in columns.values())
     keys = ("id", *columns)
     return [dict(zip(keys, row, strict=True)) for row in zip(range(1, 1 + len(columns["bbox"])), *values, strict=True)]

@@ -1,4 +1,4 @@
-"""Reading and writing weights, and what others call their tensors."""
+"""Reading, writing and converting weights."""
 
 from rtdetrv4.weights.catalog import COCO
 from rtdetrv4.weights.convert import from_released, to_released

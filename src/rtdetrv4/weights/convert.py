@@ -1,4 +1,4 @@
-"""Names of the released checkpoints (RT-DETRv4, DEIM, D-FINE, RT-DETRv2) ↔ ours, from one table."""
+"""Tensor names of released checkpoints (RT-DETRv4, DEIM, D-FINE, RT-DETRv2) ↔ ours, from one table."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _BACKBONE: list[Row] = [
     *(
         row
         for stage in range(4)
-        # From the second stage on shortcuts pool before the convolution, which puts one more level into the name.
+        # From the second stage on, shortcuts pool before the convolution, which adds a level to the name.
         for block, rows in (("", _RESNET_BLOCK), ("short." if stage == 0 else "short.conv.", _RESNET_SHORTCUT))
         for row in prefixed(
             f"backbone.res_layers.{stage}.blocks.{{i}}.{block}", f"backbone.body.layer{stage + 1}.{{i}}.", rows
@@ -101,7 +101,7 @@ _DECODER: list[Row] = [
 
 TABLE: tuple[Row, ...] = (*_BACKBONE, *_ENCODER, *_DECODER)
 
-#: Constants that the released code stores and ours computes from the input size and the recipe.
+#: Constants that the released code stores, but ours computes from the input size and the recipe.
 CONSTANTS = (
     "decoder.up",
     "decoder.reg_scale",
@@ -116,7 +116,7 @@ _RENAMING = Renaming(TABLE)
 
 
 def our_name(released: str) -> str | None:
-    """Our name of a released tensor; None for a constant that ours computes.
+    """Return our name for a released tensor, or None for a constant that ours computes.
 
     Raises:
         WeightsError: no row of the table fits.
@@ -132,15 +132,9 @@ def our_name(released: str) -> str | None:
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A released state dict under our names; `injector.…` holds the projector of DSI, where there is one."""
-    return dict(_renamed(state))
-
-
-def _renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for released, tensor in state.items():
-        name = our_name(released.removeprefix("module."))
-        if name is not None:
-            yield name, tensor
+    """Return a released state dict under our names; `injector.…` holds DSI's projector, if the file has it."""
+    ours = ((our_name(released.removeprefix("module.")), tensor) for released, tensor in state.items())
+    return {name: tensor for name, tensor in ours if name is not None}
 
 
 def looks_released(state: Mapping[str, Tensor]) -> bool:
@@ -151,12 +145,12 @@ def looks_released(state: Mapping[str, Tensor]) -> bool:
 def to_released(
     model: DetectionModel, image_size: tuple[int, int] = (640, 640), injector: nn.Module | None = None
 ) -> dict[str, Tensor]:
-    """The state dict that the released code has for this model, constants included: the way back.
+    """Return the state dict that the released code has for this model, constants included.
 
     Args:
-        model: not fused.
-        image_size: (height, width) that the released code stores anchors for.
-        injector: the projector of DSI, if the released model is one that still has it.
+        model: must not be fused.
+        image_size: (height, width) for which the released code stores anchors.
+        injector: the projector of DSI, if the released checkpoint should contain it.
     """
     uncounted = counters_of_frozen_norms(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in uncounted}
@@ -167,20 +161,20 @@ def to_released(
 
 
 def released_name(ours: str, gated: bool) -> str:
-    """The released name of a tensor of ours.
+    """Return the released name of one of our tensors.
 
     Args:
-        ours: a name in the state dict of a detector, or `injector.projector.…`.
+        ours: a name in a detector's state dict, or `injector.projector.…`.
         gated: whether the detector has D-FINE's decoder layers.
     """
     released = _RENAMING.to_theirs(ours)
     assert released is not None, f"{ours} has no row in the table"
-    # Two released names are one of ours: the norm after a gate, and that after a residual sum.
+    # The norm after a gate and the norm after a residual sum have two released names, but one name here.
     return released if gated else released.replace(".gateway.norm.", ".norm2.")
 
 
 def counters_of_frozen_norms(model: nn.Module) -> set[str]:
-    """Tensors of ours that neither the released code nor transformers has: their frozen norms count no batches."""
+    """Return our tensors that neither the released code nor transformers has: batch counters of frozen norms."""
     return {f"{name}.num_batches_tracked" for name, module in model.named_modules() if isinstance(module, FrozenNorm)}
 
 

@@ -1,6 +1,6 @@
 """Load weights into a model, with a report.
 
-Rows of the class heads are matched by class name, so that a new detector starts from what the old one knew.
+Rows of the class heads are matched by class name, so that a new detector keeps what was learned about shared classes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 class LoadReport(NamedTuple):
-    """What became of a file's tensors; `str()` is readable."""
+    """The outcome of loading a file's tensors; `str()` summarizes it."""
 
     source: str
     """The file."""
     loaded: tuple[str, ...]
-    """Tensors loaded; of those with a row per class, at least one row."""
+    """Tensors loaded; for those with a row per class, at least one row."""
     moved: tuple[str, ...]
-    """Classes whose rows were found by name, where the file has other classes or another order."""
+    """Classes whose rows were matched by name, if the file has other classes or another order."""
     newly_initialized: tuple[str, ...]
-    """Classes that the file does not know, and tensors needed only for training that it lacks."""
+    """Classes that the file lacks, and training-only tensors that it lacks."""
     ignored: tuple[str, ...]
-    """Tensors for which the model has no use."""
+    """Tensors of the file that the model does not have."""
     trained: bool
-    """Whether the model can predict as it is: all rows of its class heads were trained."""
+    """Whether the model can predict without training: all rows of its class heads are trained."""
 
     def __str__(self) -> str:
         parts = {
@@ -53,15 +53,15 @@ class LoadReport(NamedTuple):
 def load_weights(
     model: DetectionModel, weights: str | Path | Checkpoint, *, names: Sequence[str] | None = None
 ) -> LoadReport:
-    """Load weights into a model, completely or, with an error, not at all.
+    """Load weights into a model; on an error, leave it unchanged.
 
     Args:
-        model: not fused. The rows of classes that the file does not know keep the values they have.
+        model: must not be fused. Rows of classes that the file lacks keep their values.
         weights: a file of this package, a released .pth, `hf://owner/repo/file`, or what `read_checkpoint` returned.
-        names: the model's classes. None if they are those of the file.
+        names: the model's classes; None: those of the file.
 
     Raises:
-        WeightsError: the file is missing, damaged, unsafe, no checkpoint, or of another model.
+        WeightsError: the file is missing, damaged, unsafe, not a checkpoint, or for another model.
     """
     checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
     metadata, theirs = checkpoint
@@ -94,14 +94,14 @@ def load_weights(
 
 
 def _known_rows(metadata: WeightsMetadata, names: Sequence[str] | None, num_classes: int) -> dict[int, int]:
-    """For each class of the model that the file knows, its row in the file."""
+    """Map each class of the model that the file has to its row there."""
     if names is not None and metadata.classes is not None:
         place = {_plain(name): index for index, name in enumerate(metadata.classes.names)}
         return {index: place[_plain(name)] for index, name in enumerate(names) if _plain(name) in place}
     if metadata.num_classes != num_classes:
         return {}
     if names is not None:
-        logger.warning("%s does not name its classes; they are taken to be yours, in your order.", metadata.source)
+        logger.warning("%s does not name its classes; assuming yours, in your order.", metadata.source)
     return {index: index for index in range(num_classes)}
 
 
@@ -113,7 +113,7 @@ def _with_rows(own: Tensor, theirs: Tensor, rows: Mapping[int, int]) -> Tensor:
 
 
 def _require_same_model(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> None:
-    """Raise unless everything fits but the number of classes and what only training needs."""
+    """Raise unless everything fits, except for the number of classes and tensors that only training needs."""
     metadata, theirs = checkpoint
     differences = [
         *(
@@ -136,9 +136,9 @@ def _require_same_model(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> No
         return
     model = fitting_models(shapes(own))
     file = (
-        f"It seems to be of {listing(metadata.models, 'or')}; build that model, or give other weights."
+        f"The file seems to be for {listing(metadata.models, 'or')}; build that model, or give other weights."
         if metadata.models
-        else "It fits no model of this package: it may be incomplete, or of a model with other settings."
+        else "The file fits no model of this package: it may be incomplete, or for a model with other settings."
     )
     raise WeightsError(
         f"{metadata.source} does not fit {listing(model, 'or') or 'this model'}: {len(differences)} tensors differ, "
@@ -147,17 +147,17 @@ def _require_same_model(checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> No
 
 
 def _fixed_shape(name: str, tensor: Tensor) -> Sequence[int]:
-    """The part of a tensor's shape that does not depend on the number of classes."""
+    """Return the part of a tensor's shape that does not depend on the number of classes."""
     return tensor.shape[1:] if CLASS_ROWS.fullmatch(name) else tensor.shape
 
 
 def _is_counter(name: str) -> bool:
-    """Whether a tensor only counts batches; the released code does not store it everywhere."""
+    """Whether a tensor only counts batches; released checkpoints do not always have it."""
     return name.endswith("num_batches_tracked")
 
 
 def _plain(name: str) -> str:
-    """A class name without differences of case, underscores and hyphens."""
+    """Normalize the case, underscores, hyphens and spaces of a class name."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 

@@ -1,11 +1,11 @@
-"""Names of transformers' `DFineForObjectDetection` and `RTDetrV2ForObjectDetection` ↔ ours, and folders for them.
+"""Tensor names of transformers' `DFineForObjectDetection` and `RTDetrV2ForObjectDetection` ↔ ours, and their folders.
 
-The names are those in transformers' files. In memory its version 5 has a few others, which are read as well. Nothing
-here imports transformers.
+The names are those in transformers' files. Version 5 uses a few others in memory, which are read as well. Nothing here
+imports transformers.
 
-It knows D-FINE with ReLU, and RT-DETRv2, both with the prediction of the last decoder layer: `dfine-…` and
-`rtdetrv2-…` but for rtdetrv2-r50m, which predicts with its third layer. RT-DETRv4 and DEIM have SiLU in the heads of
-the decoder, which transformers has no setting for.
+transformers has D-FINE with ReLU, and RT-DETRv2, both predicting with the last decoder layer: `dfine-…` and
+`rtdetrv2-…`, except for rtdetrv2-r50m, which predicts with its third layer. RT-DETRv4 and DEIM have SiLU in the
+decoder's heads, for which transformers has no setting.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rtdetrv4.weights.catalog import classes_of
 from rtdetrv4.weights.convert import counters_of_frozen_norms
 from rtdetrv4.weights.renaming import CSP, Renaming, Row, prefixed
 
-#: What transformers calls the files in a model's folder.
+#: Names of the files in a transformers model folder.
 TENSORS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -37,19 +37,19 @@ _HEADS = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
 
 
 def _numbered(theirs: str, ours: str) -> list[Row]:
-    """A convolution and its norm, which transformers numbers."""
+    """Rows for a convolution and its norm, which transformers numbers."""
     return [(theirs + "0.{rest}", ours + "conv.{rest}"), (theirs + "1.{rest}", ours + "norm.{rest}")]
 
 
 def _named(theirs: str, ours_conv: str, ours_norm: str) -> list[Row]:
-    """A convolution and its norm in a backbone."""
+    """Rows for a convolution and its norm in a backbone."""
     return [
         (theirs + "convolution.{rest}", ours_conv + ".{rest}"),
         (theirs + "normalization.{rest}", ours_norm + ".{rest}"),
     ]
 
 
-# Queries, keys and values have a matrix each in transformers; `qkv_proj` is the three of them stacked.
+# transformers has separate matrices for queries, keys and values; `qkv_proj` stands for the three of them stacked.
 _LAYER: list[Row] = [
     ("self_attn.qkv_proj.{rest}", "{attention}.in_proj.{rest}"),
     ("self_attn.out_proj.{rest}", "{attention}.out_proj.{rest}"),
@@ -122,7 +122,7 @@ _RTDETRV2 = Renaming(
         *(
             row
             for stage in range(4)
-            # From the second stage on shortcuts pool before the convolution, which puts a number into the name.
+            # From the second stage on, shortcuts pool before the convolution, which adds a number to the name.
             for part, conv, norm in (
                 *((f"layer.{n}.", f"conv{n + 1}", f"bn{n + 1}") for n in range(3)),
                 ("shortcut." if stage == 0 else "shortcut.1.", "downsample.1", "downsample.2"),
@@ -140,7 +140,7 @@ _RTDETRV2 = Renaming(
     ]
 )
 
-#: Constants that transformers stores and ours computes from the input size and the recipe.
+#: Constants that transformers stores, but ours computes from the input size and the recipe.
 CONSTANTS = (
     ".num_points_scale",
     ".n_points_scale",
@@ -156,10 +156,10 @@ _IN_MEMORY = (
     (re.compile(r"\.mlp\.(fc2|layers\.1)\."), ".fc2."),
     (re.compile(r"\.encoder\.aifi\."), ".encoder.encoder."),
 )
-"""Names that transformers 5 has in memory, and what its files call them."""
+"""Names that transformers 5 uses in memory, and those in its files."""
 
-#: Settings of a config.json that no tensor shows; with any other value our models would compute something else. These
-#: are transformers' defaults, which a config.json may leave out.
+#: Settings of a config.json that cannot be seen in the tensors; with other values our models would compute something
+#: else. These are transformers' defaults, which a config.json may leave out.
 _ASSUMED: Mapping[str, Any] = {
     "activation_function": "silu",
     "decoder_activation_function": "relu",
@@ -175,7 +175,7 @@ _ASSUMED: Mapping[str, Any] = {
 
 
 def file_name(name: str) -> str:
-    """What transformers' files call a tensor that may have its name in memory."""
+    """Return the name in transformers' files for a name in a file or in memory."""
     for pattern, replacement in _IN_MEMORY:
         name = pattern.sub(replacement, name)
     return name
@@ -187,16 +187,16 @@ def looks_transformers(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of `DFineForObjectDetection` or `RTDetrV2ForObjectDetection` under our names.
+    """Return a state dict of `DFineForObjectDetection` or `RTDetrV2ForObjectDetection` under our names.
 
     Args:
         state: read from a file, or the model's `state_dict()`.
 
     Raises:
-        WeightsError: a tensor has a name that neither of the two has.
+        WeightsError: neither of the two has a tensor of this name.
     """
     state = {file_name(name): tensor for name, tensor in state.items()}
-    # Heads are there under two names; files may leave one out, and the decoder's is the one that predicts.
+    # Heads have two names, of which files may leave one out; the decoder's is the one that predicts.
     tied = {f"model.decoder.{name}": tensor for name, tensor in state.items() if not name.startswith("model.")}
     state = _stacked(tied | {name: tensor for name, tensor in state.items() if name.startswith("model.")})
     renaming = _DFINE if any(name.startswith("model.decoder.lqe_layers.") for name in state) else _RTDETRV2
@@ -214,7 +214,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The matrices of queries, keys and values as one, where all three are there."""
+    """Stack the matrices of queries, keys and values wherever all three are present."""
     stacked = dict(state)
     for name in state:
         parts = [name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
@@ -224,12 +224,12 @@ def _stacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(model: DetectionModel) -> dict[str, Tensor]:
-    """The state dict that transformers' files have for this model, constants included.
+    """Return the state dict that transformers' files have for this model, constants included.
 
-    `transformers_config` says which model of transformers it is for; `save_transformers` writes both.
+    `transformers_config` names the transformers model that it is for; `save_transformers` writes both.
 
     Args:
-        model: not fused.
+        model: must not be fused.
 
     Raises:
         WeightsError: transformers cannot compute what the model computes.
@@ -243,7 +243,7 @@ def to_transformers(model: DetectionModel) -> dict[str, Tensor]:
             continue
         name = renaming.to_theirs(ours)
         if name is None:
-            raise WeightsError(f"transformers has no such model: this one has {ours}, perhaps of another backbone.")
+            raise WeightsError(f"transformers has no such model: this one has {ours}, perhaps from another backbone.")
         if ".qkv_proj." in name:
             parts = zip("qkv", tensor.chunk(3), strict=True)
             state |= {name.replace(".qkv_proj.", f".{letter}_proj."): part for letter, part in parts}
@@ -256,14 +256,14 @@ def to_transformers(model: DetectionModel) -> dict[str, Tensor]:
 def _require_expressible(model: DetectionModel) -> None:
     decoder = model.decoder
     if decoder.eval_index != len(decoder.layers) - 1:
-        problem = f"predicts with decoder layer {decoder.eval_index + 1}, transformers' always with the last"
+        problem = f"predicts with decoder layer {decoder.eval_index + 1}; transformers' always use the last"
     elif not isinstance(decoder.query_position.act, nn.ReLU):
-        problem = "has SiLU in the heads of its decoder, transformers' always ReLU"
+        problem = "has SiLU in the heads of its decoder; transformers' always have ReLU"
     else:
         return
     raise WeightsError(
-        f"transformers has no such model: this one {problem}. dfine-… and rtdetrv2-… can be converted, but for "
-        "rtdetrv2-r50m; the others keep to our format or to ONNX."
+        f"transformers has no such model: this one {problem}. Only dfine-… and rtdetrv2-… can be converted, "
+        "except for rtdetrv2-r50m; use this package's format or ONNX for the others."
     )
 
 
@@ -279,11 +279,11 @@ def _constants(model: DetectionModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def transformers_config(model: DetectionModel, names: Sequence[str]) -> dict[str, Any]:
-    """The config.json that transformers needs to build this model.
+    """Return the config.json that transformers needs to build this model.
 
     Args:
         model: one that `to_transformers` accepts.
-        names: the classes, K of them.
+        names: the K class names.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in to_transformers(model).items()}
     decoder, encoder = model.decoder, model.hybrid_encoder
@@ -336,18 +336,18 @@ def transformers_config(model: DetectionModel, names: Sequence[str]) -> dict[str
 def save_transformers(
     model: DetectionModel, folder: str | Path, names: Sequence[str], image_size: tuple[int, int]
 ) -> None:
-    """Write a folder that transformers' `from_pretrained` reads, with the preprocessing of our runtime.
+    """Write a folder that transformers' `from_pretrained` can read, with the same preprocessing as our runtime.
 
     Args:
         model: one that `to_transformers` accepts.
-        folder: made if it is not there.
-        names: the classes, K of them.
+        folder: created if missing.
+        names: the K class names.
         image_size: (height, width).
 
     Raises:
         WeightsError: transformers cannot compute what the model computes.
     """
-    # safetensors refuses tensors that share memory or are channels-last, so each gets its own.
+    # safetensors refuses tensors that share memory or are channels-last, so each is copied.
     kept = torch.contiguous_format
     tensors = {name: tensor.detach().cpu().clone(memory_format=kept) for name, tensor in to_transformers(model).items()}
     processor = {
@@ -366,13 +366,13 @@ def save_transformers(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a config.json of transformers tells about its weights, in the words of our metadata.
+    """Read what a transformers config.json says about its weights, under the keys of our metadata.
 
     Args:
-        path: need not exist.
+        path: need not exist. COCO's classes get COCO's names, because transformers calls the couch a sofa.
 
     Raises:
-        WeightsError: it is damaged, or of a model that is not among ours.
+        WeightsError: the file is damaged, or for a model that this package does not have.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -380,13 +380,13 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{path} is no config of transformers ({error}).") from error
+        raise WeightsError(f"{path} is not a transformers config ({error}).") from error
     if (kind := config.get("model_type")) not in ("d_fine", "rt_detr_v2"):
-        raise WeightsError(f'{path} is of a model of type "{kind}"; expected d_fine or rt_detr_v2.')
+        raise WeightsError(f'{path} is for a model of type "{kind}"; expected d_fine or rt_detr_v2.')
     given = {"decoder_n_points": 4, "reg_scale": 4.0, **_ASSUMED, **config}
     for setting, assumed in _assumed_of(given).items():
         if (value := given[setting]) != assumed:
-            raise WeightsError(f"{path} has {setting} {value}; the models here have {assumed}, so it is none of them.")
+            raise WeightsError(f"{path} has {setting} {value}, which no model of this package has; expected {assumed}.")
     names = [labels[index] for index in sorted(labels)]
     facts: dict[str, Any] = {"num_queries": config["num_queries"]} if "num_queries" in config else {}
     if names and not all(name == f"LABEL_{index}" for index, name in enumerate(names)):
@@ -405,7 +405,7 @@ def _assumed_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """How many different things there are whose name begins with `pattern`."""
+    """Count the distinct prefixes of `names` that match `pattern`."""
     matches = (re.match(pattern, name) for name in names)
     return len({match[0] for match in matches if match})
 
@@ -415,18 +415,17 @@ def _out_features(levels: int) -> list[str]:
 
 
 def _hgnet_config(shapes: Mapping[str, Sequence[int]], levels: int) -> dict[str, Any]:
-    """HGNetV2's dimensions, as its tensors show them."""
+    """Infer HGNetV2's dimensions from the shapes of its tensors."""
     stem = _BACKBONE + "embedder."
     stages = [f"{_BACKBONE}encoder.stages.{index}." for index in range(4)]
     is_light = [f"{stage}blocks.0.layers.0.conv1.convolution.weight" in shapes for stage in stages]
-    first = [
-        shapes[f"{stage}blocks.0.layers.0.{'conv1.' if light else ''}convolution.weight"]
-        for stage, light in zip(stages, is_light, strict=True)
-    ]
-    spatial = [
-        shapes[f"{stage}blocks.0.layers.0.{'conv2.' if light else ''}convolution.weight"]
-        for stage, light in zip(stages, is_light, strict=True)
-    ]
+    first, spatial = (
+        [
+            shapes[f"{stage}blocks.0.layers.0.{conv if light else ''}convolution.weight"]
+            for stage, light in zip(stages, is_light, strict=True)
+        ]
+        for conv in ("conv1.", "conv2.")
+    )
     out_channels = [shapes[f"{stage}blocks.0.aggregation.1.convolution.weight"][0] for stage in stages]
     return {
         "model_type": "hgnet_v2",
@@ -446,7 +445,7 @@ def _hgnet_config(shapes: Mapping[str, Sequence[int]], levels: int) -> dict[str,
 
 
 def _resnet_config(shapes: Mapping[str, Sequence[int]], levels: int) -> dict[str, Any]:
-    """The dimensions of a ResNet-d, as its tensors show them."""
+    """Infer the dimensions of a ResNet-d from the shapes of its tensors."""
     stages = [f"{_BACKBONE}encoder.stages.{index}." for index in range(4)]
     is_deep = f"{stages[0]}layers.0.layer.2.convolution.weight" in shapes
     last = 2 if is_deep else 1

@@ -150,10 +150,10 @@ def test_transformers_and_back(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
         ({"model_type": "rt_detr"}, 'type "rt_detr"; expected d_fine or rt_detr_v2'),
-        ({"decoder_activation_function": "gelu"}, "decoder_activation_function gelu; the models here have relu"),
-        ({"decoder_n_points": 4}, r"decoder_n_points 4; the models here have \[6, 6\]"),
-        ({"reg_scale": 8}, r"reg_scale 8; the models here have 4\.0"),
-        ({"id2label": ["cat"]}, "no config of transformers"),
+        ({"decoder_activation_function": "gelu"}, "decoder_activation_function gelu, .* expected relu"),
+        ({"decoder_n_points": 4}, r"decoder_n_points 4, .* expected \[6, 6\]"),
+        ({"reg_scale": 8}, r"reg_scale 8, .* expected 4\.0"),
+        ({"id2label": ["cat"]}, "not a transformers config"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(WeightsError, match=message):

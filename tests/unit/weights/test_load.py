@@ -242,7 +242,7 @@ def test_another_model_is_named_and_nothing_is_changed(
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(WeightsError, match=r"does not fit rtdetrv4-n, deim-n or dfine-n: \d+ tensors") as error:
         load_weights(model, animals[1], names=names)
-    assert "It seems to be of test; build that model" in str(error.value)
+    assert "The file seems to be for test; build that model" in str(error.value)
     assert "in the file and" in str(error.value)
     assert_same(model.state_dict(), before)
 
