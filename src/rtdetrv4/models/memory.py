@@ -67,7 +67,7 @@ def _recomputed_activation(
 ) -> Tensor:
     """affine(act(norm(x))), keeping only x for the backward pass, which recomputes the rest.
 
-    Results are the same, bit for bit, and the running statistics are updated once. Operations are in place where
+    Results are the same to rounding, and the running statistics are updated once. Operations are in place where
     possible, to avoid allocating maps.
 
     Args:
