@@ -113,7 +113,7 @@ def _chosen(metadata: WeightsMetadata, model: str | None) -> str:
     if len(metadata.models) > 1:
         raise WeightsError(
             f"{metadata.source} fits {listing(metadata.models, 'or')}, which cannot be told apart by their tensors; "
-            f"say which one it is, for example with --model {metadata.models[0]}."
+            f"say which one it is, such as --model {metadata.models[0]}."
         )
     return metadata.model
 

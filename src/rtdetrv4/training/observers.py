@@ -201,11 +201,8 @@ class TerminalProgress(Observer):
         """Print where the results are."""
         self._bar.stop()
         if result.is_complete:
-            best = (
-                ""
-                if result.best_score is None
-                else f"best AP {_percent(result.best_score)} in epoch {result.best_epoch}; "
-            )
+            score = result.best_score
+            best = "" if score is None else f"best AP {_percent(score)} in epoch {result.best_epoch}; "
             self._print(f"done: {best}weights in {result.out / WEIGHTS_FILE}")
 
     def _print(self, line: str) -> None:
