@@ -78,6 +78,9 @@ def _recomputed_activation(
     """
     normalized = norm(x)
     node: Any = normalized.grad_fn
+    if not hasattr(node, "_saved_result2"):  # a backend whose batch norm keeps its statistics elsewhere
+        normalized = act(normalized)
+        return normalized if affine is None else affine(normalized)
     # The forward pass's statistics are kept: computing them again would take longer than everything else here.
     held, mean, inverse_deviation = x.detach(), node._saved_result1, node._saved_result2
     scale, bias = (norm.weight * inverse_deviation).detach(), norm.bias.detach()

@@ -455,7 +455,7 @@ def test_a_given_teacher_comes_before_the_settings() -> None:
     wrapped = build_teacher(settings, cpu, patches)
     assert wrapped is not None
     assert (wrapped.name, wrapped.dtype) == ("patches", torch.bfloat16)
-    with pytest.raises(ConfigError, match="a network comes with its own"):
+    with pytest.raises(ConfigError, match="a network has its own"):
         build_teacher(DistillationConfig(teacher="nothing", teacher_block=3), cpu, patches)
     assert build_teacher(DistillationConfig(teacher="nothing", mode="off"), cpu, built) is None
     assert build_teacher(DistillationConfig(), cpu) is None

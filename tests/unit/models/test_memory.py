@@ -233,3 +233,15 @@ def test_without_gradients_statistics_move_all_the_same() -> None:
     with torch.no_grad():
         assert_same(block(x), plain(x), rounding=ROUNDING)
     assert_same(block.state_dict(), plain.state_dict(), rounding=ROUNDING)
+
+
+def test_a_batch_norm_that_keeps_its_statistics_elsewhere_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Backbone("hgnetv2_b0", (0,)).body.stages_0.blocks[0].layers[0]
+    block = recomputing(plain)
+    forward = nn.BatchNorm2d.forward
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda norm, x: forward(norm, x) * 1.0)
+    x = torch.randn(2, block.conv.in_channels, 6, 6)
+    output, expected = block(x), plain(x)
+    output.sum().backward()
+    expected.sum().backward()
+    assert_same_result(block, plain, output, expected)
