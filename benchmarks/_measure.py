@@ -1,7 +1,7 @@
-"""What the benchmarks share: timing in turn, profiles, the memory of a fresh process, and writing results down.
+"""What the benchmarks share: interleaved timing, profiles, the memory of a fresh process, and result files.
 
-Every result is a ratio, ours divided by what it is compared with, and the smaller the better. Start-up times are
-compared with one second.
+Every result is a ratio, our time divided by the reference's, so smaller is better. Start-up times are divided by one
+second.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Timing(NamedTuple):
 
     @property
     def summary(self) -> dict[str, float]:
-        """For a results file."""
+        """The timing as written to a results file."""
         return {**{key: float(f"{value:.5g}") for key, value in self._asdict().items()}, "repeats": self.repeats}
 
 
 def in_turn(works: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
-    """Time A B A B …, so that a machine that slows down slows them all; the first `warmup` rounds do not count."""
+    """Time A B A B …, so that a slower machine slows all alike; the first `warmup` rounds do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(warmup + repeats):
         for name, work in works.items():
@@ -68,10 +68,10 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int, warmup: int
 
 
 class Side:
-    """One side of a comparison in a process of its own, so that how it sets up its process stays its own affair.
+    """One side of a comparison, in its own process, so that its process-wide settings do not affect the other.
 
     Args:
-        arguments: of a script that calls `serve`.
+        arguments: command line of a script that calls `serve`.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -100,7 +100,7 @@ class Side:
 
 
 def serve(work: Callable[[], object], facts: Mapping[str, Any]) -> None:
-    """The other end of `Side`: tell facts, then work once for each line that comes in."""
+    """Run the other end of `Side`: print the facts, then work once for each line read."""
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
         work()
@@ -108,7 +108,7 @@ def serve(work: Callable[[], object], facts: Mapping[str, Any]) -> None:
 
 
 def operator_shares(work: Callable[[], object], top: int = 10) -> dict[str, float]:
-    """The torch operators that `work` spends the most of its operators' CPU time in, as shares of that time."""
+    """Return the torch operators with the most CPU time in `work`, as shares of all operators' time."""
     import torch
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
@@ -119,7 +119,7 @@ def operator_shares(work: Callable[[], object], top: int = 10) -> dict[str, floa
 
 
 def function_shares(work: Callable[[], object], top: int = 10) -> dict[str, float]:
-    """The Python and C functions that `work` spends the most time in, as shares of the whole."""
+    """Return the Python and C functions with the most time in `work`, as shares of the total."""
     profiler = cProfile.Profile()
     profiler.runcall(work)
     times: dict[str, float] = {}
@@ -136,16 +136,16 @@ def _largest(times: Mapping[str, float], top: int) -> dict[str, float]:
 
 
 def peak_memory(arguments: Sequence[str]) -> dict[str, float]:
-    """Run a script in a process of its own, which prints a JSON object in its last line."""
+    """Run a script in its own process, and parse the JSON object that it prints last."""
     done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def resident_mib() -> float:
-    """The largest resident memory of this process so far, in MiB."""
+    """Return the peak resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Not `getrusage`: on Linux a new process starts with the maximum of the one that started it.
+        # Not `getrusage`: on Linux a new process inherits the maximum of its parent.
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
     import resource
@@ -154,9 +154,9 @@ def resident_mib() -> float:
 
 
 def arguments(description: str | None, repeats: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """Make a parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, and writes nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: only show that it runs; write nothing")
     parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of summary.json (default: %(default)s)")
     return parser
@@ -167,21 +167,21 @@ class Results:
 
     Args:
         script: name of the script, without ".py".
-        args: from `arguments`.
+        args: parsed by `arguments`.
     """
 
     def __init__(self, script: str, args: argparse.Namespace) -> None:
         self._script = script
         self._is_quick: bool = args.quick
         self._folder: Path = args.results
-        words = ["--results", str(args.results)]  # where a result was written says nothing about it
+        words = ["--results", str(args.results)]  # where a result was written is irrelevant to it
         given = " ".join(sys.argv[1:]).replace(" ".join(words), "").split()
         self._command = " ".join(["python", f"benchmarks/{script}.py", *given])
         self._entries: list[dict[str, Any]] = []
         self._details: dict[str, Any] = {"environment": environment(), "measured": {}, "notes": {}}
 
     def add(self, name: str, ratio: float, target: float, **measured: Any) -> None:
-        """One result, with what it was computed from."""
+        """Add a result, with the values it was computed from."""
         met = ratio <= target
         entry = {
             "name": name,
@@ -199,12 +199,12 @@ class Results:
         print(f"{name}: {ratio:.3g} (target {target}, {verdict}) {json.dumps(values)}", flush=True)
 
     def note(self, **facts: Any) -> None:
-        """Something else that a reader needs: parameter counts, FLOP/s, profiles."""
+        """Add other facts for readers: parameter counts, FLOP/s, profiles."""
         self._details["notes"].update(facts)
         print(json.dumps(facts), flush=True)
 
     def save(self) -> None:
-        """Write `<script>.json`, and the entries of `summary.json` in place of older ones of the same name."""
+        """Write `<script>.json`, and replace the entries of the same names in `summary.json`."""
         if self._is_quick:
             print("quick: nothing written")
             return
@@ -221,7 +221,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a timing depends on besides the code. The load, of one minute, tells whether anyone else was at work."""
+    """Describe what a timing depends on besides the code; the one-minute load shows whether the machine was busy."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -249,7 +249,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit that was measured, with "+" where the code has changed since."""
+    """Return the measured commit, with "+" if the code has changed since."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(BENCHMARKS.parent), *words], stdout=subprocess.PIPE, text=True)

@@ -1,7 +1,7 @@
-"""The augmentation of RT-DETRv4's training as it is usually written: PIL images through torchvision.transforms.v2.
+"""RT-DETRv4's training augmentation as it is usually written: PIL images through torchvision.transforms.v2.
 
-What is drawn, and with which probability, is what `rtdetrv4.data` draws; the arithmetic is torchvision's. Both end with
-uint8 3×H×W, because the way to float32 belongs to the device.
+The random choices and their probabilities are those of `rtdetrv4.data`; the arithmetic is torchvision's. Both end with
+uint8 3×H×W, because the device converts to float32.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Labeled(NamedTuple):
 
 
 class TorchvisionPipeline:
-    """Samples of one size.
+    """A data set whose samples have one size.
 
     Args:
-        images: what to read.
+        images: the images to read.
         image_size: (H, W) of the samples.
-        stage: probabilities, and how far mosaics turn, move and scale.
+        stage: probabilities, and the ranges of rotation, translation and scale of mosaics.
     """
 
     def __init__(self, images: Sequence[Labeled], image_size: tuple[int, int], stage: Augmentation) -> None:
@@ -62,7 +62,7 @@ class TorchvisionPipeline:
         )
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        """The image, 3×H×W uint8, and its boxes, cxcywh in [0, 1], with labels."""
+        """Return the image, 3×H×W uint8, and its boxes, cxcywh in [0, 1], with labels."""
         if random.random() < self.stage.mosaic:
             image, target = self.recolor(*self._mosaic(index))
         else:

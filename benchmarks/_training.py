@@ -1,4 +1,4 @@
-"""A training step, of an S model unless another is named, as the training loop takes it but for its bookkeeping."""
+"""A training step, by default of an S model, as in the training loop but without its bookkeeping."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-4, 1e-4, 0.1
 
 
 class TrainingBatch(NamedTuple):
-    """What a step is given."""
+    """The input of a step."""
 
     images: Tensor
     """B×3×H×W in [0, 1]."""
@@ -33,7 +33,7 @@ class TrainingBatch(NamedTuple):
 
 
 def make_batch(batch: int, size: int, device: torch.device, num_boxes: int = NUM_BOXES) -> TrainingBatch:
-    """Random images with random boxes; no time depends on what they show."""
+    """Make random images with random boxes; their content does not affect timing."""
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size)
     targets = []
@@ -46,7 +46,7 @@ def make_batch(batch: int, size: int, device: torch.device, num_boxes: int = NUM
 
 
 def make_detector(device: torch.device, model: str = MODEL) -> DetectionModel:
-    """Ours, with random weights, arranged as training arranges it."""
+    """Make our detector, with random weights, in the memory format used in training."""
     torch.manual_seed(0)
     detector = create_model(model, NUM_CLASSES, num_queries=NUM_QUERIES, num_denoising=NUM_DENOISING).to(device)
     recompute_activations(detector)
@@ -60,7 +60,7 @@ def our_step(
     modulation: Modulation | None = None,
     model: str = MODEL,
 ) -> Callable[[], float]:
-    """Forward, losses, backward, clipping, AdamW; with a `teacher_map` also DSI and GAM."""
+    """Make a step: forward, losses, backward, clipping, AdamW; with a `teacher_map` also DSI and GAM."""
     recipe = load_recipe(model)
     criterion, weights = build_criterion(recipe.loss, find_variant(model)), loss_weights(recipe.loss)
     optimizer = adamw(parameter_groups(student, lr=LEARNING_RATE, backbone_lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY))
@@ -86,5 +86,5 @@ def our_step(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers are trained."""
+    """Count trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -2,10 +2,10 @@
 
     python benchmarks/augmentation.py
 
-Reading, decoding and augmenting 640×480 JPEG files of about the weight and the number of boxes that COCO has, to
-640×640, in the two stages of training that augment: with mosaics for half of the samples, and without. Every library is
-held to one thread. The peer is `_torchvision_pipeline.py`; the boxes that are left per sample, which are written down
-for both, show that they do the same.
+Reads, decodes and augments 640×480 JPEG files, with about the file size and number of boxes of COCO's, to 640×640, in
+the two training stages with augmentation: with mosaics for half of the samples, and without. Every library uses one
+thread. The reference is `_torchvision_pipeline.py`; the number of boxes left per sample, recorded for both, shows that
+they do the same.
 
 Expected: 1 to 2 minutes.
 """
@@ -36,7 +36,7 @@ STAGES = {"mosaic stage": WITHOUT_MOSAIC._replace(mosaic=0.5), "no-mosaic stage"
 
 
 def write_photos(folder: Path, count: int) -> list[Record]:
-    """JPEG files with detail at every scale, as photos have, and 1 to 14 boxes each."""
+    """Write JPEG files with detail at every scale, like photos, and with 1 to 14 boxes each."""
     records = []
     for index in range(count):
         rng = np.random.default_rng(index)
@@ -67,7 +67,7 @@ def write_photos(folder: Path, count: int) -> list[Record]:
 def our_samples(
     folder: Path, records: list[Record], stage: Augmentation, boxes_per_sample: list[float]
 ) -> Callable[[], None]:
-    """A pass over all images, drawn anew each time; notes down how many boxes were left."""
+    """Return a pass over all images, with new random choices each time, that records how many boxes are left."""
     names = tuple(str(k) for k in range(NUM_CLASSES))
     split = Split(folder, records, ClassMap(names, tuple(range(NUM_CLASSES))), "", ())
     dataset = DetectionDataset(split, IMAGE_SIZE, stage)
@@ -89,7 +89,7 @@ def our_samples(
 def their_samples(
     folder: Path, records: list[Record], stage: Augmentation, boxes_per_sample: list[float]
 ) -> Callable[[], None]:
-    """The same with torchvision."""
+    """Return the same pass with torchvision."""
     images = [
         Labeled(folder / r.info.file_name, torch.from_numpy(r.boxes_xyxy_px), torch.from_numpy(r.labels))
         for r in records
@@ -108,7 +108,7 @@ def their_samples(
 
 
 def check(image: torch.Tensor, boxes: torch.Tensor | np.ndarray) -> None:
-    """Both sides yield the same kind of thing."""
+    """Check that both sides yield the same kind of sample."""
     assert image.shape == (3, *IMAGE_SIZE)
     assert image.dtype == torch.uint8
     assert boxes.shape[1:] == (4,)

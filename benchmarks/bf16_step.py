@@ -1,10 +1,10 @@
-"""What bfloat16 makes of a training step on this processor, the measurement behind `run.amp: auto` on CPUs.
+"""How bfloat16 changes the time of a training step on this processor, the basis of `run.amp: auto` on CPUs.
 
     python benchmarks/bf16_step.py
 
-Both sides train the same detector on the same batch, set up as `rtdetrv4 train` sets itself up, one with `amp: bf16`
-and one with `amp: off`. Whether bfloat16 pays depends on the instructions that the processor has for it, which are
-noted beside the times: AMX multiplies many times as fast as float32, AVX512-BF16 twice as fast at most.
+Both sides train the same detector on the same batch, configured like `rtdetrv4 train`, one with `amp: bf16` and one
+with `amp: off`. Whether bfloat16 pays off depends on the processor's instructions for it, which are recorded with the
+times: AMX multiplies many times as fast as float32, AVX512-BF16 at most twice as fast.
 
 Expected: 4 minutes on two cores.
 """

@@ -2,11 +2,11 @@
 
     python benchmarks/coco_evaluation.py
 
-Ours starts from tensors as the model returns them and ends with `Metrics`. pycocotools starts from the lists of dicts
-that it wants, whose making is not counted, and ends with `summarize`. All twelve numbers and every class's AP must
-agree to 1e-9, or the script fails.
+Ours starts from the tensors that the model returns and ends with `Metrics`. pycocotools starts from its lists of
+dicts, whose construction is not timed, and ends with `summarize`. All twelve numbers and every class's AP must agree to
+1e-9, or the script fails.
 
-Expected: 3 to 4 minutes, nearly all of it pycocotools.
+Expected: 3 to 4 minutes, nearly all of it in pycocotools.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Detected(NamedTuple):
 
 
 def make_truth(num_images: int) -> list[Record]:
-    """7 boxes per image on average, of all sizes, a few of them crowds."""
+    """Make 7 boxes per image on average, of all sizes, a few of them crowds."""
     rng = np.random.default_rng(0)
     records = []
     for index in range(num_images):
@@ -67,7 +67,7 @@ def make_truth(num_images: int) -> list[Record]:
 
 
 def detect(records: list[Record]) -> list[Detected]:
-    """Half of the detections lie near a true box, the nearer the higher the score; the rest lie anywhere."""
+    """Make detections: half near a true box, with higher scores the nearer they are, the rest anywhere."""
     rng = np.random.default_rng(1)
     batches = []
     for start in range(0, len(records), BATCH):
@@ -99,7 +99,7 @@ def _detect_one(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, n
 
 
 def our_metrics(records: list[Record], detections: list[Detected]) -> Metrics:
-    """From tensors to metrics."""
+    """Compute metrics from tensors."""
     evaluator = CocoEvaluator(records, CLASSES)
     for batch in detections:
         evaluator.update(batch.infos, batch.found)
@@ -107,7 +107,7 @@ def our_metrics(records: list[Record], detections: list[Detected]) -> Metrics:
 
 
 def their_evaluation(records: list[Record], detections: list[Detected]) -> Callable[[], COCOeval]:
-    """The same for pycocotools; its input is made here, once."""
+    """Return the same for pycocotools, whose input is made here, once."""
     evaluator = CocoEvaluator(records, CLASSES)
     for batch in detections:
         evaluator.update(batch.infos, batch.found)
@@ -149,7 +149,7 @@ def their_evaluation(records: list[Record], detections: list[Detected]) -> Calla
 
 
 def largest_difference(ours: Metrics, theirs: COCOeval) -> float:
-    """Over the twelve numbers and the AP of every class; NaN on our side is -1 on theirs."""
+    """Return the largest difference in the twelve numbers and class APs; our NaN is their -1."""
     precision = theirs.eval["precision"][:, :, :, 0, -1]
     their_values = list(theirs.stats)
     for k in range(NUM_CLASSES):
@@ -161,7 +161,7 @@ def largest_difference(ours: Metrics, theirs: COCOeval) -> float:
 
 
 def main() -> None:
-    """Compare, and check that both find the same."""
+    """Compare the times, and check that the results agree."""
     args = arguments(__doc__, repeats=3).parse_args()
     num_images, repeats = (60, 1) if args.quick else (5000, args.repeats)
     results = Results("coco_evaluation", args)

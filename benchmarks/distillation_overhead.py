@@ -1,9 +1,9 @@
-"""What DSI and GAM add to a training step of an S model, the teacher's forward left out.
+"""What DSI and GAM add to a training step of an S model, without the teacher's forward pass.
 
     python benchmarks/distillation_overhead.py
 
 Both steps train the same detector. One of them also projects F5, aligns it with a given teacher map (768 channels, as
-of a ViT-B), trains the projector, and measures AIFI's share of the gradient.
+from a ViT-B), trains the projector, and measures AIFI's share of the gradient.
 
 Expected: 2 minutes on two cores.
 """

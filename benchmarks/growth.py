@@ -1,9 +1,9 @@
-"""How the time of our training step grows with the batch, with boxes per image, and with the size of images.
+"""How the time of our training step grows with the batch size, the boxes per image and the image size.
 
     python benchmarks/growth.py
 
-One thing is varied at a time, the others stay at batch 4, 7 boxes and 640 pixels. There is no target and no reference:
-the picture shows whether anything grows faster than the work does. A dashed line is growth in proportion.
+One of them varies at a time; the others stay at batch 4, 7 boxes and 640 pixels. There is no target and no reference:
+the plot shows whether anything grows faster than the work. A dashed line marks proportional growth.
 
 Expected: 3 minutes on two cores.
 """
@@ -29,7 +29,7 @@ PICTURE = RESULTS.parent.parent / "docs" / "research" / "growth.png"
 
 
 def main() -> None:
-    """Time, and draw."""
+    """Time the steps, and plot the results."""
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     args = parser.parse_args()
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def draw(measured: dict[str, dict[int, Timing]]) -> None:
-    """A panel for each thing that is varied."""
+    """Draw a panel for each varied quantity."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, timings) in zip(figure.subplots(1, len(measured)), measured.items(), strict=True):

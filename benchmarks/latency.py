@@ -2,7 +2,7 @@
 
     python benchmarks/latency.py --models rtdetrv4-s --device cuda --dtype float16
 
-Weights are random, which changes no timing: the graph has no branch on values. Decoding a JPEG is left out.
+Weights are random, which does not affect timing: the graph does not branch on values. JPEG decoding is not included.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PHOTO_HW = (720, 1280)
 
 
 def milliseconds(work: Callable[[], Any], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median and 90th percentile of `repeats` runs, each waited for, after a warm-up."""
+    """Return median and 90th percentile of `repeats` synchronized runs, after a warm-up."""
     times = []
     for _ in range(repeats + max(repeats // 5, 3)):
         start = time.perf_counter()
@@ -42,7 +42,7 @@ def milliseconds(work: Callable[[], Any], device: torch.device, repeats: int) ->
 
 @torch.inference_mode()
 def measure(name: str, device: torch.device, dtype: torch.dtype, batch: int, size: int, repeats: int) -> dict[str, Any]:
-    """Latencies of one model in milliseconds per batch."""
+    """Measure the latencies of one model in milliseconds per batch."""
     model = fuse(create_model(name)).to(device, dtype)
     photos = [np.random.default_rng(0).integers(0, 256, (*PHOTO_HW, 3), dtype=np.uint8)] * batch
     sizes_hw = torch.tensor([PHOTO_HW] * batch, device=device)
@@ -68,7 +68,7 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, batch: int, siz
 
 
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """One bar per model, cut into the three steps."""
+    """Draw a bar per model, split into the three steps."""
     figure = Figure(figsize=(7, 1.5 + 0.4 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -84,7 +84,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Measure every model that is named, and write latency.json and latency.png."""
+    """Measure every named model, and write latency.json and latency.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["rtdetrv4-s", "rtdetrv4-m", "rtdetrv4-l", "rtdetrv4-x"])
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")

@@ -2,18 +2,18 @@
 
     python benchmarks/loss.py
 
-The heads are those of an S model: encoder selection, the plain head of the first layer, three decoder layers, all with
-denoising queries. Predictions look like those of a trained model, because the time of an assignment depends on them.
+The heads are those of an S model: query selection, the plain head of the first layer, three decoder layers, all with
+denoising queries. Predictions resemble those of a trained model, because the time of an assignment depends on them.
 
 Both compute VFL, L1, GIoU, FGL and DDF. First the terms that both define alike are compared, and must agree to 1e-4.
 transformers computes fewer of them, so the comparison is in its favor:
 - it pairs the class and box predictions of one head with the distributions of the next ("pre" with layer 0, layer 0
-  with layer 1), and so leaves out the last but one decoder layer, and the last one for denoising queries;
+  with layer 1), and so omits the second-to-last decoder layer, and the last one for denoising queries;
 - it has no FGL for the final layer, and no union of matches.
-Two faults of its earlier versions are gone in 5.23: the main loss no longer counts denoising queries, and auxiliary
-losses are there without denoising too. FGL and DDF are compared by handing its function the head that belongs to them.
+Two bugs of earlier versions are fixed in 5.23: the main loss no longer includes denoising queries, and auxiliary
+losses also exist without denoising. FGL and DDF are compared by giving its function the matching head.
 
-Expected: 3 to 5 minutes on two cores, nearly all of it transformers at batch 32.
+Expected: 3 to 5 minutes on two cores, nearly all of it in transformers at batch 32.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ SAME_HEADS = {
     "_dn_1": "_dn_0",
     "_dn_2": "_dn_1",
 }
-"""Heads by transformers' names → by ours."""
+"""transformers' suffixes of heads → ours."""
 
 
 class Predictions(NamedTuple):
-    """What the heads have predicted, before any stacking; N denoising queries stand before Q others."""
+    """The predictions of the heads, not stacked; N denoising queries precede Q others."""
 
     logits: tuple[Tensor, ...]
-    """Of "pre" and each layer, B×(N+Q)×K."""
+    """From "pre" and each layer, B×(N+Q)×K."""
     boxes: tuple[Tensor, ...]
     """The same, B×(N+Q)×4."""
     corners: tuple[Tensor, ...]
-    """Of each layer, B×(N+Q)×4×R."""
+    """From each layer, B×(N+Q)×4×R."""
     reference: Tensor
     """B×(N+Q)×4."""
     encoder_logits: Tensor
@@ -68,7 +68,7 @@ class Predictions(NamedTuple):
 
     @property
     def leaves(self) -> list[Tensor]:
-        """Everything that gets a gradient."""
+        """All tensors that get a gradient."""
         return [*self.logits, *self.boxes, *self.corners, self.encoder_logits, self.encoder_boxes]
 
     @property
@@ -78,7 +78,7 @@ class Predictions(NamedTuple):
 
 
 def predict(batch: int, num_boxes: int, num_queries: int, device: torch.device) -> Predictions:
-    """Predictions for random targets, later heads closer to them: query q looks at box q modulo the number of boxes."""
+    """Make predictions for random targets, closer in later heads: query q looks at box q modulo their number."""
     torch.manual_seed(0)
     targets = []
     for _ in range(batch):
@@ -117,7 +117,7 @@ def predict(batch: int, num_boxes: int, num_queries: int, device: torch.device) 
 
 
 def our_output(made: Predictions) -> DetectorOutput:
-    """As `DetectionModel` hands it to the criterion."""
+    """Return the predictions as `DetectionModel` passes them to the criterion."""
     logits, boxes, corners = torch.stack(made.logits[1:]), torch.stack(made.boxes[1:]), torch.stack(made.corners)
 
     def part(keep: slice) -> HeadOutput:
@@ -137,18 +137,18 @@ def our_output(made: Predictions) -> DetectorOutput:
 
 
 def our_loss(made: Predictions) -> Callable[[], Tensor]:
-    """The loss of an S model with D-FINE's classification term."""
+    """Build the loss of an S model with D-FINE's classification term."""
     criterion = make_criterion(union_matching=True)
     return lambda: weighted_sum(criterion(our_output(made), made.targets), WEIGHTS)
 
 
 def make_criterion(*, union_matching: bool) -> Criterion:
-    """Ours, with the terms that transformers has."""
+    """Return our loss, with the terms that transformers has."""
     return Criterion(HungarianMatcher(), classification="vfl", gamma=2.0, union_matching=union_matching)
 
 
 def their_terms(made: Predictions) -> Callable[[], tuple[Tensor, dict[str, Tensor]]]:
-    """The loss of transformers and its weighted terms, called as its model calls it."""
+    """Return transformers' loss and its weighted terms, called as its model does."""
     num_queries = made.encoder_logits.shape[1]
     config = DFineConfig(num_labels=NUM_CLASSES, num_queries=num_queries, decoder_layers=NUM_LAYERS)
     labels = their_labels(made)
@@ -179,12 +179,12 @@ def their_terms(made: Predictions) -> Callable[[], tuple[Tensor, dict[str, Tenso
 
 
 def their_labels(made: Predictions) -> list[dict[str, Tensor]]:
-    """The targets as transformers takes them."""
+    """Return the targets in transformers' format."""
     return [{"class_labels": labels, "boxes": boxes} for labels, boxes in made.targets.split()]
 
 
 def step(made: Predictions, loss: Callable[[], Tensor]) -> Callable[[], float]:
-    """Forward and backward; reading the loss waits for the device."""
+    """Return forward and backward; reading the loss synchronizes the device."""
 
     def work() -> float:
         for leaf in made.leaves:
@@ -197,7 +197,7 @@ def step(made: Predictions, loss: Callable[[], Tensor]) -> Callable[[], float]:
 
 
 def check_agreement(made: Predictions) -> int:
-    """Raise unless the terms that both define alike agree; returns how many these are."""
+    """Raise unless the terms that both define alike agree, and return their number."""
     output = our_output(made)
     ours = make_criterion(union_matching=False)(output, made.targets)
     _, theirs = their_terms(made)()
@@ -213,7 +213,7 @@ def check_agreement(made: Predictions) -> int:
 
 
 def _local_pairs(made: Predictions, output: DetectorOutput) -> dict[str, tuple[Tensor, Tensor]]:
-    """FGL and DDF by both, with transformers' function given our matches and the predictions of one and the same head.
+    """Compute FGL and DDF by both, giving transformers' function our matches and one head's predictions.
 
     DDF of denoising queries is left out: it mixes matched and unmatched queries in the proportion of the ordinary
     queries, as the released code does; transformers takes that of the denoising queries.
@@ -257,7 +257,7 @@ def main() -> None:
     results.note(device=str(args.device), terms_that_agree=check_agreement(predict(2, 5, 40, torch.device("cpu"))))
     for num_boxes in counts:
         seconds, works = {}, {}
-        # Each size by itself: after seconds of the large one, the small one finds cold caches. It takes more rounds.
+        # Each size separately: the large one would leave cold caches for the small one, which gets more rounds.
         for batch, rounds in ((small, SMALL_ROUNDS * repeats), (large, repeats)):
             made = predict(batch, num_boxes, num_queries, args.device)
             terms = their_terms(made)

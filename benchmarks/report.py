@@ -1,4 +1,4 @@
-"""Write benchmarks/results/ into docs/benchmarks.md, and profiles of missed targets into docs/research/profiles.md.
+"""Write benchmarks/results/ to docs/benchmarks.md, and profiles of missed targets to docs/research/profiles.md.
 
     python benchmarks/report.py
 
@@ -23,7 +23,7 @@ PICTURE = "benchmarks.png"
 
 
 def draw(summary: list[dict[str, Any]], path: Path) -> None:
-    """One row per result: a dot for the ratio, a bar for the target it must not pass."""
+    """Draw a row per result: a dot for the ratio, a bar for the target it must not exceed."""
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(summary)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -49,7 +49,7 @@ def draw(summary: list[dict[str, Any]], path: Path) -> None:
 
 
 def results_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any]]) -> str:
-    """Markdown: the picture, the machine and the table."""
+    """Return Markdown with the plot, the machine and the table."""
     lines = [f"![Ratios and targets]({PICTURE})", ""]
     lines += [f"- {scripts}: {machine}" for machine, scripts in _machines(details).items()]
     lines += ["", "| what | ratio | target | | measured | commit, date |", "|---|---|---|---|---|---|"]
@@ -68,7 +68,7 @@ def results_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any
 
 
 def profiles_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any]]) -> str:
-    """Markdown: the profiles of scripts with a missed target."""
+    """Return Markdown with the profiles of scripts that missed a target."""
     lines: list[str] = []
     for script in sorted({_script(entry) for entry in summary if not entry["met"]} & set(details)):
         lines += [f"`benchmarks/{script}.py`", ""]
@@ -77,7 +77,7 @@ def profiles_part(summary: list[dict[str, Any]], details: dict[str, dict[str, An
 
 
 def insert(page: Path, part: str) -> None:
-    """Replace what stands between the two markers of `page`."""
+    """Replace the text between the two markers of `page`."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n\n{part}\n\n{END}{after}", encoding="utf-8")
@@ -88,7 +88,7 @@ def _script(entry: dict[str, Any]) -> str:
 
 
 def _machines(details: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Machine → the scripts that ran on it."""
+    """Map each machine to the scripts that ran on it."""
     machines: dict[str, list[str]] = {}
     for script, content in details.items():
         env = content["environment"]
@@ -105,7 +105,7 @@ def _label(name: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """Timings as "median (least to most) s", shares in percent, anything else as it is."""
+    """Format timings as "median (least to most) s", shares in percent, and other values unchanged."""
     if isinstance(value, dict) and {"median", "least", "most"} <= value.keys():
         return f"{value['median']:.3g} s ({value['least']:.3g} to {value['most']:.3g})"
     if isinstance(value, dict) and all(isinstance(v, float) and v <= 1 for v in value.values()):
@@ -116,7 +116,7 @@ def _value(value: Any) -> str:
 
 
 def main() -> None:
-    """Read, draw and write."""
+    """Read the results, draw the plot and write the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="nothing: quick runs leave nothing to report")
     parser.add_argument("--results", type=Path, default=RESULTS)

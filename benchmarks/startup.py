@@ -2,8 +2,7 @@
 
     python benchmarks/startup.py
 
-An empty Python program is timed beside them. Files are in the system's cache after the first round, which does not
-count.
+An empty Python program is timed as well. The first round, which warms the file cache, does not count.
 
 Expected: under half a minute.
 """
@@ -27,19 +26,19 @@ TARGETS = {"import rtdetrv4": 0.3, "rtdetrv4 --help": 0.6}
 
 
 def run(command: list[str]) -> str:
-    """What the command writes to stderr."""
+    """Run a command, and return what it writes to stderr."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def import_times(command: list[str], top: int = 10) -> dict[str, float]:
-    """The modules that take the most milliseconds of their own to import."""
+    """Return the modules with the longest import times of their own, in milliseconds."""
     lines = re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", run([sys.executable, "-X", "importtime", *command]))
     ordered = sorted(((int(own) / 1000, name) for own, name in lines), reverse=True)[:top]
     return {name: own for own, name in ordered}
 
 
 def main() -> None:
-    """Time both."""
+    """Time the commands."""
     args = arguments(__doc__, repeats=15).parse_args()
     results = Results("startup", args)
     works = {name: lambda command=command: run(command) for name, command in COMMANDS.items()}

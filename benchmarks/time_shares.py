@@ -1,16 +1,16 @@
-"""Where the time of a training step goes: before the work on speed, now, and in transformers.
+"""Where the time of a training step goes: before optimization, now, and in transformers.
 
     python benchmarks/time_shares.py
 
-A step of RT-DETRv4-S at 640×640, batch 4, phase by phase: data (the batch is read, augmented and packed on one core, in
-line, where training has workers for it), the teacher's forward with DSI's loss, the student's forward, matching and
-losses, backward, and the optimizer with clipping, GAM and EMA. The peer is transformers' D-FINE-S with torchvision's
-transforms; it has no teacher. "Before" is another checkout of this package:
+A step of RT-DETRv4-S at 640×640, batch 4, phase by phase: data (the batch is read, augmented and collated on one core,
+in the main process, whereas training has workers for it), the teacher's forward with DSI's loss, the student's forward,
+matching and losses, backward, and the optimizer with clipping, GAM and EMA. The reference is transformers' D-FINE-S
+with torchvision's transforms; it has no teacher. "Before" is another checkout of this package:
 
     git worktree add ../before 3e207c7
     python benchmarks/time_shares.py --before ../before
 
-Sides run in processes of their own, a few steps each, twice in turn; shown are medians. There is no target.
+Each side runs in its own process, a few steps at a time, twice in turn; medians are shown. There is no target.
 
 Expected: 5 minutes on two cores.
 """
@@ -55,14 +55,14 @@ seconds: defaultdict[str, list[float]] = defaultdict(list)
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Time what runs inside."""
+    """Time the body of the `with` statement."""
     start = time.perf_counter()
     yield
     seconds[name].append(time.perf_counter() - start)
 
 
 def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[], None]:
-    """What the loop does; `before` as it was set up then."""
+    """Take steps as the training loop does; `before`: as it was configured then."""
     from rtdetrv4.assembly import create_model
     from rtdetrv4.assembly.models import find_variant
     from rtdetrv4.assembly.training import build_criterion, loss_weights
@@ -121,7 +121,7 @@ def our_step(folder: Path, batch: int, size: int, *, before: bool) -> Callable[[
 
 
 def their_step(folder: Path, batch: int, size: int) -> Callable[[], None]:
-    """The same for transformers, without a teacher."""
+    """Take the same steps with transformers, without a teacher."""
     from _torchvision_pipeline import TorchvisionPipeline
     from training_step import make_theirs
 
@@ -165,7 +165,7 @@ def their_step(folder: Path, batch: int, size: int) -> Callable[[], None]:
 
 
 def work_for(side: str, args: argparse.Namespace) -> None:
-    """Be one of the sides; print seconds by phase, the first step left out."""
+    """Run as one of the sides, and print seconds by phase, without the first step."""
     with tempfile.TemporaryDirectory() as name:
         batch, size = (2, 128) if args.quick else (args.batch, 640)
         folder = Path(name)
@@ -179,7 +179,7 @@ def work_for(side: str, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure the sides in turn, and draw."""
+    """Measure the sides in turn, and plot the results."""
     parser = arguments(__doc__, repeats=5)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--before", type=Path, help="another checkout of this package")
@@ -214,7 +214,7 @@ def main() -> None:
 
 
 def draw(medians: dict[str, dict[str, float]]) -> None:
-    """A bar for each side, the time of a step cut into phases."""
+    """Draw a bar per side, with the time of a step split into phases."""
     figure = Figure(figsize=(10, 1.2 + 0.7 * len(medians)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -7,15 +7,15 @@ its own HGNetV2-B0; batch norms are trained on both sides, and both must have th
 forward, losses, backward, clipping and AdamW, with the same images, boxes, number of queries and of denoising queries.
 transformers supervises fewer heads, see loss.py.
 
-Each side has a process of its own, and they work in turn. Ours is set up as `rtdetrv4 train` sets itself up: maps are
-channels-last, and on a CPU the C library keeps freed memory. The last is one call that anyone could make, and a part
-of what is gained; so transformers is also timed with it, as a note beside the result.
+Each side has its own process, and they work in turn. Ours is configured like `rtdetrv4 train`: feature maps are
+channels-last, and on a CPU the C library keeps freed memory. The latter is one call that anyone could make, and
+accounts for part of the gain, so transformers is also timed with it, as a note beside the result.
 
-Peak memory is the largest resident size of a process that does nothing but two steps, with the libraries of both sides
-imported on both sides; on a GPU, what torch has allocated at most. It counts the larger of two runs.
+Peak memory is the largest resident size of a process that only takes two steps, with the libraries of both sides
+imported on both sides; on a GPU, the most memory that torch allocated. The larger of two runs counts.
 
-Beside the times: floating point operations of convolutions and matrix products per step (attention and sampling are
-not counted), and the FLOP/s that this makes, against those of a plain matrix product in the same run.
+Also recorded: floating-point operations of convolutions and matrix products per step (attention and sampling are not
+counted), and the resulting FLOP/s, compared with those of a plain matrix product in the same run.
 
 Expected: 6 to 8 minutes on two cores.
 """
@@ -56,7 +56,7 @@ MATRIX_SIDE = 2048
 
 
 def make_theirs(device: torch.device) -> DFineForObjectDetection:
-    """D-FINE-S as published, from transformers' own code, with random weights."""
+    """Build D-FINE-S as published, from transformers' own code, with random weights."""
     backbone = HGNetV2Config(
         hidden_sizes=[64, 256, 512, 1024],  # D-FINE reads the channels of the pyramid here
         stem_channels=[3, 16, 16],
@@ -85,7 +85,7 @@ def make_theirs(device: torch.device) -> DFineForObjectDetection:
 
 
 def their_step(model: DFineForObjectDetection, batch: TrainingBatch) -> Callable[[], float]:
-    """The same step as `our_step`."""
+    """Make the same step as `our_step`."""
     labels = [{"class_labels": labels, "boxes": boxes} for labels, boxes in batch.targets.split()]
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -103,7 +103,7 @@ def their_step(model: DFineForObjectDetection, batch: TrainingBatch) -> Callable
 
 
 def make_step(side: str, batch: TrainingBatch) -> tuple[nn.Module, Callable[[], float]]:
-    """The model of a side, and its step."""
+    """Return the model of a side, and its step."""
     if side == "ours":
         student = DistillationStudent(make_detector(batch.images.device))
         return student, our_step(student, batch)
@@ -112,13 +112,13 @@ def make_step(side: str, batch: TrainingBatch) -> tuple[nn.Module, Callable[[], 
 
 
 def set_up(side: str, device: torch.device) -> None:
-    """What a process does before it trains."""
+    """Configure the process before it trains."""
     if side in ("ours", "transformers, memory kept") and device.type == "cpu":
         keep_freed_memory()
 
 
 def report_memory(side: str, args: argparse.Namespace) -> None:
-    """Two steps, because the optimizer's state comes with the first; for `peak_memory`."""
+    """Take two steps, because the first creates the optimizer's state; for `peak_memory`."""
     is_cuda = args.device.type == "cuda"
     set_up(side, args.device)
     _, step = make_step(side, make_batch(args.batch, args.size, args.device))
@@ -130,13 +130,13 @@ def report_memory(side: str, args: argparse.Namespace) -> None:
 
 
 def measure_memory(side: str, batch: int, size: int, device: torch.device, runs: int) -> dict[str, float]:
-    """The larger of `runs` processes."""
+    """Return the peak memory of a side, the largest over `runs` processes."""
     words = ["--memory-of", side, "--batch", str(batch), "--size", str(size), "--device", str(device)]
     return max((peak_memory([str(Path(__file__)), *words]) for _ in range(runs)), key=lambda run: run["peak_mib"])
 
 
 def work_for(side: str, args: argparse.Namespace) -> None:
-    """Be one of the sides."""
+    """Run as one of the sides."""
     set_up(side, args.device)
     model, step = make_step(side, make_batch(args.batch, args.size, args.device))
     with FlopCounterMode(display=False) as counter:

@@ -62,12 +62,13 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
 def _what_the_teacher_did(log: Path, name: str) -> str:
     """Summarize the effect of DSI and GAM in one line, from the log of a run."""
     epochs = [record for record in read_log(log) if record["type"] == "epoch" and record["modulation"] is not None]
-    first, last = epochs[0], epochs[-1]
+    distances = [record["losses"]["distill"] for record in epochs]
+    weights = [record["distill_weight"] for record in epochs]
+    shares = [record["modulation"]["share"] for record in epochs]
     return (
-        f"What {name} did: L_DSI, its distance to the encoder's features, went from {first['losses']['distill']:.2f} "
-        f"to {last['losses']['distill']:.2f}; its weight λ from {first['distill_weight']:.2g} to "
-        f"{last['distill_weight']:.2g}; AIFI received {last['modulation']['share']:.1f} % of the gradient. "
-        "The exported model contains nothing of it."
+        f"What {name} did: L_DSI, its distance to the encoder's features, went from {distances[0]:.2f} to "
+        f"{distances[-1]:.2f}. GAM kept λ between {min(weights):.2g} and {max(weights):.2g}, and AIFI's share of the "
+        f"gradient between {min(shares):.1f} and {max(shares):.1f} %. The exported model contains nothing of it."
     )
 
 

@@ -25,7 +25,7 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
 )
 
-from rtdetrv4.errors import WeightsError
+from rtdetrv4.errors import WeightsError, first_line
 from rtdetrv4.weights.catalog import HUB_FILES, RELEASED, Dataset, HubFile
 from rtdetrv4.weights.transformers import CONFIG_FILE, TENSORS_FILE
 
@@ -127,7 +127,7 @@ def fetch_file(source: HubFile, revision: str | None = None) -> Path:
         except HfHubHTTPError as error:
             raise WeightsError(_refusal(source, error)) from error
         except Exception as error:  # as above
-            raise WeightsError(f"the download of {name} failed ({_first_line(error)}); try again") from error
+            raise WeightsError(f"the download of {name} failed ({first_line(error)}); try again") from error
     expected = source.sha256 or stated or _kept_hash(path)
     if expected and (found := file_sha256(path)) != expected:
         _discard(path)
@@ -228,7 +228,7 @@ def _client_logs_once() -> Iterator[None]:
 def _silence(error: BaseException) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
-    return f"{constants.ENDPOINT} does not answer ({_first_line(error)})"
+    return f"{constants.ENDPOINT} does not answer ({first_line(error)})"
 
 
 def _refusal(source: HubFile, error: HfHubHTTPError) -> str:
@@ -243,7 +243,7 @@ def _refusal(source: HubFile, error: HfHubHTTPError) -> str:
         )
     if status == 404:
         return f"{page} has no file {source.file}"
-    return f"{page} answers with an error ({_first_line(error)})"
+    return f"{page} answers with an error ({first_line(error)})"
 
 
 def _by_hand(model: str, dataset: Dataset, *, hub_has_it: bool) -> str:
@@ -262,7 +262,3 @@ def _by_hand(model: str, dataset: Dataset, *, hub_has_it: bool) -> str:
     if released is not None:
         return f"Download {released.url} and give the path of that file as weights."
     return "Give the path of a file as weights."
-
-
-def _first_line(error: BaseException) -> str:
-    return next(filter(None, str(error).splitlines()), type(error).__name__)
