@@ -18,7 +18,7 @@ from rtdetrv4.config import Recipe, load_recipe, override
 from rtdetrv4.config.schema import parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
-from rtdetrv4.run_folder import RunFolder
+from rtdetrv4.run_folder import RunFolder, log_findings
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
@@ -217,7 +217,7 @@ class Detector:
         if recipe.data.path is None:
             raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
-        splits = read_splits(recipe.data.path)
+        splits = read_splits(recipe.data.path, parts=("train", "val"), make_val=True)
         if splits.train is None:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
@@ -230,9 +230,7 @@ class Detector:
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
             folder.write_record(recipe, splits)
-            for name, part in splits._asdict().items():
-                for problem in () if part is None else part.problems:
-                    logger.warning("%s: %s", name, problem)
+            log_findings(splits)
             schedule = recipe.schedule
             advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
             if advice is not None and self.metadata is None and not resume:
@@ -296,7 +294,11 @@ class Detector:
         classes = self._known_classes("Nothing to evaluate")
         if split not in ("train", "val", "test"):
             raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
-        part: Split | None = getattr(read_splits(data, classes), split)
+        # The training images of a data set without a validation part are those that training leaves for training.
+        parts = ("train", "val") if split == "train" else (split,)
+        splits = read_splits(data, classes, parts, make_val=True)
+        log_findings(splits)
+        part: Split | None = getattr(splits, split)
         if part is None:
             raise DatasetError(f"{data} has no {split} part.")
         settings = {"imgsz": imgsz, "workers": workers}
