@@ -113,7 +113,7 @@ class Tree:
         for stem in (parts[-1], PurePosixPath(parts[-1]).stem):
             candidates = candidates or self._by_stem.get(spelling(stem), [])
         split = split_of("/".join(parts[:-1]))
-        allowed = {None, split} if split in self._splits else {None, *SPLIT_WORDS}
+        allowed = {None, split} if split and split in self._splits else {None, *SPLIT_WORDS}
         fitting = [file for file in candidates if suffix_of(file) in suffixes and split_of(_folder(file)) in allowed]
         if not fitting:
             return None
