@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 from rtdetrv4.data.formats import Split, read_splits
+from rtdetrv4.errors import DatasetError
+from rtdetrv4.types import ClassMap
 
 SIZE = (80, 40)
 """Width and height of every image."""
@@ -470,3 +474,240 @@ def test_every_layout_gives_the_same_boxes(tmp_path: Path, generator: Generator,
     else:
         assert splits.val is None
     assert splits.test is None
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    root.mkdir()
+    return root
+
+
+def test_of_two_readings_one_is_taken_and_the_other_told(root: Path) -> None:
+    yolo_usual(root)
+    write_text(root / "train.json", coco({"images/train/a.jpg": PARTS["val"]["c"]}))
+    splits = read_splits(root)
+    assert shown(splits.train) == expected("train")
+    assert splits.notes == (
+        "Data read as YOLO, described by data.yaml",
+        f"COCO (train.json) is there as well; to use that instead, give {root / 'train.json'} as data",
+    )
+    assert shown(read_splits(root / "train.json").train) == {"a": [("dog", [0, 0, 80, 40])]}
+
+
+def test_a_damaged_description_is_told(root: Path) -> None:
+    yolo_usual(root)
+    write_text(root / "data.yaml", "train: images/train\nnames: [cat, dog\n")
+    write_text(root / "classes.txt", "cat\ndog\n")
+    splits = read_splits(root)
+    assert shown(splits.train) == expected("train")
+    assert "data.yaml is not valid YAML" in splits.notes[1]
+    write_yolo(root / "other", "images", "texts", TRAIN_ONLY)
+    write_text(root / "other" / "data.yaml", "train: images\nnames: [cat, dog\n")
+    with pytest.raises(DatasetError, match=r"data\.yaml is not valid YAML"):
+        read_splits(root / "other")
+
+
+@pytest.mark.parametrize("yaml", [None, "train: images/train\nval: images/val\n", "nc: 2\ntrain: images/train\n"])
+def test_classes_without_names_are_numbered(root: Path, yaml: str | None) -> None:
+    write_yolo(root, "images/{split}", "labels/{split}")
+    if yaml:
+        write_text(root / "data.yaml", yaml)
+    splits = read_splits(root)
+    assert splits.train is not None
+    assert splits.train.classes.names == ("0", "1")
+    assert [label for _, boxes in sorted(shown(splits.train).items()) for label, _ in boxes] == ["0", "1", "0"]
+    assert "no names, so their numbers are used, 0 to 1; write the names into" in splits.notes[1]
+
+
+def test_lists_of_names_that_contradict_each_other(root: Path) -> None:
+    yolo_without_yaml(root)
+    write_text(root / "labels" / "train" / "classes.txt", "dog\ncat\n")
+    with pytest.raises(DatasetError, match="number the classes differently"):
+        read_splits(root)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "unlabeled", "broken"])
+def test_a_test_part_is_no_reason_to_stop(root: Path, damage: str) -> None:
+    yolo_usual(root)
+    write_text(root / "data.yaml", f"train: images/train\nval: images/val\ntest: images/test\nnames: {list(NAMES)}\n")
+    if damage == "empty":
+        (root / "images" / "test").mkdir()
+    elif damage != "missing":
+        write_image(root / "images" / "test" / "t.jpg")
+    if damage == "broken":
+        write_text(root / "labels" / "test" / "t.txt", "9 a b c d\n")
+    splits = read_splits(root, parts=("train", "val"))
+    assert shown(splits.train) == expected("train")
+    assert splits.notes == ("Data read as YOLO, described by data.yaml",)
+    everything = read_splits(root)
+    assert everything.test is None
+    assert everything.notes[1].startswith("No test part: ")
+    if damage in {"unlabeled", "broken"}:
+        with pytest.raises(DatasetError, match=r"none of the 1 images|class 9 is not one of"):
+            read_splits(root, parts=("test",))
+    else:
+        assert read_splits(root, parts=("test",)).test is None
+
+
+def test_parts_that_are_not_needed_are_not_read(root: Path) -> None:
+    coco_of_roboflow(root)
+    classes = ClassMap(NAMES, (1, 2))
+    write_text(root / "train" / "_annotations.coco.json", '{"images": [], "annotations": [')
+    splits = read_splits(root, classes, ("val",))
+    assert shown(splits.val) == expected("val")
+    assert splits.train is None
+    assert "the training part is not: " in read_splits(root, parts=("val",)).notes[1]
+    with pytest.raises(DatasetError, match="not valid JSON"):
+        read_splits(root)
+
+
+def test_a_described_validation_part_that_is_absent_is_made(root: Path) -> None:
+    write_yolo(root, "images/{split}", "labels/{split}", TRAIN_ONLY)
+    write_text(root / "data.yaml", f"train: images/train\nval: images/val\nnames: {list(NAMES)}\n")
+    splits = read_splits(root, make_val=True)
+    assert sorted([*shown(splits.train), *shown(splits.val)]) == ["a", "b"]
+    assert splits.notes[1].startswith("No val part: ")
+    assert read_splits(root).val is None
+    only_val = read_splits(root, parts=("val",), make_val=True)
+    assert only_val.train is None
+    assert shown(only_val.val) == shown(splits.val)
+
+
+def test_a_description_does_not_take_another_part(root: Path) -> None:
+    """`valid/images` of another machine is not the `images` that lie here, even though the path ends like them."""
+    write_yolo(root, "images", "labels", TRAIN_ONLY)
+    write_text(root / "data.yaml", f"train: images\nval: /home/jo/set/valid/images\nnames: {list(NAMES)}\n")
+    splits = read_splits(root)
+    assert splits.val is None
+    assert "val" in splits.notes[1]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc", "labelme"])
+def test_names_in_another_unicode_form_or_case(root: Path, kind: str, form: Any) -> None:
+    stem, other = (unicodedata.normalize(each, "Früh (1) größe") for each in (form, "NFD" if form == "NFC" else "NFC"))
+    assert stem != other
+    boxes = PARTS["train"]["a"]
+    write_image(root / "images" / f"{stem}.JPG")
+    text = {
+        "coco": coco({f"{other}.jpg": boxes}),
+        "yolo": yolo(boxes),
+        "voc": voc(f"{other}.jpg", boxes),
+        "labelme": labelme(f"{other}.jpg", boxes),
+    }[kind]
+    suffix = {"coco": "json", "yolo": "txt", "voc": "XML", "labelme": "json"}[kind]
+    write_text(root / "labels" / f"{'train' if kind == 'coco' else other}.{suffix}", text)
+    write_text(root / "classes.txt", "cat\ndog\n")
+    train = read_splits(root).train
+    assert shown(train) == {stem: expected("train")["a"]}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def test_names_that_are_not_utf8(root: Path, kind: str) -> None:
+    stem = os.fsdecode("größe".encode("latin-1"))
+    boxes = PARTS["train"]["a"]
+    write_image(root / "images" / f"{stem}.jpg")
+    if kind == "coco":
+        write_text(root / "train.json", coco({"größe.jpg": boxes}))
+    elif kind == "yolo":
+        write_text(root / "labels" / f"{stem}.txt", yolo(boxes))
+        write_text(root / "classes.txt", "cat\ndog\n")
+    else:
+        write_text(root / "xmls" / "größe.xml", voc("größe.jpg", boxes))
+    train = read_splits(root).train
+    assert shown(train) == {stem: expected("train")["a"]}
+
+
+def test_annotations_cannot_lead_out_of_the_folder(root: Path) -> None:
+    for name in ("out.jpg", "other.jpg"):
+        write_image(root.parent / name)
+    for name in ("../out.jpg", str(root.parent / "out.jpg")):
+        write_text(root / "train.json", coco({name: PARTS["train"]["a"]}))
+        with pytest.raises(DatasetError, match="1 images and 1 are missing"):
+            read_splits(root)
+    (root / "mine").symlink_to(root.parent, target_is_directory=True)
+    write_text(root / "train.json", coco({"mine/out.jpg": PARTS["train"]["a"]}))
+    assert shown(read_splits(root).train) == {"out": expected("train")["a"]}
+
+
+def test_an_image_that_may_be_one_of_two(root: Path) -> None:
+    for folder in ("day", "night"):
+        write_image(root / folder / "a.jpg")
+    write_text(root / "all.json", coco({"/mnt/a.jpg": PARTS["train"]["a"]}))
+    with pytest.raises(DatasetError, match=r"/mnt/a\.jpg may be .*day/a\.jpg or .*night/a\.jpg; give them different"):
+        read_splits(root)
+    write_text(root / "all.json", coco({"/mnt/night/a.jpg": PARTS["train"]["a"]}))
+    train = read_splits(root).train
+    assert train is not None
+    assert train.records[0].info.file_name == "night/a.jpg"
+
+
+def test_a_name_means_its_own_part(root: Path) -> None:
+    for split in ("train", "val"):
+        write_image(root / split / "a.jpg")
+    write_text(root / "val.json", coco({"/mnt/val/a.jpg": PARTS["val"]["c"]}))
+    write_text(root / "train.json", coco({"a.jpg": PARTS["train"]["a"]}))
+    splits = read_splits(root)
+    for split in ("train", "val"):
+        part = splits.parts[split]
+        assert part.image_dir / part.records[0].info.file_name == root / split / "a.jpg"
+
+
+def test_a_few_missing_images_of_a_list_are_left_out(root: Path) -> None:
+    for index in range(20):
+        write_image(root / "images" / f"{index}.jpg")
+        write_text(root / "labels" / f"{index}.txt", yolo([(0, 8, 4, 40, 20)]))
+    lines = [f"images/{index}.jpg" for index in range(20)]
+    write_text(root / "train.txt", "\n".join([*lines, "images/gone.jpg"]))
+    write_text(root / "data.yaml", f"train: train.txt\nnames: {list(NAMES)}\n")
+    train = read_splits(root).train
+    assert train is not None
+    assert len(train.records) == 20
+    assert train.problems[0] == "1 image of train.txt left out: missing (first: images/gone.jpg)"
+    write_text(root / "train.txt", "\n".join([*lines[:10], "images/gone.jpg"]))
+    with pytest.raises(DatasetError, match=r"lists 11 images, and 1 of them are not below"):
+        read_splits(root)
+
+
+def test_voc_images_without_xml(root: Path) -> None:
+    voc_without_lists(root)
+    write_image(root / "images" / "empty.jpg")
+    train = read_splits(root).train
+    assert shown(train) == expected("train")
+    assert train is not None
+    assert train.problems == ("1 image left out: without an annotation file (first: images/empty.jpg)",)
+    write_text(root / "ImageSets" / "Main" / "train.txt", "a\nb\nempty\n")
+    train = read_splits(root).train
+    assert shown(train) == expected("train") | {"empty": []}
+    assert train is not None
+    assert train.problems[0].startswith("1 image listed without an XML file, taken as background (first: images/empty")
+
+
+def test_labelme_shapes(root: Path) -> None:
+    write_image(root / "a.jpg")
+    shapes = [
+        {"label": "cat", "shape_type": "circle", "points": [[20, 20], [23, 24]]},
+        {"label": "dog", "shape_type": "polygon", "points": [[1, 1], [9, 2], [5, 8]], "group_id": 1},
+        {"label": "dog", "shape_type": "rectangle", "points": [[30, 30], [20, 10]], "group_id": 1},
+        {"label": "cat", "shape_type": "rectangle", "points": [[30, 30], [20, 10]], "group_id": None},
+        {"label": "cat", "shape_type": "point", "points": [[3, 3]]},
+        {"label": "dog", "shape_type": "polygon", "points": [[1, 1], [9, "x"], [5, 8]]},
+    ]
+    write_text(root / "a.json", json.dumps({"shapes": shapes, "imagePath": "gone.png", "imageData": None}))
+    train = read_splits(root).train
+    assert shown(train) == {"a": [("cat", [15, 15, 25, 25]), ("dog", [1, 1, 30, 30]), ("cat", [20, 10, 30, 30])]}
+    assert train is not None
+    assert train.problems == (
+        "1 point or line left out: no area",
+        "1 image size read from the files: not in the annotations",
+        "1 box dropped: not four finite numbers (first: annotation a.json:6 of a.jpg)",
+    )
+
+
+def test_captions_are_no_boxes(root: Path) -> None:
+    write_image(root / "a.jpg")
+    write_text(root / "a.txt", "2 cats on a red mat\n")
+    with pytest.raises(DatasetError, match="holds no annotations that are known"):
+        read_splits(root)
