@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 
 from rtdetrv4.types import ClassMap, ImageInfo
 
+MAX_LEFT_OUT_SHARE = 0.05
+
+
+def too_many(num_left_out: int, num_images: int) -> bool:
+    """Whether images that are missing or unreadable are more than 5 %, or all; a single one is always tolerable."""
+    return num_left_out > max(1, MAX_LEFT_OUT_SHARE * num_images) or 0 < num_left_out == num_images
+
 
 class Record(NamedTuple):
     """One image and its n boxes; n may be 0."""

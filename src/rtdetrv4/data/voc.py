@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import numpy as np
 
-from rtdetrv4.data.document import Document, count_of
+from rtdetrv4.data.document import Document, count_of, some_of
+from rtdetrv4.data.records import too_many
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
@@ -68,17 +70,29 @@ def read_voc(files: Sequence[Path], root: Path) -> tuple[Document, Path]:
     Raises:
         DatasetError: a file is not a Pascal VOC annotation, or its image is missing.
     """
-    trees = [_parse(file) for file in files]
+    problems: list[str] = []
+    files, trees = _parse_all(files, problems)
     objects = [
         (index, number, each)
         for index, tree in enumerate(trees)
         for number, each in enumerate(tree.findall("object"), start=1)
     ]
-    classes = [(each.findtext("name") or "").strip() for _, _, each in objects]
-    if "" in classes:
-        index, number, _ = objects[classes.index("")]
-        raise DatasetError(f"{files[index]}: object {number} has no <name>")
+    named = [each for each in objects if _name(each[2])]
+    if len(named) < len(objects):
+        index, number, _ = next(each for each in objects if not _name(each[2]))
+        first = f"object {number} of {files[index]}"
+        if not named:
+            raise DatasetError(f"no object has a <name>, the first is {first}")
+        problems.append(f"{count_of(len(objects) - len(named), 'box', 'boxes')} dropped: no <name> (first: {first})")
+    objects = named
+    classes = [_name(each) for _, _, each in objects]
     names = sorted(set(classes))
+    number_of = {name: number for number, name in enumerate(names)}
+    corners = np.array([_corners(each) for _, _, each in objects], dtype=np.float64).reshape(-1, 2, 2)
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    swapped = int((corners[:, 0] > corners[:, 1]).any(axis=1).sum())
+    if swapped:
+        problems.append(f"{count_of(swapped, 'box', 'boxes')} turned round: a minimum was above its maximum")
     folder = next((place for name in ("JPEGImages", "images") if (place := root / name).is_dir()), files[0].parent)
     document = Document(
         path=files[0].parent,
@@ -89,19 +103,43 @@ def read_voc(files: Sequence[Path], root: Path) -> tuple[Document, Path]:
         parents=frozenset(),
         annotation_ids=[f"{files[index].name}:{number}" for index, number, _ in objects],
         image_index=np.array([index for index, _, _ in objects], dtype=np.int64),
-        category_ids=np.array([names.index(name) for name in classes], dtype=np.int64),
-        boxes_xywh_px=np.array([_box(each) for _, _, each in objects], dtype=np.float64).reshape(-1, 4),
+        category_ids=np.array([number_of[name] for name in classes], dtype=np.int64),
+        boxes_xywh_px=np.concatenate([low, high - low], axis=1),
         is_crowd=np.zeros(len(objects), dtype=np.bool_),
         areas=np.full(len(objects), math.nan),
         box_format=BOX_FORMAT,
+        problems=tuple(problems),
     )
     return document, folder
 
 
+def _parse_all(files: Sequence[Path], problems: list[str]) -> tuple[list[Path], list[ElementTree.Element]]:
+    """The files that can be parsed, with their content; a few others are left out."""
+    trees: dict[Path, ElementTree.Element] = {}
+    damaged: dict[Path, DatasetError] = {}
+    for file in files:
+        try:
+            trees[file] = _parse(file)
+        except DatasetError as error:
+            damaged[file] = error
+    if too_many(len(damaged), len(files)):
+        raise next(iter(damaged.values()))
+    if damaged:
+        problems.append(
+            f"{count_of(len(damaged), 'image', 'images')} left out: annotations cannot be read ({some_of(damaged)})"
+        )
+    return list(trees), list(trees.values())
+
+
 def _parse(file: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(file).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+        data = file.read_bytes()
+        declared = re.match(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)[^>]*\?>", data)
+        if declared is None or declared[1].lower().startswith((b"utf", b"iso", b"ascii")):
+            return ElementTree.fromstring(data)
+        # The parser knows no multi-byte encodings, such as the gb2312 of Chinese Windows.
+        return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise DatasetError(f"{file} is not a Pascal VOC annotation: {error}") from error
 
 
@@ -121,11 +159,12 @@ def _size_hw(tree: ElementTree.Element) -> tuple[int, int]:
     return (int(height), int(width)) if height >= 1 and width >= 1 else (0, 0)
 
 
-def _box(element: ElementTree.Element) -> tuple[float, float, float, float]:
-    left, top, right, bottom = (
-        _number(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-    )
-    return left, top, right - left, bottom - top
+def _name(element: ElementTree.Element) -> str:
+    return (element.findtext("name") or "").strip()
+
+
+def _corners(element: ElementTree.Element) -> tuple[float, ...]:
+    return tuple(_number(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
 
 
 def _number(text: str | None) -> float:

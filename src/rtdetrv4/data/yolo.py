@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rtdetrv4.data.decode import read_size
+from rtdetrv4.data.decode import read_size as _size_hw
 from rtdetrv4.data.document import Document, count_of, some_of
+from rtdetrv4.data.records import too_many
+from rtdetrv4.data.yolo_labels import BOX_FORMAT, keypoint_shape, read_label_files
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-BOX_FORMAT = (
-    'a line should be "class x y width height" with the center and the sides as fractions of the image size, 0 to 1'
-)
 
 
 def is_yolo(content: Mapping[str, Any]) -> bool:
@@ -48,7 +45,8 @@ def read_yolo(path: Path, content: Mapping[str, Any]) -> dict[str, tuple[Documen
     if not entries:
         raise DatasetError(f'{path} names no images; expected entries such as "train: images/train", "val: images/val"')
     root = _root(path, content)
-    return {split: _read_split(path, root, split, entry, names) for split, entry in entries.items()}
+    keypoints = keypoint_shape(path, content)
+    return {split: _read_split(path, root, split, entry, names, keypoints) for split, entry in entries.items()}
 
 
 def _names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
@@ -63,8 +61,6 @@ def _names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     }
     if not names or len(names) < len(listed) or min(names) < 0 or not all(names.values()):
         raise DatasetError(f'{path}: "names" should list the classes as text, such as [cat, dog]; got {given!r}')
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise DatasetError(f'{path}: the class name "{twice[0]}" occurs more than once; merge or rename these classes')
     count = content.get("nc", len(names))
     if count != len(names):
         raise DatasetError(f'{path}: "nc" is {count}, but "names" has {len(names)} classes; correct one of them')
@@ -83,7 +79,9 @@ def _root(path: Path, content: Mapping[str, Any]) -> Path:
     return next((place for place in places if place.is_dir()), path.parent)
 
 
-def _read_split(path: Path, root: Path, split: str, entry: Any, names: dict[int, str]) -> tuple[Document, Path]:
+def _read_split(
+    path: Path, root: Path, split: str, entry: Any, names: dict[int, str], keypoints: tuple[int, int] | None
+) -> tuple[Document, Path]:
     entries = entry if isinstance(entry, list) else [entry]
     if not entries or not all(isinstance(each, str) for each in entries):
         raise DatasetError(f'{path}: "{split}" should be a folder of images or a list of folders; got {entry!r}')
@@ -92,7 +90,7 @@ def _read_split(path: Path, root: Path, split: str, entry: Any, names: dict[int,
     if not images:
         raise DatasetError(f'{path}: "{split}" has no images in {some_of(places)}')
     folder = Path(os.path.commonpath([root if place.is_file() else place for place in places]))
-    return _document(path, folder, images, names), folder
+    return _document(path, folder, images, names, keypoints), folder
 
 
 def _place(path: Path, root: Path, split: str, entry: str) -> Path:
@@ -122,39 +120,30 @@ def _images(place: Path, root: Path) -> Iterator[Path]:
         yield image
 
 
-def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int, str]) -> Document:
+def _document(
+    path: Path, folder: Path, images: Sequence[Path], names: dict[int, str], keypoints: tuple[int, int] | None
+) -> Document:
     sizes: dict[Path, tuple[int, int]] = {}
     unreadable: list[Path] = []
     for image in images:
         try:
-            sizes[image] = read_size(image)
+            sizes[image] = _size_hw(image)
         except DatasetError:
             unreadable.append(image)
-    images = [image for image in images if image in sizes]
-    if not images:
+    if too_many(len(unreadable), len(images)):
         raise DatasetError(
-            f"none of the {len(unreadable)} images in {folder} can be read, the first is {unreadable[0]}"
+            f"{len(unreadable)} of {len(images)} images in {folder} cannot be read, the first is {unreadable[0]}; "
+            "replace or delete them"
         )
-    sizes_hw = np.array([sizes[image] for image in images], dtype=np.int64)
-    ids: list[str] = []
-    image_index: list[int] = []
-    category_ids: list[int] = []
-    boxes: list[tuple[float, float, float, float]] = []
-    labels = [_labels_of(image) for image in images]
-    if not any(labels):
+    images = list(sizes)
+    files = [_labels_of(image) for image in images]
+    if not any(files):
         raise DatasetError(
             f"{path}: none of the {len(images)} images in {folder} has labels; looked for {_places_of(images[0])[0]}"
         )
-    for index, file in enumerate(labels):
-        if file is None:
-            continue
-        for number, line in enumerate(_lines(file), start=1):
-            if fields := line.split():
-                ids.append(f"{file.name}:{number}")
-                image_index.append(index)
-                category_ids.append(_class(file, number, fields[0], names))
-                boxes.append(_box(fields[1:]))
-    scale = sizes_hw[np.array(image_index, dtype=np.int64)].reshape(-1, 2)[:, [1, 0, 1, 0]]
+    labels = read_label_files(files, names, keypoints)
+    sizes_hw = np.array(list(sizes.values()), dtype=np.int64)
+    left_out = f"{count_of(len(unreadable), 'image', 'images')} left out: cannot be read ({some_of(unreadable)})"
     return Document(
         path=path,
         image_ids=np.arange(len(images)),
@@ -162,16 +151,15 @@ def _document(path: Path, folder: Path, images: Sequence[Path], names: dict[int,
         sizes_hw=sizes_hw,
         categories=names,
         parents=frozenset(),
-        annotation_ids=ids,
-        image_index=np.array(image_index, dtype=np.int64),
-        category_ids=np.array(category_ids, dtype=np.int64),
-        boxes_xywh_px=np.array(boxes, dtype=np.float64).reshape(-1, 4) * scale,
-        is_crowd=np.zeros(len(boxes), dtype=np.bool_),
-        areas=np.full(len(boxes), np.nan),
+        annotation_ids=labels.where,
+        image_index=labels.file_index,
+        category_ids=labels.class_ids,
+        boxes_xywh_px=labels.boxes_xywh * sizes_hw[labels.file_index][:, [1, 0, 1, 0]],
+        is_crowd=np.zeros(len(labels.where), dtype=np.bool_),
+        areas=np.full(len(labels.where), np.nan),
         box_format=BOX_FORMAT,
-        problems=(f"{count_of(len(unreadable), 'image', 'images')} left out: cannot be read (first: {unreadable[0]})",)
-        if unreadable
-        else (),
+        problems=(left_out, *labels.problems) if unreadable else labels.problems,
+        in_fractions=True,
     )
 
 
@@ -186,40 +174,3 @@ def _places_of(image: Path) -> list[Path]:
 
 def _labels_of(image: Path) -> Path | None:
     return next((place for place in _places_of(image) if place.is_file()), None)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file} cannot be read as text: {error}") from error
-
-
-def _class(file: Path, number: int, text: str, names: Mapping[int, str]) -> int:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if value not in names:
-        raise DatasetError(
-            f"{file}, line {number}: class {text} is not one of the {len(names)} in the YAML file "
-            f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}"
-        )
-    return int(value)
-
-
-def _box(fields: Sequence[str]) -> tuple[float, float, float, float]:
-    """Left, top, width and height; NaNs if the numbers are not a box."""
-    try:
-        values = [float(field) for field in fields]
-    except ValueError:
-        values = []
-    if not all(map(math.isfinite, values)):
-        values = []
-    if len(values) == 4:
-        x, y, width, height = values
-        return x - width / 2, y - height / 2, width, height
-    if len(values) >= 6 and len(values) % 2 == 0:  # a polygon; a rotated box is one with four corners
-        left, top = min(values[::2]), min(values[1::2])
-        return left, top, max(values[::2]) - left, max(values[1::2]) - top
-    return math.nan, math.nan, math.nan, math.nan
