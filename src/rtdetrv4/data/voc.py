@@ -80,10 +80,12 @@ def read_voc(files: Sequence[Path], root: Path) -> tuple[Document, Path]:
     named = [each for each in objects if _name(each[2])]
     if len(named) < len(objects):
         index, number, _ = next(each for each in objects if not _name(each[2]))
-        first = f"object {number} of {files[index]}"
         if not named:
-            raise DatasetError(f"no object has a <name>, the first is {first}")
-        problems.append(f"{count_of(len(objects) - len(named), 'box', 'boxes')} dropped: no <name> (first: {first})")
+            raise DatasetError(f"{files[index]}: object {number} has no <name>, nor has any other object")
+        problems.append(
+            f"{count_of(len(objects) - len(named), 'box', 'boxes')} dropped: no <name> (first: object {number} of "
+            f"{files[index].name})"
+        )
     objects = named
     classes = [_name(each) for _, _, each in objects]
     names = sorted(set(classes))

@@ -69,8 +69,8 @@ def read_label_files(
     if len(in_pixels) > MAX_PIXEL_SHARE * len(boxes):
         first = int(in_pixels[0])
         raise DatasetError(
-            f"{files[file_index[first]]}: {len(in_pixels)} of {count_of(len(boxes), 'box', 'boxes')} look like pixels "
-            f"(first: {where[first]}, {some_of(f'{value:g}' for value in rows[first][:4])}); {BOX_FORMAT}"
+            f"{files[file_index[first]]}: boxes seem to be in pixels ({len(in_pixels)} of {len(boxes)}, first: "
+            f"{some_of(f'{value:g}' for value in rows[first][:4])} in {where[first]}); {BOX_FORMAT}"
         )
     return Labels(
         where,

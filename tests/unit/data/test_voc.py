@@ -94,7 +94,7 @@ def test_mistakes(root: Path) -> None:
     with pytest.raises(DatasetError, match=r"c\.xml: its image is missing; looked for .*JPEGImages/c\.jpg"):
         read_splits(root)
     write(root / "JPEGImages", root / "Annotations", "c", ("", "1 1 2 2"))
-    with pytest.raises(DatasetError, match=r"c\.xml: object 1 has no <name>"):
+    with pytest.raises(DatasetError, match=r"c\.xml: object 1 has no <name>, nor has any other"):
         read_splits(root)
     (root / "Annotations" / "c.xml").write_text("<annotation>")
     with pytest.raises(DatasetError, match="is not a Pascal VOC annotation"):
