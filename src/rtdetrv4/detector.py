@@ -16,7 +16,7 @@ from torch import Tensor
 from rtdetrv4.assembly import build_detector
 from rtdetrv4.config import Recipe, load_recipe, override
 from rtdetrv4.config.schema import parse_image_size
-from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
+from rtdetrv4.errors import ConfigError, DatasetError, SourceError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.run_folder import RunFolder, log_findings
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
@@ -184,6 +184,7 @@ class Detector:
 
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.data.records import require_objects
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
 
@@ -220,6 +221,7 @@ class Detector:
         splits = read_splits(recipe.data.path, parts=("train", "val"), make_val=True)
         if splits.train is None:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
+        require_objects(splits.train)
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
@@ -455,8 +457,13 @@ class Detector:
     def _draw_predictions(self, split: Split, path: Path) -> None:
         """Draw the first validation images: ground truth on the left, detections on the right."""
         pictures = []
-        for record in split.records[:NUM_SHOWN]:
-            found = self.predict(split.image_dir / record.info.file_name, conf=0.4)[0]
+        for record in split.records:
+            if len(pictures) == NUM_SHOWN:
+                break
+            try:
+                found = self.predict(split.image_dir / record.info.file_name, conf=0.4)[0]
+            except SourceError:  # the evaluation has named it
+                continue
             assert found.image is not None
             truth = [self.names[label] for label in record.labels]
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)

@@ -11,7 +11,15 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap, ImageInfo
+
+MAX_LEFT_OUT_SHARE = 0.05
+
+
+def too_many(num_left_out: int, num_images: int) -> bool:
+    """Whether images that are missing or unreadable are more than 5 %, or all; a single one is always tolerable."""
+    return num_left_out > max(1, MAX_LEFT_OUT_SHARE * num_images) or 0 < num_left_out == num_images
 
 
 class Record(NamedTuple):
@@ -109,6 +117,26 @@ class Split(NamedTuple):
     """`RecordTable.fingerprint`: splits with equal fingerprints have equal annotations."""
     problems: tuple[str, ...]
     """What was dropped, corrected or looks wrong, with counts; one sentence each."""
+
+
+def require_objects(split: Split) -> None:
+    """Check that a split has something to learn from.
+
+    Raises:
+        DatasetError: it has no boxes, or only crowds.
+    """
+    if any((~record.is_crowd).any() for record in split.records):
+        return
+    num_crowds = sum(len(record.labels) for record in split.records)
+    if num_crowds:
+        raise DatasetError(
+            f"nothing to train on: all {num_crowds} boxes of the training images in {split.image_dir} are crowds "
+            '("iscrowd": 1, as CVAT writes for objects drawn with the brush); set it to 0 where a box is one object'
+        )
+    raise DatasetError(
+        f"nothing to train on: none of the {len(split.records)} training images in {split.image_dir} has a box; add "
+        "annotations"
+    )
 
 
 class Splits(NamedTuple):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import numpy as np
 
-from rtdetrv4.data.document import Document
+from rtdetrv4.data.document import Document, count_of, some_of
+from rtdetrv4.data.records import too_many
 from rtdetrv4.data.tree import Tree, parts_of
 from rtdetrv4.errors import DatasetError
 
@@ -31,17 +33,31 @@ def read_voc(files: Sequence[str], tree: Tree, background: Sequence[str] = ()) -
     Raises:
         DatasetError: a file is not a Pascal VOC annotation.
     """
-    roots = [_parse(tree.path(file)) for file in files]
+    problems: list[str] = []
+    files, roots = _parse_all(files, tree, problems)
     objects = [
         (index, number, each)
         for index, root in enumerate(roots)
         for number, each in enumerate(root.findall("object"), start=1)
     ]
-    classes = [(each.findtext("name") or "").strip() for _, _, each in objects]
-    if "" in classes:
-        index, number, _ = objects[classes.index("")]
-        raise DatasetError(f"{tree.path(files[index])}: object {number} has no <name>")
+    named = [each for each in objects if _name(each[2])]
+    if len(named) < len(objects):
+        index, number, _ = next(each for each in objects if not _name(each[2]))
+        if not named:
+            raise DatasetError(f"{tree.path(files[index])}: object {number} has no <name>, nor has any other object")
+        problems.append(
+            f"{count_of(len(objects) - len(named), 'box', 'boxes')} dropped: no <name> (first: object {number} of "
+            f"{PurePosixPath(files[index]).name})"
+        )
+    objects = named
+    classes = [_name(each) for _, _, each in objects]
     names = sorted(set(classes))
+    number_of = {name: number for number, name in enumerate(names)}
+    corners = np.array([_corners(each) for _, _, each in objects], dtype=np.float64).reshape(-1, 2, 2)
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    swapped = int((corners[:, 0] > corners[:, 1]).any(axis=1).sum())
+    if swapped:
+        problems.append(f"{count_of(swapped, 'box', 'boxes')} turned round: a minimum was above its maximum")
     image_folders = [folder for folder in tree.folders if PurePosixPath(folder).name.lower() in IMAGE_FOLDERS]
     images = [_image(file, root, tree, image_folders) for file, root in zip(files, roots, strict=True)]
     sizes_hw = [*map(_size_hw, roots), *((0, 0) for _ in background)]
@@ -54,18 +70,42 @@ def read_voc(files: Sequence[str], tree: Tree, background: Sequence[str] = ()) -
         parents=frozenset(),
         annotation_ids=[f"{Path(files[index]).name}:{number}" for index, number, _ in objects],
         image_index=np.array([index for index, _, _ in objects], dtype=np.int64),
-        category_ids=np.array([names.index(name) for name in classes], dtype=np.int64),
-        boxes_xywh_px=np.array([_box(each) for _, _, each in objects], dtype=np.float64).reshape(-1, 4),
+        category_ids=np.array([number_of[name] for name in classes], dtype=np.int64),
+        boxes_xywh_px=np.concatenate([low, high - low], axis=1),
         is_crowd=np.zeros(len(objects), dtype=np.bool_),
         areas=np.full(len(objects), math.nan),
         box_format=BOX_FORMAT,
+        problems=tuple(problems),
     )
+
+
+def _parse_all(files: Sequence[str], tree: Tree, problems: list[str]) -> tuple[list[str], list[ElementTree.Element]]:
+    """The files that can be parsed, with their content; a few others are left out."""
+    roots: dict[str, ElementTree.Element] = {}
+    damaged: dict[str, DatasetError] = {}
+    for file in files:
+        try:
+            roots[file] = _parse(tree.path(file))
+        except DatasetError as error:
+            damaged[file] = error
+    if too_many(len(damaged), len(files)):
+        raise next(iter(damaged.values()))
+    if damaged:
+        problems.append(
+            f"{count_of(len(damaged), 'image', 'images')} left out: annotations cannot be read ({some_of(damaged)})"
+        )
+    return list(roots), list(roots.values())
 
 
 def _parse(file: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(file).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+        data = file.read_bytes()
+        declared = re.match(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)[^>]*\?>", data)
+        if declared is None or declared[1].lower().startswith((b"utf", b"iso", b"ascii")):
+            return ElementTree.fromstring(data)
+        # The parser knows no multi-byte encodings, such as the gb2312 of Chinese Windows.
+        return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise DatasetError(f"{file} is not a Pascal VOC annotation: {error}") from error
 
 
@@ -90,11 +130,12 @@ def _size_hw(tree: ElementTree.Element) -> tuple[int, int]:
     return (int(height), int(width)) if height >= 1 and width >= 1 else (0, 0)
 
 
-def _box(element: ElementTree.Element) -> tuple[float, float, float, float]:
-    left, top, right, bottom = (
-        _number(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-    )
-    return left, top, right - left, bottom - top
+def _name(element: ElementTree.Element) -> str:
+    return (element.findtext("name") or "").strip()
+
+
+def _corners(element: ElementTree.Element) -> tuple[float, ...]:
+    return tuple(_number(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
 
 
 def _number(text: str | None) -> float:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rtdetrv4.data.decode import read_size
+from rtdetrv4.data.decode import read_size as _size_hw
 from rtdetrv4.data.document import Document, count_of, some_of
+from rtdetrv4.data.records import too_many
+from rtdetrv4.data.yolo_labels import BOX_FORMAT, read_label_files
 from rtdetrv4.errors import DatasetError
-
-BOX_FORMAT = (
-    'a line should be "class x y width height" with the center and the sides as fractions of the image size, 0 to 1'
-)
 
 
 def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
@@ -40,8 +36,6 @@ def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     }
     if not names or len(names) < len(listed) or min(names) < 0 or not all(names.values()):
         raise DatasetError(f'{path}: "names" should list the classes as text, such as [cat, dog]; got {given!r}')
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise DatasetError(f'{path}: the class name "{twice[0]}" occurs more than once; merge or rename these classes')
     count = content.get("nc", len(names))
     if count != len(names):
         raise DatasetError(f'{path}: "nc" is {count}, but "names" has {len(names)} classes; correct one of them')
@@ -49,7 +43,12 @@ def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
 
 
 def read_labels(
-    path: Path, folder: Path, images: Sequence[Path], files: Sequence[Path | None], names: dict[int, str]
+    path: Path,
+    folder: Path,
+    images: Sequence[Path],
+    files: Sequence[Path | None],
+    names: dict[int, str],
+    keypoints: tuple[int, int] | None = None,
 ) -> Document:
     """Read the annotations of one part.
 
@@ -61,38 +60,28 @@ def read_labels(
         images: the images.
         files: the label file of each image.
         names: the class names by number.
+        keypoints: the number of key points and of values for each, if every box is followed by them.
 
     Raises:
-        DatasetError: no image can be read, or a label is of an unknown class.
+        DatasetError: images cannot be read, or a label is of an unknown class.
     """
     sizes: dict[Path, tuple[int, int]] = {}
     unreadable: list[Path] = []
     for image in images:
         try:
-            sizes[image] = read_size(image)
+            sizes[image] = _size_hw(image)
         except DatasetError:
             unreadable.append(image)
-    labels = [file for image, file in zip(images, files, strict=True) if image in sizes]
-    images = [image for image in images if image in sizes]
-    if not images:
+    if too_many(len(unreadable), len(images)):
         raise DatasetError(
-            f"none of the {len(unreadable)} images in {folder} can be read, the first is {unreadable[0]}"
+            f"{len(unreadable)} of {len(images)} images in {folder} cannot be read, the first is {unreadable[0]}; "
+            "replace or delete them"
         )
-    sizes_hw = np.array([sizes[image] for image in images], dtype=np.int64)
-    ids: list[str] = []
-    image_index: list[int] = []
-    category_ids: list[int] = []
-    boxes: list[tuple[float, float, float, float]] = []
-    for index, file in enumerate(labels):
-        if file is None:
-            continue
-        for number, line in enumerate(_lines(file), start=1):
-            if fields := line.split():
-                ids.append(f"{file.name}:{number}")
-                image_index.append(index)
-                category_ids.append(_class(file, number, fields[0], names))
-                boxes.append(_box(fields[1:]))
-    scale = sizes_hw[np.array(image_index, dtype=np.int64)].reshape(-1, 2)[:, [1, 0, 1, 0]]
+    label_of = dict(zip(images, files, strict=True))
+    labels = read_label_files([label_of[image] for image in sizes], names, keypoints)
+    images = list(sizes)
+    sizes_hw = np.array(list(sizes.values()), dtype=np.int64)
+    left_out = f"{count_of(len(unreadable), 'image', 'images')} left out: cannot be read ({some_of(unreadable)})"
     return Document(
         path=path,
         image_ids=np.arange(len(images)),
@@ -100,51 +89,13 @@ def read_labels(
         sizes_hw=sizes_hw,
         categories=names,
         parents=frozenset(),
-        annotation_ids=ids,
-        image_index=np.array(image_index, dtype=np.int64),
-        category_ids=np.array(category_ids, dtype=np.int64),
-        boxes_xywh_px=np.array(boxes, dtype=np.float64).reshape(-1, 4) * scale,
-        is_crowd=np.zeros(len(boxes), dtype=np.bool_),
-        areas=np.full(len(boxes), np.nan),
+        annotation_ids=labels.where,
+        image_index=labels.file_index,
+        category_ids=labels.class_ids,
+        boxes_xywh_px=labels.boxes_xywh * sizes_hw[labels.file_index][:, [1, 0, 1, 0]],
+        is_crowd=np.zeros(len(labels.where), dtype=np.bool_),
+        areas=np.full(len(labels.where), np.nan),
         box_format=BOX_FORMAT,
-        problems=(f"{count_of(len(unreadable), 'image', 'images')} left out: cannot be read (first: {unreadable[0]})",)
-        if unreadable
-        else (),
+        problems=(left_out, *labels.problems) if unreadable else labels.problems,
+        in_fractions=True,
     )
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file} cannot be read as text: {error}") from error
-
-
-def _class(file: Path, number: int, text: str, names: Mapping[int, str]) -> int:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if value not in names:
-        raise DatasetError(
-            f"{file}, line {number}: class {text} is not one of the {len(names)} in the YAML file "
-            f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}"
-        )
-    return int(value)
-
-
-def _box(fields: Sequence[str]) -> tuple[float, float, float, float]:
-    """Left, top, width and height; NaNs if the numbers are not a box."""
-    try:
-        values = [float(field) for field in fields]
-    except ValueError:
-        values = []
-    if not all(map(math.isfinite, values)):
-        values = []
-    if len(values) == 4:
-        x, y, width, height = values
-        return x - width / 2, y - height / 2, width, height
-    if len(values) >= 6 and len(values) % 2 == 0:  # a polygon; a rotated box is one with four corners
-        left, top = min(values[::2]), min(values[1::2])
-        return left, top, max(values[::2]) - left, max(values[1::2]) - top
-    return math.nan, math.nan, math.nan, math.nan

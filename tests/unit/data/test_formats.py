@@ -139,7 +139,7 @@ def test_bad_boxes_are_mended_or_dropped_and_counted(tmp_path: Path, write_coco:
                 {"bbox": [1, 2, 3]},
                 {"bbox": None},
                 {"bbox": [1, 2, float("nan"), 4]},
-                {"bbox": [1, 2, 3, "4"]},
+                {"bbox": [1, 2, 3, "four"]},
                 {"bbox": [5, 5, 5, 5]},
                 {"bbox": [5, 5, 5, 5]},
             ],
@@ -162,7 +162,7 @@ def test_sizes_missing_in_the_file_come_from_the_images(tmp_path: Path, write_co
     images = [{"id": 0, "file_name": "0.png", "height": 0, "width": 0}, {"id": 1, "file_name": "1.png"}]
     split = read_coco(write_coco(tmp_path, images=images))
     assert [(record.info.height, record.info.width) for record in split.records] == [(48, 64)] * 2
-    assert split.problems == ("2 image sizes read from the files: not in the annotations",)
+    assert split.problems[0] == "2 image sizes read from the files: not in the annotations"
 
 
 def test_no_annotations_at_all_is_a_source_of_background(tmp_path: Path, write_coco: Write) -> None:
@@ -182,7 +182,7 @@ CAT = {"id": 1, "name": "cat"}
         ({"annotations": [{"id": 7, "image_id": 0, "category_id": [1]}]}, r"annotation 7 has category \[1\]"),
         ({"annotations": [{"id": 7, "image_id": 0, "category_id": 1, "bbox": [1, 1, 0, 0]}]}, "no usable box"),
         ({"images": [IMAGE, IMAGE]}, '1 id occurs more than once under "images"'),
-        ({"images": [IMAGE | {"id": "0"}]}, "whole number as id; got '0'"),
+        ({"images": [IMAGE | {"id": True}]}, "number or text as id; got True"),
         ({"images": [IMAGE | {"file_name": "no.png"}]}, "1 images and 1 are missing, the first is no.png"),
         ({"images": [IMAGE | {"file_name": "../../../etc/passwd"}]}, "1 are missing, the first is etc/passwd"),
         ({"images": [IMAGE | {"file_name": "/etc/passwd"}]}, "1 are missing, the first is etc/passwd"),
@@ -190,7 +190,6 @@ CAT = {"id": 1, "name": "cat"}
         ({"images": []}, "lists no images"),
         ({"images": None}, 'list of objects under "images"; got NoneType'),
         ({"categories": [CAT, CAT]}, '1 id occurs more than once under "categories"'),
-        ({"categories": [CAT, CAT | {"id": 4}]}, r'the class name "cat" is used by several categories \(ids 1, 4\)'),
         ({"categories": []}, 'empty "categories" list'),
         ({"categories": [{"id": 1}]}, "needs a name"),
     ],
@@ -209,6 +208,8 @@ def test_contradictions_are_refused(tmp_path: Path, write_coco: Write, replace: 
         (b'{"images": [', "not valid JSON .line 1, column 13"),
         (b"[]", "got a list"),
         (b"\xff\xfe\x00", "not UTF-8"),
+        (b'{"images": ' + b"1" * 9999 + b"}", "cannot be read: .*; export the annotations again"),
+        (b"[" * 200_000, "cannot be read: .*; export the annotations again"),
         (None, "does not exist"),
     ],
 )
@@ -346,7 +347,7 @@ def test_images_in_subfolders_and_utf8_names(tmp_path: Path, write_coco: Write) 
 
 def test_an_image_listed_under_two_ids_is_told(tmp_path: Path, write_coco: Write) -> None:
     split = read_coco(write_coco(tmp_path, images=[IMAGE, IMAGE | {"id": 1}]))
-    assert split.problems == ("1 image listed again under another id: each shows only its own boxes",)
+    assert split.problems[0] == "1 image listed again under another id: each shows only its own boxes"
 
 
 @pytest.mark.parametrize(

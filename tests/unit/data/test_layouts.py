@@ -666,8 +666,8 @@ def test_a_few_missing_images_of_a_list_are_left_out(root: Path) -> None:
     assert train is not None
     assert len(train.records) == 20
     assert train.problems[0] == "1 image of train.txt left out: missing (first: images/gone.jpg)"
-    write_text(root / "train.txt", "\n".join([*lines[:10], "images/gone.jpg"]))
-    with pytest.raises(DatasetError, match=r"lists 11 images, and 1 of them are not below"):
+    write_text(root / "train.txt", "\n".join([*lines[:10], "images/gone.jpg", "images/lost.jpg"]))
+    with pytest.raises(DatasetError, match=r"lists 12 images, and 2 of them are not below"):
         read_splits(root)
 
 

@@ -11,9 +11,6 @@ from rtdetrv4.data.document import Document
 from rtdetrv4.data.tree import Tree
 from rtdetrv4.errors import DatasetError
 
-MAX_MISSING_SHARE = 0.05
-"""The share of the listed images that may be missing; more is a mistake in a path."""
-
 Part = Callable[[], tuple[Document, Path]]
 """Reads one part; returns its annotations and the folder that their file names are relative to."""
 

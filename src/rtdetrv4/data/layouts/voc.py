@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rtdetrv4.data.document import Document, count_of
-from rtdetrv4.data.layouts.reading import MAX_MISSING_SHARE, Part, Reading, below_common_folder
+from rtdetrv4.data.layouts.reading import Part, Reading, below_common_folder
+from rtdetrv4.data.records import too_many
 from rtdetrv4.data.text import read_lines
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, spelling, split_of, suffix_of
 from rtdetrv4.data.voc import read_voc
@@ -91,7 +92,7 @@ def _read_listed(tree: Tree, lists: Sequence[str]) -> tuple[Document, Path]:
                 background.append(image)
             else:
                 missing.append(f"{stems[-1]}.xml")
-        if len(missing) > MAX_MISSING_SHARE * len(lines):
+        if too_many(len(missing), len(lines)):
             raise DatasetError(
                 f"{tree.path(file)} lists {count_of(len(missing), 'image', 'images')} without annotations; the first "
                 f"missing file is {missing[0]}"

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.data.layouts.coco import EXAMPLE, describe_coco_yaml, names_coco_files
-from rtdetrv4.data.layouts.reading import MAX_MISSING_SHARE, AbsentPartError, Part, Reading
+from rtdetrv4.data.layouts.reading import AbsentPartError, Part, Reading
+from rtdetrv4.data.records import too_many
 from rtdetrv4.data.text import read_lines, read_text, read_yaml
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, parts_of, split_of, suffix_of
 from rtdetrv4.data.yolo import read_labels, read_names
+from rtdetrv4.data.yolo_labels import keypoint_shape
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
@@ -96,6 +98,7 @@ def describe_yaml(path: Path, content: Mapping[str, Any], tree: Tree | None = No
     if names_coco_files(content):
         return describe_coco_yaml(path, content)
     names = _yaml_names(path, content)
+    keypoints = keypoint_shape(path, content)
     base = _base(path, content)
     if tree is None or not base.is_relative_to(tree.root):
         tree = Tree(base)
@@ -115,7 +118,7 @@ def describe_yaml(path: Path, content: Mapping[str, Any], tree: Tree | None = No
             notes = (_numbers_note(path.name, names),)
         else:
             notes = (f"{path.name} has no class names; those in {source} are used",)
-    parts: dict[str, Part] = {split: partial(_read, path, each, names) for split, each in files.items()}
+    parts: dict[str, Part] = {split: partial(_read, path, each, names, keypoints) for split, each in files.items()}
     return Reading("YOLO", f"YOLO, described by {path.name}", parts, str(path), notes)
 
 
@@ -236,7 +239,7 @@ def _listed(tree: Tree, file: str, problems: list[str]) -> list[str]:
     lines = read_lines(place)
     found = {line: _image_at(tree, folder, line) for line in lines}
     missing = [line for line in lines if found[line] is None]
-    if len(missing) > MAX_MISSING_SHARE * len(lines):
+    if too_many(len(missing), len(lines)):
         raise DatasetError(
             f"{place} lists {count_of(len(lines), 'image', 'images')}, and {len(missing)} of them are not below "
             f"{tree.root}, the first is {missing[0]}; write paths relative to that folder"
@@ -424,7 +427,9 @@ def _available(files: Iterable[_Files]) -> Iterable[_Labeled]:
             continue
 
 
-def _read(path: Path, files: _Files, names: dict[int, str]) -> tuple[Document, Path]:
+def _read(
+    path: Path, files: _Files, names: dict[int, str], keypoints: tuple[int, int] | None = None
+) -> tuple[Document, Path]:
     part = files()
-    document = read_labels(path, part.folder, part.images, part.labels, names)
+    document = read_labels(path, part.folder, part.images, part.labels, names, keypoints)
     return document._replace(problems=(*part.problems, *document.problems)), part.folder
