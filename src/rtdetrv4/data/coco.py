@@ -13,6 +13,7 @@ import numpy as np
 
 from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.data.records import MAX_LEFT_OUT_SHARE
+from rtdetrv4.data.text import printable
 from rtdetrv4.errors import DatasetError
 
 MAX_NUMBER = 1e12
@@ -180,7 +181,7 @@ def _category_names(categories: Sequence[Mapping[str, Any]], path: Path, problem
 
 def _name(value: Any) -> str:
     """A class name, which may be written as a number; empty if there is none."""
-    return str(value).strip() if isinstance(value, (str, int, float)) else ""
+    return printable(str(value).strip()) if isinstance(value, (str, int, float)) else ""
 
 
 def _file_name(image: Mapping[str, Any], path: Path) -> str:

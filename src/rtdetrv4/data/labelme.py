@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from rtdetrv4.data.document import Document, count_of
-from rtdetrv4.data.text import read_text
+from rtdetrv4.data.text import printable, read_text
 from rtdetrv4.data.tree import Tree, parts_of
 from rtdetrv4.errors import DatasetError
 
 BOX_FORMAT = '"points" should be a list of [x, y] in pixels'
-AREALESS = frozenset({"point", "points", "line", "linestrip"})
+AREALESS = ("point", "points", "line", "linestrip")
 
 
 def read_labelme(files: Sequence[str], tree: Tree) -> Document:
@@ -83,7 +83,7 @@ def _boxes(
         label = shape.get("label")
         if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
             raise DatasetError(f'{path}: shape {number} has no text as "label"; got {label!r}')
-        label = str(label).strip()
+        label = printable(str(label).strip())
         group = shape.get("group_id")
         key = (label, group) if isinstance(group, int | str) else number
         objects.setdefault(key, (number, label, []))[2].extend(_corners(shape))

@@ -15,7 +15,7 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codec
 
 
 def read_text(path: Path) -> str:
-    """Read UTF-8, with or without a byte order mark, UTF-16 with one, or else the bytes of file names that are neither.
+    """Read UTF-8, with or without a byte order mark, UTF-16 with one, or else Latin-1.
 
     Raises:
         DatasetError: the file cannot be read.
@@ -26,8 +26,16 @@ def read_text(path: Path) -> str:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     for mark, encoding in _MARKS:
         if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, errors="surrogateescape" if encoding == "utf-8" else "replace")
-    return data.decode("utf-8", errors="surrogateescape")
+            return data[len(mark) :].decode(encoding, errors="replace")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:  # `tree.spelling` reads names of files the same way
+        return data.decode("latin-1")
+
+
+def printable(text: str) -> str:
+    """The text with "?" for halves of surrogate pairs, which JSON may hold and nothing can write."""
+    return text.encode(errors="replace").decode()
 
 
 def read_lines(path: Path) -> list[str]:
