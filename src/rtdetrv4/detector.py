@@ -151,7 +151,8 @@ class Detector:
         Settings that are not given come from the recipe.
 
         Args:
-            data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. It defines the classes.
+            data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file. It defines the
+                classes. Without a validation part, a fifth of the training images is taken for it.
             epochs: passes over the training images; the stages of the schedule scale with them.
             batch: images per optimizer step, across all devices. "auto": the recipe's batch, split into as few parts
                 as fit in memory.
