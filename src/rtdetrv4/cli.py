@@ -59,7 +59,7 @@ _Trained = Annotated[
     str, typer.Option("--model", "-m", help="Trained weights (.safetensors) or an exported .onnx file.")
 ]
 _DATA = typer.Option(
-    "--data", "-d", help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), a YAML or a COCO file."
+    "--data", "-d", help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file."
 )
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]

@@ -55,8 +55,8 @@ def hold_out(split: Split) -> tuple[Split, Split, str]:
     val = sorted(index for group in chosen for index in groups[group])
     train = sorted(set(range(len(table))).difference(val))
     note = (
-        f"There are no validation images, so {len(val)} of the {count_of(len(table), 'image', 'images')} are taken for "
-        f"it and {len(train)} are left for training"
+        f"There are no validation images, so {count_of(len(val), 'image is', 'images are')} taken for it, and "
+        f"{len(train)} of {len(table)} are left for training"
     )
     if alone:
         note += "; all images look alike, so the metrics will be too good"

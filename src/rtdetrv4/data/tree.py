@@ -45,12 +45,13 @@ class Tree:
     @cached_property
     def images(self) -> tuple[str, ...]:
         """The image files."""
-        return tuple(file for file in self.files if suffix_of(file) in IMAGE_SUFFIXES)
+        return tuple(self.ending(*IMAGE_SUFFIXES))
 
     @cached_property
     def folders(self) -> tuple[str, ...]:
         """Every folder with files below it, the outermost first; "" is the root."""
-        folders = {str(parent) for file in self.files for parent in PurePosixPath(file).parents}
+        direct = set(map(folder_of, self.files))
+        folders = {str(parent) for folder in direct for parent in PurePosixPath(folder, "file").parents}
         return tuple(sorted(("" if folder == "." else folder for folder in folders), key=lambda f: (f.count("/"), f)))
 
     @cached_property
@@ -68,12 +69,24 @@ class Tree:
         return {spelling(file): file for file in reversed((*self.folders, *self.files))}
 
     @cached_property
+    def _by_suffix(self) -> dict[str, list[str]]:
+        return _grouped(self.files, suffix_of)
+
+    @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        return _grouped(self.files, lambda file: spelling(PurePosixPath(file).name))
+        return _grouped(self.files, lambda file: spelling(name_of(file)))
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        return _grouped(self.images, lambda file: spelling(PurePosixPath(file).stem))
+        return _grouped(self.images, lambda file: spelling(stem_of(file)))
+
+    def ending(self, *suffixes: str) -> list[str]:
+        """The files with one of the suffixes, which are in lower case."""
+        return sorted(file for suffix in suffixes for file in self._by_suffix.get(suffix, ()))
+
+    def named(self, name: str) -> list[str]:
+        """The files called so, in any folder."""
+        return self._by_name.get(spelling(name), [])
 
     def path(self, file: str) -> Path:
         """The path of a file or folder of the tree."""
@@ -110,20 +123,22 @@ class Tree:
         candidates: list[str] = []
         for base in (parts[-1], unquote(parts[-1]), _UPLOAD_PREFIX.sub("", parts[-1], count=1)):
             candidates = candidates or self._by_name.get(spelling(base), [])
-        for stem in (parts[-1], PurePosixPath(parts[-1]).stem):
+        for stem in (parts[-1], stem_of(parts[-1])):
             candidates = candidates or self._by_stem.get(spelling(stem), [])
         split = split_of("/".join(parts[:-1]))
         allowed = {None, split} if split and split in self._splits else {None, *SPLIT_WORDS}
-        fitting = [file for file in candidates if suffix_of(file) in suffixes and split_of(_folder(file)) in allowed]
+        fitting = [file for file in candidates if suffix_of(file) in suffixes and split_of(folder_of(file)) in allowed]
         if not fitting:
             return None
 
         def rank(file: str) -> tuple[int, int]:
-            inside = (i for i, folder in enumerate(prefer) if folder in ("", *map(str, PurePosixPath(file).parents)))
-            return -_agreement(parts, PurePosixPath(file).parts), next(inside, len(prefer))
+            inside = (i for i, folder in enumerate(prefer) if not folder or file.startswith(f"{folder}/"))
+            return -_agreement(parts, file.split("/")), next(inside, len(prefer))
 
+        if len(fitting) == 1:
+            return fitting[0]
         ranked = sorted(fitting, key=rank)
-        if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
+        if rank(ranked[0]) == rank(ranked[1]):
             raise DatasetError(
                 f"{name} may be {self.path(ranked[0])} or {self.path(ranked[1])}; give them different names, or write "
                 "paths relative to the folder of the data set"
@@ -137,7 +152,7 @@ def split_of(path: str) -> str | None:
     >>> split_of("annotations/instances_train2017.json"), split_of("Validation/images/restraint.jpg")
     ('train', 'val')
     """
-    for component in reversed(PurePosixPath(path).parts):
+    for component in reversed(path.split("/")):
         if found := _WORD.search(component):
             return _SPLIT_OF_WORD[found.group(1).lower()]
     return None
@@ -166,12 +181,28 @@ def parts_of(name: str) -> list[str]:
     return [part for part in re.split(r"[/\\]|\?d=", name) if part not in {"", ".", ".."} and not part.endswith(":")]
 
 
+# Data sets have hundreds of thousands of files, for which pathlib would take minutes.
+
+
+def name_of(file: str) -> str:
+    """The last component of a path with forward slashes."""
+    return file.rpartition("/")[2]
+
+
+def stem_of(file: str) -> str:
+    """The last component of a path without its suffix."""
+    name = name_of(file)
+    return name.rpartition(".")[0] or name
+
+
 def suffix_of(file: str) -> str:
     """The suffix of a file name in lower case."""
-    return PurePosixPath(file).suffix.lower()
+    stem, dot, suffix = name_of(file).rpartition(".")
+    return f".{suffix.lower()}" if dot and stem else ""
 
 
-def _folder(file: str) -> str:
+def folder_of(file: str) -> str:
+    """The path without its last component; "" for a file at the root."""
     return file.rpartition("/")[0]
 
 

@@ -50,7 +50,7 @@ def test_a_fifth_is_taken_with_every_class_on_both_sides(tmp_path: Path) -> None
     assert set(train) | set(val) == {f"{index}.jpg" for index in range(60)}
     assert splits.is_val_made
     assert splits.notes[-1] == (
-        "There are no validation images, so 12 of the 60 images are taken for it and 48 are left for training"
+        "There are no validation images, so 12 images are taken for it, and 48 of 60 are left for training"
     )
     counts = Counter(label for name in val for label in set(labels[int(Path(name).stem)]) or {-1})
     assert 7 <= counts[0] <= 10  # of 42

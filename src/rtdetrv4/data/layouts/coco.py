@@ -6,14 +6,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from rtdetrv4.data.coco import read_document
 from rtdetrv4.data.document import Document, some_of
 from rtdetrv4.data.layouts.joining import join_documents
 from rtdetrv4.data.layouts.reading import AbsentPartError, Reading
-from rtdetrv4.data.tree import SPLIT_WORDS, Tree, parts_of, split_of, suffix_of
+from rtdetrv4.data.tree import SPLIT_WORDS, Tree, name_of, parts_of, split_of, stem_of
 from rtdetrv4.errors import DatasetError, did_you_mean
 
 ANNOTATION_FOLDERS = frozenset({"annotations", "annotation", "labels", "json", "annots"})
@@ -29,10 +29,9 @@ def recognize_coco(tree: Tree) -> Reading | None:
     Of several files for a part, those of official downloads that hold other tasks are left out, and the others are
     joined.
     """
-    stems = {PurePosixPath(file).stem for file in tree.images}
+    stems = set(map(stem_of, tree.images))
     # A JSON file for each image is LabelMe's.
-    files = [f for f in tree.files if suffix_of(f) == ".json" and PurePosixPath(f).stem not in stems]
-    files = [file for file in files if is_coco(tree.path(file))]
+    files = [f for f in tree.ending(".json") if stem_of(f) not in stems and is_coco(tree.path(f))]
     by_split: dict[str, list[str]] = {}
     for file in files:
         by_split.setdefault(split_of(file) or "", []).append(file)
@@ -43,7 +42,7 @@ def recognize_coco(tree: Tree) -> Reading | None:
     elif rest:
         notes.append(f"Not used, because other files are named after the parts: {some_of(rest)}")
     for split, found in by_split.items():
-        instances = [file for file in found if PurePosixPath(file).name.startswith("instances")]
+        instances = [file for file in found if name_of(file).startswith("instances")]
         if instances and len(instances) < len(found):
             notes.append(f"Not used, because instances files hold the boxes: {some_of(set(found) - set(instances))}")
             by_split[split] = instances
@@ -168,7 +167,7 @@ def _read_files(tree: Tree, files: Sequence[str], split: str | None) -> tuple[Do
 def _image_folders(file: str, split: str | None) -> list[str]:
     """Where the images of a COCO file usually are, the likeliest first."""
     folder, _, name = file.rpartition("/")
-    stem = PurePosixPath(name).stem.removeprefix("instances_")
+    stem = stem_of(name).removeprefix("instances_")
     words = (stem, *SPLIT_WORDS.get(split or "", ()))
     bases = dict.fromkeys((folder, folder.rpartition("/")[0], ""))
     usual = ["", *(f"images/{word}" for word in words), *words, "images"]

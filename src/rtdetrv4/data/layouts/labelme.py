@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from rtdetrv4.data.document import Document, count_of
 from rtdetrv4.data.labelme import read_labelme
 from rtdetrv4.data.layouts.coco import peek
 from rtdetrv4.data.layouts.reading import Reading, below_common_folder
 from rtdetrv4.data.layouts.voc import left_out
-from rtdetrv4.data.tree import Tree, spelling, split_of, suffix_of
+from rtdetrv4.data.tree import Tree, folder_of, spelling, split_of, stem_of
 
 _SHAPES = re.compile(r'"shapes"\s*:\s*\[')
 _IMAGE = re.compile(r'"image(Path|Height|Width|Data)"\s*:')
@@ -20,16 +20,16 @@ _IMAGE = re.compile(r'"image(Path|Height|Width|Data)"\s*:')
 
 def recognize_labelme(tree: Tree) -> Reading | None:
     """Recognize LabelMe's files, assigned to the parts by their folders, or all to train on."""
-    files = [file for file in tree.files if suffix_of(file) == ".json" and _is_labelme(tree.path(file))]
+    files = [file for file in tree.ending(".json") if _is_labelme(tree.path(file))]
     by_split: dict[str, list[str]] = {}
     for file in files:
-        by_split.setdefault(split_of(file.rpartition("/")[0]) or "", []).append(file)
+        by_split.setdefault(split_of(folder_of(file)) or "", []).append(file)
     rest = by_split.pop("", [])
     if "train" not in by_split and rest:
         by_split["train"] = rest
     if not by_split:
         return None
-    annotated = frozenset(spelling(PurePosixPath(file).stem) for file in files)
+    annotated = frozenset(spelling(stem_of(file)) for file in files)
     return Reading(
         format="LabelMe",
         what=f"LabelMe ({count_of(len(files), 'JSON file', 'JSON files')})",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from rtdetrv4.data.document import Document
-from rtdetrv4.data.tree import Tree
+from rtdetrv4.data.tree import Tree, folder_of
 from rtdetrv4.errors import DatasetError
 
 Part = Callable[[], tuple[Document, Path]]
@@ -32,8 +32,8 @@ class Reading(NamedTuple):
 
 def below_common_folder(document: Document, tree: Tree) -> tuple[Document, Path]:
     """Name images by the innermost folder that holds all of them, instead of the folder of the data set."""
-    folders = {str(PurePosixPath(name).parent) for name in document.file_names if name in tree.present}
-    common = os.path.commonpath(folders) if folders else ""
+    folders = {folder_of(name) for name in document.file_names if name in tree.present}
+    common = os.path.commonpath(folders) if folders and "" not in folders else ""
     names = [name[len(common) :].lstrip("/") if name in tree.present else name for name in document.file_names]
     return document._replace(file_names=names), tree.path(common)
 

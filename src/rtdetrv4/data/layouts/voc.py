@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from rtdetrv4.data.document import Document, count_of
 from rtdetrv4.data.layouts.reading import Part, Reading, below_common_folder
 from rtdetrv4.data.records import too_many
 from rtdetrv4.data.text import read_lines
-from rtdetrv4.data.tree import SPLIT_WORDS, Tree, spelling, split_of, suffix_of
+from rtdetrv4.data.tree import SPLIT_WORDS, Tree, folder_of, spelling, split_of, stem_of, suffix_of
 from rtdetrv4.data.voc import read_voc
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
@@ -24,23 +24,23 @@ _PEEK_BYTES = 4096
 
 def recognize_voc(tree: Tree) -> Reading | None:
     """Recognize XML files of boxes, assigned to the parts by lists, by their folders, or all to train on."""
-    stems = {spelling(PurePosixPath(image).stem) for image in tree.images}
-    is_annotation = {file: _is_annotation(tree.path(file)) for file in tree.files if suffix_of(file) == ".xml"}
+    stems = {spelling(stem_of(image)) for image in tree.images}
+    is_annotation = {file: _is_annotation(tree.path(file)) for file in tree.ending(".xml")}
     if not any(is_annotation.values()):
         return None
     # A damaged file is told, and not taken for a file of another kind.
-    files = [file for file, known in is_annotation.items() if known or spelling(PurePosixPath(file).stem) in stems]
+    files = [file for file, known in is_annotation.items() if known or spelling(stem_of(file)) in stems]
     if lists := _lists(tree):
         parts: dict[str, Part] = {split: partial(_read_listed, tree, found) for split, found in lists.items()}
         what = f"Pascal VOC with the lists {', '.join(file for found in lists.values() for file in found)}"
     else:
         by_split: dict[str, list[str]] = {}
         for file in files:
-            by_split.setdefault(split_of(file.rpartition("/")[0]) or "", []).append(file)
+            by_split.setdefault(split_of(folder_of(file)) or "", []).append(file)
         rest = by_split.pop("", [])
         if "train" not in by_split and rest:
             by_split["train"] = rest
-        annotated = frozenset(spelling(PurePosixPath(file).stem) for file in files)
+        annotated = frozenset(spelling(stem_of(file)) for file in files)
         parts = {split: partial(_read, tree, found, annotated) for split, found in by_split.items()}
         what = f"Pascal VOC ({count_of(len(files), 'XML file', 'XML files')})"
     return Reading("Pascal VOC", what, parts, "a folder that holds only the XML files and their images")
@@ -57,13 +57,11 @@ def _is_annotation(path: Path) -> bool:
 def _lists(tree: Tree) -> dict[str, list[str]]:
     """The lists of each part; those of single classes, such as dog_train.txt, are none."""
     found: dict[str, list[str]] = {}
-    for file in tree.files:
-        if suffix_of(file) != ".txt":
-            continue
-        folders = [part.lower() for part in PurePosixPath(file).parts[:-1]]
+    for file in tree.ending(".txt"):
+        *folders, _ = file.lower().split("/")
         if OTHER_TASKS.intersection(folders) or ("imagesets" not in folders and folders):
             continue
-        stem = PurePosixPath(file).stem.lower()
+        stem = stem_of(file).lower()
         split = next((split for split, words in SPLIT_WORDS.items() if stem in words), None)
         if split or stem in {"trainval", "default"}:
             found.setdefault(split or stem, []).append(file)
@@ -119,8 +117,8 @@ def _stems(line: str) -> Iterator[str]:
         yield columns[-1][: -len(".xml")]
     for text in dict.fromkeys((line, _FLAG.sub("", line))):
         yield text
-        if PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES:
-            yield str(PurePosixPath(text).with_suffix(""))
+        if suffix_of(text) in IMAGE_SUFFIXES:
+            yield text.rpartition(".")[0]
 
 
 def _read(tree: Tree, files: Sequence[str], annotated: frozenset[str]) -> tuple[Document, Path]:
@@ -138,13 +136,11 @@ def left_out(document: Document, tree: Tree, annotated: frozenset[str]) -> tuple
         annotated: the stems of all annotation files as `spelling` writes them, and of their images.
     """
     used = set(document.file_names)
-    folders = {image.rpartition("/")[0] for image in used}
+    folders = set(map(folder_of, used))
     without = [
         image
         for image in tree.images
-        if image.rpartition("/")[0] in folders
-        and image not in used
-        and spelling(PurePosixPath(image).stem) not in annotated
+        if folder_of(image) in folders and image not in used and spelling(stem_of(image)) not in annotated
     ]
     if not without:
         return ()

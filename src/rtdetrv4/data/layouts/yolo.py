@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rtdetrv4.data.document import Document, count_of, some_of
@@ -15,7 +15,7 @@ from rtdetrv4.data.layouts.coco import EXAMPLE, describe_coco_yaml, names_coco_f
 from rtdetrv4.data.layouts.reading import AbsentPartError, Part, Reading
 from rtdetrv4.data.records import too_many
 from rtdetrv4.data.text import read_lines, read_text, read_yaml
-from rtdetrv4.data.tree import SPLIT_WORDS, Tree, parts_of, split_of, suffix_of
+from rtdetrv4.data.tree import SPLIT_WORDS, Tree, folder_of, parts_of, split_of, stem_of, suffix_of
 from rtdetrv4.data.yolo import read_labels, read_names
 from rtdetrv4.data.yolo_labels import keypoint_shape
 from rtdetrv4.errors import DatasetError
@@ -55,10 +55,8 @@ def recognize_yaml(tree: Tree) -> Reading | None:
     """
     candidates: dict[str, dict[str, Any]] = {}
     damaged: list[DatasetError] = []
-    for file in tree.files:
-        if suffix_of(file) not in {".yaml", ".yml"} or file.count("/") > _MAX_DEPTH:
-            continue
-        if not _DESCRIPTION.search(read_text(tree.path(file))):
+    for file in tree.ending(".yaml", ".yml"):
+        if file.count("/") > _MAX_DEPTH or not _DESCRIPTION.search(read_text(tree.path(file))):
             continue
         try:
             content = read_yaml(tree.path(file), EXAMPLE)
@@ -73,7 +71,7 @@ def recognize_yaml(tree: Tree) -> Reading | None:
         return None
 
     def rank(file: str) -> tuple[bool, int, bool, str]:
-        named = PurePosixPath(file).stem.lower() in {"data", "dataset"}
+        named = stem_of(file).lower() in {"data", "dataset"}
         return not _entries(candidates[file]), file.count("/"), not named, file
 
     chosen, *others = sorted(candidates, key=rank)
@@ -235,7 +233,7 @@ def _listed(tree: Tree, file: str, problems: list[str]) -> list[str]:
     place = tree.path(file)
     if suffix_of(file) != ".txt":
         raise DatasetError(f"{place} is neither a folder of images nor a .txt file that lists them")
-    folder = file.rpartition("/")[0]
+    folder = folder_of(file)
     lines = read_lines(place)
     found = {line: _image_at(tree, folder, line) for line in lines}
     missing = [line for line in lines if found[line] is None]
@@ -271,9 +269,9 @@ def _assigned(tree: Tree) -> dict[str, _Labeled]:
         images[split] = _listed(tree, file, problems.setdefault(split, []))
     if not images:
         # Pictures of a README and the like have no labels beside them.
-        used = {image.rpartition("/")[0] for image, label in labels.items() if label is not None}
+        used = {folder_of(image) for image, label in labels.items() if label is not None}
         for image in tree.images:
-            folder = image.rpartition("/")[0]
+            folder = folder_of(image)
             if folder in used:
                 images.setdefault(split_of(folder) or "", []).append(image)
         if rest := images.pop("", []):
@@ -300,10 +298,10 @@ def _lists(tree: Tree) -> dict[str, str]:
     for split, entry in _darknet(tree).items():
         if split in SPLIT_WORDS and (file := tree.find(entry) or tree.nearest(entry, suffixes=(".txt",))):
             found[split] = file
-    for file in tree.files:
-        stem = PurePosixPath(file).stem.lower()
+    for file in tree.ending(".txt"):
+        stem = stem_of(file).lower()
         split = next((split for split, words in SPLIT_WORDS.items() if stem in words), None)
-        if split and file.count("/") <= 1 and suffix_of(file) == ".txt" and split not in found:
+        if split and file.count("/") <= 1 and split not in found:
             lines = read_lines(tree.path(file))
             if lines and suffix_of(lines[0].replace("\\", "/")) in IMAGE_SUFFIXES:
                 found[split] = file
@@ -312,7 +310,7 @@ def _lists(tree: Tree) -> dict[str, str]:
 
 def _darknet(tree: Tree) -> dict[str, str]:
     """The entries of darknet's obj.data: train, val and names."""
-    file = next((file for file in tree.files if suffix_of(file) == ".data" and file.count("/") <= 1), None)
+    file = next((file for file in tree.ending(".data") if file.count("/") <= 1), None)
     if file is None:
         return {}
     pairs = (line.partition("=") for line in read_lines(tree.path(file)))
@@ -330,8 +328,8 @@ def _labels_of(tree: Tree, images: Sequence[str]) -> list[str | None]:
         return found
     # No image has labels where they usually are, so a folder of labels may be arranged differently.
     for index, image in enumerate(images):
-        label = tree.nearest(f"{PurePosixPath(image).with_suffix('')}.txt", suffixes=(".txt",))
-        if label and LABEL_FOLDERS & {part.lower() for part in PurePosixPath(label).parts[:-1]}:
+        label = tree.nearest(f"{folder_of(image)}/{stem_of(image)}.txt", suffixes=(".txt",))
+        if label and LABEL_FOLDERS.intersection(folder_of(label).lower().split("/")):
             found[index] = label
     claimed = [label for label in found if label]
     if len(set(claimed)) < len(claimed):
@@ -343,8 +341,7 @@ def _labels_of(tree: Tree, images: Sequence[str]) -> list[str | None]:
 
 def _label_places(image: str) -> list[str]:
     """Where the labels of an image may be, the likeliest first."""
-    path = PurePosixPath(image)
-    parts = [*path.parts[:-1], f"{path.stem}.txt"]
+    parts = [*image.split("/")[:-1], f"{stem_of(image)}.txt"]
     folders = [i for i in reversed(range(len(parts) - 1)) if parts[i].lower() in IMAGE_FOLDERS]
     replaced = ["/".join([*parts[:i], "labels", *parts[i + 1 :]]) for i in folders]
     return [*replaced[:1], "/".join(parts), *replaced[1:]]
@@ -353,7 +350,7 @@ def _label_places(image: str) -> list[str]:
 def _are_boxes(tree: Tree, labels: Mapping[str, str | None]) -> bool:
     """Whether text files that are called like images hold boxes, and not captions."""
     files = [label for label in labels.values() if label is not None]
-    if any("labels" in PurePosixPath(file.lower()).parts[:-1] for file in files):
+    if any("labels" in folder_of(file).lower().split("/") for file in files):
         return True
     lines = (read_lines(tree.path(file))[:1] for file in files[:_NUM_PEEKED])
     return any(_LABEL_LINE.fullmatch(line) for first in lines for line in first)
@@ -375,8 +372,8 @@ def _found_names(tree: Tree) -> tuple[dict[int, str] | None, str]:
     """Class names by number, and the file that lists them."""
     given = _darknet(tree).get("names")
     named = [file for file in (given and tree.nearest(given, suffixes=(".names", ".txt")),) if file]
-    by_name = [file for name in NAME_FILES for file in tree.files if PurePosixPath(file).name.lower() == name]
-    files = [*named, *by_name, *(file for file in tree.files if suffix_of(file) == ".names")]
+    by_name = [file for name in NAME_FILES for file in tree.named(name)]
+    files = [*named, *by_name, *tree.ending(".names")]
     lists = {file: read_lines(tree.path(file)) for file in dict.fromkeys(files)}
     lists = {file: lines for file, lines in lists.items() if lines}
     if lists:
@@ -389,8 +386,8 @@ def _found_names(tree: Tree) -> tuple[dict[int, str] | None, str]:
                     "a data.yaml and delete both, or correct one of them"
                 )
         return read_names(tree.path(longest), {"names": lists[longest]}), longest
-    for file in tree.files:
-        if PurePosixPath(file).name.lower() == "notes.json" and (names := _label_studio_names(tree.path(file))):
+    for file in tree.named("notes.json"):
+        if names := _label_studio_names(tree.path(file)):
             return read_names(tree.path(file), {"names": names}), file
     return None, ""
 
