@@ -58,7 +58,9 @@ _Model = Annotated[
 _Trained = Annotated[
     str, typer.Option("--model", "-m", help="Trained weights (.safetensors) or an exported .onnx file.")
 ]
-_DATA = typer.Option("--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.")
+_DATA = typer.Option(
+    "--data", "-d", help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file."
+)
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
 
@@ -420,7 +422,7 @@ def _usage_message(error: Any) -> str:
 
 def _require_data(data: str | None, model: str | None) -> None:
     if data is None and (model is None or Path(model).suffix not in (".yaml", ".yml")):
-        raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
+        raise ConfigError("Missing option --data: a folder with a COCO, YOLO, Pascal VOC or LabelMe data set.")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from rtdetrv4.assembly import build_detector
 from rtdetrv4.config import Recipe, load_recipe, override
 from rtdetrv4.config.schema import parse_image_size
-from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
+from rtdetrv4.errors import ConfigError, DatasetError, SourceError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
-from rtdetrv4.run_folder import RunFolder
+from rtdetrv4.run_folder import RunFolder, log_findings
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
@@ -151,7 +151,8 @@ class Detector:
         Settings that are not given come from the recipe.
 
         Args:
-            data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. It defines the classes.
+            data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file. It defines the
+                classes. Without a validation part, a fifth of the training images is taken for it.
             epochs: passes over the training images; the stages of the schedule scale with them.
             batch: images per optimizer step, across all devices. "auto": the recipe's batch, split into as few parts
                 as fit in memory.
@@ -184,6 +185,7 @@ class Detector:
 
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.data.records import require_objects
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
 
@@ -217,9 +219,10 @@ class Detector:
         if recipe.data.path is None:
             raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
-        splits = read_splits(recipe.data.path)
+        splits = read_splits(recipe.data.path, parts=("train", "val"), make_val=True)
         if splits.train is None:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
+        require_objects(splits.train)
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
@@ -230,9 +233,7 @@ class Detector:
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
             folder.write_record(recipe, splits)
-            for name, part in splits._asdict().items():
-                for problem in () if part is None else part.problems:
-                    logger.warning("%s: %s", name, problem)
+            log_findings(splits)
             schedule = recipe.schedule
             advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
             if advice is not None and self.metadata is None and not resume:
@@ -296,7 +297,11 @@ class Detector:
         classes = self._known_classes("Nothing to evaluate")
         if split not in ("train", "val", "test"):
             raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
-        part: Split | None = getattr(read_splits(data, classes), split)
+        # The training images of a data set without a validation part are those that training leaves for training.
+        parts = ("train", "val") if split == "train" else (split,)
+        splits = read_splits(data, classes, parts, make_val=True)
+        log_findings(splits)
+        part: Split | None = getattr(splits, split)
         if part is None:
             raise DatasetError(f"{data} has no {split} part.")
         settings = {"imgsz": imgsz, "workers": workers}
@@ -453,8 +458,13 @@ class Detector:
     def _draw_predictions(self, split: Split, path: Path) -> None:
         """Draw the first validation images: ground truth on the left, detections on the right."""
         pictures = []
-        for record in split.records[:NUM_SHOWN]:
-            found = self.predict(split.image_dir / record.info.file_name, conf=0.4)[0]
+        for record in split.records:
+            if len(pictures) == NUM_SHOWN:
+                break
+            try:
+                found = self.predict(split.image_dir / record.info.file_name, conf=0.4)[0]
+            except SourceError:  # the evaluation has named it
+                continue
             assert found.image is not None
             truth = [self.names[label] for label in record.labels]
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)

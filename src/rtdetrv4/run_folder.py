@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -16,6 +17,8 @@ from rtdetrv4.training.observers import LOG_FILE
 
 if TYPE_CHECKING:
     from rtdetrv4.data.formats import Splits
+
+logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 FREE_ON_RESUME = (
@@ -52,13 +55,15 @@ class RunFolder:
         """Every setting of the run."""
         self.record = self.path / "run.json"
         """Versions, seed, classes, and fingerprints of the data."""
+        self.validation = self.path / "validation.txt"
+        """The validation images, if the data had no validation part and some were taken from training."""
         self.log = self.path / LOG_FILE
         self.predictions = self.path / "predictions.jpg"
         self.report = self.path / "val"
 
     def write_record(self, recipe: Recipe, splits: Splits) -> None:
-        """Write recipe.yaml and run.json."""
-        parts = {name: part for name, part in splits._asdict().items() if part is not None}
+        """Write recipe.yaml, run.json, and the list of validation images if these were chosen here."""
+        parts = splits.parts
         names, ids = parts["train"].classes
         record = {
             "versions": {
@@ -71,10 +76,16 @@ class RunFolder:
                 name: {"images": len(part.records), "fingerprint": part.fingerprint, "problems": list(part.problems)}
                 for name, part in parts.items()
             },
+            "data_notes": list(splits.notes),
         }
         self.path.mkdir(parents=True, exist_ok=True)
         self.recipe.write_text(to_yaml(recipe), encoding="utf-8")
-        self.record.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # A file name that is not UTF-8 is written as JSON's own escapes.
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        self.record.write_text(text, encoding="utf-8", errors="backslashreplace")
+        if splits.is_val_made and splits.val is not None:
+            chosen = "".join(f"{record.info.file_name}\n" for record in splits.val.records)
+            self.validation.write_text(chosen, encoding="utf-8", errors="surrogatepass")
 
     def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         """Return the recipe that the run began with, with the changes that a resumed run may make.
@@ -98,6 +109,15 @@ class RunFolder:
                 f"start a new run from its {WEIGHTS_FILE}."
             )
         return now
+
+
+def log_findings(splits: Splits) -> None:
+    """Log how a data set was read, and what was dropped, corrected or looks wrong."""
+    for note in splits.notes:
+        logger.info(note)
+    for name, part in splits.parts.items():
+        for problem in part.problems:
+            logger.warning("%s: %s", name, problem)
 
 
 def fixed_changes(before: Recipe, now: Recipe, free: tuple[str, ...] = FREE_ON_RESUME) -> str:

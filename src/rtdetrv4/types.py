@@ -33,6 +33,8 @@ class ImageInfo(NamedTuple):
     file_name: str
     height: int
     width: int
+    is_readable: bool = True
+    """Whether the sample shows the image, which otherwise is damaged or missing, and left out of evaluation."""
 
 
 class Targets(NamedTuple):

@@ -39,6 +39,22 @@ def test_a_record_says_what_a_run_is_made_of(folder: RunFolder) -> None:
     assert set(record["versions"]) >= {"python", "torch", "rtdetrv4"}
 
 
+def test_a_record_names_the_validation_images_that_were_chosen(folder: RunFolder, tmp_path: Path) -> None:
+    assert not folder.validation.exists()
+    none = np.zeros(0)
+    names = ("b.jpg", "gr\udcfc\udcdfe.jpg")  # the second is Latin-1 on the disk
+    records = tuple(
+        Record(ImageInfo(1, name, 8, 8), none.reshape(0, 4), none.astype(int), none.astype(bool), none)
+        for name in names
+    )
+    part = Split(tmp_path, records, ClassMap(("a",), (1,)), "1" * 64, (f"{names[1]} is odd",))
+    folder.write_record(RECIPE, Splits(part, part, None, ("Data read as YOLO", "2 images are taken"), is_val_made=True))
+    record = json.loads(folder.record.read_text(encoding="utf-8"))
+    assert record["data_notes"] == ["Data read as YOLO", "2 images are taken"]
+    assert record["data"]["val"]["problems"] == [f"{names[1]} is odd"]
+    assert folder.validation.read_text(encoding="utf-8", errors="surrogatepass").splitlines() == list(names)
+
+
 def test_a_resumed_run_may_move_to_another_machine(folder: RunFolder) -> None:
     now = folder.resumed_recipe(load_recipe("test"), {"workers": 2, "data": "elsewhere", "run.log_every": 5})
     assert now == override(RECIPE, {"workers": 2, "data": "elsewhere", "run.log_every": 5})

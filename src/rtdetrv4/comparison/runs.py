@@ -226,7 +226,7 @@ def _fingerprints(base: Recipe) -> dict[str, str]:
     """Return the data's fingerprints, after checking that it has what a comparison needs."""
     if base.data.path is None:
         raise ConfigError("There is no data to compare on. Give a folder: --data datasets/mine.")
-    splits = read_splits(base.data.path)
+    splits = read_splits(base.data.path, parts=("train", "val"), make_val=True)
     if splits.train is None or splits.val is None:
         part = "training" if splits.train is None else "validation"
         raise DatasetError(

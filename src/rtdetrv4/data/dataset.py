@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from rtdetrv4.data.cache import ImageCache
 from rtdetrv4.data.decode import read_image, reduction_for
 from rtdetrv4.data.mosaic import draw_mosaic, paint
-from rtdetrv4.data.records import Record, Split
+from rtdetrv4.data.records import Record, Split, too_many
 from rtdetrv4.data.transforms import (
     Augmentation,
     Window,
@@ -33,8 +33,6 @@ from rtdetrv4.data.transforms import (
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.preprocess import resize
 from rtdetrv4.types import ImageInfo
-
-MAX_UNREADABLE_SHARE = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class DetectionDataset(Dataset[Sample]):
     A sample depends only on (seed, epoch, index), not on the number of workers or on earlier samples.
 
     An image that cannot be decoded is reported once. Training uses the next readable sample in its place; evaluation
-    uses a black image, so that its objects count as missed.
+    uses a black image, marked as unreadable.
 
     Args:
         split: the images and boxes.
@@ -96,7 +94,7 @@ class DetectionDataset(Dataset[Sample]):
         """Load the sample of image `index`.
 
         Raises:
-            DatasetError: more than a tenth of the images cannot be decoded.
+            DatasetError: more than 5 % of the images cannot be decoded.
         """
         if not self._training:
             return self._plain(index)
@@ -126,6 +124,7 @@ class DetectionDataset(Dataset[Sample]):
             image = resize(self._read(index, scale=1.0), self.image_size)
         except _UnreadableError:
             image = np.zeros((*self.image_size, 3), np.uint8)
+            record = record._replace(info=record.info._replace(is_readable=False))
         boxes, labels = _trained_boxes(record)
         return self._sample(
             image, boxes / np.tile(size_hw[::-1], 2) * np.tile(self.image_size[::-1], 2), labels, record
@@ -205,12 +204,12 @@ class DetectionDataset(Dataset[Sample]):
             return decode() if self.cache is None else self.cache.read(index, reduction_for(scale), decode)
         except DatasetError as error:
             self._unreadable[index] = True
-            if self.num_unreadable > MAX_UNREADABLE_SHARE * len(self):
+            if too_many(self.num_unreadable, len(self)):
                 raise DatasetError(
                     f"{self.num_unreadable} of {len(self)} images cannot be read, the last one because {error}; "
                     "replace the files, or delete their entries from the annotations"
                 ) from error
-            logger.warning("%s; %s", error, "skipped" if self._training else "its objects count as missed")
+            logger.warning("%s; %s", error, "skipped" if self._training else "left out of the evaluation")
             raise _UnreadableError from error
 
     def _sample(

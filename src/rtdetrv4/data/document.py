@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetrv4.data.decode import read_size
-from rtdetrv4.data.records import RecordTable, Split
+from rtdetrv4.data.box_units import sides_in_pixels
+from rtdetrv4.data.decode import read_size, same_aspect
+from rtdetrv4.data.records import RecordTable, Split, too_many
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
 
 CLIP_TOLERANCE = 1.0
 """Pixels by which a box may exceed its image before clipping it is reported; exporters round."""
+NUM_SIZES_CHECKED = 200
+"""Images, evenly spread, whose annotated size is compared with the file's; all of them if one is wrong."""
 
 
 class Document(NamedTuple):
@@ -28,6 +31,7 @@ class Document(NamedTuple):
     sizes_hw: NDArray[np.int64]
     """(M, 2); a row of zeros if the file gives no size."""
     categories: dict[int, str]
+    """Names by id; ids of one name are one class."""
     parents: frozenset[str]
     """Names that are the supercategory of another class."""
     annotation_ids: list[Any]
@@ -42,6 +46,8 @@ class Document(NamedTuple):
     """How boxes should be written, for messages."""
     problems: tuple[str, ...] = ()
     """What was corrected while reading, one sentence each."""
+    in_fractions: bool = False
+    """The format gives boxes as fractions, and sizes are those of the files: neither is in doubt."""
 
 
 def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
@@ -50,19 +56,29 @@ def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
     Roboflow writes the name of the project as category 0, the parent of all others, and never uses it: it would become
     a class without examples. A category is omitted if it is the parent of another and no split has a box of it.
 
+    Of several categories of one name, the class takes the lowest id that labels a box, or the lowest of all.
+
     Raises:
         DatasetError: no category is left.
     """
+    if not owner.categories:
+        raise DatasetError(f'{owner.path} has an empty "categories" list; list the classes in it')
     used = {
         document.categories[category_id]
         for document in documents
         for category_id in np.unique(document.category_ids).tolist()
     }
-    kept = sorted((id_, name) for id_, name in owner.categories.items() if name in used or name not in owner.parents)
-    if not kept:
+    used_ids = set(np.unique(owner.category_ids).tolist())
+    id_of: dict[str, int] = {}
+    for id_ in sorted(owner.categories, key=lambda id_: (id_ not in used_ids, id_)):
+        name = owner.categories[id_]
+        if name in used or name not in owner.parents:
+            id_of.setdefault(name, id_)
+    if not id_of:
         raise DatasetError(
-            f"{owner.path} has no class: its categories ({some_of(owner.categories)}) are parents of nothing"
+            f"{owner.path} has no class: its categories ({some_of(owner.categories.values())}) are parents of nothing"
         )
+    kept = sorted((id_, name) for name, id_ in id_of.items())
     return ClassMap(names=tuple(name for _, name in kept), category_ids=tuple(id_ for id_, _ in kept))
 
 
@@ -75,14 +91,22 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
         classes: the classes to label by, matched by name.
 
     Raises:
-        DatasetError: images are missing, an annotation is of an unknown class, or no box is usable.
+        DatasetError: too many images are missing or unreadable, an annotation is of an unknown class, or no box is
+            usable.
     """
     problems = list(document.problems)
-    image_dir = _check_images(document, folders)
-    sizes_hw = _fill_sizes(document, image_dir, problems)
+    image_dir = _image_folder(document, folders)
+    document = _without_missing(document, image_dir, problems)
+    document = _with_sizes(document, image_dir, problems)
+    if not document.in_fractions:
+        wh = document.sizes_hw[document.image_index, ::-1].astype(np.float64)
+        xywh, areas, told = sides_in_pixels(document.boxes_xywh_px, document.areas, wh, CLIP_TOLERANCE)
+        document = document._replace(boxes_xywh_px=xywh, areas=areas)
+        problems += told
+        document = _with_true_sizes(document, image_dir, problems)
     labels = _labels(document, classes, problems)
 
-    xywh = document.boxes_xywh_px
+    xywh, sizes_hw = document.boxes_xywh_px, document.sizes_hw
     height, width = sizes_hw[document.image_index].astype(np.float64).T
     limit = np.stack([width, height, width, height], axis=1)
     given = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
@@ -108,6 +132,9 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
     report(flat, "dropped: no width or no height")
     report(outside, "dropped: outside of the image")
     report(clipped, "clipped to the image")
+    if not document.in_fractions:
+        tiny = keep & np.all(boxes[:, 2:] - boxes[:, :2] < 1, axis=1)
+        report(tiny, "smaller than a pixel: are these fractions of the image?")
     order = np.flatnonzero(keep)
     order = order[np.argsort(document.image_index[order], kind="stable")]
     owners = document.image_index[order]
@@ -127,6 +154,10 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
             f"{document.path} has {count_of(len(document.annotation_ids), 'annotation', 'annotations')} but no usable "
             f"box: {problems[-1]}; {document.box_format}"
         )
+    if not len(order):
+        problems.append("no image has a box: all are background")
+    elif document.is_crowd[order].all():
+        problems.append("every box is a crowd (iscrowd 1), a region that is neither trained on nor scored")
     counts = np.bincount(labels[order], minlength=classes.num_classes)
     if len(order) and not counts.all():
         unseen = [name for name, count in zip(classes.names, counts, strict=True) if not count]
@@ -134,7 +165,7 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
             f"{len(unseen)} of {count_of(classes.num_classes, 'class', 'classes')} without a box: {some_of(unseen)}"
         )
 
-    names = np.array([name.encode() for name in document.file_names])
+    names = np.array([name.encode(errors="surrogatepass") for name in document.file_names])
     table = RecordTable(
         image_ids=document.image_ids,
         file_names=names,
@@ -148,13 +179,16 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
     return Split(image_dir, table, classes, table.fingerprint(classes), tuple(problems))
 
 
-def _check_images(document: Document, folders: Sequence[Path]) -> Path:
-    """Find the folder that holds the images, and check that it holds all of them."""
-    first = document.file_names[0]
-    image_dir = next((folder for folder in folders if (folder / first).is_file()), None)
-    if image_dir is None:
-        image_dir = next((folder for folder in folders if folder.is_dir()), folders[0])
+def _image_folder(document: Document, folders: Sequence[Path]) -> Path:
+    """The first of `folders` that holds an image; the first images may be missing."""
+    for name in document.file_names[:: max(1, len(document.file_names) // 20)]:
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
+
+def _without_missing(document: Document, image_dir: Path, problems: list[str]) -> Document:
     # One listing per folder instead of one stat per file: on network storage, seconds instead of minutes.
     parents = {str(PurePosixPath(name).parent) for name in document.file_names}
     present = {
@@ -163,32 +197,124 @@ def _check_images(document: Document, folders: Sequence[Path]) -> Path:
         if (image_dir / parent).is_dir()
         for entry in (image_dir / parent).iterdir()
     }
-    missing = [name for name in document.file_names if name not in present and not (image_dir / name).is_file()]
-    if missing:
+    keep = [name in present or (image_dir / name).is_file() for name in document.file_names]
+    missing = [name for name, kept in zip(document.file_names, keep, strict=True) if not kept]
+    if too_many(len(missing), len(keep)):
         example = f", which holds {some_of(sorted(present), 2)}" if present else ", which is empty or does not exist"
         raise DatasetError(
-            f"{document.path} lists {len(document.file_names)} images and {len(missing)} are missing, the first is "
-            f"{missing[0]}; looked in {image_dir}{example}. Put the images there, or delete their entries from the file"
+            f"{document.path} lists {len(keep)} images and {len(missing)} are missing, the first is {missing[0]}; "
+            f"looked in {image_dir}{example}. Put the images there, or delete their entries from the file"
         )
-    return image_dir
+    return _leave_out(document, np.array(keep), "missing", problems)
 
 
-def _fill_sizes(document: Document, image_dir: Path, problems: list[str]) -> NDArray[np.int64]:
+def _with_sizes(document: Document, image_dir: Path, problems: list[str]) -> Document:
+    """Read the sizes that the annotations do not give."""
     sizes_hw = document.sizes_hw.copy()
-    without = np.flatnonzero((sizes_hw < 1).any(axis=1))
-    for index in without.tolist():
+    without = np.flatnonzero((sizes_hw < 1).any(axis=1)).tolist()
+    unreadable: dict[int, DatasetError] = {}
+    for index in without:
         try:
             sizes_hw[index] = read_size(image_dir / document.file_names[index])
         except DatasetError as error:
-            raise DatasetError(
-                f"{document.path} gives no size for {document.file_names[index]}, which cannot be read ({error}); "
-                'replace the file, or add its "height" and "width"'
-            ) from error
-    if len(without):
+            unreadable[index] = error
+    if too_many(len(unreadable), len(sizes_hw)):
+        index, error = next(iter(unreadable.items()))
+        raise DatasetError(
+            f"{document.path} gives no size for {document.file_names[index]}, which cannot be read ({error}); so for "
+            f'{len(unreadable)} of {len(sizes_hw)} images: replace the files, or add "height" and "width"'
+        ) from error
+    read = len(without) - len(unreadable)
+    if read:
+        problems.append(f"{count_of(read, 'image size', 'image sizes')} read from the files: not in the annotations")
+    readable = np.array([index not in unreadable for index in range(len(sizes_hw))])
+    return _leave_out(document._replace(sizes_hw=sizes_hw), readable, "cannot be read", problems)
+
+
+def _with_true_sizes(document: Document, image_dir: Path, problems: list[str]) -> Document:
+    """Compare the annotated sizes of a sample of images, or of all if one is wrong, with those of the files.
+
+    A file of the same aspect ratio is a resized copy, which `read_image` maps the boxes to. Otherwise the size of the
+    file counts, if the boxes fit into it.
+    """
+    given_hw, sizes_hw = document.sizes_hw, document.sizes_hw.copy()
+    corners = document.boxes_xywh_px[:, :2] + document.boxes_xywh_px[:, 2:]
+    needed_hw = np.zeros(given_hw.shape)
+    np.fmax.at(needed_hw, document.image_index, corners[:, ::-1])
+    sticks_out = (needed_hw > given_hw + CLIP_TOLERANCE).any(axis=1)
+
+    everything = np.arange(len(given_hw))
+    spread = np.linspace(0, len(given_hw) - 1, min(NUM_SIZES_CHECKED, len(given_hw))).astype(np.int64)
+    sample = np.union1d(spread, np.flatnonzero(sticks_out))
+    wrong = _wrong_sizes(document, image_dir, sample)
+    if wrong:
+        wrong |= _wrong_sizes(document, image_dir, np.setdiff1d(everything, sample))
+
+    num_copies, corrected, contradicting = 0, [], []
+    for index, actual in wrong.items():
+        height, width = given_hw[index].tolist()
+        difference = f"{document.file_names[index]} is {actual[1]}×{actual[0]} pixels, not {width}×{height}"
+        fits = bool(np.all(needed_hw[index] <= np.array(actual) + CLIP_TOLERANCE))
+        if same_aspect(actual, (height, width)) and not (sticks_out[index] and fits):
+            num_copies += 1
+        elif fits:
+            sizes_hw[index] = actual
+            corrected.append(difference)
+        else:
+            contradicting.append(difference)
+            sizes_hw[index] = 0
+    if num_copies:
         problems.append(
-            f"{count_of(len(without), 'image size', 'image sizes')} read from the files: not in the annotations"
+            f"{count_of(num_copies, 'image is', 'images are')} of another size than annotated, but of the same shape: "
+            "the boxes are scaled"
         )
-    return sizes_hw
+    if corrected:
+        problems.append(
+            f"{count_of(len(corrected), 'annotated size', 'annotated sizes')} corrected, because the boxes fit the "
+            f"size of the file (first: {corrected[0]})"
+        )
+    if too_many(len(contradicting), len(sizes_hw)):
+        raise DatasetError(
+            f"{document.path}: {len(contradicting)} of {len(sizes_hw)} images have another shape than annotated, and "
+            f"boxes that leave them: {contradicting[0]}; use the images that were annotated"
+        )
+    keep = sizes_hw.any(axis=1)
+    return _leave_out(document._replace(sizes_hw=sizes_hw), keep, "of another shape than annotated", problems)
+
+
+def _wrong_sizes(document: Document, image_dir: Path, indices: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
+    """The (h, w) of the files that are not of the annotated size, by index."""
+    wrong: dict[int, tuple[int, int]] = {}
+    for index in indices.tolist():
+        height, width = document.sizes_hw[index].tolist()
+        try:
+            actual = read_size(image_dir / document.file_names[index], (height, width))
+        except DatasetError:  # left out when it is to be decoded
+            continue
+        if actual != (height, width):
+            wrong[index] = actual
+    return wrong
+
+
+def _leave_out(document: Document, keep: NDArray[np.bool_], reason: str, problems: list[str]) -> Document:
+    """The document without some of its images and their boxes."""
+    if keep.all():
+        return document
+    dropped = [document.file_names[index] for index in np.flatnonzero(~keep)]
+    problems.append(f"{count_of(len(dropped), 'image', 'images')} left out: {reason} ({some_of(dropped)})")
+    new_index = np.cumsum(keep) - 1
+    boxes = keep[document.image_index]
+    return document._replace(
+        image_ids=document.image_ids[keep],
+        file_names=[name for name, kept in zip(document.file_names, keep, strict=True) if kept],
+        sizes_hw=document.sizes_hw[keep],
+        annotation_ids=[id_ for id_, kept in zip(document.annotation_ids, boxes, strict=True) if kept],
+        image_index=new_index[document.image_index[boxes]],
+        category_ids=document.category_ids[boxes],
+        boxes_xywh_px=document.boxes_xywh_px[boxes],
+        is_crowd=document.is_crowd[boxes],
+        areas=document.areas[boxes],
+    )
 
 
 def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArray[np.int64]:
@@ -206,7 +332,19 @@ def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArr
             f"the {classes.num_classes} classes ({some_of(classes.names)}); {len(unknown)} boxes have unknown classes."
             f"{did_you_mean(name, classes.names)} Rename it, or label it in the training split as well"
         )
-    ignored = [name for name in document.categories.values() if name not in index_of]
+    used = set(np.unique(document.category_ids).tolist())
+    ids_of: dict[str, list[int]] = {}
+    for id_, name in document.categories.items():
+        ids_of.setdefault(name, []).append(id_)
+    for name, ids in ids_of.items():
+        if len(used.intersection(ids)) > 1:
+            problems.append(f'the class name "{name}" is used by several categories: {some_of(ids)} are one class')
+    # Of several categories of one name, those that label nothing are ignored; at least one stays.
+    ignored = [
+        name
+        for name, ids in ids_of.items()
+        for _ in ids[max(1, len(used.intersection(ids))) if name in index_of else 0 :]
+    ]
     if ignored:
         problems.append(f"{count_of(len(ignored), 'category', 'categories')} without a box ignored: {some_of(ignored)}")
     return labels

@@ -11,7 +11,15 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap, ImageInfo
+
+MAX_LEFT_OUT_SHARE = 0.05
+
+
+def too_many(num_left_out: int, num_images: int) -> bool:
+    """Whether images that are missing or unreadable are more than 5 %, or all; a single one is always tolerable."""
+    return num_left_out > max(1, MAX_LEFT_OUT_SHARE * num_images) or 0 < num_left_out == num_images
 
 
 class Record(NamedTuple):
@@ -38,7 +46,7 @@ class RecordTable(Sequence[Record]):
 
     image_ids: NDArray[np.int64]
     file_names: NDArray[np.bytes_]
-    """(M,) UTF-8, relative to the image folder, with forward slashes."""
+    """(M,) UTF-8 with `surrogatepass`, relative to the image folder, with forward slashes."""
     sizes_hw: NDArray[np.int32]
     first_box: NDArray[np.int64]
     """(M + 1,): image i has the boxes from first_box[i] up to, but not including, first_box[i + 1]."""
@@ -62,8 +70,9 @@ class RecordTable(Sequence[Record]):
         index = index % len(self)
         height, width = self.sizes_hw[index].tolist()
         boxes = slice(self.first_box[index], self.first_box[index + 1])
+        file_name = self.file_names[index : index + 1].item().decode(errors="surrogatepass")
         return Record(
-            ImageInfo(int(self.image_ids[index]), self.file_names[index : index + 1].item().decode(), height, width),
+            ImageInfo(int(self.image_ids[index]), file_name, height, width),
             self.boxes_xyxy_px[boxes],
             self.labels[boxes],
             self.is_crowd[boxes],
@@ -72,6 +81,23 @@ class RecordTable(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
+
+    def subset(self, indices: Sequence[int]) -> RecordTable:
+        """The records of some images, in the given order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        counts = np.diff(self.first_box)[chosen]
+        first_box = np.concatenate([[0], np.cumsum(counts)])
+        boxes = np.repeat(self.first_box[chosen] - first_box[:-1], counts) + np.arange(first_box[-1])
+        return RecordTable(
+            image_ids=self.image_ids[chosen],
+            file_names=self.file_names[chosen],
+            sizes_hw=self.sizes_hw[chosen],
+            first_box=first_box,
+            boxes_xyxy_px=self.boxes_xyxy_px[boxes],
+            labels=self.labels[boxes],
+            is_crowd=self.is_crowd[boxes],
+            areas=self.areas[boxes],
+        )
 
     def fingerprint(self, classes: ClassMap) -> str:
         """The SHA-256 of class names, file names, image sizes, boxes and labels."""
@@ -93,9 +119,39 @@ class Split(NamedTuple):
     """What was dropped, corrected or looks wrong, with counts; one sentence each."""
 
 
+def require_objects(split: Split) -> None:
+    """Check that a split has something to learn from.
+
+    Raises:
+        DatasetError: it has no boxes, or only crowds.
+    """
+    if any((~record.is_crowd).any() for record in split.records):
+        return
+    num_crowds = sum(len(record.labels) for record in split.records)
+    if num_crowds:
+        raise DatasetError(
+            f"nothing to train on: all {num_crowds} boxes of the training images in {split.image_dir} are crowds "
+            '("iscrowd": 1, as CVAT writes for objects drawn with the brush); set it to 0 where a box is one object'
+        )
+    raise DatasetError(
+        f"nothing to train on: none of the {len(split.records)} training images in {split.image_dir} has a box; add "
+        "annotations"
+    )
+
+
 class Splits(NamedTuple):
     """The splits of a data set; a missing split is None."""
 
     train: Split | None
     val: Split | None
     test: Split | None
+    notes: tuple[str, ...] = ()
+    """Which files were read, and what was decided about them; one sentence each."""
+    is_val_made: bool = False
+    """Whether `val` was taken out of the training images, because there was none."""
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}

@@ -75,8 +75,8 @@ class Metrics:
 class CocoEvaluator:
     """Collects detections image by image and computes COCO metrics over all of `records`.
 
-    All boxes of an image without detections count as missed. COCO's limit of 100 detections applies per image *and
-    class*, as in pycocotools, so up to 100·K detections per image are used.
+    All boxes of an image without detections count as missed; images that could not be read are left out. COCO's limit
+    of 100 detections applies per image *and class*, as in pycocotools, so up to 100·K detections per image are used.
 
     With several processes, each rank calls `update` with its own images, `state` is gathered, and any rank that needs
     the result calls `merge`. Detections are stored by image, so an image that two ranks have seen counts once.
@@ -91,16 +91,22 @@ class CocoEvaluator:
 
     def __init__(self, records: Iterable[Record], classes: ClassMap) -> None:
         # Sorted by id, as in pycocotools: the order decides between equal scores in different images.
-        self.records: tuple[Record, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
+        self._records: tuple[Record, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
         self.classes = classes
-        self._detections: dict[int, ImageDetections] = {}
-        self._index_of = {record.info.image_id: index for index, record in enumerate(self.records)}
-        if not self.records:
+        self._detections: dict[int, ImageDetections | None] = {}
+        self._image_ids = {record.info.image_id for record in self._records}
+        if not self._records:
             raise DatasetError("there are no images to evaluate on; give a data set with a validation split")
-        if len(self._index_of) < len(self.records):
+        if len(self._image_ids) < len(self._records):
             raise DatasetError(
-                f"{len(self.records)} images share {len(self._index_of)} image ids; give every image a unique id"
+                f"{len(self._records)} images share {len(self._image_ids)} image ids; give every image a unique id"
             )
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The ground truth of the images that could be read, by ascending image id."""
+        unreadable = {image_id for image_id, found in self._detections.items() if found is None}
+        return tuple(record for record in self._records if record.info.image_id not in unreadable)
 
     @property
     def detections(self) -> tuple[ImageDetections, ...]:
@@ -108,7 +114,7 @@ class CocoEvaluator:
         nothing = ImageDetections(
             np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
         )
-        return tuple(self._detections.get(record.info.image_id, nothing) for record in self.records)
+        return tuple(self._detections.get(record.info.image_id) or nothing for record in self.records)
 
     def reset(self) -> None:
         """Forget all detections."""
@@ -136,18 +142,19 @@ class CocoEvaluator:
         if not finite.all():
             logger.warning("%d detections are NaN or infinite and are ignored", (~finite).sum())
         for info, *arrays, keep in zip(infos, boxes, scores, labels, finite, strict=True):
-            if info.image_id not in self._index_of:
+            if info.image_id not in self._image_ids:
                 raise DatasetError(
-                    f"image id {info.image_id} ({info.file_name}) is not among the {len(self.records)} images of the "
+                    f"image id {info.image_id} ({info.file_name}) is not among the {len(self._records)} images of the "
                     "ground truth; evaluate on the split that the evaluator was created for"
                 )
-            self._detections[info.image_id] = ImageDetections(*(array[keep] for array in arrays))
+            found_here = ImageDetections(*(array[keep] for array in arrays))
+            self._detections[info.image_id] = found_here if info.is_readable else None
 
-    def state(self) -> dict[int, ImageDetections]:
-        """Return the detections by image id, to be gathered from all ranks for `merge`."""
+    def state(self) -> dict[int, ImageDetections | None]:
+        """Return the detections by image id, to be gathered from all ranks for `merge`; None: could not be read."""
         return dict(self._detections)
 
-    def merge(self, states: Iterable[Mapping[int, ImageDetections]]) -> None:
+    def merge(self, states: Iterable[Mapping[int, ImageDetections | None]]) -> None:
         """Add the states of other ranks; this rank's own may be among them."""
         for state in states:
             self._detections.update(state)
@@ -168,9 +175,9 @@ class CocoEvaluator:
 
     def compute(self) -> Metrics:
         """Compute the metrics over all images from the detections so far."""
-        unseen = len(self.records) - len(self._detections)
+        total, unseen = len(self._records), len(self._records) - len(self._detections)
         if unseen:
-            logger.warning("%d of %d images were not evaluated; their boxes count as missed", unseen, len(self.records))
+            logger.warning("%d of %d images were not evaluated; their boxes count as missed", unseen, total)
         coco = require("faster_coco_eval", "train")
         with _paused_garbage_collection():
             truth = coco.COCO(self._dataset(self._annotations()))

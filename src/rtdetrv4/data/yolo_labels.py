@@ -1,0 +1,188 @@
+"""YOLO label files: a line for each object, a box or more, relative to the image size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtdetrv4.data.document import count_of, some_of
+from rtdetrv4.errors import DatasetError
+
+BOX_FORMAT = (
+    'a line should be "class x y width height" with the center and the sides as fractions of the image size, 0 to 1'
+)
+MIN_POSES = 5
+"""Lines from which on boxes with key points can be told from polygons, if no YAML file says so."""
+BOX_TOLERANCE = 0.02
+"""How far a box may leave the image, and key points may leave their box, as a fraction of the image."""
+MAX_FRACTION = 2.0
+"""Coordinates beyond this are pixels; up to it, the part inside the image is used."""
+MAX_PIXEL_SHARE = 0.05
+
+
+class Labels(NamedTuple):
+    """The objects of a list of label files."""
+
+    where: list[str]
+    """File and line of each object, for messages."""
+    file_index: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    """(N, 4) left, top, width and height as fractions of the image size; NaN if the line holds none."""
+    problems: tuple[str, ...]
+
+
+def read_label_files(
+    files: Sequence[Path | None], names: Mapping[int, str], keypoints: tuple[int, int] | None = None
+) -> Labels:
+    """Read label files; polygons and rotated boxes become the upright boxes around them, key points are left out.
+
+    Args:
+        files: a file for each image; None for an image without one.
+        names: the classes.
+        keypoints: the number of key points and of values for each, if every box is followed by them.
+
+    Raises:
+        DatasetError: a file is no text, a class is not one of `names`, or boxes are in pixels.
+    """
+    where: list[str] = []
+    file_index: list[int] = []
+    class_ids: list[int] = []
+    rows: list[list[float]] = []
+    for index, file in enumerate(files):
+        if file is None:
+            continue
+        for number, line in enumerate(_text(file).splitlines(), start=1):
+            if fields := line.split():
+                where.append(f"{file.name}:{number}")
+                file_index.append(index)
+                class_ids.append(_class(file, number, fields[0], names))
+                rows.append(_numbers(fields[1:]))
+    problems: list[str] = []
+    boxes = _boxes(rows, keypoints, problems)
+    in_pixels = np.flatnonzero((np.abs(boxes) > MAX_FRACTION).any(axis=1))
+    if len(in_pixels) > MAX_PIXEL_SHARE * len(boxes):
+        first = int(in_pixels[0])
+        raise DatasetError(
+            f"{files[file_index[first]]}: boxes seem to be in pixels ({len(in_pixels)} of {len(boxes)}, first: "
+            f"{some_of(f'{value:g}' for value in rows[first][:4])} in {where[first]}); {BOX_FORMAT}"
+        )
+    return Labels(
+        where,
+        np.array(file_index, dtype=np.int64),
+        np.array(class_ids, dtype=np.int64),
+        boxes,
+        tuple(problems),
+    )
+
+
+def keypoint_shape(path: Path, content: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The entry `kpt_shape` of a YAML file, such as (17, 3); None if there is none.
+
+    Raises:
+        DatasetError: it is something else than two counts.
+    """
+    given = content.get("kpt_shape")
+    if given is None:
+        return None
+    if isinstance(given, list) and len(given) == 2 and isinstance(given[0], int) and given[1] in (2, 3):
+        return given[0], given[1]
+    raise DatasetError(f'{path}: "kpt_shape" should be [number of key points, 2 or 3], such as [17, 3]; got {given!r}')
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{file} cannot be read as text: {error}") from error
+
+
+def _class(file: Path, number: int, text: str, names: Mapping[int, str]) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value not in names:
+        raise DatasetError(
+            f"{file}, line {number}: class {text} is not one of the {len(names)} in the YAML file "
+            f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}"
+        )
+    return int(value)
+
+
+def _numbers(fields: Sequence[str]) -> list[float]:
+    """The values, or none if one of them is not a finite number."""
+    try:
+        values = [float(field) for field in fields]
+    except ValueError:
+        return []
+    return values if all(map(math.isfinite, values)) else []
+
+
+def _boxes(rows: list[list[float]], keypoints: tuple[int, int] | None, problems: list[str]) -> NDArray[np.float64]:
+    """The box of each line, from what all lines have in common."""
+    boxes = np.full((len(rows), 4), math.nan)
+    with_confidence = bool(rows) and all(len(row) == 5 and 0 <= row[4] <= 1 for row in rows)
+    pose = (4 + keypoints[0] * keypoints[1]) if keypoints else _pose_length(rows)
+    num_poses = num_polygons = 0
+    for index, row in enumerate(rows):
+        if len(row) == 4 or with_confidence:
+            boxes[index] = _upright(row)
+        elif len(row) == pose:
+            boxes[index] = _upright(row)
+            num_poses += 1
+        elif len(row) >= 6 and len(row) % 2 == 0:
+            left, top = min(row[::2]), min(row[1::2])
+            boxes[index] = left, top, max(row[::2]) - left, max(row[1::2]) - top
+            num_polygons += 1
+    if with_confidence:
+        problems.append("every line ends with a confidence, as predictions do; it is ignored")
+    if num_poses:
+        reason = "kpt_shape says so" if keypoints else "the key points lie in their boxes"
+        problems.append(f"{count_of(num_poses, 'line is', 'lines are')} taken as a box with key points: {reason}")
+    if num_polygons:
+        problems.append(
+            f"{count_of(num_polygons, 'polygon or rotated box', 'polygons or rotated boxes')} replaced by the upright "
+            "boxes around them"
+        )
+    return boxes
+
+
+def _upright(row: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = row[:4]
+    return x - width / 2, y - height / 2, width, height
+
+
+def _pose_length(rows: list[list[float]]) -> int | None:
+    """The length of lines that are a box and key points; None if they are polygons, or too few to tell.
+
+    All lines are then of one length, and hold a box within the image and key points within the box. Of polygons, whose
+    numbers are corners, that is true now and then, but not of all.
+    """
+    lengths = {len(row) for row in rows if len(row) != 4}
+    if len(lengths) != 1 or (length := lengths.pop()) < 6:
+        return None
+    poses = np.array([row for row in rows if len(row) == length])
+    dimensions = [size for size in (3, 2) if (length - 4) % size == 0]
+    if len(poses) >= MIN_POSES and any(_hold_keypoints(poses, size) for size in dimensions):
+        return length
+    return None
+
+
+def _hold_keypoints(poses: NDArray[np.float64], size: int) -> bool:
+    """Whether rows of a box and points (x, y) or (x, y, visibility) are what they seem."""
+    center, sides = poses[:, None, :2], poses[:, None, 2:4]
+    points = poses[:, 4:].reshape(len(poses), -1, size)
+    visible = points[..., :2].any(axis=2)  # points that are not annotated are written as 0 0
+    if size == 3:
+        if not np.isin(points[..., 2], (0, 1, 2)).all():
+            return False
+        visible &= points[..., 2] > 0
+    inside = (np.abs(points[..., :2] - center) <= sides / 2 + BOX_TOLERANCE).all(axis=2)
+    fits_image = (np.abs(center - 0.5) + sides / 2 <= 0.5 + BOX_TOLERANCE).all() and (sides > 0).all()
+    return bool(fits_image and inside[visible].all() and visible.any())
