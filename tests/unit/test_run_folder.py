@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> RunFolder:
     record = Record(ImageInfo(1, "a.jpg", 8, 8), none.reshape(0, 4), none.astype(int), none.astype(bool), none)
     train = Split(tmp_path, (record,), ClassMap(("猫", "dog"), (3, 5)), "0" * 64, ("a.jpg: a box has no area",))
     folder = RunFolder(tmp_path / "runs" / "a")
-    folder.write_record(RECIPE, Splits(train, None, None))
+    folder.write_record(RECIPE, Splits(train, None, None), {"kind": "none"})
     folder.last.touch()
     return folder
 

@@ -22,6 +22,7 @@ from huggingface_hub import constants, file_download
 from local_hub import COMMIT, LocalHub, Served, running_hub
 from rtdetrv4.assembly import create_model
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.ops import hub as client
 from rtdetrv4.weights import find_weights, save_transformers
 from rtdetrv4.weights import hub as weights_hub
 from rtdetrv4.weights.catalog import COCO, HUB_FILES, MODELS, HubFile
@@ -239,7 +240,7 @@ def test_the_next_best_data_set(hub: LocalHub) -> None:
 
 
 def test_a_slow_download_takes_its_time(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_hub, "ANSWER_TIME", 0.5)
+    monkeypatch.setattr(client, "ANSWER_TIME", 0.5)
     hub.files["first/detector/weights.pt"].pause = 0.01
     start = time.monotonic()
     assert fetch_weights("rtdetrv4-s").path.read_bytes() == CONTENT
@@ -365,7 +366,7 @@ def test_the_newest_file_of_an_address(hub: LocalHub, monkeypatch: pytest.Monkey
     assert find_weights("hf://some/one/w.pth").read_bytes() == b"first"
     hub.files, hub.commit = {"some/one/w.pth": Served(b"second")}, "2" * 40
     assert find_weights("hf://some/one/w.pth").read_bytes() == b"second"
-    monkeypatch.setattr(weights_hub, "ANSWER_TIME", 0.2)
+    monkeypatch.setattr(client, "ANSWER_TIME", 0.2)
     hub.silent.set()
     assert find_weights("hf://some/one/w.pth").read_bytes() == b"second"
 
