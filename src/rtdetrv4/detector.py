@@ -285,6 +285,8 @@ class Detector:
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
         network, report = self._network_for(recipe, splits.train.classes, start)
+        if start is not None and accelerator.is_main_process:
+            logger.log(logging.WARNING if start.why_not_better else logging.INFO, "%s", start.line(report))
         start_record = folder.recorded_start() if start is None else start.record()
         trainer = build_trainer(
             recipe,
@@ -298,9 +300,6 @@ class Detector:
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
             folder.write_record(recipe, splits, start_record)
-            if start is not None:
-                level = logging.WARNING if start.why_not_better else logging.INFO
-                logger.log(level, "%s", start.line(report))
             for name, part in splits._asdict().items():
                 for problem in () if part is None else part.problems:
                     logger.warning("%s: %s", name, problem)

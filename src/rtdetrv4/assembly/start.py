@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 from rtdetrv4.assembly.models import find_variant
 from rtdetrv4.config import Recipe
 from rtdetrv4.errors import ConfigError, WeightsError
-from rtdetrv4.models.backbone import PIP_BACKBONE
-from rtdetrv4.ops.hub import file_sha256
+from rtdetrv4.models.backbone import PIP_BACKBONE, Backbone
+from rtdetrv4.ops.hub import NotFetchedError, file_sha256
 from rtdetrv4.ops.networks import fetch_timm_weights, has_pip_weights, pip_weights_file
 from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, fetch_weights, read_checkpoint
 from rtdetrv4.weights.catalog import HUB_FILES, Dataset
@@ -40,7 +40,7 @@ class Start:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What this start changes in the recipe, by dotted name."""
     why_not_better: str = ""
-    """Why the start that comes first by default could not be had; empty if this is the one, or was asked for."""
+    """Why the start that comes first by default could not be had; empty if this is it, or was asked for."""
 
     def line(self, report: LoadReport | None) -> str:
         """The line with which a run begins.
@@ -48,9 +48,12 @@ class Start:
         Args:
             report: of loading the weights, if there are any.
         """
-        rows = "" if report is None else f": {report.details}"
-        why = f", because {self.why_not_better}" if self.why_not_better else "."
-        return f"Starting from {self.text}{rows}{why}"
+        rows = why = ""
+        if report is not None:
+            rows = ", with the rows of {} of {} classes: ".format(*report.known_rows) + report.details
+        if self.why_not_better:
+            why = f", because {self.why_not_better}"
+        return f"Starting from {self.text}{rows}{why}."
 
     def record(self) -> dict[str, Any]:
         """What a run and its weights remember of it: kind, source and SHA-256."""
@@ -68,7 +71,7 @@ def choose_start(recipe: Recipe, wanted: StartName | None = None) -> Start:
             file of them, stays so.
 
     Raises:
-        ConfigError: `wanted` contradicts the recipe.
+        ConfigError: `wanted` contradicts the recipe, or the recipe's backbone does not fit.
         MissingDependencyError: the recipe's backbone comes from a package that is not installed.
         WeightsError: `wanted` cannot be had. The message says why, and what to do by hand.
     """
@@ -129,25 +132,29 @@ def has_own_backbone(recipe: Recipe) -> bool:
 
 
 def _first_that_can_be_had(recipe: Recipe) -> Start:
-    given = recipe.model.pretrained_backbone
-    if given is False:
+    model = recipe.model
+    if model.pretrained_backbone is False:
         return _nothing()
-    if isinstance(given, str):
+    if isinstance(model.pretrained_backbone, str):
         return _backbone(recipe)
     problems: list[str] = []
+    advice = ""
     if has_trained_weights(recipe):
         try:
             return trained_start(recipe, "coco")
         except WeightsError as error:
-            problems.append(_sentence(error))
+            problems.append(f"COCO weights of {model.name} cannot be had ({_reason(error)})")
+            advice = f". {error.advice}".removesuffix(".") if isinstance(error, NotFetchedError) else ""
     elif has_own_backbone(recipe):
-        problems.append(f"no COCO weights of {recipe.model.name} are on the hub.")
+        problems.append(f"there are no COCO weights of {model.name} on the hub")
     try:
-        return _backbone(recipe, " ".join(problems))
+        return _backbone(recipe, " and ".join(problems) + advice)
     except WeightsError as error:
-        problems.append(_sentence(error))
-    why = " ".join(problems)
-    if recipe.model.backbone is None and has_pip_weights(PIP_BACKBONE):
+        reason = "" if problems and _reason(error) in problems[0] else f" ({_reason(error)})"
+        backbone = model.backbone or find_variant(model.name).backbone
+        problems.append(f"ImageNet weights of {backbone} cannot be had{reason}")
+    why = " and ".join(problems) + advice
+    if model.backbone is None and has_pip_weights(PIP_BACKBONE):
         return _pip_backbone({"model.backbone": PIP_BACKBONE}, why)
     return _nothing(why)
 
@@ -159,6 +166,8 @@ def _backbone(recipe: Recipe, why_not_better: str = "") -> Start:
         return Start("imagenet", f"the backbone {name} with weights from {given}", None, Path(given), given)
     if name == PIP_BACKBONE:
         return _pip_backbone({}, why_not_better)
+    if not has_own_backbone(recipe):  # one that does not fit is refused before its weights are fetched
+        Backbone.from_timm(name, len(find_variant(recipe.model.name).out_indices))
     file = fetch_timm_weights(name, "model.pretrained_backbone")
     text = f"the backbone {name} with ImageNet weights"
     return Start("imagenet", text, None, file, name, why_not_better=why_not_better)
@@ -173,7 +182,5 @@ def _nothing(why_not_better: str = "") -> Start:
     return Start("none", "nothing", settings={"model.pretrained_backbone": False}, why_not_better=why_not_better)
 
 
-def _sentence(error: WeightsError) -> str:
-    """An error's message after "because"."""
-    message = str(error)
-    return message[0].lower() + message[1:] if message.startswith(("There ", "The ")) else message
+def _reason(error: WeightsError) -> str:
+    return error.reason if isinstance(error, NotFetchedError) else str(error).removesuffix(".")

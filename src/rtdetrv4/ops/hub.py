@@ -46,6 +46,21 @@ class MissingFileError(WeightsError):
     """The hub has the repository, but no such file in it."""
 
 
+class NotFetchedError(WeightsError):
+    """Weights that are known by name cannot be had.
+
+    Args:
+        what: the weights, as a sentence without its end.
+        reason: why they cannot be had.
+        advice: what to do by hand, as a sentence.
+    """
+
+    def __init__(self, what: str, reason: str, advice: str) -> None:
+        super().__init__(f"{what}: {reason}. {advice}")
+        self.reason = reason
+        self.advice = advice
+
+
 def fetch_file(
     repository: str, file: str, *, revision: str | None = None, sha256: str | None = None, beside: str | None = None
 ) -> Path:

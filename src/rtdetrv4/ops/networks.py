@@ -57,9 +57,12 @@ def fetch_timm_weights(name: str, setting: str) -> Path | None:
         None if timm keeps them elsewhere or has none.
 
     Raises:
-        WeightsError: they cannot be had. The message says why, and what to do by hand.
+        NotFetchedError: they cannot be had. The message says why, and what to do by hand.
     """
-    config = get_pretrained_cfg(name)
+    try:
+        config = get_pretrained_cfg(name)
+    except RuntimeError:  # there are no such weights, as timm says when the network is made
+        return None
     if config is None or not config.hf_hub_id:
         return None
     repository, _, revision = config.hf_hub_id.partition("@")
@@ -76,9 +79,10 @@ def fetch_timm_weights(name: str, setting: str) -> Path | None:
             problem = problem or error
             if not isinstance(error, hub.MissingFileError):
                 break
-    raise WeightsError(
-        f"The weights of {name} are not in the cache and cannot be fetched: {problem}. "
-        + hub.by_hand(repository, files[0], f"give its path as {setting}")
+    raise hub.NotFetchedError(
+        f"The weights of {name} are not in the cache and cannot be fetched",
+        str(problem),
+        hub.by_hand(repository, files[0], f"give its path as {setting}"),
     ) from problem
 
 

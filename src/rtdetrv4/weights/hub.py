@@ -42,7 +42,7 @@ def fetch_weights(model: str, dataset: Dataset = "coco", *next_best: Dataset) ->
         The first that can be had; every file of a data set is tried before the next data set is.
 
     Raises:
-        WeightsError: none of them can be had. The message says why, and what to do by hand.
+        NotFetchedError: none of them can be had. The message says why, and what to do by hand.
     """
     skipped: list[str] = []
     hub_answers = True
@@ -61,9 +61,10 @@ def fetch_weights(model: str, dataset: Dataset = "coco", *next_best: Dataset) ->
             except WeightsError as error:
                 skipped.append(str(error))
                 hub_answers = not isinstance(error, hub.NoAnswerError)
-    raise WeightsError(
-        f"There are no {dataset} weights of {model} in the cache, and none can be fetched: {'; '.join(skipped)}. "
-        + _by_hand(model, dataset, hub_has_it=not hub_answers)
+    raise hub.NotFetchedError(
+        f"There are no {dataset} weights of {model} in the cache, and none can be fetched",
+        "; ".join(skipped),
+        _by_hand(model, dataset, hub_has_it=not hub_answers),
     )
 
 

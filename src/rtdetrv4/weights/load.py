@@ -41,7 +41,6 @@ class LoadReport(NamedTuple):
     @property
     def details(self) -> str:
         """What was taken over, without the file's name."""
-        known, total = self.known_rows
         parts = {
             "classes moved by name": self.moved,
             "newly initialized": self.newly_initialized,
@@ -49,7 +48,7 @@ class LoadReport(NamedTuple):
         }
         return "; ".join(
             [
-                f"{len(self.loaded)} tensors loaded, with the rows of {known} of {total} classes",
+                f"{len(self.loaded)} tensors loaded",
                 *(f"{what}: {listing(names)}" for what, names in parts.items() if names),
             ]
         )

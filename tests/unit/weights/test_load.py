@@ -284,8 +284,9 @@ def test_rows_of_objects365_start_a_detector_of_other_classes(tmp_path: Path) ->
     for name in (*ROWS, "denoising.class_embedding.weight"):
         assert torch.equal(after[name][[0, 2, 3]], pretrained.state_dict()[name][[57, 36, 1]])
         assert torch.equal(after[name][1], before[name][1])
+    assert report.known_rows == (3, 4)
     assert str(report) == (
-        f"{tmp_path / 'obj365.pth'}: {len(before)} tensors loaded, with the rows of 3 of 4 classes; "
+        f"{tmp_path / 'obj365.pth'}: {len(before)} tensors loaded; "
         "classes moved by name: wild bird, Wine-Glass and person; newly initialized: forklift"
     )
     assert not report.trained
