@@ -34,6 +34,7 @@ def test_a_record_says_what_a_run_is_made_of(folder: RunFolder) -> None:
     assert load_recipe(folder.recipe) == RECIPE
     record = json.loads(folder.record.read_text(encoding="utf-8"))
     assert record["seed"] == 7
+    assert folder.recorded_start() == record["start"] == {"kind": "none"}
     assert record["classes"] == {"猫": 3, "dog": 5}
     assert record["data"] == {"train": {"images": 1, "fingerprint": "0" * 64, "problems": ["a.jpg: a box has no area"]}}
     assert set(record["versions"]) >= {"python", "torch", "rtdetrv4"}

@@ -37,13 +37,11 @@ PRETRAINED = HubFile("first/pretrained", "weights.pt")
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    with running_hub() as hub:
-        use_hub(hub.endpoint, tmp_path / "cache", monkeypatch)
-        table = {"rtdetrv4-s": {"coco": (PINNED, OTHER), "obj365": (PRETRAINED,)}}
-        monkeypatch.setattr(weights_hub, "HUB_FILES", table)
-        hub.files = {"first/detector/weights.pt": Served(CONTENT), "second/detector/v4/weights.pth": Served(b"other")}
-        yield hub
+def hub(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    table = {"rtdetrv4-s": {"coco": (PINNED, OTHER), "obj365": (PRETRAINED,)}}
+    monkeypatch.setattr(weights_hub, "HUB_FILES", table)
+    hub.files = {"first/detector/weights.pt": Served(CONTENT), "second/detector/v4/weights.pth": Served(b"other")}
+    return hub
 
 
 @pytest.fixture
