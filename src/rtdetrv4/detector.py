@@ -113,9 +113,10 @@ class Detector:
         """The weights that were loaded by name."""
         self._start_name: StartName | None = None
         """What was asked for by name, which is fetched when it is needed."""
-        if weights is None or weights in START_NAMES:
+        if isinstance(weights, str) and weights in START_NAMES:
+            self._start_name, weights = weights, None
+        if weights is None:
             self.recipe = _named_recipe(model or DEFAULT_MODEL)
-            self._start_name = weights
         else:
             checkpoint = read_checkpoint(weights)
             self.recipe = _recipe_of_weights(model, checkpoint.metadata)
@@ -336,10 +337,12 @@ class Detector:
         self, recipe: Recipe, classes: ClassMap, start: Start | None
     ) -> tuple[DetectionModel, LoadReport | None]:
         """Build a network with heads for `classes`, and load the weights it starts from; None: all weights follow."""
-        if start is not None and start.weights is None:
+        if start is None:
+            return build_detector(_without_pretrained(recipe), classes.num_classes), None
+        if start.weights is None:
             return build_detector(recipe, classes.num_classes), None
         network = build_detector(_without_pretrained(recipe), classes.num_classes)
-        return network, None if start is None else load_weights(network, start.weights, names=classes.names)
+        return network, load_weights(network, start.weights, names=classes.names)
 
     def val(
         self,
