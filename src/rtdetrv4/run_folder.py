@@ -61,8 +61,18 @@ class RunFolder:
         self.predictions = self.path / "predictions.jpg"
         self.report = self.path / "val"
 
-    def write_record(self, recipe: Recipe, splits: Splits) -> None:
-        """Write recipe.yaml, run.json, and the list of validation images if these were chosen here."""
+    def recorded_start(self) -> dict[str, Any] | None:
+        """What the run in this folder started from, as run.json says; None if it does not."""
+        return json.loads(self.record.read_text(encoding="utf-8")).get("start") if self.record.is_file() else None
+
+    def write_record(self, recipe: Recipe, splits: Splits, start: Mapping[str, Any] | None = None) -> None:
+        """Write recipe.yaml, run.json, and the list of validation images if these were chosen here.
+
+        Args:
+            recipe: all settings.
+            splits: the data.
+            start: what the run started from, see `rtdetrv4.assembly.start.Start.record`.
+        """
         parts = splits.parts
         names, ids = parts["train"].classes
         record = {
@@ -71,6 +81,7 @@ class RunFolder:
                 **{name: metadata.version(name) for name in _RECORDED_PACKAGES},
             },
             "seed": recipe.run.seed,
+            "start": start,
             "classes": dict(zip(names, ids, strict=True)),
             "data": {
                 name: {"images": len(part.records), "fingerprint": part.fingerprint, "problems": list(part.problems)}

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> RunFolder:
     record = Record(ImageInfo(1, "a.jpg", 8, 8), none.reshape(0, 4), none.astype(int), none.astype(bool), none)
     train = Split(tmp_path, (record,), ClassMap(("猫", "dog"), (3, 5)), "0" * 64, ("a.jpg: a box has no area",))
     folder = RunFolder(tmp_path / "runs" / "a")
-    folder.write_record(RECIPE, Splits(train, None, None))
+    folder.write_record(RECIPE, Splits(train, None, None), {"kind": "none"})
     folder.last.touch()
     return folder
 
@@ -34,6 +34,7 @@ def test_a_record_says_what_a_run_is_made_of(folder: RunFolder) -> None:
     assert load_recipe(folder.recipe) == RECIPE
     record = json.loads(folder.record.read_text(encoding="utf-8"))
     assert record["seed"] == 7
+    assert folder.recorded_start() == record["start"] == {"kind": "none"}
     assert record["classes"] == {"猫": 3, "dog": 5}
     assert record["data"] == {"train": {"images": 1, "fingerprint": "0" * 64, "problems": ["a.jpg: a box has no area"]}}
     assert set(record["versions"]) >= {"python", "torch", "rtdetrv4"}

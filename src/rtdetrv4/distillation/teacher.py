@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rtdetrv4.distillation.teacher_catalog import BY_NAME, DEFAULT_TEACHER, PIP_TEACHER, timm_name
 from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
-from rtdetrv4.ops.networks import CompileAttempt, Compiled, create_network, load_pip_weights
+from rtdetrv4.ops.networks import CompileAttempt, Compiled, create_network, fetch_timm_weights, load_pip_weights
 
 Network = Callable[[Tensor], Tensor]
 
@@ -331,13 +331,16 @@ def _known(name: str) -> str:
 
 def _from_hub(name: str, *, pretrained: bool) -> Any:
     """The network with timm's weights, or random ones."""
+    other = f'Or take another teacher, e.g. "dinov2-b" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
     try:
-        return _create(name, pretrained=pretrained)
+        fetched = fetch_timm_weights(name, "distillation.teacher_weights") if pretrained else None
+        return _create(name, weights=fetched, pretrained=pretrained)
+    except WeightsError as error:
+        raise WeightsError(f'The teacher "{name}" cannot be had. {error} {other}') from error
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f'Weights of the teacher "{name}" could not be loaded ({first_line(error)}). Check the connection and the '
-            "license gate of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
-            f'e.g. "dinov2-b" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
+            f'Weights of the teacher "{name}" could not be loaded ({first_line(error)}). Check the connection, or give '
+            f"a local file with teacher_weights=PATH. {other}"
         ) from error
 
 
@@ -358,7 +361,6 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
             f'Teacher weights "{path}" could not be loaded into "{name}" ({first_line(error)}). '
             "Give a checkpoint of this architecture, or the name of the architecture that the file is for."
         ) from error
-    body.pretrained_cfg.pop("state_dict", None)
     return body, blank
 
 

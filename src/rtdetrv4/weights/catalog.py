@@ -142,8 +142,8 @@ def _released() -> Iterator[tuple[str, ReleasedCheckpoint]]:
 
 
 RELEASED: Mapping[str, ReleasedCheckpoint] = MappingProxyType(dict(_released()))
-"""Released checkpoints by name, with the links of their authors' pages; those trained on COCO have the name of their
-model. Their hashes are unknown, so nothing is downloaded by these names."""
+"""Released checkpoints by name, as their authors' pages link them; COCO's have the name of the model. They are for
+downloads by hand: no hashes of them are known here. `HUB_FILES` are fetched."""
 
 Dataset = Literal["coco", "obj365", "obj2coco"]
 """What weights were trained on: COCO, Objects365, or Objects365 and then COCO."""

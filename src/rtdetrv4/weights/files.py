@@ -17,6 +17,7 @@ from torch import Tensor
 from rtdetrv4.errors import WeightsError, did_you_mean, first_line
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights.catalog import (
+    HUB_FILES,
     MODELS,
     RELEASED,
     RELEASED_CLASSES,
@@ -299,10 +300,14 @@ def _fetch(url: str) -> Path:
 
 def _where_to_get(name: str) -> str:
     problem = f'"{name}" is a model, not a file of weights'
-    if name not in RELEASED:
-        return f"{problem}, and no release of its weights is known."
-    model, url = RELEASED[name]
-    return (
-        f"{problem}. Released weights are not fetched by name: download {url} and give the path of that file, "
-        f'with model="{model}".'
-    )
+    model, url = RELEASED.get(name, (name, None))
+    dataset = "coco" if name == model else name.removeprefix(f"{model}-")
+    ways = [
+        f"give hf://{source.repository}/{source.file}"
+        for known, sources in HUB_FILES.get(model, {}).items()
+        for source in sources[:1]
+        if known == dataset
+    ]
+    if url is not None:
+        ways.append(f'download {url} and give the path of that file, with model="{model}"')
+    return f"{problem}: {listing(ways, 'or')}." if ways else f"{problem}, and no release of its weights is known."
