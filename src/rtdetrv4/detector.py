@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rtdetrv4.assembly import build_detector
-from rtdetrv4.config import Recipe, load_recipe, override
-from rtdetrv4.config.schema import parse_image_size
+from rtdetrv4.config import Recipe, given_settings, load_recipe, override, setting_names, written_settings
+from rtdetrv4.config.schema import parse_duration, parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.run_folder import RunFolder
@@ -93,12 +93,14 @@ class Detector:
         self._network: DetectionModel | None = None
         self._deployed: DetectionModel | None = None
         self._is_trained = False
+        self._names_model = model is not None or weights is not None
         if weights is None:
             self.recipe = _named_recipe(model or DEFAULT_MODEL)
         else:
             checkpoint = read_checkpoint(weights)
             self.recipe = _recipe_of_weights(model, checkpoint.metadata)
             self._load(checkpoint)
+        self._settled = _settled(model)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         """Build the network for a checkpoint and take over its classes and weights."""
@@ -144,11 +146,13 @@ class Detector:
         resume: bool = False,
         tracker: str | None = None,
         callbacks: Sequence[Observer] = (),
+        budget: str | float | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> TrainResult:
         """Train on a data set, starting from this detector's weights if it has any.
 
-        Settings that are not given come from the recipe.
+        Settings that are given neither here nor in a recipe file are derived from the data, the machine and the start,
+        and logged with their reasons; with `run.derive` false they come from the model's recipe.
 
         Args:
             data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. It defines the classes.
@@ -169,6 +173,7 @@ class Detector:
             tracker: where to log besides log.jsonl: "tensorboard", "wandb", "mlflow", another tracker that
                 accelerate supports, or "none".
             callbacks: objects notified of every step and epoch; see `rtdetrv4.Observer`.
+            budget: time for the whole run, "30m", "2h" or seconds, from which the number of epochs follows.
             overrides: other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
 
         Raises:
@@ -182,10 +187,12 @@ class Detector:
         require("accelerate", "train")
         from accelerate.utils import set_seed
 
+        from rtdetrv4.assembly.fitting import Fitting
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
+        from rtdetrv4.training.fit import is_out_of_memory
 
         for callback in callbacks:
             if isinstance(callback, type) or not isinstance(callback, Observer):
@@ -210,7 +217,11 @@ class Detector:
             "tracker": tracker,
             **(overrides or {}),
         }
+        if not self._names_model:
+            self.recipe = self._default_recipe(override(self.recipe, given), resume=resume)
         recipe = override(self.recipe, given)
+        settled = given_settings(given) | self._settled
+        seconds = None if budget is None else _budget(budget, recipe, settled, resume=resume)
         folder = RunFolder(recipe.run.out)
         if resume:
             recipe = folder.resumed_recipe(recipe, given)
@@ -221,25 +232,42 @@ class Detector:
         if splits.train is None:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
+        fitting = None
+        if recipe.run.derive and recipe.schedule.scaling == "auto" and not resume:
+            is_trained = self.metadata is not None
+            if is_trained:
+                settled |= {"model.backbone", "model.image_size"}  # the weights have their own
+            fitting = Fitting.gather(recipe, settled, splits, accelerator, is_trained=is_trained, budget=seconds)
+            recipe = fitting.fit(recipe)
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
         network = self._network_for(recipe, splits.train.classes, from_scratch=resume)
         trainer = build_trainer(
-            recipe, splits, network, accelerator=accelerator, teacher=built_teacher, callbacks=callbacks
+            recipe,
+            splits,
+            network,
+            accelerator=accelerator,
+            teacher=built_teacher,
+            callbacks=callbacks,
+            fitting=fitting,
         )
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
-            folder.write_record(recipe, splits)
+            if fitting is not None:
+                fitting.report(recipe)
+            folder.write_record(recipe, splits, None if resume else () if fitting is None else fitting.choices)
             for name, part in splits._asdict().items():
                 for problem in () if part is None else part.problems:
                     logger.warning("%s: %s", name, problem)
             schedule = recipe.schedule
             advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
-            if advice is not None and self.metadata is None and not resume:
+            if advice is not None and fitting is None and self.metadata is None and not resume:
                 logger.warning(advice)
         try:
             trainer.run(folder.last if resume else None)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise ConfigError(
                 f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
                 f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
@@ -255,6 +283,18 @@ class Detector:
             if accelerator.is_main_process:
                 self._draw_predictions(splits.val, folder.predictions)
         return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)
+
+    def _default_recipe(self, recipe: Recipe, *, resume: bool) -> Recipe:
+        """The recipe to train if no model was named: the run's on resume, else one that suits the device."""
+        from rtdetrv4.assembly.derive import default_model
+
+        saved = RunFolder(recipe.run.out).recipe
+        if resume and saved.is_file():
+            return load_recipe(saved)
+        name = default_model(_device(recipe.run.device).type)
+        if name != self.recipe.model.name:
+            logger.info("No model is named; %s suits this device.", name)
+        return load_recipe(name)
 
     def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
         """Build a network with heads for `classes`, starting from this detector's weights if it has any."""
@@ -464,6 +504,33 @@ class Detector:
 
 def _named_recipe(model: str | Path | Recipe) -> Recipe:
     return model if isinstance(model, Recipe) else load_recipe(model)
+
+
+def _settled(model: str | Path | Recipe | None) -> frozenset[str]:
+    """The settings of a model's recipe that are the user's: those written in a file, or all of a `Recipe`."""
+    if isinstance(model, Recipe):
+        return frozenset(setting_names())
+    return frozenset() if model is None else written_settings(model)
+
+
+def _budget(budget: str | float, recipe: Recipe, settled: frozenset[str], *, resume: bool) -> float:
+    """The seconds of a budget.
+
+    Raises:
+        ConfigError: it is no duration, or the number of epochs is settled otherwise.
+    """
+    if resume:
+        raise ConfigError("A run resumes with the epochs that it began with; leave out budget.")
+    if "schedule.epochs" in settled:
+        raise ConfigError("Got both epochs and budget, which chooses the epochs. Give only one.")
+    if not recipe.run.derive or recipe.schedule.scaling == "published":
+        raise ConfigError("budget: this recipe's numbers are taken as they are; give epochs, or set run.derive=true.")
+    if isinstance(budget, int | float) and budget > 0:
+        return float(budget)
+    try:
+        return parse_duration(budget)
+    except ValueError as error:
+        raise ConfigError(f'budget: got "{budget}", {error}.') from None
 
 
 def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetadata) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE
 from rtdetrv4.training.observers import LOG_FILE
 
 if TYPE_CHECKING:
+    from rtdetrv4.assembly.derive import Choice
     from rtdetrv4.data.formats import Splits
 
 RECIPE_FILE = "recipe.yaml"
@@ -27,6 +28,7 @@ FREE_ON_RESUME = (
     "run.channels_last",
     "run.checkpoint_activations",
     "run.compile",
+    "run.derive",
     "run.device",
     "run.log_every",
     "run.out",
@@ -56,8 +58,14 @@ class RunFolder:
         self.predictions = self.path / "predictions.jpg"
         self.report = self.path / "val"
 
-    def write_record(self, recipe: Recipe, splits: Splits) -> None:
-        """Write recipe.yaml and run.json."""
+    def write_record(self, recipe: Recipe, splits: Splits, derived: Sequence[Choice] | None = None) -> None:
+        """Write recipe.yaml and run.json.
+
+        Args:
+            recipe: every setting.
+            splits: the data.
+            derived: the settings that were derived for the run; None keeps those of the record there is, on resume.
+        """
         parts = {name: part for name, part in splits._asdict().items() if part is not None}
         names, ids = parts["train"].classes
         record = {
@@ -71,10 +79,14 @@ class RunFolder:
                 name: {"images": len(part.records), "fingerprint": part.fingerprint, "problems": list(part.problems)}
                 for name, part in parts.items()
             },
+            "derived": self._derived_before() if derived is None else [choice._asdict() for choice in derived],
         }
         self.path.mkdir(parents=True, exist_ok=True)
         self.recipe.write_text(to_yaml(recipe), encoding="utf-8")
         self.record.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _derived_before(self) -> list[Any]:
+        return json.loads(self.record.read_text(encoding="utf-8")).get("derived", []) if self.record.is_file() else []
 
     def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         """Return the recipe that the run began with, with the changes that a resumed run may make.

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.models import find_variant
 from rtdetrv4.config import Recipe, flat_settings, override
 from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
@@ -47,7 +48,8 @@ from rtdetrv4.training import (
     split_batch,
     validate,
 )
-from rtdetrv4.training.fit import bytes_per_image, free_memory, parts_that_fit
+from rtdetrv4.training.fit import bytes_per_image, free_memory, parts_that_fit, worker_memory
+from rtdetrv4.training.pace import Pace, measure_pace
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -138,6 +140,7 @@ def build_trainer(
     accelerator: Accelerator | None = None,
     teacher: Teacher | Network | None = None,
     callbacks: Sequence[Observer] = (),
+    fitting: Fitting | None = None,
 ) -> Trainer:
     """A training run.
 
@@ -148,6 +151,7 @@ def build_trainer(
         accelerator: device and ranks; None makes one from the recipe.
         teacher: replaces the recipe's teacher; a network that is not a `Teacher` is wrapped in one.
         callbacks: observers notified after the package's own.
+        fitting: adjusts the length of the run to its pace; None keeps the recipe's.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -165,6 +169,8 @@ def build_trainer(
     recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator)
 
     cache = _cache(recipe, splits.train, splits, accelerator)
+    if fitting is not None and fitting.asks_for_pace:
+        recipe = fitting.fit_time(recipe, _pace(recipe, splits, accumulate, student, accelerator, cache, teacher))
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
     plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
     optimizer = adamw(
@@ -276,8 +282,38 @@ def _fit_batch(
         max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
         accelerator,
     )
-    parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator))
+    largest = max((record.info.height * record.info.width for record in split.records), default=0)
+    reserved = worker_memory(
+        recipe.data.workers, 3 * largest, 4 if augment.mosaic else 1, 3 * height * width * batch // ranks
+    )
+    parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator, reserved))
     return override(recipe, {"run.accumulate": parts}), parts
+
+
+def _pace(
+    recipe: Recipe,
+    splits: Splits,
+    accumulate: int,
+    student: DistillationStudent,
+    accelerator: Accelerator,
+    cache: ImageCache | None,
+    teacher: Teacher | None,
+) -> Pace:
+    """Measure the pace of the run."""
+    assert splits.train is not None
+    loader = _training_data(recipe, splits.train, accumulate, accelerator, cache).loader
+    return measure_pace(
+        student,
+        build_criterion(recipe.loss, find_variant(recipe.model.name)),
+        loss_weights(recipe.loss),
+        loader.dataset,
+        batch=min(loader.batch_size or 1, len(loader.dataset)),
+        accumulate=accumulate,
+        workers=recipe.data.workers,
+        num_val=0 if splits.val is None else math.ceil(len(splits.val.records) / accelerator.num_processes),
+        accelerator=accelerator,
+        teacher=None if teacher is None else teacher.to(accelerator.device),
+    )
 
 
 def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
