@@ -39,7 +39,7 @@ MIN_QUERIES, MAX_QUERIES, QUERY_ROOM = 100, 1000, 1.5
 CPU_SIZES, LARGEST_SIZE = (256, 320), 640
 CLEAR_OBJECT, SMALLEST_OBJECT = 16, 4
 """Pixels across: what a detector finds well, and what it hardly finds at all."""
-ELONGATED = 1.25
+ELONGATED, MOST_ELONGATED = 1.25, 3.0
 MOST_EVALUATIONS, EVALUATION_SHARE, EVALUATION_COST = 50, 0.2, 1 / 3
 """Evaluations in a run; their share of its time; and the cost of evaluating an image relative to training on one."""
 FEWEST_STEPS, HIGHEST_LR = 50, 0.01
@@ -179,7 +179,8 @@ class _Derivation:
         if aspect is None or 1 / ELONGATED < aspect < ELONGATED:
             size = (side, side)
         else:
-            size = (_multiple(side / math.sqrt(aspect)), _multiple(side * math.sqrt(aspect)))
+            stretch = math.sqrt(min(max(aspect, 1 / MOST_ELONGATED), MOST_ELONGATED))
+            size = (_multiple(side / stretch), _multiple(side * stretch))
             reason += f"; most images are {aspect:.2f} times as wide as high"
         return self.choose("model.image_size", size, reason)
 
