@@ -29,9 +29,10 @@ def begin(detector: Detector, *args: Any, **options: Any) -> None:
     def stop(trainer: Any, *args: Any) -> None:
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Trainer, "run", stop)
-        detector.train(*args, **options)
+        with pytest.raises(KeyboardInterrupt):
+            detector.train(*args, **options)
 
 
 @pytest.fixture

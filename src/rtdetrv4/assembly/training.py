@@ -48,7 +48,14 @@ from rtdetrv4.training import (
     split_batch,
     validate,
 )
-from rtdetrv4.training.fit import bytes_per_image, free_memory, parts_that_fit, worker_memory
+from rtdetrv4.training.fit import (
+    USABLE_SHARE,
+    USABLE_SHARE_ON_CPU,
+    bytes_per_image,
+    free_memory,
+    parts_that_fit,
+    worker_memory,
+)
 from rtdetrv4.training.pace import Pace, measure_pace
 from rtdetrv4.types import ClassMap
 
@@ -56,6 +63,8 @@ logger = logging.getLogger(__name__)
 
 #: How long `distillation.mode: auto` measures its band: this share of all epochs, and at least this many.
 PROBE_SHARE, MIN_PROBE = 0.1, 2
+#: Pixels of an input above which a CPU measures the memory of a smaller one.
+LARGE_IMAGE = 384 * 384
 
 
 def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
@@ -272,21 +281,27 @@ def _fit_batch(
     if augment.multi_scale_repeat is not None:
         largest = max(multi_scales(max(height, width), augment.multi_scale_repeat)) / max(height, width)
         height, width = (round(side * largest / 32) * 32 for side in (height, width))
+    on_cpu = accelerator.device.type == "cpu"
+    # Large images are measured at half their size, because measuring them takes gigabytes and seconds itself.
+    halved = tuple(max(round(side / 64) * 32, 32) for side in (height, width))
+    measured_hw = halved if on_cpu and height * width > LARGE_IMAGE else (height, width)
     images_in_one = (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
     most_boxes = max((len(record.labels) for record in split.records), default=1)
     per_image = bytes_per_image(
         student,
         build_criterion(recipe.loss, find_variant(recipe.model.name)),
         loss_weights(recipe.loss),
-        (height, width),
+        measured_hw,
         max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
         accelerator,
     )
+    per_image = per_image * height * width // math.prod(measured_hw)
     largest = max((record.info.height * record.info.width for record in split.records), default=0)
     reserved = worker_memory(
         recipe.data.workers, 3 * largest, 4 if augment.mosaic else 1, 3 * height * width * batch // ranks
     )
-    parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator, reserved))
+    share = USABLE_SHARE_ON_CPU if on_cpu else USABLE_SHARE
+    parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator, reserved), share)
     return override(recipe, {"run.accumulate": parts}), parts
 
 
