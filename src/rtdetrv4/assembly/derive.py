@@ -108,7 +108,7 @@ class _Derivation:
         self.data = data
         self.machine = machine
         self.sources = sources
-        self.start = sources.start
+        self.start: StartKind = sources.start
         self.variant = VARIANTS[recipe.model.name]
         self.published = _published(recipe.model.name)
         self.found: list[Choice] = []

@@ -155,4 +155,5 @@ def _is_cached(name: str) -> bool:
     if config.hf_hub_id:
         files = ("model.safetensors", "pytorch_model.bin")
         return any(isinstance(huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
-    return bool(config.url) and Path(torch.hub.get_dir(), "checkpoints", Path(config.url).name).is_file()
+    file = str(config.url).rpartition("/")[2]
+    return bool(config.url) and Path(torch.hub.get_dir(), "checkpoints", file).is_file()

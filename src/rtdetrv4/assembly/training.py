@@ -283,8 +283,9 @@ def _fit_batch(
         height, width = (round(side * largest / 32) * 32 for side in (height, width))
     on_cpu = accelerator.device.type == "cpu"
     # Large images are measured at half their size, because measuring them takes gigabytes and seconds itself.
-    halved = tuple(max(round(side / 64) * 32, 32) for side in (height, width))
-    measured_hw = halved if on_cpu and height * width > LARGE_IMAGE else (height, width)
+    measured_hw = (height, width)
+    if on_cpu and height * width > LARGE_IMAGE:
+        measured_hw = (max(round(height / 64) * 32, 32), max(round(width / 64) * 32, 32))
     images_in_one = (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
     most_boxes = max((len(record.labels) for record in split.records), default=1)
     per_image = bytes_per_image(

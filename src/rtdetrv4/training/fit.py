@@ -27,8 +27,8 @@ USABLE_SHARE = 0.7
 """Usable share of the free memory; the rest is for what no graph holds: workspaces, gradients of maps, the teacher, and
 fragmentation."""
 USABLE_SHARE_ON_CPU = 0.33
-"""The same of main memory, where workspaces are larger and freed blocks fit new tensors less well: a step took 1.9 times
-(N at 320 pixels, 16 images) to 2.9 times (S at 640, 4 images) what its graph and the optimizer hold."""
+"""The same of main memory, where workspaces are larger and freed blocks fit new tensors less well: a step took 1.9 (N
+at 320 pixels, 16 images) to 2.9 times (S at 640, 4 images) what its graph and the optimizer hold."""
 WORKER_BYTES = 250 << 20
 """What a process that loads images takes besides the images."""
 STATES_PER_PARAMETER = 4
