@@ -234,10 +234,10 @@ class Detector:
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         fitting = None
         if recipe.run.derive and recipe.schedule.scaling == "auto" and not resume:
-            is_trained = self.metadata is not None
-            if is_trained:
+            if self.metadata is not None:
                 settled |= {"model.backbone", "model.image_size"}  # the weights have their own
-            fitting = Fitting.gather(recipe, settled, splits, accelerator, is_trained=is_trained, budget=seconds)
+            start = None if self.metadata is None else "coco"
+            fitting = Fitting.gather(recipe, settled, splits, accelerator, start=start, budget=seconds)
             recipe = fitting.fit(recipe)
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)

@@ -118,18 +118,18 @@ def machine_facts(accelerator: Accelerator) -> Machine:
     )
 
 
-def find_sources(recipe: Recipe, *, is_trained: bool) -> Sources:
-    """What training can start from.
+def find_sources(recipe: Recipe, start: StartKind | None = None) -> Sources:
+    """What training can start from and learn from.
 
     Args:
         recipe: names the backbone and the teacher.
-        is_trained: whether training starts from a trained detector.
+        start: what training starts from, if that is settled.
     """
     model, teacher = recipe.model, recipe.distillation.teacher
     if teacher is not None and not _is_cached(timm_name(teacher)):
         teacher = PIP_TEACHER if _is_installed(PIP_TEACHER) else None
-    if is_trained:
-        return Sources("coco", teacher=teacher)
+    if start is not None:
+        return Sources(start, teacher=teacher)
     if model.pretrained_backbone is False:
         return Sources("none", teacher=teacher)
     own = model.backbone or VARIANTS[model.name].backbone

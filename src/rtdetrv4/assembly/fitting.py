@@ -21,7 +21,7 @@ from rtdetrv4.assembly.derive import (
     evaluate_every,
     with_final_values,
 )
-from rtdetrv4.assembly.facts import DataFacts, Machine, Sources, data_facts, find_sources, machine_facts
+from rtdetrv4.assembly.facts import DataFacts, Machine, Sources, StartKind, data_facts, find_sources, machine_facts
 from rtdetrv4.config import Recipe
 from rtdetrv4.data.records import Splits
 from rtdetrv4.training.pace import Pace, most_epochs
@@ -59,7 +59,7 @@ class Fitting:
         splits: Splits,
         accelerator: Accelerator,
         *,
-        is_trained: bool,
+        start: StartKind | None,
         budget: float | None,
     ) -> Fitting:
         """Gather the facts; a collective call, with rank 0's facts for all ranks.
@@ -69,14 +69,14 @@ class Fitting:
             given: dotted names of the user's settings.
             splits: the data; `train` is required.
             accelerator: device and ranks.
-            is_trained: whether training starts from a trained detector.
+            start: what training starts from; None finds out which backbone's weights are on this machine.
             budget: seconds for the whole run, or None.
         """
         assert splits.train is not None, "there is nothing to train on"
         facts = [
             data_facts(splits.train, splits.val),
             machine_facts(accelerator),
-            find_sources(recipe, is_trained=is_trained),
+            find_sources(recipe, start),
         ]
         broadcast_object_list(facts)
         return cls(given, *facts, budget=budget)

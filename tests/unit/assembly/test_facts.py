@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rtdetrv4.assembly import facts
-from rtdetrv4.assembly.facts import Sources, data_facts, find_sources, machine_facts
+from rtdetrv4.assembly.facts import Sources, StartKind, data_facts, find_sources, machine_facts
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.data.records import Record, Split
 from rtdetrv4.training import make_accelerator
@@ -64,31 +64,31 @@ def test_there_is_a_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("here", "model", "changes", "is_trained", "expected"),
+    ("here", "model", "changes", "start", "expected"),
     [
-        ({"hgnetv2_b0"}, "deim-n", {}, False, Sources("imagenet")),
-        ({"efficientnet_lite0"}, "deim-n", {}, False, Sources("imagenet", "efficientnet_lite0")),
-        (set(), "deim-n", {}, False, Sources("none")),
-        ({"efficientnet_lite0"}, "deim-n", {}, True, Sources("coco")),
-        ({"hgnetv2_b0"}, "deim-n", {"model.pretrained_backbone": False}, False, Sources("none")),
+        ({"hgnetv2_b0"}, "deim-n", {}, None, Sources("imagenet")),
+        ({"efficientnet_lite0"}, "deim-n", {}, None, Sources("imagenet", "efficientnet_lite0")),
+        (set(), "deim-n", {}, None, Sources("none")),
+        ({"efficientnet_lite0"}, "deim-n", {}, "coco", Sources("coco")),
+        ({"hgnetv2_b0"}, "deim-n", {"model.pretrained_backbone": False}, None, Sources("none")),
         # What is asked for is not replaced.
-        ({"efficientnet_lite0"}, "deim-n", {"model.backbone": "convnext_tiny"}, False, Sources("imagenet")),
-        ({"efficientnet_lite0"}, "deim-n", {"model.pretrained_backbone": "b0.pth"}, False, Sources("imagenet")),
+        ({"efficientnet_lite0"}, "deim-n", {"model.backbone": "convnext_tiny"}, None, Sources("imagenet")),
+        ({"efficientnet_lite0"}, "deim-n", {"model.pretrained_backbone": "b0.pth"}, None, Sources("imagenet")),
         (
             {"efficientnet_lite2"},
             "rtdetrv4-s",
             {},
-            True,
+            "coco",
             Sources("coco", teacher="efficientnet_lite2"),
         ),
         (
             {"vit_base_patch16_dinov3.lvd1689m", "efficientnet_lite2"},
             "rtdetrv4-s",
             {},
-            True,
+            "coco",
             Sources("coco", teacher="vit_base_patch16_dinov3.lvd1689m"),
         ),
-        (set(), "rtdetrv4-s", {}, True, Sources("coco")),
+        (set(), "rtdetrv4-s", {}, "coco", Sources("coco")),
     ],
 )
 def test_what_is_on_this_machine_is_taken(
@@ -96,12 +96,12 @@ def test_what_is_on_this_machine_is_taken(
     here: set[str],
     model: str,
     changes: dict[str, Any],
-    is_trained: bool,
+    start: StartKind | None,
     expected: Sources,
 ) -> None:
     monkeypatch.setattr(facts, "_is_cached", here.__contains__)
     monkeypatch.setattr(facts, "_is_installed", here.__contains__)
-    assert find_sources(override(load_recipe(model), changes), is_trained=is_trained) == expected
+    assert find_sources(override(load_recipe(model), changes), start) == expected
 
 
 def test_weights_are_found_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
