@@ -92,7 +92,9 @@ class Fitting:
         return self.budget is not None or (self.machine.kind == "cpu" and bool(self.choices))
 
     def fit_time(self, recipe: Recipe, pace: Pace) -> Recipe:
-        """The recipe with as many epochs as the time allows, and with everything that depends on them."""
+        """The recipe with as many epochs as the time allows, and with everything that depends on them; collective."""
+        elapsed = [time.monotonic() - self.begun]
+        broadcast_object_list(elapsed)  # or ranks might come to different numbers
         steps = max(self.data.num_images // recipe.schedule.batch, 1)
         wanted = recipe.schedule.epochs
         every = recipe.run.eval_every if "run.eval_every" in self.given else None
@@ -101,7 +103,7 @@ class Fitting:
             return evaluate_every(epochs, self.data) if every is None else every
 
         if "schedule.epochs" not in self.given:
-            seconds = (self.budget or CPU_SECONDS) - (time.monotonic() - self.begun)
+            seconds = (self.budget or CPU_SECONDS) - elapsed[0]
             most = wanted if self.budget is None else min(FULL_BUDGET * wanted, MOST_EPOCHS)
             epochs = most_epochs(pace, USABLE_TIME * seconds, steps, spacing, most)
             if self.budget is None:

@@ -297,9 +297,9 @@ def _fit_batch(
         accelerator,
     )
     per_image = per_image * height * width // math.prod(measured_hw)
-    largest = max((record.info.height * record.info.width for record in split.records), default=0)
+    most_pixels = max((record.info.height * record.info.width for record in split.records), default=0)
     reserved = worker_memory(
-        recipe.data.workers, 3 * largest, 4 if augment.mosaic else 1, 3 * height * width * batch // ranks
+        recipe.data.workers, 3 * most_pixels, 4 if augment.mosaic else 1, 3 * height * width * batch // ranks
     )
     share = USABLE_SHARE_ON_CPU if on_cpu else USABLE_SHARE
     parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator, reserved), share)
