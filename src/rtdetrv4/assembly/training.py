@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.models import find_variant
 from rtdetrv4.config import Recipe, flat_settings, override
 from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
@@ -47,13 +48,23 @@ from rtdetrv4.training import (
     split_batch,
     validate,
 )
-from rtdetrv4.training.fit import bytes_per_image, free_memory, parts_that_fit
+from rtdetrv4.training.fit import (
+    USABLE_SHARE,
+    USABLE_SHARE_ON_CPU,
+    bytes_per_image,
+    free_memory,
+    parts_that_fit,
+    worker_memory,
+)
+from rtdetrv4.training.pace import Pace, measure_pace
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
 
 #: How long `distillation.mode: auto` measures its band: this share of all epochs, and at least this many.
 PROBE_SHARE, MIN_PROBE = 0.1, 2
+#: Pixels of an input above which a CPU measures the memory of a smaller one.
+LARGE_IMAGE = 384 * 384
 
 
 def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
@@ -139,6 +150,7 @@ def build_trainer(
     teacher: Teacher | Network | None = None,
     callbacks: Sequence[Observer] = (),
     start: Mapping[str, Any] | None = None,
+    fitting: Fitting | None = None,
 ) -> Trainer:
     """A training run.
 
@@ -150,6 +162,7 @@ def build_trainer(
         teacher: replaces the recipe's teacher; a network that is not a `Teacher` is wrapped in one.
         callbacks: observers notified after the package's own.
         start: what the run starts from, to be remembered with the weights; see `rtdetrv4.assembly.start.Start.record`.
+        fitting: adjusts the length of the run to its pace; None keeps the recipe's.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -167,6 +180,8 @@ def build_trainer(
     recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator)
 
     cache = _cache(recipe, splits.train, splits, accelerator)
+    if fitting is not None and fitting.asks_for_pace:
+        recipe = fitting.fit_time(recipe, _pace(recipe, splits, accumulate, student, accelerator, cache, teacher))
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
     plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
     optimizer = adamw(
@@ -271,18 +286,55 @@ def _fit_batch(
     if augment.multi_scale_repeat is not None:
         largest = max(multi_scales(max(height, width), augment.multi_scale_repeat)) / max(height, width)
         height, width = (round(side * largest / 32) * 32 for side in (height, width))
+    on_cpu = accelerator.device.type == "cpu"
+    # Large images are measured at half their size, because measuring them takes gigabytes and seconds itself.
+    measured_hw = (height, width)
+    if on_cpu and height * width > LARGE_IMAGE:
+        measured_hw = (max(round(height / 64) * 32, 32), max(round(width / 64) * 32, 32))
     images_in_one = (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
     most_boxes = max((len(record.labels) for record in split.records), default=1)
     per_image = bytes_per_image(
         student,
         build_criterion(recipe.loss, find_variant(recipe.model.name)),
         loss_weights(recipe.loss),
-        (height, width),
+        measured_hw,
         max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
         accelerator,
     )
-    parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator))
+    per_image = per_image * height * width // math.prod(measured_hw)
+    most_pixels = max((record.info.height * record.info.width for record in split.records), default=0)
+    reserved = worker_memory(
+        recipe.data.workers, 3 * most_pixels, 4 if augment.mosaic else 1, 3 * height * width * batch // ranks
+    )
+    share = USABLE_SHARE_ON_CPU if on_cpu else USABLE_SHARE
+    parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator, reserved), share)
     return override(recipe, {"run.accumulate": parts}), parts
+
+
+def _pace(
+    recipe: Recipe,
+    splits: Splits,
+    accumulate: int,
+    student: DistillationStudent,
+    accelerator: Accelerator,
+    cache: ImageCache | None,
+    teacher: Teacher | None,
+) -> Pace:
+    """Measure the pace of the run."""
+    assert splits.train is not None
+    loader = _training_data(recipe, splits.train, accumulate, accelerator, cache).loader
+    return measure_pace(
+        student,
+        build_criterion(recipe.loss, find_variant(recipe.model.name)),
+        loss_weights(recipe.loss),
+        loader.dataset,
+        batch=min(loader.batch_size or 1, len(loader.dataset)),
+        accumulate=accumulate,
+        workers=recipe.data.workers,
+        num_val=0 if splits.val is None else math.ceil(len(splits.val.records) / accelerator.num_processes),
+        accelerator=accelerator,
+        teacher=None if teacher is None else teacher.to(accelerator.device),
+    )
 
 
 def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:

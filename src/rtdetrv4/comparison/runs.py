@@ -104,7 +104,7 @@ def compare(
         "workers": workers,
         "amp": amp,
     }
-    base = override(Detector(model, weights, device="cpu").recipe, {**given, **(overrides or {})})
+    base = override(Detector(model, weights, device="cpu").recipe, {**given, "run.derive": False, **(overrides or {})})
     if base.run.accumulate == "auto":
         raise ConfigError(
             "batch: got auto, expected a number: what fits depends on the arm and on other programs, but all arms must "

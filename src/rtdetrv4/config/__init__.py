@@ -6,12 +6,14 @@ from rtdetrv4.config.recipe import (
     changed_settings,
     flat_settings,
     from_yaml,
+    given_settings,
     load_recipe,
     override,
     parse_assignment,
     recipe_names,
     setting_names,
     to_yaml,
+    written_settings,
 )
 from rtdetrv4.config.schema import Recipe
 from rtdetrv4.config.variants import VARIANTS, Variant
@@ -23,10 +25,12 @@ __all__ = [
     "changed_settings",
     "flat_settings",
     "from_yaml",
+    "given_settings",
     "load_recipe",
     "override",
     "parse_assignment",
     "recipe_names",
     "setting_names",
     "to_yaml",
+    "written_settings",
 ]

@@ -80,6 +80,24 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return _validate(_follow(before, _resolve(changes, "")), "")
 
 
+def given_settings(changes: Mapping[str, Any]) -> frozenset[str]:
+    """Dotted names of the settings that `override` would set directly.
+
+    Raises:
+        ConfigError: a setting is unknown.
+    """
+    return frozenset(_resolve(changes, ""))
+
+
+def written_settings(name_or_path: str | Path) -> frozenset[str]:
+    """Dotted names of the settings that a recipe file and the files it extends set; none for a shipped recipe.
+
+    Raises:
+        ConfigError: the file does not exist or is not valid.
+    """
+    return frozenset(_written(str(name_or_path), Path()))
+
+
 def flat_settings(recipe: Recipe) -> dict[str, Any]:
     """Every setting by dotted name."""
     return _flatten(recipe.model_dump())
@@ -251,6 +269,18 @@ def _load_settings(name_or_path: str, folder: Path, children: tuple[str, ...]) -
     if str(source) in children:
         raise ConfigError(f'Recipe "{name_or_path}" extends itself.')
     return _read_settings(source.read_text(encoding="utf-8"), name_or_path, place, (*children, str(source)))
+
+
+def _written(name_or_path: str, folder: Path) -> Iterator[str]:
+    """Yield the settings that `_load_settings`, which has raised for whatever is wrong, read from files."""
+    path = folder / name_or_path
+    if (_SHIPPED / f"{name_or_path}.yaml").is_file() or not path.is_file():
+        return
+    content = dict(_parse_yaml(path.read_text(encoding="utf-8"), name_or_path) or {})
+    parent = content.pop("extends", None)
+    yield from _resolve(content, f'Recipe "{name_or_path}": ')
+    if parent is not None:
+        yield from _written(str(parent), path.parent)
 
 
 def _read_settings(text: str, name: str, folder: Path, children: tuple[str, ...]) -> dict[str, Any]:

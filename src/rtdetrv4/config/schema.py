@@ -72,6 +72,22 @@ def parse_size(text: Any) -> int:
     return num_bytes
 
 
+def parse_duration(text: Any) -> float:
+    """`"90s"`, `"30m"`, `"2h"`, `"1h30m"` → seconds; a number without a unit is refused.
+
+    Raises:
+        ValueError: the text is not a duration above zero.
+    """
+    number = r"(\d{1,6}(?:\.\d+)?)"
+    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", str(text))
+    seconds = 0.0
+    if found:
+        seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
+    if not seconds:
+        raise ValueError("expected a duration above zero, such as 90s, 30m or 2h")
+    return seconds
+
+
 def _size(value: Any) -> Any:
     parse_size(value)
     return value
@@ -352,6 +368,11 @@ class RunConfig(_Section):
     )
     compile: bool = Field(
         default=False, description="Compile backbone and encoder with torch.compile; if that fails, run uncompiled."
+    )
+    derive: bool = Field(
+        default=True,
+        description="Choose what is not given to fit the data, the machine and the start; false, or `schedule.scaling: "
+        "published`: take the recipe's numbers.",
     )
     log_every: AtLeastOne = Field(default=50, description="Steps between two lines of the log.")
     tracker: str = Field(

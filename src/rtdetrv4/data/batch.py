@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,6 +81,27 @@ def mix_up(batch: Batch, ratio: float) -> Batch:
     labels, boxes = zip(*(own[image] for index in range(num_images) for image in (index, index - 1)), strict=True)
     mixed = tuple(counts[index] + counts[index - 1] for index in range(num_images))
     return Batch(images, Targets(torch.cat(labels), torch.cat(boxes), mixed), batch.infos)
+
+
+def split_images(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into parts of nearly the same size, at most one for each image; the tensors are views."""
+    num_images = len(batch.images)
+    parts = min(parts, num_images)
+    if parts == 1:
+        return [batch]
+    labels, boxes, counts = batch.targets
+    cuts = [num_images * part // parts for part in range(parts + 1)]
+    first_box = [0, *itertools.accumulate(counts)]
+    return [
+        Batch(
+            batch.images[low:high],
+            Targets(
+                labels[first_box[low] : first_box[high]], boxes[first_box[low] : first_box[high]], counts[low:high]
+            ),
+            batch.infos[low:high],
+        )
+        for low, high in itertools.pairwise(cuts)
+    ]
 
 
 def prepare_images(images: Tensor, size_hw: tuple[int, int], device: torch.device | str) -> Tensor:

@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Mapping
 
-import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from rtdetrv4.distillation import DistillationStudent
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.losses import Criterion, weighted_sum
+from rtdetrv4.training.machine import free_host_memory
 from rtdetrv4.types import Targets
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 USABLE_SHARE = 0.7
 """Usable share of the free memory; the rest is for what no graph holds: workspaces, gradients of maps, the teacher, and
 fragmentation."""
+USABLE_SHARE_ON_CPU = 0.33
+"""The same of main memory, where workspaces are larger and freed blocks fit new tensors less well: a step took 1.9 (N
+at 320 pixels, 16 images) to 2.9 times (S at 640, 4 images) what its graph and the optimizer hold."""
+WORKER_BYTES = 250 << 20
+"""What a process that loads images takes besides the images."""
 STATES_PER_PARAMETER = 4
 """The gradient, AdamW's two averages, and the EMA, none of which is allocated yet when memory is measured."""
 
@@ -83,21 +88,53 @@ def bytes_per_image(
     return max((four - two) // 2, 1)
 
 
-def free_memory(accelerator: Accelerator) -> int:
-    """Bytes that this process can still allocate on its device, the minimum over ranks; a collective call."""
+def free_memory(accelerator: Accelerator, reserved: int = 0) -> int:
+    """Bytes that this process can still allocate on its device, the minimum over ranks; a collective call.
+
+    Args:
+        accelerator: device and ranks.
+        reserved: bytes of main memory that this process's workers will take; counts where the device shares it.
+    """
     device = accelerator.device
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     else:  # the ranks of a machine share it
-        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        free = max(free_host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - reserved, 0)
     megabytes = accelerator.gather(torch.tensor([free >> 20], device=device))
     assert isinstance(megabytes, Tensor)
     return int(megabytes.min()) << 20
 
 
-def parts_that_fit(batch: int, ranks: int, per_image: int, student: nn.Module, free: int) -> int:
+def worker_memory(workers: int, image_bytes: int, images_in_one: int, batch_bytes: int) -> int:
+    """Bytes of main memory that the processes which load images take.
+
+    Args:
+        workers: their number.
+        image_bytes: of the largest image, decoded.
+        images_in_one: images in a training sample, 4 with mosaic.
+        batch_bytes: of a batch; each worker prepares two ahead.
+    """
+    return workers * (WORKER_BYTES + 2 * images_in_one * image_bytes + 2 * batch_bytes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be allocated, on whatever device.
+
+    PyTorch has a class for it on accelerators only; on a CPU, and in libraries of CUDA, the message tells.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+    )
+
+
+def parts_that_fit(
+    batch: int, ranks: int, per_image: int, student: nn.Module, free: int, usable_share: float = USABLE_SHARE
+) -> int:
     """The smallest number of parts of a device's images with which a part and the optimizer's state fit into memory.
 
     Args:
@@ -106,12 +143,13 @@ def parts_that_fit(batch: int, ranks: int, per_image: int, student: nn.Module, f
         per_image: from `bytes_per_image`.
         student: the module that is trained.
         free: from `free_memory`.
+        usable_share: the share of it to plan with.
 
     Raises:
         ConfigError: not even two images fit, or the only image of a device does not.
     """
     state = STATES_PER_PARAMETER * sum(p.numel() * p.element_size() for p in student.parameters())
-    usable = int(USABLE_SHARE * free) - state
+    usable = int(usable_share * free) - state
     on_device = batch // ranks
     fit = usable // per_image
     # Batch norm needs at least two images for meaningful statistics.
@@ -119,7 +157,7 @@ def parts_that_fit(batch: int, ranks: int, per_image: int, student: nn.Module, f
         size = on_device // parts
         if on_device % parts == 0 and size <= fit and (size > 1 or on_device == 1):
             logger.info(
-                "batch: auto: %.0f MB per image, %.1f GB free: %d × %d images at once, %d times per step.",
+                "Memory: %.0f MB per image, %.1f GB free: %d × %d images at once, %d times per step.",
                 per_image / 1e6,
                 free / 1e9,
                 ranks,

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from rtdetrv4.data.batch import mix_up, prepare_batch
+from rtdetrv4.data.batch import mix_up, prepare_batch, split_images
 from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher, alignment_loss
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation import Metrics
@@ -28,6 +28,7 @@ from rtdetrv4.training.accelerator import synchronize_norms
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
 from rtdetrv4.training.clock import Clock
 from rtdetrv4.training.ema import ModelEma
+from rtdetrv4.training.fit import is_out_of_memory
 from rtdetrv4.training.interrupt import Interrupt
 from rtdetrv4.training.nonfinite import nonfinite_error, nonfinite_terms
 from rtdetrv4.training.observers import EpochReport, Observer, RunInfo, RunResult, StepReport
@@ -112,6 +113,8 @@ class Trainer:
             self.metadata,
         )
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
+        self.num_parts = 1
+        """Into how many parts each batch is cut, because memory ran out."""
         self.interrupt = Interrupt()
         self.clock = Clock(self.accelerator.device)
         if not self.accelerator.is_main_process:
@@ -181,30 +184,7 @@ class Trainer:
 
         teaches = weights.get("distill", 0.0) > 0 and step % self.teach_every == 0
 
-        self.optimizer.zero_grad()
-        names: list[str] = []
-        values = torch.zeros((), device=accelerator.device)
-        for number, batch in enumerate(batches, start=position.step * self.accumulate):
-            is_last = batch is batches[-1]
-            with nullcontext() if is_last else accelerator.no_sync(self.model):
-                with self.clock("data"):
-                    batch = prepare_batch(batch, size, accelerator.device)
-                    if (ratio := self.data.mixup(position.epoch, number, stage)) is not None:
-                        batch = mix_up(batch, ratio)
-                with self.clock("forward"):
-                    output, projected = self.model(batch.images, batch.targets)  # float32, whatever computed it
-                with self.clock("loss"):
-                    terms = self.criterion(output, batch.targets)
-                if projected is not None and teaches:
-                    with self.clock("teacher"):
-                        terms["distill"] = self._alignment(projected, batch.images)
-                loss = weighted_sum(terms, weights)
-                if projected is not None and not teaches:
-                    loss = loss + 0 * projected.sum()  # DDP expects a gradient of the injector
-                with self.clock("backward"):
-                    accelerator.backward(loss / len(batches))
-            names = ["loss", *terms]
-            values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
+        names, values = self._gradients(batches, size, stage, weights, teaches)
         with self.clock("optimizer"):
             accelerator.unscale_gradients(self.optimizer)
             if self.modulation is not None and self._teacher_is_active:
@@ -240,6 +220,75 @@ class Trainer:
             is_finite=is_finite,
         )
         return report, mean_stop > 0
+
+    def _gradients(
+        self,
+        batches: Sequence[Batch],
+        size: tuple[int, int],
+        stage: Stage,
+        weights: Mapping[str, float],
+        teaches: bool,
+    ) -> tuple[list[str], Tensor]:
+        """Accumulate the gradients of a step, and return the names and values of its losses.
+
+        If memory runs out, the step begins anew with its batches cut into more parts: nothing has been updated yet.
+        """
+        while True:
+            parts = [part for batch in batches for part in split_images(batch, self.num_parts)]
+            try:
+                return self._accumulate(parts, size, stage, weights, teaches)
+            except (RuntimeError, MemoryError) as error:
+                # With several ranks, the others would wait for this one's gradients.
+                is_last_resort = len(parts) == sum(len(batch.images) for batch in batches)
+                if not is_out_of_memory(error) or is_last_resort or self.accelerator.num_processes > 1:
+                    raise
+            # Not within `except`, where the error keeps the tensors of the failed step alive.
+            self.optimizer.zero_grad()
+            if self.accelerator.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.num_parts *= 2
+            logger.warning(
+                "Out of memory in epoch %d, step %d; going on with each batch in %d parts. A larger run.accumulate "
+                "or a smaller image size avoids this.",
+                self.position.epoch + 1,
+                self.position.step + 1,
+                self.num_parts,
+            )
+
+    def _accumulate(
+        self,
+        batches: Sequence[Batch],
+        size: tuple[int, int],
+        stage: Stage,
+        weights: Mapping[str, float],
+        teaches: bool,
+    ) -> tuple[list[str], Tensor]:
+        position, accelerator = self.position, self.accelerator
+        self.optimizer.zero_grad()
+        names: list[str] = []
+        values = torch.zeros((), device=accelerator.device)
+        for number, batch in enumerate(batches, start=position.step * self.accumulate * self.num_parts):
+            is_last = batch is batches[-1]
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
+                with self.clock("data"):
+                    batch = prepare_batch(batch, size, accelerator.device)
+                    if (ratio := self.data.mixup(position.epoch, number, stage)) is not None:
+                        batch = mix_up(batch, ratio)
+                with self.clock("forward"):
+                    output, projected = self.model(batch.images, batch.targets)  # float32, whatever computed it
+                with self.clock("loss"):
+                    terms = self.criterion(output, batch.targets)
+                if projected is not None and teaches:
+                    with self.clock("teacher"):
+                        terms["distill"] = self._alignment(projected, batch.images)
+                loss = weighted_sum(terms, weights)
+                if projected is not None and not teaches:
+                    loss = loss + 0 * projected.sum()  # DDP expects a gradient of the injector
+                with self.clock("backward"):
+                    accelerator.backward(loss / len(batches))
+            names = ["loss", *terms]
+            values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
+        return names, values
 
     def _alignment(self, projected: Tensor, images: Tensor) -> Tensor:
         """L_DSI on a batch."""

@@ -14,15 +14,17 @@ from pydantic import ValidationError
 from rtdetrv4.config import (
     Recipe,
     from_yaml,
+    given_settings,
     load_recipe,
     override,
     parse_assignment,
     recipe_names,
     setting_names,
     to_yaml,
+    written_settings,
 )
 from rtdetrv4.config.recipe import SHORT_NAMES
-from rtdetrv4.config.schema import parse_size
+from rtdetrv4.config.schema import parse_duration, parse_size
 from rtdetrv4.errors import ConfigError
 
 S = load_recipe("rtdetrv4-s")
@@ -315,3 +317,38 @@ def test_the_json_schema_describes_every_setting() -> None:
     # A group of settings is described where it is defined.
     assert [name for name, field in fields if not (field.get("description") or "$ref" in field)] == []
     assert all(section["description"] for section in sections)
+
+
+def test_settings_that_a_file_and_its_parents_write(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text("extends: deim-s\nepochs: 3\nmodel: {num_queries: 9}\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: parent.yaml\nlr: 1e-3\nrun.amp: off\n")
+    assert written_settings(path) == {"schedule.epochs", "model.num_queries", "optimizer.lr", "run.amp"}
+    assert written_settings("deim-s") == frozenset()
+    (tmp_path / "empty.yaml").write_text("")
+    assert written_settings(tmp_path / "empty.yaml") == frozenset()
+
+
+def test_settings_that_changes_set() -> None:
+    changes = {"epochs": 3, "lr": None, "batch": "auto", "teacher": "none", "model": {"num_queries": 3}}
+    assert given_settings(changes) == {
+        "schedule.epochs",
+        "run.accumulate",
+        "distillation.teacher",
+        "model.num_queries",
+    }
+    with pytest.raises(ConfigError, match="epocs"):
+        given_settings({"epocs": 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), ("1m5s", 65)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "0m", "m", "5d", "-3m", "1m1h", "1 h", 30, None])
+def test_what_is_no_duration(text: Any) -> None:
+    with pytest.raises(ValueError, match="such as 90s, 30m or 2h"):
+        parse_duration(text)

@@ -11,7 +11,16 @@ from rtdetrv4.config.variants import VARIANTS
 from rtdetrv4.distillation import DistillationStudent
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.training import make_accelerator
-from rtdetrv4.training.fit import STATES_PER_PARAMETER, USABLE_SHARE, bytes_per_image, free_memory, parts_that_fit
+from rtdetrv4.training.fit import (
+    STATES_PER_PARAMETER,
+    USABLE_SHARE,
+    WORKER_BYTES,
+    bytes_per_image,
+    free_memory,
+    is_out_of_memory,
+    parts_that_fit,
+    worker_memory,
+)
 from small_training import make_detector
 
 MB = 10**6
@@ -70,3 +79,33 @@ def test_nothing_fits() -> None:
 
 def test_there_is_memory() -> None:
     assert 2**24 < free_memory(make_accelerator("cpu", "off")) < 2**45
+    assert free_memory(make_accelerator("cpu", "off"), reserved=2**50) == 0
+
+
+def test_workers_take_memory_for_images_and_batches() -> None:
+    assert worker_memory(0, MB, 4, MB) == 0
+    assert worker_memory(3, 36 * MB, 4, 2 * MB) == 3 * (WORKER_BYTES + 288 * MB + 4 * MB)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+            True,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_of_memory_are_told_from_others(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_a_cpu_that_cannot_allocate_is_recognized() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
