@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rtdetrv4.outputs import write_whole
+
 # Okabe and Ito's colors, distinguishable with any color vision, with a brighter dark blue. Further classes get hues as
 # far apart as possible.
 _COLORS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#8C6BFF")
@@ -102,8 +104,9 @@ def contact_sheet(pictures: Sequence[np.ndarray], path: str | Path, *, columns: 
         for column, picture in enumerate(row):
             sheet.paste(picture, (column * (width + gap), top))
         top += height + gap
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=90)
+    path = Path(path)
+    kind = Image.registered_extensions()[path.suffix.lower()]  # the name that it first gets does not tell
+    write_whole(path, lambda temporary: sheet.save(temporary, kind, quality=90))
 
 
 def _free_place(
