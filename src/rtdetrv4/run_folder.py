@@ -130,7 +130,7 @@ class RunFolder:
         """Take the folder for a new run, just before its first file is written.
 
         Args:
-            exist_ok: remove what an earlier run has written, and nothing else, so that the files of two runs do not mix.
+            exist_ok: remove what an earlier run has written, and only that, so that the files of two runs do not mix.
 
         Raises:
             ConfigError: another run, started at the same time, was faster.

@@ -56,6 +56,7 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
     Returns:
         H×W×3 uint8 RGB.
     """
+    labels = [" ".join(label.split()) for label in labels]  # on one line, whatever a class is called
     height, width = image.shape[:2]
     boxes = np.asarray(xyxy, dtype=np.float64).reshape(-1, 4).round().clip(0, [width - 1, height - 1] * 2)
     colors = [color_of_class(int(class_id)) for class_id in class_ids]
