@@ -200,17 +200,21 @@ def _changed_data(record: Mapping[str, Any], splits: Splits) -> str:
     """Say how the data differs from that in run.json; empty if it does not."""
     assert splits.train is not None, "a run has training images"
     before, now = list(record["classes"]), list(splits.train.classes.names)
+    if added := [name for name in now if name not in before]:
+        return f"it now has the class {listing(added)} too"
+    if removed := [name for name in before if name not in now]:
+        return f"it no longer has the class {listing(removed)}"
     if before != now:
-        return f"its classes were {listing(before)}, now {listing(now)}"
+        return f"its classes are now in the order {listing(now)}"
     for name in ("train", "val"):
         old, part = record["data"].get(name), getattr(splits, name)
-        if (old is None) != (part is None):
-            return f"it had {'no' if old is None else 'a'} {name} part, and now {'none' if part is None else 'has one'}"
-        if part is None or old["fingerprint"] == part.fingerprint:
-            continue
-        if old["images"] != len(part.records):
-            return f"its {name} part had {old['images']} images, now {len(part.records)}"
-        return f"file names, sizes or boxes of its {name} part have changed"
+        if old is None or part is None:
+            if old is not part:
+                return f"it had {'no' if old is None else 'a'} {name} part, and now has {'one' if part else 'none'}"
+        elif old["images"] != len(part.records):
+            return f"its {name} part had {old['images']} images and now has {len(part.records)}"
+        elif old["fingerprint"] != part.fingerprint:
+            return f"file names, sizes or boxes of its {name} part have changed"
     return ""
 
 

@@ -64,33 +64,29 @@ def test_a_resumed_run_keeps_what_decides_its_numbers(folder: RunFolder) -> None
 
 
 @pytest.mark.parametrize(
-    ("splits", "changed"),
+    ("train", "changed"),
     [
-        (
-            Splits(TRAIN._replace(records=(RECORD, RECORD), fingerprint="1"), None, None),
-            "train part had 1 images, now 2",
-        ),
-        (
-            Splits(TRAIN._replace(fingerprint="1"), None, None),
-            "file names, sizes or boxes of its train part have changed",
-        ),
-        (Splits(TRAIN, TRAIN, None), "it had no val part, and now has one"),
-        (Splits(TRAIN._replace(classes=ClassMap(("dog", "猫"), (3, 5))), None, None), "猫 and dog, now dog and 猫"),
-        (Splits(TRAIN._replace(classes=ClassMap(("猫",), (3,))), None, None), "classes were 猫 and dog, now 猫"),
+        (TRAIN._replace(records=(RECORD,) * 3, fingerprint="1"), "its train part had 1 images and now has 3"),
+        (TRAIN._replace(fingerprint="1"), "file names, sizes or boxes of its train part have changed"),
+        (TRAIN._replace(classes=ClassMap(("dog", "猫"), (3, 5))), "its classes are now in the order dog and 猫"),
+        (TRAIN._replace(classes=ClassMap(("猫", "dog", "ox"), (3, 5, 6))), "it now has the class ox too"),
+        (TRAIN._replace(classes=ClassMap(("猫",), (3,))), "it no longer has the class dog"),
     ],
 )
-def test_a_run_does_not_resume_with_other_data(folder: RunFolder, splits: Splits, changed: str) -> None:
+def test_a_run_does_not_resume_with_other_data(folder: RunFolder, train: Split, changed: str) -> None:
     before = folder.record.read_bytes()
     with pytest.raises(ConfigError, match=re.escape(changed) + r"\. Restore the data, or start .*weights\.safetensors"):
-        folder.check_data(splits)
+        folder.check_data(Splits(train, None, None))
     assert folder.record.read_bytes() == before
 
 
 def test_a_run_resumes_with_the_same_data_elsewhere(folder: RunFolder) -> None:
     moved = TRAIN._replace(image_dir=Path("elsewhere"), problems=())
     folder.check_data(Splits(moved, None, TRAIN))  # no run uses the test part
+    with pytest.raises(ConfigError, match="it had no val part, and now has one"):
+        folder.check_data(Splits(TRAIN, TRAIN, None))
     folder.write_record(RECIPE, Splits(TRAIN, TRAIN, None))
-    with pytest.raises(ConfigError, match="it had a val part, and now none"):
+    with pytest.raises(ConfigError, match="it had a val part, and now has none"):
         folder.check_data(Splits(TRAIN, None, None))
     for text in ("{", "[]", '{"classes": {"猫": 3, "dog": 5}}'):
         folder.record.write_text(text, encoding="utf-8")
