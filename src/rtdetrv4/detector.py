@@ -286,7 +286,7 @@ class Detector:
                 return work()
             except Exception as error:  # of whatever kind, it must not take away what hours of training gave
                 problems.append(f"{what} failed: {first_line(error)}")
-                is_bug = not isinstance(error, RTDETRError)
+                is_bug = not isinstance(error, RTDETRError | OSError)
                 logger.error(
                     "Training is complete, with the weights in %s, but %s",
                     folder.weights,
