@@ -301,7 +301,7 @@ class Detector:
                 attempt("drawing predictions.jpg", lambda: self._draw_predictions(split, folder.predictions))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"Training is complete, with the weights in {folder.weights}, but the report on them is not."
+                f"Training is complete, with the weights in {folder.weights}; only the final report is missing."
             ) from None
         return metrics, tuple(problems)
 
