@@ -20,7 +20,6 @@ from rtdetrv4.errors import ConfigError, DatasetError, RTDETRError, WeightsError
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.ops.device import find_device
 from rtdetrv4.outputs import unused_folder
-from rtdetrv4.run_folder import RunFolder
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import Metrics
+    from rtdetrv4.run_folder import RunFolder
     from rtdetrv4.training import Observer
 
 logger = logging.getLogger(__name__)
@@ -197,6 +197,7 @@ class Detector:
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.distillation.teacher import teacher_name
+        from rtdetrv4.run_folder import RunFolder
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
 
         for callback in callbacks:

@@ -442,6 +442,17 @@ print(OnnxSession.__module__)
     assert run_python(code).strip() == "rtdetrv4.runtime.sessions"
 
 
+def test_the_torch_extra_is_enough_to_predict() -> None:
+    code = """
+import sys
+for module in ("accelerate", "faster_coco_eval", "matplotlib", "psutil", "scipy", "simplejpeg", "tensorboard"):
+    sys.modules[module] = None
+from rtdetrv4 import Detector
+print(Detector.__module__)
+"""
+    assert run_python(code).strip() == "rtdetrv4.detector"
+
+
 def test_without_torch_the_detector_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(vars(rtdetrv4), "Detector")
     monkeypatch.setitem(sys.modules, "torch", None)
