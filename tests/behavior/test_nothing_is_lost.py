@@ -161,10 +161,14 @@ def test_devices_that_are_not_there_are_named(device: str | int, data: Path, fin
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_replaces_only_exports(finished: Path, tmp_path: Path) -> None:
+def test_an_export_replaces_only_exports(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Detector(finished / "weights.safetensors", device="cpu")
     (tmp_path / "theirs.onnx").write_text("of another tool")
     with pytest.raises(ConfigError, match=r"theirs\.onnx is there already and was not exported here"):
         detector.export(out=tmp_path / "theirs.onnx")
     with pytest.raises(ConfigError, match=r"expected a file name that ends in \.onnx"):
         detector.export(out=finished / "weights.safetensors")
+    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda _, path, **__: path)
+    assert detector.export() == finished / "weights.onnx"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(finished.parent))
+    assert detector.export() == Path("test.onnx")
