@@ -161,7 +161,7 @@ def test_without_a_folder_the_latest_run_resumes(detector: type[FakeDetector]) -
         (folder / "recipe.yaml").touch()
         (folder / "last.pt").touch()
         os.utime(folder / "last.pt", (seconds, seconds))
-    (folder / "last.pt").unlink()  # stopped in its first epoch
+    Path("runs/train-3/last.pt").unlink()  # stopped in its first epoch
     assert run("train --resume") == 0
     assert detector.calls[0] == ("init", (), {"model": str(Path("runs/train/recipe.yaml"))})
     assert detector.calls[1][2]["out"] == str(Path("runs/train"))
