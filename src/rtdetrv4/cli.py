@@ -1,16 +1,19 @@
 """`rtdetrv4 train | val | predict | export | convert | compare | models | teachers | demo`: the command line.
 
-A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130. Slow
-imports happen inside the commands, so that help and error messages appear quickly.
+A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130; a training
+of which only the final report failed exits with code 1. Slow imports happen inside the commands, so that help and error
+messages appear quickly.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from rtdetrv4.comparison import Comparison
     from rtdetrv4.evaluation import Metrics
 
+EXIT_INCOMPLETE = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
@@ -123,13 +127,18 @@ def train(
     amp: _Amp = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run in --out, or else the latest one in runs/train.")
+    ] = False,
+    exist_ok: Annotated[
+        bool, typer.Option("--exist-ok", help="Overwrite the run in --out, instead of writing to a new folder beside.")
+    ] = False,
     tracker: Annotated[
         str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
     settings: _Settings = None,
-) -> None:
+) -> int:
     """Train a detector. Settings that are not given are chosen to fit the data and the machine."""
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
@@ -137,10 +146,12 @@ def train(
     if resume and model is None:
         from rtdetrv4.run_folder import RunFolder
 
-        recipe = RunFolder(out or RunConfig().out).recipe
-        if not recipe.is_file():
-            raise ConfigError(f"There is no run to resume: {recipe} does not exist. Name the run's folder with --out.")
-        model = str(recipe)
+        folder = RunFolder(out) if out else RunFolder.latest(RunConfig().out)
+        if not folder.recipe.is_file():
+            raise ConfigError(
+                f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
+            )
+        model, out = str(folder.recipe), str(folder.path)
     _require_data(data, model)
     overrides = dict(parse_assignment(text) for text in settings or ())
     given = _given(
@@ -158,11 +169,12 @@ def train(
         tracker=tracker,
         budget=budget,
     )
-    result = _detector(model, weights).train(data, resume=resume, overrides=overrides, **given)
+    result = _detector(model, weights).train(data, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
     if _is_main_process():
         if result.metrics is not None:
             _print_metrics(result.metrics)
         print(f"Weights: {result.weights}")
+    return EXIT_INCOMPLETE if result.problems else 0
 
 
 @app.command()
@@ -182,8 +194,13 @@ def val(
     ] = None,
 ) -> None:
     """Compute COCO metrics."""
+    from rtdetrv4.evaluation.report import REPORT_FILES
+    from rtdetrv4.outputs import unused_folder
+
+    out = None if out is None else unused_folder(out, REPORT_FILES)
     given = _given(batch=batch, imgsz=_image_size(imgsz), out=out)
-    metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
+    with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
+        metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
     if not _is_main_process():
         return
     _print_metrics(metrics)
@@ -207,20 +224,15 @@ def predict(
 
     An exported .onnx file needs no torch.
     """
-    found = _predictions(model, weights, source, conf, _image_size(imgsz), _device(device))
-    out.mkdir(parents=True, exist_ok=True)
-    pictures: Counter[str] = Counter()
-    with Path(out, "predictions.jsonl").open("w", encoding="utf-8") as lines:
-        for detections in found:
-            stem = Path(detections.path).stem if detections.path else "frame"
-            # A number distinguishes the frames of a video, and images of the same name from different folders.
-            picture = f"{stem}-{pictures[stem]:06d}.jpg" if pictures[stem] else f"{stem}.jpg"
-            pictures[stem] += 1
-            detections.save(out / picture)
-            lines.write(detections.to_json() + "\n")
+    from rtdetrv4.runtime import PredictionFolder
+
+    results = PredictionFolder(out)
+    with _interruptible(lambda: f"Complete: {results}."):
+        for detections in _predictions(model, weights, source, conf, _image_size(imgsz), _device(device)):
+            picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
             print(f"{picture}: {', '.join(f'{count} {label}' for label, count in counts) or 'nothing'}")
-    print(f"Results: {out}")
+    print(f"Results: {results.path}")
 
 
 @app.command()
@@ -236,7 +248,8 @@ def export(
 ) -> None:
     """Export for other runtimes, and check the file against PyTorch."""
     given = _given(out=out, imgsz=_image_size(imgsz), opset=opset)
-    path = _detector(model, weights, _device(device)).export(format, dynamic=dynamic, **given)
+    with _interruptible(lambda: "The export was not finished, and no file was replaced."):
+        path = _detector(model, weights, _device(device)).export(format, dynamic=dynamic, **given)
     print(f"Exported: {path}")
 
 
@@ -411,8 +424,10 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the arguments; None: those of the process.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, or 130 if interrupted.
+        The exit code: 0, 2 for a user's mistake, 130 if interrupted, or 1 if only the report on a training failed.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not UTF-8
     args = list(sys.argv[1:] if args is None else args)
     command = next((arg for arg in args if not arg.startswith("-")), "")
     try:
@@ -511,6 +526,15 @@ def _predictions(
     if imgsz or device or weights:
         raise ConfigError("--imgsz, --device and --weights do not apply to an exported model: its image size is fixed.")
     return rtdetrv4.OnnxSession(model).predict(source, conf=conf, stream=True)
+
+
+@contextmanager
+def _interruptible(what_remains: Callable[[], str]) -> Iterator[None]:
+    """Make Ctrl-C say what remains of the work inside."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or what_remains()) from None
 
 
 def _is_main_process() -> bool:

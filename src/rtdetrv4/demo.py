@@ -10,6 +10,7 @@ from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.detector import Detector
 from rtdetrv4.distillation import PIP_TEACHER, Teacher, load_teacher
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.run_folder import RunFolder
 from rtdetrv4.training.observers import read_log
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,12 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
     teacher = demo_teacher()
     tell(f"2/4  Training with the teacher {teacher.name} ({teacher.license})")
     detector = Detector("demo")
-    run = out / "train"
+    stopped = RunFolder.latest(out / "train")
     try:
-        result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())
+        result = detector.train(data, teacher=teacher, out=stopped.path, resume=stopped.last.is_file())
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Stopped in {run}; the same command resumes.") from None
+        raise KeyboardInterrupt(f"Stopped in {stopped.path}; the same command resumes.") from None
+    run = result.out
     assert result.metrics is not None, "the data set has a validation part"
     tell(f"3/4  AP {result.metrics.ap:.3f}, AP50 {result.metrics.ap50:.3f} on the validation images")
     tell("4/4  Exporting, and comparing the file with PyTorch")

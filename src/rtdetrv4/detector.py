@@ -24,12 +24,13 @@ from rtdetrv4.assembly.start import (
     trained_start,
 )
 from rtdetrv4.config import Recipe, given_settings, load_recipe, override, setting_names, written_settings
-from rtdetrv4.config.schema import parse_duration, parse_image_size
-from rtdetrv4.errors import ConfigError, DatasetError, SourceError, WeightsError, require
+from rtdetrv4.config.schema import parse_device, parse_duration, parse_image_size
+from rtdetrv4.errors import ConfigError, DatasetError, RTDETRError, SourceError, WeightsError, first_line, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.ops.collectives import texts_of_ranks
+from rtdetrv4.ops.device import find_device
 from rtdetrv4.ops.hub import is_cached
-from rtdetrv4.run_folder import RunFolder, log_findings
+from rtdetrv4.outputs import unused_folder
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import Metrics
+    from rtdetrv4.run_folder import RunFolder
     from rtdetrv4.training import Observer
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,10 @@ class TrainResult:
     last: Path
     """The final training state, to resume from."""
     metrics: Metrics | None
-    """Metrics of the best weights on the validation images; None without validation images."""
+    """Metrics of the best weights on the validation images; None without validation images, or if computing them
+    failed."""
+    problems: tuple[str, ...] = ()
+    """What failed after training was complete: the final evaluation, or drawing predictions.jpg."""
 
 
 class Detector:
@@ -87,15 +92,19 @@ class Detector:
             the other; "imagenet" for a backbone only; "none"; or a file: weights.safetensors or a training state of
             this package, a released .pth, "hf://owner/repo/file". None: "coco"; training takes the next best if these
             cannot be had.
-        device: "cpu", "cuda", "cuda:1", "mps", …; None picks an accelerator if there is one.
+        device: "cpu", "cuda", "cuda:1" (or 1), "mps", …; None picks an accelerator if there is one.
 
     Raises:
-        ConfigError: the model is unknown.
+        ConfigError: the model is unknown, or there is no such device.
         WeightsError: the weights cannot be read, or belong to another model.
     """
 
     def __init__(
-        self, model: str | Path | Recipe | None = None, weights: str | Path | None = None, *, device: str | None = None
+        self,
+        model: str | Path | Recipe | None = None,
+        weights: str | Path | None = None,
+        *,
+        device: str | int | torch.device | None = None,
     ) -> None:
         if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
             if weights is not None:
@@ -185,13 +194,14 @@ class Detector:
         imgsz: int | str | tuple[int, int] | None = None,
         teacher: str | Teacher | Callable[[Tensor], Tensor] | None = None,
         lr: float | None = None,
-        device: str | None = None,
+        device: str | int | None = None,
         workers: int | None = None,
         cache: Literal["none", "ram", "disk"] | None = None,
         seed: int | None = None,
         amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
         out: str | Path | None = None,
         resume: bool = False,
+        exist_ok: bool = False,
         tracker: str | None = None,
         callbacks: Sequence[Observer] = (),
         budget: str | float | None = None,
@@ -220,8 +230,10 @@ class Detector:
             cache: where to keep decoded images: "ram", "disk" or "none".
             seed: random seed.
             amp: mixed precision: "auto", "bf16", "fp16" or "off".
-            out: folder for the results.
-            resume: continue from the last.pt in `out`, with the settings that the run began with.
+            out: folder for the results. If it holds those of another run, they go to out-2, out-3, … instead.
+            resume: continue from the last.pt in `out`, with the data and settings that the run began with. Without
+                `out`, that is the latest run of runs/train, runs/train-2, …
+            exist_ok: write to `out` even if it holds another run, whose files are removed.
             tracker: where to log besides log.jsonl: "tensorboard", "wandb", "mlflow", another tracker that
                 accelerate supports, or "none".
             callbacks: objects notified of every step and epoch; see `rtdetrv4.Observer`.
@@ -244,6 +256,7 @@ class Detector:
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.data.records import require_objects
         from rtdetrv4.distillation.teacher import teacher_name
+        from rtdetrv4.run_folder import RunFolder, log_findings
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
         from rtdetrv4.training.fit import is_out_of_memory
 
@@ -275,6 +288,8 @@ class Detector:
         seconds = None if budget is None else _budget(budget, recipe, settled, resume=resume)
         folder = RunFolder(recipe.run.out)
         if resume:
+            if out is None and "run.out" not in given:
+                folder = RunFolder.latest(recipe.run.out)
             recipe = folder.resumed_recipe(recipe, given)
         if recipe.data.path is None:
             raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
@@ -285,7 +300,11 @@ class Detector:
         require_objects(splits.train)
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         start = fitting = None
-        if not resume:
+        if resume:
+            folder.check_data(splits)
+        else:
+            folder = RunFolder.for_new_run(recipe.run.out, accelerator, exist_ok=exist_ok)
+            recipe = override(recipe, {"run.out": str(folder.path)})
             with accelerator.local_main_process_first():  # the others find in the cache what it fetched
                 start = self._start_of(recipe)
             if len(starts := set(texts_of_ranks(start.text))) > 1:
@@ -317,6 +336,8 @@ class Detector:
         )
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
+            if not resume:
+                folder.claim(exist_ok=exist_ok)
             if fitting is not None:
                 fitting.report(recipe)
             derived = None if resume else () if fitting is None else fitting.choices
@@ -336,16 +357,44 @@ class Detector:
                 f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
                 "run.checkpoint_activations=true."
             ) from error
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None
 
         self.recipe, self.device = recipe, accelerator.device
         accelerator.wait_for_everyone()
         self._load(read_checkpoint(folder.weights))
-        metrics = None
+        metrics, problems = None, ()
         if splits.val is not None:
-            metrics = self._evaluate(splits.val, folder.report)
-            if accelerator.is_main_process:
-                self._draw_predictions(splits.val, folder.predictions)
-        return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)
+            metrics, problems = self._show_result(splits.val, folder, draws=accelerator.is_main_process)
+        return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics, problems)
+
+    def _show_result(self, split: Split, folder: RunFolder, *, draws: bool) -> tuple[Metrics | None, tuple[str, ...]]:
+        """Evaluate the trained weights and draw predictions; what fails is told, because the weights are there."""
+        problems: list[str] = []
+
+        def attempt(what: str, work: Callable[[], Metrics | None]) -> Metrics | None:
+            try:
+                return work()
+            except Exception as error:  # of whatever kind, it must not take away what hours of training gave
+                problems.append(f"{what} failed: {first_line(error)}")
+                is_bug = not isinstance(error, RTDETRError | OSError)
+                logger.error(
+                    "Training is complete, with the weights in %s, but %s",
+                    folder.weights,
+                    problems[-1],
+                    exc_info=is_bug,
+                )
+                return None
+
+        try:
+            metrics = attempt("the final evaluation", lambda: self._evaluate(split, folder.report))
+            if draws:
+                attempt("drawing predictions.jpg", lambda: self._draw_predictions(split, folder.predictions))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Training is complete, with the weights in {folder.weights}; only the final report is missing."
+            ) from None
+        return metrics, tuple(problems)
 
     def _start_of(self, recipe: Recipe) -> Start:
         """What training with this recipe starts from: this detector's weights, or else what was asked for by name."""
@@ -382,7 +431,8 @@ class Detector:
             batch: images per batch.
             imgsz: as for `train`; by default the size the weights were trained with.
             workers: number of processes that load images.
-            out: folder for metrics.json, the confusion matrix and the curves; None writes nothing.
+            out: folder for metrics.json, the confusion matrix and the curves; None writes nothing. If it holds an
+                earlier report, the new one goes to out-2, out-3, … instead.
 
         Raises:
             ConfigError: `split` is none of these.
@@ -391,6 +441,8 @@ class Detector:
         """
         require("faster_coco_eval", "train")
         from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.evaluation.report import REPORT_FILES
+        from rtdetrv4.run_folder import log_findings
 
         classes = self._known_classes("Nothing to evaluate")
         if split not in ("train", "val", "test"):
@@ -404,7 +456,7 @@ class Detector:
             raise DatasetError(f"{data} has no {split} part.")
         settings = {"imgsz": imgsz, "workers": workers}
         recipe = override(self.recipe, settings | ({} if batch is None else {"run.val_batch": batch}))
-        return self._evaluate(part, None if out is None else Path(out), recipe)
+        return self._evaluate(part, None if out is None else unused_folder(Path(out), REPORT_FILES), recipe)
 
     def _evaluate(self, split: Split, out: Path | None, recipe: Recipe | None = None) -> Metrics:
         from rtdetrv4.assembly.training import build_evaluation
@@ -471,7 +523,7 @@ class Detector:
     def _stream(
         self, source: Any, conf: float | Mapping[str, float], size: tuple[int, int], batch: int
     ) -> Iterator[Detections]:
-        network = self._deploy()
+        network, classes = self._deploy(), self._known_classes("Nothing to predict with")
         frames = read_source(source)
         while chunk := list(itertools.islice(frames, batch)):
             pixels = torch.from_numpy(preprocess([frame.image for frame in chunk], size)).to(self.device)
@@ -482,7 +534,14 @@ class Detector:
             arrays = (tensor.cpu().numpy() for tensor in result)
             for frame, scores, labels, boxes in zip(chunk, *arrays, strict=True):
                 yield Detections.from_predictions(
-                    scores, labels, boxes, names=self.names, image=frame.image, path=frame.path, conf=conf
+                    scores,
+                    labels,
+                    boxes,
+                    names=classes.names,
+                    category_ids=classes.category_ids,
+                    image=frame.image,
+                    path=frame.path,
+                    conf=conf,
                 )
 
     def export(
@@ -499,14 +558,15 @@ class Detector:
 
         Args:
             format: "onnx".
-            out: file to write; by default beside the weights, or in the current folder for weights from the hub.
+            out: file to write, NAME.onnx; by default beside the weights, or in the current folder for weights from the
+                hub. An earlier export is replaced.
             imgsz: input size; by default the size the weights were trained with.
             opset: ONNX opset, 18 to 23.
             dynamic: accept any batch size, not only 1.
             postprocess: output labels, boxes and scores instead of logits and boxes.
 
         Raises:
-            ConfigError: the format is not supported.
+            ConfigError: the format is not supported, or `out` is no name for it or a file of another origin.
             ExportError: the size or the opset is impossible, or the file does not agree with PyTorch.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
@@ -514,12 +574,17 @@ class Detector:
             raise ConfigError(f'Cannot export to "{format}"; expected onnx.')
         classes = self._known_classes("Nothing to export")
         require("onnx", "export")
-        from rtdetrv4.export import export_onnx
+
+        from rtdetrv4.export import export_onnx, report_path
 
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         source = None if self.metadata is None or is_cached(self.metadata.source) else self.metadata.source
         beside = Path(source or self.recipe.model.name)
         path = beside.with_suffix(".onnx") if out is None else Path(out)
+        if path.suffix != ".onnx":
+            raise ConfigError(f'out: got "{path}", expected a file name that ends in .onnx.')
+        if path.exists() and not report_path(path).is_file():
+            raise ConfigError(f"{path} is there already and was not exported here. Give another name with out=….")
         return export_onnx(
             self.model,
             path,
@@ -633,9 +698,9 @@ def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:
         raise ConfigError(f'imgsz: got "{value}", {error}.') from None
 
 
-def _device(name: str | None) -> torch.device:
-    if name is not None and name != "auto":
-        return torch.device(name)
-    if torch.accelerator.is_available() and (device := torch.accelerator.current_accelerator()) is not None:
-        return device
-    return torch.device("cpu")
+def _device(name: str | int | torch.device | None) -> torch.device:
+    try:
+        known = "auto" if name is None else parse_device(name)
+    except ValueError as error:
+        raise ConfigError(f'device: got "{name}", {error}.') from None
+    return find_device(known)

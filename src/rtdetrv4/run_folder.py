@@ -12,16 +12,39 @@ from typing import TYPE_CHECKING, Any
 
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.evaluation.report import REPORT_FILES
+from rtdetrv4.outputs import numbered_folders, unused_folder, write_text
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE
 from rtdetrv4.training.observers import LOG_FILE
+from rtdetrv4.weights.files import listing
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from rtdetrv4.assembly.derive import Choice
     from rtdetrv4.data.formats import Splits
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.yaml"
+RECIPE_FILE, RECORD_FILE = "recipe.yaml", "run.json"
+RUN_FILES = (
+    RECIPE_FILE,
+    RECORD_FILE,
+    LOG_FILE,
+    WEIGHTS_FILE,
+    BEST_FILE,
+    LAST_FILE,
+    "curves.png",
+    "predictions.jpg",
+    "train_batch*.jpg",
+    "validation.txt",
+    "nonfinite.json",
+    "tensorboard/events.*",
+    "profile/table.txt",
+    "profile/trace.json",
+    *(f"val/{name}" for name in REPORT_FILES),
+)
+"""What a run writes, as glob patterns: a folder that holds any of it is not given to another run unasked."""
 FREE_ON_RESUME = (
     "data.cache",
     "data.cache_size",
@@ -45,6 +68,31 @@ _RECORDED_PACKAGES = ("rtdetrv4", "torch", "torchvision", "timm", "accelerate", 
 class RunFolder:
     """Paths in a run folder; `docs/guides/training.md` lists the other files there."""
 
+    @classmethod
+    def for_new_run(cls, path: str | Path, accelerator: Accelerator, *, exist_ok: bool = False) -> RunFolder:
+        """Return the folder of a new run: `path`, or path-2, path-3, … if that holds a run.
+
+        With several ranks the first decides, because the others might already see what it has written.
+
+        Args:
+            path: the folder that was asked for.
+            accelerator: of the run; the call is collective.
+            exist_ok: take `path` in any case; `claim` then removes the earlier run.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        chosen = [str(path)]
+        if accelerator.is_main_process and not exist_ok:
+            chosen = [str(unused_folder(Path(path), RUN_FILES))]
+        broadcast_object_list(chosen)
+        return cls(chosen[0])
+
+    @classmethod
+    def latest(cls, path: str | Path) -> RunFolder:
+        """Return that of path, path-2, path-3, … which was trained in last, or `path` if none can be resumed."""
+        stopped = [folder for folder in map(cls, numbered_folders(Path(path))) if folder.last.is_file()]
+        return max(stopped, key=lambda folder: folder.last.stat().st_mtime, default=cls(path))
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.weights = self.path / WEIGHTS_FILE
@@ -55,7 +103,7 @@ class RunFolder:
         """The latest training state, to resume from."""
         self.recipe = self.path / RECIPE_FILE
         """Every setting of the run."""
-        self.record = self.path / "run.json"
+        self.record = self.path / RECORD_FILE
         """Versions, seed, classes, and fingerprints of the data."""
         self.validation = self.path / "validation.txt"
         """The validation images, if the data had no validation part and some were taken from training."""
@@ -99,18 +147,63 @@ class RunFolder:
             "data_notes": list(splits.notes),
             "derived": self._recorded("derived") if derived is None else [choice._asdict() for choice in derived],
         }
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.recipe.write_text(to_yaml(recipe), encoding="utf-8")
+        write_text(self.recipe, to_yaml(recipe))
         # A file name that is not UTF-8 is written as JSON's own escapes.
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        self.record.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(self.record, text, errors="backslashreplace")
         if splits.is_val_made and splits.val is not None:
             chosen = "".join(f"{record.info.file_name}\n" for record in splits.val.records)
-            self.validation.write_text(chosen, encoding="utf-8", errors="surrogatepass")
+            write_text(self.validation, chosen, errors="surrogatepass")
 
     def _recorded(self, key: str) -> Any:
         """An entry of run.json; None without it."""
         return json.loads(self.record.read_text(encoding="utf-8")).get(key) if self.record.is_file() else None
+
+    def claim(self, *, exist_ok: bool) -> None:
+        """Take the folder for a new run, just before its first file is written.
+
+        Args:
+            exist_ok: remove what an earlier run has written, and only that, so that the files of two runs do not mix.
+
+        Raises:
+            ConfigError: another run, started at the same time, was faster.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if exist_ok and (found := [file for pattern in RUN_FILES for file in self.path.glob(pattern)]):
+            logger.warning("The earlier run in %s is overwritten.", self.path)
+            for file in found:
+                file.unlink()
+        try:
+            self.recipe.touch(exist_ok=False)
+        except FileExistsError:
+            raise ConfigError(f"Another run has just begun in {self.path}; start this one again.") from None
+
+    def check_data(self, splits: Splits) -> None:
+        """Raise if the data is not what the run began with, according to run.json.
+
+        Raises:
+            ConfigError: classes, images or boxes have changed, or run.json cannot be read.
+        """
+        if not self.record.is_file():  # of a run from before it was written
+            return
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            changed = _changed_data(record, splits)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"{self.record} is damaged and does not tell whether the data is the same; delete it to resume anyway."
+            ) from error
+        if changed:
+            raise ConfigError(
+                f"A run resumes with the data it began with, but {changed}. Restore the data, or start a new run from "
+                f"the weights of this one, {self.weights}."
+            )
+
+    def how_to_go_on(self) -> str:
+        """Say what remains of a run that was stopped without a chance to save its state."""
+        if self.last.is_file():
+            return f"The latest training state is in {self.last}; the same command with --resume continues from there."
+        return f"There is no training state in {self.path} to resume from yet; start the run again."
 
     def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         """Return the recipe that the run began with, with the changes that a resumed run may make.
@@ -133,7 +226,29 @@ class RunFolder:
                 f"A run resumes with the settings it began with, but {changed}. Leave them out to resume, or "
                 f"start a new run from its {WEIGHTS_FILE}."
             )
-        return now
+        return override(now, {"run.out": str(self.path)})  # the folder may have been moved
+
+
+def _changed_data(record: Mapping[str, Any], splits: Splits) -> str:
+    """Say how the data differs from that in run.json; empty if it does not."""
+    assert splits.train is not None, "a run has training images"
+    before, now = list(record["classes"]), list(splits.train.classes.names)
+    if added := [name for name in now if name not in before]:
+        return f"it now has the class {listing(added)} too"
+    if removed := [name for name in before if name not in now]:
+        return f"it no longer has the class {listing(removed)}"
+    if before != now:
+        return f"its classes are now in the order {listing(now)}"
+    for name in ("train", "val"):
+        old, part = record["data"].get(name), getattr(splits, name)
+        if old is None or part is None:
+            if old is not part:
+                return f"it had {'no' if old is None else 'a'} {name} part, and now has {'one' if part else 'none'}"
+        elif old["images"] != len(part.records):
+            return f"its {name} part had {old['images']} images and now has {len(part.records)}"
+        elif old["fingerprint"] != part.fingerprint:
+            return f"file names, sizes or boxes of its {name} part have changed"
+    return ""
 
 
 def log_findings(splits: Splits) -> None:

@@ -21,7 +21,7 @@ from rtdetrv4 import Detector
 from rtdetrv4.assembly import create_model
 from rtdetrv4.config import VARIANTS
 from rtdetrv4.distillation import DistillationStudent, Injector
-from rtdetrv4.errors import ExportError
+from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.export import export_onnx, verify_onnx
 from rtdetrv4.export.verify import Listed, compare
 from rtdetrv4.models import DeformableAttention, fuse, postprocess
@@ -129,8 +129,15 @@ def test_detector_and_exported_file_predict_alike(
     assert len(ours) > 5
     assert theirs.names == ours.names
     np.testing.assert_array_equal(theirs.class_id, ours.class_id)
+    np.testing.assert_array_equal(theirs.category_id, ours.category_id)
+    assert theirs.category_id.tolist() == [ANIMALS.category_ids[k] for k in theirs.class_id]
     np.testing.assert_allclose(theirs.confidence, ours.confidence, atol=1e-4)
     np.testing.assert_allclose(theirs.xyxy, ours.xyxy, atol=0.1)
+
+    assert detector.export() == path, "an earlier export is replaced"
+    path.with_suffix(".parity.json").unlink()
+    with pytest.raises(ConfigError, match="was not exported here"):
+        detector.export()
 
 
 def test_graph(square: Exported) -> None:

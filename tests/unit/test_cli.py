@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import rtdetrv4
 from rtdetrv4 import Detections
 from rtdetrv4.cli import main
-from rtdetrv4.errors import DatasetError, WeightsError
+from rtdetrv4.errors import DatasetError, SourceError, WeightsError
 
 
 def detections(path: str | None) -> Detections:
@@ -38,6 +39,7 @@ class FakeDetector:
     metrics: Any = SimpleNamespace(
         to_dict=lambda: {"ap": 0.5, "ap_small": None, "num_images": 3, "per_class": {"cat": 0.25, "dog [/old]": None}}
     )
+    problems: tuple[str, ...] = ()
     error: BaseException | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -50,7 +52,7 @@ class FakeDetector:
 
     def train(self, *args: Any, **options: Any) -> Any:
         self._note("train", args, options)
-        return SimpleNamespace(metrics=self.metrics, weights=Path("runs/x/weights.safetensors"))
+        return SimpleNamespace(metrics=self.metrics, weights=Path("runs/x/weights.safetensors"), problems=self.problems)
 
     def val(self, *args: Any, **options: Any) -> Any:
         self._note("val", args, options)
@@ -115,6 +117,7 @@ def test_train_passes_on_what_was_given(detector: type[FakeDetector], capsys: py
                 "out": "runs/x",
                 "tracker": "wandb",
                 "resume": False,
+                "exist_ok": False,
                 "overrides": {"optimizer.clip_norm": 0.1, "run.amp": "off"},
             },
         ),
@@ -134,7 +137,10 @@ def test_train_prints_no_metrics_where_there_is_nothing_to_validate_on(
 
 def test_train_leaves_the_rest_to_the_recipe(detector: type[FakeDetector]) -> None:
     assert main(["train", "--data", "d"]) == 0
-    assert detector.calls == [("init", (), {}), ("train", ("d",), {"resume": False, "overrides": {}})]
+    assert detector.calls == [
+        ("init", (), {}),
+        ("train", ("d",), {"resume": False, "exist_ok": False, "overrides": {}}),
+    ]
 
 
 def test_resume_needs_only_the_folder(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,8 +150,35 @@ def test_resume_needs_only_the_folder(detector: type[FakeDetector], capsys: pyte
     assert run("train --resume --out runs/x") == 0
     assert detector.calls == [
         ("init", (), {"model": str(Path("runs/x/recipe.yaml"))}),
-        ("train", (None,), {"out": "runs/x", "resume": True, "overrides": {}}),
+        ("train", (None,), {"out": str(Path("runs/x")), "resume": True, "exist_ok": False, "overrides": {}}),
     ]
+
+
+def test_without_a_folder_the_latest_run_resumes(detector: type[FakeDetector]) -> None:
+    for seconds, name in enumerate(("train-2", "train", "train-3")):
+        folder = Path("runs", name)
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").touch()
+        (folder / "last.pt").touch()
+        os.utime(folder / "last.pt", (seconds, seconds))
+    Path("runs/train-3/last.pt").unlink()  # stopped in its first epoch
+    assert run("train --resume") == 0
+    assert detector.calls[0] == ("init", (), {"model": str(Path("runs/train/recipe.yaml"))})
+    assert detector.calls[1][2]["out"] == str(Path("runs/train"))
+
+
+def test_an_earlier_run_is_overwritten_only_if_asked(detector: type[FakeDetector]) -> None:
+    assert run("train --data d --out runs/x --exist-ok") == 0
+    assert detector.calls[1][2]["exist_ok"] is True
+
+
+def test_a_run_whose_report_failed_has_its_weights_and_an_exit_code(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector.problems = ("the final evaluation failed: no space",)
+    detector.metrics = None
+    assert run("train --data d") == 1
+    assert capsys.readouterr().out == f"Weights: {Path('runs/x/weights.safetensors')}\n"
 
 
 def test_val_prints_metrics_and_writes_a_report(
@@ -161,6 +194,12 @@ def test_val_prints_metrics_and_writes_a_report(
     assert "ap of cat" in out
     assert "ap of dog [/old]" in out
     assert out.endswith(f"Results: {Path('a/report')}\n")
+
+    Path("a/report").mkdir(parents=True)
+    Path("a/report/metrics.json").write_text("mine")
+    assert run("val --data d --model w.safetensors --out a/report") == 0
+    assert detector.calls[-1][2]["out"] == Path("a/report-2")
+    assert capsys.readouterr().out.endswith(f"Results: {Path('a/report-2')}\n")
 
 
 def test_predict_saves_pictures_and_records(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,6 +225,38 @@ def test_predict_leaves_no_folder_where_nothing_can_be_predicted(
     detector.error = WeightsError("There are no weights.")
     assert mistake("predict photos --out found", capsys) == "There are no weights."
     assert not Path("found").exists()
+
+
+def test_predict_writes_over_nothing(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict photos --model w.safetensors") == run("predict photos --model w.safetensors") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Results: {Path('runs/predict-2')}"
+    assert sorted(Path("runs").iterdir()) == [Path("runs/predict"), Path("runs/predict-2")]
+    detector.error = SourceError("photos does not exist")
+    assert run("predict photos --model w.safetensors --out new") == 2
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_images", "complete"), [(0, "nothing"), (2, f"2 images in {Path('found')}")], ids=["at once", "later"]
+)
+def test_an_interrupted_prediction_leaves_whole_results(
+    detector: type[FakeDetector],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    num_images: int,
+    complete: str,
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        yield from map(detections, ["a.png", "b.png"][:num_images])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detector, "predict", stop)
+    assert run("predict photos --model w.safetensors --out found") == 130
+    assert capsys.readouterr().err == f"interrupted. Complete: {complete}.\n"
+    assert (
+        sorted(path.name for path in Path("found").glob("*"))
+        == ["a.jpg", "b.jpg", "predictions.jsonl"][: 2 * num_images]
+    )
 
 
 def test_predict_runs_exported_models_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,8 +398,36 @@ def test_an_interrupted_training_tells_how_to_go_on(
     expected = "interrupted. Stopped in epoch 3; the same command with --resume goes on from there.\n"
     assert capsys.readouterr().err == expected
     detector.error = KeyboardInterrupt()
-    assert run("export --model w.safetensors") == 130
+    assert run("train --data d") == 130
     assert capsys.readouterr().err == "interrupted.\n"
+    assert run("export --model w.safetensors") == 130
+    assert capsys.readouterr().err == "interrupted. The export was not finished, and no file was replaced.\n"
+    assert run("val --data d --model w.safetensors --out report") == 130
+    assert (
+        capsys.readouterr().err == "interrupted. The evaluation is not complete; files that it has written are whole.\n"
+    )
+
+
+def test_names_that_are_no_text_are_printed_as_escapes() -> None:
+    code = """
+import sys
+from rtdetrv4.cli import main
+main(["--version"])
+print("caf\\udce9")
+"""
+    assert run_python(code).splitlines()[-1] == r"caf\udce9"
+
+
+def test_class_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("bolt [red]", "valve [/open]", "[link=x]:smile:")
+    table = SimpleNamespace(
+        title="Class by class", note="", header=("class", "off"), rows=[(name, "1") for name in names]
+    )
+    comparison = SimpleNamespace(tables=[table], unfinished=(), out=Path("c"))
+    monkeypatch.setattr("rtdetrv4.comparison.read_comparison", lambda *_: comparison)
+    assert run("compare --report --out c") == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)
 
 
 def run_python(code: str) -> str:
@@ -376,6 +475,17 @@ from rtdetrv4 import OnnxSession
 print(OnnxSession.__module__)
 """
     assert run_python(code).strip() == "rtdetrv4.runtime.sessions"
+
+
+def test_the_torch_extra_is_enough_to_predict() -> None:
+    code = """
+import sys
+for module in ("accelerate", "faster_coco_eval", "matplotlib", "psutil", "scipy", "simplejpeg", "tensorboard"):
+    sys.modules[module] = None
+from rtdetrv4 import Detector
+print(Detector.__module__)
+"""
+    assert run_python(code).strip() == "rtdetrv4.detector"
 
 
 def test_without_torch_the_detector_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
 from rtdetrv4.config import load_recipe, override, setting_names
 from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.records import Record
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.run_folder import FREE_ON_RESUME, RunFolder, fixed_changes
+from rtdetrv4.training import make_accelerator
 from rtdetrv4.types import ClassMap, ImageInfo
 
 RECIPE = override(load_recipe("test"), {"seed": 7, "lr": 2e-4})
 
 
+NONE = np.zeros(0)
+RECORD = Record(ImageInfo(1, "a.jpg", 8, 8), NONE.reshape(0, 4), NONE.astype(int), NONE.astype(bool), NONE)
+TRAIN = Split(Path(), (RECORD,), ClassMap(("猫", "dog"), (3, 5)), "0" * 64, ("a.jpg: a box has no area",))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     """Of a run that wrote a checkpoint."""
-    none = np.zeros(0)
-    record = Record(ImageInfo(1, "a.jpg", 8, 8), none.reshape(0, 4), none.astype(int), none.astype(bool), none)
-    train = Split(tmp_path, (record,), ClassMap(("猫", "dog"), (3, 5)), "0" * 64, ("a.jpg: a box has no area",))
     folder = RunFolder(tmp_path / "runs" / "a")
-    folder.write_record(RECIPE, Splits(train, None, None), {"kind": "none"})
+    folder.write_record(RECIPE, Splits(TRAIN, None, None), {"kind": "none"})
     folder.last.touch()
     return folder
 
@@ -58,7 +66,8 @@ def test_a_record_names_the_validation_images_that_were_chosen(folder: RunFolder
 
 def test_a_resumed_run_may_move_to_another_machine(folder: RunFolder) -> None:
     now = folder.resumed_recipe(load_recipe("test"), {"workers": 2, "data": "elsewhere", "run.log_every": 5})
-    assert now == override(RECIPE, {"workers": 2, "data": "elsewhere", "run.log_every": 5})
+    changes = {"workers": 2, "data": "elsewhere", "run.log_every": 5, "out": str(folder.path)}
+    assert now == override(RECIPE, changes)
 
 
 def test_a_resumed_run_keeps_what_decides_its_numbers(folder: RunFolder) -> None:
@@ -69,6 +78,89 @@ def test_a_resumed_run_keeps_what_decides_its_numbers(folder: RunFolder) -> None
     folder.last.unlink()
     with pytest.raises(ConfigError, match=r"no run to resume: .*last\.pt does not exist"):
         folder.resumed_recipe(RECIPE, {})
+
+
+@pytest.mark.parametrize(
+    ("train", "changed"),
+    [
+        (TRAIN._replace(records=(RECORD,) * 3, fingerprint="1"), "its train part had 1 images and now has 3"),
+        (TRAIN._replace(fingerprint="1"), "file names, sizes or boxes of its train part have changed"),
+        (TRAIN._replace(classes=ClassMap(("dog", "猫"), (3, 5))), "its classes are now in the order dog and 猫"),
+        (TRAIN._replace(classes=ClassMap(("猫", "dog", "ox"), (3, 5, 6))), "it now has the class ox too"),
+        (TRAIN._replace(classes=ClassMap(("猫",), (3,))), "it no longer has the class dog"),
+    ],
+)
+def test_a_run_does_not_resume_with_other_data(folder: RunFolder, train: Split, changed: str) -> None:
+    before = folder.record.read_bytes()
+    with pytest.raises(ConfigError, match=re.escape(changed) + r"\. Restore the data, or start .*weights\.safetensors"):
+        folder.check_data(Splits(train, None, None))
+    assert folder.record.read_bytes() == before
+
+
+def test_a_run_resumes_with_the_same_data_elsewhere(folder: RunFolder) -> None:
+    moved = TRAIN._replace(image_dir=Path("elsewhere"), problems=())
+    folder.check_data(Splits(moved, None, TRAIN))  # no run uses the test part
+    with pytest.raises(ConfigError, match="it had no val part, and now has one"):
+        folder.check_data(Splits(TRAIN, TRAIN, None))
+    folder.write_record(RECIPE, Splits(TRAIN, TRAIN, None))
+    with pytest.raises(ConfigError, match="it had a val part, and now has none"):
+        folder.check_data(Splits(TRAIN, None, None))
+    for text in ("{", "[]", '{"classes": {"猫": 3, "dog": 5}}'):
+        folder.record.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match="is damaged and does not tell"):
+            folder.check_data(Splits(TRAIN, None, None))
+    folder.record.unlink()
+    folder.check_data(Splits(TRAIN, None, None))
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "weights.safetensors", "best.pt", "val/metrics.json"])
+def test_a_new_run_gets_a_folder_of_its_own(file: str, tmp_path: Path) -> None:
+    path, accelerator = tmp_path / "mine", make_accelerator("cpu", "off")
+    assert RunFolder.for_new_run(path, accelerator).path == path
+    (path / file).parent.mkdir(parents=True)
+    (path / "notes.txt").touch()
+    assert RunFolder.for_new_run(path, accelerator).path == path
+    (path / file).touch()
+    assert RunFolder.for_new_run(path, accelerator).path == tmp_path / "mine-2"
+    assert RunFolder.for_new_run(path, accelerator, exist_ok=True).path == path
+
+
+def test_only_the_main_process_looks_for_a_folder(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def receive(chosen: list[str]) -> None:
+        chosen[:] = ["of the main process"]
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", receive)
+    other = cast("Accelerator", SimpleNamespace(is_main_process=False))
+    assert RunFolder.for_new_run(folder.path, other).path == Path("of the main process")
+
+
+def test_overwriting_removes_the_earlier_run_and_nothing_else(folder: RunFolder) -> None:
+    mine = ("notes.txt", "val/photo.jpg", "best.txt")
+    for name in (*mine, "log.jsonl", "weights.safetensors", "val/metrics.json", "tensorboard/events.out.tfevents.1"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).touch()
+    with pytest.raises(ConfigError, match="Another run has just begun in"):
+        folder.claim(exist_ok=False)
+    assert folder.last.is_file()
+    folder.claim(exist_ok=True)
+    left = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
+    assert left == {*mine, "recipe.yaml"}
+
+
+def test_the_latest_run_is_the_one_that_was_trained_in_last(tmp_path: Path) -> None:
+    assert RunFolder.latest(tmp_path / "train").path == tmp_path / "train"
+    for seconds, name in enumerate(("train-3", "train", "train-2", "other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.pt").touch()
+        os.utime(tmp_path / name / "last.pt", (seconds, seconds))
+    (tmp_path / "train-4").mkdir()  # stopped before it had anything to resume from
+    assert RunFolder.latest(tmp_path / "train").path == tmp_path / "train-2"
+
+
+def test_a_run_that_was_killed_tells_how_to_go_on(folder: RunFolder) -> None:
+    assert folder.how_to_go_on().endswith(f"{folder.last}; the same command with --resume continues from there.")
+    folder.last.unlink()
+    assert "no training state" in folder.how_to_go_on()
 
 
 def test_what_may_differ_are_settings() -> None:

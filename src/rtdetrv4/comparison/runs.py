@@ -260,15 +260,18 @@ def _train(recipe: Recipe, weights: str | Path | None, network: Network | None) 
     """Train or resume one run, and return the entries for its `result.json`."""
     folder = RunFolder(recipe.run.out)
     resume = folder.last.is_file()
-    now: dict[str, Any] = {}
+    now: dict[str, Any] = {"run.out": recipe.run.out}
     if resume:  # perhaps on another machine; `_check_folder` has refused changes that matter
         changed = changed_settings(load_recipe(folder.recipe), recipe)
-        now = {name: new for name, (_, new) in changed.items()}
+        now |= {name: new for name, (_, new) in changed.items()}
     host_is_measured = _reset_peak_memory()
     # Runs can be compared only if all start from the same, so none may take the next best.
     start = weights or ("imagenet" if recipe.model.pretrained_backbone else "none")
     Detector(recipe, start, device="cpu").train(
-        teacher=network if _learns_from(recipe, network) else None, resume=resume, overrides=now
+        teacher=network if _learns_from(recipe, network) else None,
+        resume=resume,
+        exist_ok=True,  # a run that was stopped before its first checkpoint starts again
+        overrides=now,
     )
     return _outcome(folder.path) | _peak_memory(host_is_measured)
 

@@ -42,7 +42,7 @@ def parse_device(value: Any) -> Any:
     Raises:
         ValueError: the value is none of these.
     """
-    text = str(value)
+    text = str(value).strip().lower()
     if re.fullmatch(r"\d+", text):
         return f"cuda:{text}"
     if re.fullmatch(r"\d+(,\d+)+", text):

@@ -22,10 +22,12 @@ from rtdetrv4.evaluation.operating_curves import (
     confusion_matrix,
     operating_curves,
 )
+from rtdetrv4.outputs import write_text, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+REPORT_FILES = ("metrics.json", "precision_recall.png", "f1_confidence.png", "confusion_matrix.png")
 # Okabe and Ito's colors, distinguishable with any color vision, except for two that are hard to see on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Arial Unicode MS")
@@ -47,7 +49,6 @@ def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics 
         "classes", with each class's best threshold and its precision, recall and F1 there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     names = evaluator.classes.names
     images = (evaluator.records, evaluator.detections, len(names))
     metrics = metrics or evaluator.compute()
@@ -59,7 +60,7 @@ def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics 
         "confidence": confidence,
         "classes": {name: _operating_point(curves, k) for k, name in enumerate(names)},
     }
-    (folder / "metrics.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     shown_confidence = 0.5 if confidence is None else confidence
     counts = confusion_matrix(*images, shown_confidence)
@@ -235,7 +236,7 @@ def _fonts() -> list[str]:
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():  # characters missing from every font are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(path, dpi=150)
+        write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
 def _mean_of_rows(rows: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetrv4.errors import ExportError, require
-from rtdetrv4.export.verify import verify_onnx
+from rtdetrv4.export.verify import report_path, verify_onnx
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.runtime.sessions import METADATA_KEY, ExportMetadata
 from rtdetrv4.types import ClassMap
@@ -113,7 +113,7 @@ def export_onnx(
     unchecked = path.with_name(f".{path.name}")
     try:
         require("onnx", "export").save(graph, unchecked)
-        verify_onnx(unchecked, model, report=path.with_suffix(".parity.json"))
+        verify_onnx(unchecked, model, report=report_path(path))
         unchecked.replace(path)
     finally:
         unchecked.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 from rtdetrv4.errors import ExportError, require
 from rtdetrv4.models import DetectionModel, postprocess
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
+from rtdetrv4.outputs import write_text
 from rtdetrv4.runtime.sessions import METADATA_KEY, ExportMetadata
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,11 @@ class OutputGap(NamedTuple):
     num_moved: int
     num_lost: int
     """Entries without a counterpart in the other list that no tie at its end explains."""
+
+
+def report_path(path: Path) -> Path:
+    """Where the report on an exported file is, beside it."""
+    return path.with_suffix(".parity.json")
 
 
 def verify_onnx(
@@ -154,8 +160,8 @@ def verify_onnx(
         num_undecided=num_undecided,
         versions={name: version(name) for name in ("rtdetrv4", "torch", "onnx", "onnxruntime")},
     )
-    report = path.with_suffix(".parity.json") if report is None else Path(report)
-    report.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    report = report_path(path) if report is None else Path(report)
+    write_text(report, json.dumps(asdict(result), indent=2) + "\n")
     if problem:
         raise ExportError(f"{result} See {report}.")
     logger.info("%s", result)

@@ -2,6 +2,7 @@
 
 from rtdetrv4.runtime.detections import Detection, Detections
 from rtdetrv4.runtime.draw import draw_boxes
+from rtdetrv4.runtime.prediction_folder import PredictionFolder
 from rtdetrv4.runtime.preprocess import preprocess, resize
 from rtdetrv4.runtime.sessions import ExportMetadata, OnnxSession
 from rtdetrv4.runtime.sources import Frame, read_source
@@ -12,6 +13,7 @@ __all__ = [
     "ExportMetadata",
     "Frame",
     "OnnxSession",
+    "PredictionFolder",
     "draw_boxes",
     "preprocess",
     "read_source",

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from rtdetrv4.errors import ConfigError, SourceError, did_you_mean, require
+from rtdetrv4.outputs import write_whole
 from rtdetrv4.runtime.draw import draw_boxes
 
 
@@ -46,6 +47,8 @@ class Detections:
     """H×W×3 uint8 RGB, or None."""
     path: str | None = None
     """Where the image came from."""
+    category_ids: tuple[int, ...] | None = None
+    """The ids of all K classes in the annotations; None: 0 to K - 1."""
 
     @classmethod
     def from_predictions(
@@ -55,6 +58,7 @@ class Detections:
         boxes_xyxy_px: np.ndarray,
         *,
         names: tuple[str, ...],
+        category_ids: tuple[int, ...] | None = None,
         image: np.ndarray,
         path: str | None = None,
         conf: float | Mapping[str, float] = 0.0,
@@ -66,6 +70,7 @@ class Detections:
             labels: (n,) in [0, K).
             boxes_xyxy_px: (n, 4), pixels of `image`.
             names: K class names.
+            category_ids: their ids in the annotations.
             image: H×W×3 uint8 RGB.
             path: where the image came from.
             conf: as in `filter`.
@@ -79,6 +84,7 @@ class Detections:
             names,
             image,
             path,
+            category_ids,
         )
         return found.filter(conf)
 
@@ -104,6 +110,12 @@ class Detections:
         """The name of each detection's class."""
         return [self.names[k] for k in self.class_id.tolist()]
 
+    @property
+    def category_id(self) -> np.ndarray:
+        """(n,) int64, the id that each detection's class has in the annotations."""
+        ids = range(len(self.names)) if self.category_ids is None else self.category_ids
+        return np.array(ids, dtype=np.int64)[self.class_id]
+
     def filter(self, conf: float | Mapping[str, float]) -> Detections:
         """Return only detections of at least this confidence.
 
@@ -127,28 +139,39 @@ class Detections:
         return draw_boxes(self.image, self.xyxy, self.class_id, labels)
 
     def save(self, path: str | Path) -> Path:
-        """Write `plot()` to an image file, creating its folder if needed."""
+        """Write `plot()` to an image file, creating its folder if needed; never to the file of the image itself.
+
+        Raises:
+            ConfigError: the suffix is unknown, or the file is the image that the detections were made in.
+        """
         path = Path(path)
+        if self.path is not None and path.exists() and Path(self.path).exists() and path.samefile(self.path):
+            raise ConfigError(f"{path} is the image that these detections were made in; give another name.")
         picture = cv2.cvtColor(self.plot(), cv2.COLOR_RGB2BGR)
         try:
             data = cv2.imencode(path.suffix, picture)[1]
         except cv2.error as error:
             raise ConfigError(f'cannot write images as "{path.suffix}" ({path}); use .jpg or .png') from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
+        write_whole(path, lambda temporary: temporary.write_bytes(data.tobytes()))
         return path
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return a dict of plain values per detection: class_id, name, confidence and xyxy."""
+        """Return a dict of plain values per detection: class_id, category_id, name, confidence and xyxy."""
         return [
-            {"class_id": class_id, "name": name, "confidence": confidence, "xyxy": xyxy.tolist()}
-            for xyxy, confidence, class_id, name in self
+            {
+                "class_id": class_id,
+                "category_id": category_id,
+                "name": name,
+                "confidence": confidence,
+                "xyxy": xyxy.tolist(),
+            }
+            for (xyxy, confidence, class_id, name), category_id in zip(self, self.category_id.tolist(), strict=True)
         ]
 
-    def to_json(self) -> str:
-        """Return a JSON object with the path and size of the image and `to_dicts`."""
+    def to_json(self, **facts: Any) -> str:
+        """Return a JSON object with the path and size of the image, `facts` that you add, and `to_dicts`."""
         height, width = self.image.shape[:2] if self.image is not None else (None, None)
-        content = {"path": self.path, "height": height, "width": width, "detections": self.to_dicts()}
+        content = {"path": self.path, "height": height, "width": width, **facts, "detections": self.to_dicts()}
         return json.dumps(content, ensure_ascii=False)
 
     def to_supervision(self) -> Any:
@@ -162,5 +185,5 @@ class Detections:
             xyxy=self.xyxy,
             confidence=self.confidence,
             class_id=self.class_id,
-            data={"class_name": np.array(self.class_name, dtype=np.str_)},
+            data={"class_name": np.array(self.class_name, dtype=np.str_), "category_id": self.category_id},
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rtdetrv4.outputs import write_whole
+
 # Okabe and Ito's colors, distinguishable with any color vision, with a brighter dark blue. Further classes get hues as
 # far apart as possible.
 _COLORS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#8C6BFF")
@@ -54,6 +56,7 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
     Returns:
         H×W×3 uint8 RGB.
     """
+    labels = [" ".join(label.split()) for label in labels]  # on one line, whatever a class is called
     height, width = image.shape[:2]
     boxes = np.asarray(xyxy, dtype=np.float64).reshape(-1, 4).round().clip(0, [width - 1, height - 1] * 2)
     colors = [color_of_class(int(class_id)) for class_id in class_ids]
@@ -102,8 +105,9 @@ def contact_sheet(pictures: Sequence[np.ndarray], path: str | Path, *, columns: 
         for column, picture in enumerate(row):
             sheet.paste(picture, (column * (width + gap), top))
         top += height + gap
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=90)
+    path = Path(path)
+    kind = Image.registered_extensions()[path.suffix.lower()]  # the name that it first gets does not tell
+    write_whole(path, lambda temporary: sheet.save(temporary, kind, quality=90))
 
 
 def _free_place(

@@ -142,7 +142,14 @@ class OnnxSession:
             for frame, scores, labels, boxes in zip(chunk, *self.run([frame.image for frame in chunk]), strict=True):
                 boxes_px = boxes * np.array(frame.image.shape[1::-1] * 2, dtype=np.float32)
                 yield Detections.from_predictions(
-                    scores, labels, boxes_px, names=self.metadata.names, image=frame.image, path=frame.path, conf=conf
+                    scores,
+                    labels,
+                    boxes_px,
+                    names=self.metadata.names,
+                    category_ids=self.metadata.category_ids,
+                    image=frame.image,
+                    path=frame.path,
+                    conf=conf,
                 )
 
     def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.ops.device import find_device
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -33,10 +34,7 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
         ConfigError: there is no such device, or it cannot compute in that format.
     """
     kind = device.partition(":")[0]
-    here = _kind_of_accelerator()
-    if kind not in ("auto", "cpu", here):
-        raise ConfigError(f'PyTorch finds no device "{device}" here, only {here}; use device="auto".')
-    on_cpu = "cpu" in (kind, here)
+    on_cpu = find_device(kind if "LOCAL_RANK" in os.environ else device).type == "cpu"
     chosen = {} if kind in ("auto", "cpu") or "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": device}
     # accelerate keeps one device and number format per process, but a notebook may train twice.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -98,8 +96,3 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
-
-
-def _kind_of_accelerator() -> str:
-    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if current is None else current.type

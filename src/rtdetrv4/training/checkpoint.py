@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rtdetrv4.errors import WeightsError, first_line
-from rtdetrv4.weights.files import write_whole
+from rtdetrv4.outputs import write_whole
 
 LAST_FILE, BEST_FILE, WEIGHTS_FILE = "last.pt", "best.pt", "weights.safetensors"
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rtdetrv4.weights.files import write_whole
+from rtdetrv4.outputs import write_whole
 
 # Okabe and Ito's palette: color-blind readers can tell these apart.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"

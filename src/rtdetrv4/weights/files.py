@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rtdetrv4.errors import WeightsError, did_you_mean, first_line
+from rtdetrv4.outputs import write_whole
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights.catalog import (
     HUB_FILES,
@@ -178,26 +179,6 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     tensors = {name: tensor.detach().cpu().clone(memory_format=kept) for name, tensor in state.items()}
     header = {"format": "pt", METADATA_KEY: json.dumps(dict(metadata), ensure_ascii=False)}
     write_whole(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name and rename it: a process that dies while writing leaves the old one whole.
-
-    Args:
-        path: file to write; missing folders are created.
-        write: called with the path to write the content to.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    try:
-        write(temporary)
-        temporary.chmod(mode)  # what the umask gives; safetensors makes files that only their owner can read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -72,11 +73,44 @@ def test_nothing_found() -> None:
 def test_plain_values_and_json() -> None:
     found = make_detections()
     assert found.to_dicts()[0] == {
-        "class_id": 1, "name": "dog", "confidence": pytest.approx(0.9), "xyxy": [10, 10, 50, 40],
+        "class_id": 1, "category_id": 1, "name": "dog", "confidence": pytest.approx(0.9), "xyxy": [10, 10, 50, 40],
     }  # fmt: skip
     content = json.loads(found.to_json())
     assert content["detections"] == found.to_dicts()
     assert (content["path"], content["height"], content["width"]) == ("a.jpg", 80, 120)
+    assert json.loads(found.to_json(picture="b.jpg")) == {**content, "picture": "b.jpg"}
+
+
+def test_ids_of_the_annotations_come_back() -> None:
+    found = replace(make_detections(), category_ids=(5, 17, 90))
+    assert found.category_id.tolist() == [17, 5, 17]
+    assert found.category_id.dtype == np.int64
+    assert found[1:].category_id.tolist() == [5, 17]
+    assert found.filter(0.95).category_id.shape == (0,)
+    assert [each["category_id"] for each in found.to_dicts()] == [17, 5, 17]
+    assert found.to_supervision().data["category_id"].tolist() == [17, 5, 17]
+
+
+def test_the_image_itself_is_not_written_over(tmp_path: Path) -> None:
+    photo, link = tmp_path / "a.png", tmp_path / "link.png"
+    make_detections().save(photo)
+    link.symlink_to(photo)
+    before = photo.read_bytes()
+    found = replace(make_detections(), path=str(photo))
+    for name in (photo, tmp_path / "." / "a.png", link):
+        with pytest.raises(ConfigError, match="is the image that these detections were made in; give another name"):
+            found.save(name)
+    assert photo.read_bytes() == before
+    assert found.save(tmp_path / "new" / "a.png").is_file()
+    assert found.save(tmp_path / "new" / "a.png").is_file(), "an earlier picture of the same name is replaced"
+
+
+def test_labels_of_any_name_are_drawn(tmp_path: Path) -> None:
+    names = ("bolt [red]", "valve [/open]", "two\nlines $x_1$")
+    found = replace(make_detections(), names=names)
+    assert (found.plot() != make_detections().plot()).any()
+    assert found.class_name == ["valve [/open]", "bolt [red]", "valve [/open]"]
+    replace(found, class_id=np.array([2, 2, 2])).save(tmp_path / "a.jpg")
 
 
 def test_to_supervision() -> None:

@@ -76,6 +76,7 @@ def test_predict_finds_what_the_graph_says(tmp_path: Path) -> None:
     images = [plain_image(255, 0, 102), plain_image(0, 128, 0, 100, 100)]
     first, second = session.predict(images, conf=0.3)
     assert first.class_name == ["red", "blue"]
+    assert first.category_id.tolist() == [7, 30056]
     assert first.confidence == pytest.approx([1, 0.4], abs=1e-5)
     np.testing.assert_allclose(first.xyxy, [[50, 25, 150, 50]] * 2)  # cut off at the lower border
     assert first.image is images[0]

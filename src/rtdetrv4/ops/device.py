@@ -1,0 +1,32 @@
+"""Which devices PyTorch finds on this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from rtdetrv4.errors import ConfigError
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device of a name such as "cuda:1"; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device; the message lists those that are there.
+    """
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return current or torch.device("cpu")
+    kind, _, index = name.partition(":")
+    count = torch.accelerator.device_count() if current is not None and current.type == kind else 0
+    if name != "cpu" and not (count and (not index or int(index) < count)):
+        reason = "" if kind != "cuda" or torch.backends.cuda.is_built() else "; this PyTorch is built without CUDA"
+        raise ConfigError(f'PyTorch finds no device "{name}" here, only {_found(current)}{reason}. Use device="auto".')
+    return torch.device(name)
+
+
+def _found(current: torch.device | None) -> str:
+    """The CPU and the accelerators, "cpu, cuda:0 and cuda:1"."""
+    if current is None:
+        return "cpu"
+    names = [f"{current.type}:{index}" for index in range(torch.accelerator.device_count())]
+    return " and ".join((", ".join(["cpu", *names[:-1]]), names[-1]))

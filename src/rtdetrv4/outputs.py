@@ -1,0 +1,73 @@
+"""Writing results so that nothing is lost: files that are whole or absent, and folders that hold no earlier results."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rtdetrv4.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name and rename it: a process that dies while writing leaves the old one whole.
+
+    Args:
+        path: file to write; missing folders are created.
+        write: called with the path to write the content to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    try:
+        write(temporary)
+        temporary.chmod(mode)  # what the umask gives; safetensors makes files that only their owner can read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a UTF-8 file as `write_whole` does; `errors` is that of `str.encode`."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=errors))
+
+
+def unused_folder(path: Path, results: Iterable[str]) -> Path:
+    """Return `path` or, if it holds results already, the first of path-2, path-3, … that does not, and say so.
+
+    Args:
+        path: the folder to write to; it need not exist.
+        results: the files that will be written, as glob patterns relative to the folder.
+
+    Raises:
+        ConfigError: `path` holds results, and is the current folder or one above it.
+    """
+    patterns = tuple(results)
+    if not _holds(path, patterns):
+        return path
+    here = Path.cwd()
+    if path.resolve() in (here, *here.parents):
+        raise ConfigError(f"{path} holds earlier results, which are not written over. Give a new folder.")
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    unused = next(folder for folder in numbered if not _holds(folder, patterns))
+    logger.warning("%s holds earlier results; the new ones go to %s.", path, unused)
+    return unused
+
+
+def numbered_folders(path: Path) -> list[Path]:
+    """Return those of path, path-2, path-3, … that exist, by number."""
+    numbers = {path: 1}
+    for folder in path.parent.glob("*-*"):
+        name, _, number = folder.name.rpartition("-")
+        if name == path.name and number.isdecimal() and int(number) > 1:
+            numbers[folder] = int(number)
+    return sorted((folder for folder in numbers if folder.is_dir()), key=numbers.__getitem__)
+
+
+def _holds(folder: Path, patterns: Iterable[str]) -> bool:
+    return any(next(folder.glob(pattern), None) is not None for pattern in patterns)
