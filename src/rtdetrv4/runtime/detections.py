@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from rtdetrv4.errors import ConfigError, SourceError, did_you_mean, require
+from rtdetrv4.errors import ConfigError, SourceError, require
 from rtdetrv4.runtime.draw import draw_boxes
+from rtdetrv4.runtime.selection import thresholds
 
 
 class Detection(NamedTuple):
@@ -59,7 +60,7 @@ class Detections:
         path: str | None = None,
         conf: float | Mapping[str, float] = 0.0,
     ) -> Detections:
-        """Make detections from a model's predictions: those above `conf`, clipped to the image.
+        """Make detections from a model's predictions: those above `conf`, clipped to the image; none outside it.
 
         Args:
             scores: (n,) in descending order.
@@ -71,16 +72,17 @@ class Detections:
             conf: as in `filter`.
         """
         height, width = image.shape[:2]
-        boxes = np.asarray(boxes_xyxy_px, dtype=np.float32).reshape(-1, 4).clip(0, [width, height] * 2)
+        boxes = np.asarray(boxes_xyxy_px, dtype=np.float32).reshape(-1, 4)
+        is_inside = (boxes[:, 2:] >= 0).all(axis=1) & (boxes[:, :2] <= [width, height]).all(axis=1)  # False for NaN
         found = cls(
-            boxes.astype(np.float32),
+            boxes.clip(0, [width, height] * 2).astype(np.float32),
             np.asarray(scores, dtype=np.float32),
             np.asarray(labels, dtype=np.int64),
             names,
             image,
             path,
         )
-        return found.filter(conf)
+        return found[is_inside].filter(conf)
 
     def __len__(self) -> int:
         return len(self.confidence)
@@ -109,15 +111,11 @@ class Detections:
 
         Args:
             conf: one threshold, or a mapping from class name to threshold, which drops classes that it does not name.
+
+        Raises:
+            ConfigError: a threshold is not in [0, 1], or there is no such class.
         """
-        if isinstance(conf, Mapping):
-            unknown = [name for name in conf if name not in self.names]
-            if unknown:
-                raise ConfigError(f'there is no class "{unknown[0]}".{did_you_mean(unknown[0], self.names)}')
-            thresholds = np.array([conf.get(name, np.inf) for name in self.names], dtype=np.float32)[self.class_id]
-        else:
-            thresholds = conf
-        return self[self.confidence >= thresholds]
+        return self[self.confidence >= thresholds(conf, self.names)[self.class_id]]
 
     def plot(self) -> np.ndarray:
         """Draw boxes, class names and confidences on a copy of the image: H×W×3 uint8 RGB."""
@@ -149,7 +147,8 @@ class Detections:
         """Return a JSON object with the path and size of the image and `to_dicts`."""
         height, width = self.image.shape[:2] if self.image is not None else (None, None)
         content = {"path": self.path, "height": height, "width": width, "detections": self.to_dicts()}
-        return json.dumps(content, ensure_ascii=False)
+        # A path that is not UTF-8 holds surrogates, which no UTF-8 file takes; as JSON escapes they come back.
+        return json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
     def to_supervision(self) -> Any:
         """Return a `supervision.Detections`, for that package's trackers, zones and annotators.

@@ -33,6 +33,15 @@ def test_boxes_are_cut_off_at_the_border_and_types_are_fixed() -> None:
     assert (found.xyxy.dtype, found.confidence.dtype, found.class_id.dtype) == (np.float32, np.float32, np.int64)
 
 
+def test_boxes_outside_the_image_are_left_out() -> None:
+    """In the bars of a letterbox, or NaN."""
+    boxes = [[-30, 5, -10, 20], [5, 90, 20, 95], [10, 10, np.nan, 20], [-10, 5, 10, 20]]
+    found = Detections.from_predictions(
+        np.full(4, 0.9), np.zeros(4), np.array(boxes), names=NAMES, image=np.zeros((80, 120, 3), np.uint8)
+    )
+    assert found.xyxy.tolist() == [[0, 5, 10, 20]]
+
+
 def test_length_iteration_and_indexing() -> None:
     found = make_detections()
     assert len(found) == 3
