@@ -78,18 +78,39 @@ def drop_duplicates(labels: np.ndarray, boxes_xyxy: np.ndarray, iou: float = SAM
         boxes_xyxy: (n, 4) of any scale, as the model gave them: not clipped to the image.
         iou: from 0 to 1.
     """
-    queries = np.sort(np.unique(boxes_xyxy, axis=0, return_index=True)[1])
+    first_of: dict[tuple[float, ...], int] = {}
+    for index, box in enumerate(map(tuple, boxes_xyxy.tolist())):
+        first_of.setdefault(box, index)
+    queries = np.array(list(first_of.values()), dtype=np.int64)
     labels, boxes = labels[queries], boxes_xyxy[queries].astype(np.float32)
-    first, second = np.nonzero(np.triu(labels[:, None] == labels, k=1))
     with np.errstate(invalid="ignore"):  # infinite boxes of damaged weights
-        sides = np.minimum(boxes[first, 2:], boxes[second, 2:]) - np.maximum(boxes[first, :2], boxes[second, :2])
+        better, worse = _pairs_within_reach(boxes, iou)
+        sides = np.minimum(boxes[better, 2:], boxes[worse, 2:]) - np.maximum(boxes[better, :2], boxes[worse, :2])
         overlap = sides.clip(min=0).prod(axis=1)
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-        same = (overlap > 0) & (overlap >= iou * (areas[first] + areas[second] - overlap))
+        same = (overlap > 0) & (overlap >= iou * (areas[better] + areas[worse] - overlap))
+    same &= labels[better] == labels[worse]
     kept = np.ones(len(queries), dtype=bool)
-    for better, worse in zip(first[same].tolist(), second[same].tolist(), strict=True):
-        kept[worse] &= not kept[better]
+    for one, other in sorted(zip(better[same].tolist(), worse[same].tolist(), strict=True)):
+        kept[other] &= not kept[one]
     return queries[kept]
+
+
+def _pairs_within_reach(boxes: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of indices, the lower first, of all boxes (n, 4) that may have this IoU, and of some that have not.
+
+    Their left edges differ by at most 1 - iou of the width of the one further to the left. Comparing all pairs of 300
+    boxes would take 2 ms, thirty times as long.
+    """
+    order = np.argsort(boxes[:, 0], kind="stable")
+    left, right = boxes[order, 0], boxes[order, 2]
+    end = np.searchsorted(left, left + (1 - iou) * (right - left) + np.spacing(np.abs(right)), side="right")
+    start = np.arange(1, len(boxes) + 1)
+    counts = np.maximum(end - start, 0)
+    first = np.repeat(order, counts)
+    skipped = np.repeat(np.cumsum(counts) - counts - start, counts)
+    second = order[np.arange(counts.sum()) - skipped]
+    return np.minimum(first, second), np.maximum(first, second)
 
 
 def thresholds(conf: float | Mapping[str, float], names: tuple[str, ...]) -> np.ndarray:
