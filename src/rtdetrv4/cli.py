@@ -183,6 +183,10 @@ def predict(
     source: Annotated[str, typer.Argument(help="Image, video, folder, glob pattern, or camera index.")],
     model: _Trained,
     conf: Annotated[float, typer.Option(help="Minimum confidence.", min=0, max=1)] = 0.25,
+    classes: Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")] = None,
+    duplicates: Annotated[
+        Literal["drop", "keep"], typer.Option(help="Second labels and nearly identical boxes of one object.")
+    ] = "drop",
     imgsz: _ImageSize = None,
     device: _Device = None,
     out: Annotated[
@@ -193,7 +197,8 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     pictures: Counter[str] = Counter()
     with Path(out, "predictions.jsonl").open("w", encoding="utf-8") as lines:
-        for detections in _predictions(model, source, conf, _image_size(imgsz), _device(device)):
+        options = {"conf": conf, "duplicates": duplicates, **_given(classes=classes)}
+        for detections in _predictions(model, source, _image_size(imgsz), _device(device), options):
             stem = Path(detections.path).stem if detections.path else "frame"
             # A number distinguishes the frames of a video, and images of the same name from different folders.
             picture = f"{stem}-{pictures[stem]:06d}.jpg" if pictures[stem] else f"{stem}.jpg"
@@ -466,13 +471,13 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _predictions(
-    model: str, source: str, conf: float, imgsz: tuple[int, int] | None, device: str | None
+    model: str, source: str, imgsz: tuple[int, int] | None, device: str | None, options: dict[str, Any]
 ) -> Iterable[Detections]:
     if Path(model).suffix != ".onnx":
-        return _detector(model, device=device).predict(source, conf=conf, stream=True, **_given(imgsz=imgsz))
+        return _detector(model, device=device).predict(source, stream=True, **_given(imgsz=imgsz), **options)
     if imgsz or device:
         raise ConfigError("--imgsz and --device do not apply to an exported model: its image size is fixed.")
-    return rtdetrv4.OnnxSession(model).predict(source, conf=conf, stream=True)
+    return rtdetrv4.OnnxSession(model).predict(source, stream=True, **options)
 
 
 def _is_main_process() -> bool:

@@ -376,16 +376,16 @@ class Detector:
             SourceError: something in `source` cannot be read.
             WeightsError: nothing was trained or loaded.
         """
-        names = self._known_classes("Nothing to predict with").names
+        known = self._known_classes("Nothing to predict with")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         found = detect(
             source,
             lambda images: self._run(images, size),
-            names=names,
+            classes=known,
             size_hw=size,
             mode=self.recipe.model.resize,
             batch=batch,
-            selection=Selection(names, conf=conf, classes=classes, max_det=max_det, duplicates=duplicates),
+            selection=Selection(known.names, conf=conf, classes=classes, max_det=max_det, duplicates=duplicates),
         )
         return found if stream else list(found)
 

@@ -14,6 +14,7 @@ from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.selection import Selection
 from rtdetrv4.runtime.sources import Frame, read_source
+from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def detect(
     source: Any,
     run: Run,
     *,
-    names: tuple[str, ...],
+    classes: ClassMap,
     size_hw: tuple[int, int],
     mode: ResizeMode,
     batch: int,
@@ -37,7 +38,7 @@ def detect(
     Args:
         source: see `read_source`.
         run: the network.
-        names: K class names.
+        classes: the network's K classes.
         size_hw: height and width of the network's input.
         mode: how images fill it.
         batch: images per run.
@@ -51,13 +52,13 @@ def detect(
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
     frames = read_source(source)
-    return _stream(frames, run, names, size_hw, mode, batch, selection)
+    return _stream(frames, run, classes, size_hw, mode, batch, selection)
 
 
 def _stream(
     frames: Iterator[Frame],
     run: Run,
-    names: tuple[str, ...],
+    classes: ClassMap,
     size_hw: tuple[int, int],
     mode: ResizeMode,
     batch: int,
@@ -77,7 +78,7 @@ def _stream(
                 scores[chosen],
                 labels[chosen],
                 view.boxes_px(boxes[chosen].astype(np.float32)),
-                names=names,
+                names=classes.names,
                 image=frame.image,
                 path=frame.path,
             )

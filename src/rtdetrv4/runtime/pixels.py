@@ -85,8 +85,8 @@ def rgb_from_pil(image: Image.Image) -> np.ndarray:
         PixelsError: the mode cannot be converted, or values are out of range.
         OSError: the file behind the image is damaged.
     """
-    turned = orientation(image)  # before the pixels are loaded, which makes Pillow turn TIFF files by itself
-    image.load()
+    image.load()  # which makes Pillow turn TIFF files by itself
+    turned = orientation(image)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         if image.mode == "I" and values.size and values.min() >= 0 and values.max() <= 65535:
@@ -141,15 +141,9 @@ def rgb_from_array(array: np.ndarray) -> np.ndarray:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a PIL image, 1 to 8; 1 if it is missing or invalid.
-
-    TIFF files have no EXIF block, and Pillow turns them upright itself. In a PNG file only a block before the pixels
-    counts, because Pillow's `getexif` decodes the whole image to look after them.
-    """
-    exif = Image.Exif()
+    """The EXIF or XMP orientation of a loaded PIL image, 1 to 8; 1 if it is missing or invalid."""
     try:
-        exif.load(image.info.get("exif", b""))
-        value = exif.get(EXIF_ORIENTATION, 1)
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # a damaged block can fail in any way, and the pixels are worth more than it
         return 1
     return value if value in range(1, 9) else 1

@@ -14,6 +14,7 @@ from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, preprocess
 from rtdetrv4.runtime.selection import Duplicates, Selection
+from rtdetrv4.types import ClassMap
 
 METADATA_KEY = "rtdetrv4"
 NUM_TOP = 300
@@ -167,7 +168,7 @@ class OnnxSession:
         found = detect(
             source,
             self.run,
-            names=metadata.names,
+            classes=ClassMap(metadata.names, metadata.category_ids),
             size_hw=metadata.image_size,
             mode=metadata.resize,
             batch=self._fixed_batch or batch,
