@@ -22,6 +22,7 @@ from rtdetrv4.runtime import Detections, draw_boxes, preprocess
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.runtime.selection import Duplicates, Selection
+from rtdetrv4.runtime.sessions import NUM_TOP
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import Checkpoint, WeightsMetadata, load_weights, read_checkpoint
 from rtdetrv4.weights.files import listing
@@ -394,7 +395,8 @@ class Detector:
         pixels = torch.from_numpy(preprocess(images, size, self.recipe.model.resize)).to(self.device)
         with torch.inference_mode():
             output = self._deploy()(pixels)
-            scores, labels, boxes = postprocess(output.logits, output.boxes, pixels.new_ones(1, 2))
+            num_top = max(NUM_TOP, output.logits.shape[1])
+            scores, labels, boxes = postprocess(output.logits, output.boxes, pixels.new_ones(1, 2), num_top)
         return scores.cpu().numpy(), labels.cpu().numpy(), boxes.cpu().numpy()
 
     def export(
@@ -441,6 +443,7 @@ class Detector:
             opset=opset,
             dynamic=dynamic,
             postprocess=postprocess,
+            num_top=max(NUM_TOP, self.recipe.model.num_queries),
             facts=self._provenance(),
         )
 

@@ -162,6 +162,16 @@ def test_prediction_is_checked_before_it_starts(trained: Path) -> None:
             detector.predict([], stream=True, **options)
 
 
+def test_more_queries_find_more_than_300(trained: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    detector = Detector(
+        override(Detector(trained / "weights.safetensors").recipe, {"model.num_queries": 400}),
+        trained / "weights.safetensors",
+    )
+    (found,) = detector.predict(image, imgsz=256, conf=0.0, duplicates="keep")
+    assert len(found) == 400
+
+
 def test_one_label_per_query(trained: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     detector = Detector(trained / "weights.safetensors")

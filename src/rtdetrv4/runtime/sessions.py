@@ -18,6 +18,7 @@ from rtdetrv4.types import ClassMap
 
 METADATA_KEY = "rtdetrv4"
 NUM_TOP = 300
+"""Predictions per image that post-processing keeps; as many as there are queries, where they are more."""
 
 
 class ExportMetadata(NamedTuple):
@@ -191,7 +192,7 @@ class OnnxSession:
         feed = {self._session.get_inputs()[0].name: inputs}
         if self.metadata.outputs == "raw":
             logits, boxes = self._session.run(["logits", "boxes"], feed)
-            scores, labels, boxes = postprocess(logits, boxes)
+            scores, labels, boxes = postprocess(logits, boxes, max(NUM_TOP, logits.shape[1]))
         else:
             scores, labels, boxes = self._session.run(["scores", "labels", "boxes"], feed)
         return scores[: len(images)], labels[: len(images)], boxes[: len(images)]
