@@ -16,6 +16,9 @@ from rtdetrv4.errors import ConfigError, SourceError, require
 from rtdetrv4.runtime.draw import draw_boxes
 from rtdetrv4.runtime.selection import thresholds
 
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe")
+MAX_JPEG_SIDE = 65500
+
 
 class Detection(NamedTuple):
     """One detected object."""
@@ -73,7 +76,8 @@ class Detections:
         """
         height, width = image.shape[:2]
         boxes = np.asarray(boxes_xyxy_px, dtype=np.float32).reshape(-1, 4)
-        is_inside = (boxes[:, 2:] >= 0).all(axis=1) & (boxes[:, :2] <= [width, height]).all(axis=1)  # False for NaN
+        # False for NaN.
+        is_inside = np.all((boxes[:, 2:] >= 0) & (boxes[:, :2] <= [width, height]), axis=1, keepdims=False)
         found = cls(
             boxes.clip(0, [width, height] * 2).astype(np.float32),
             np.asarray(scores, dtype=np.float32),
@@ -128,6 +132,11 @@ class Detections:
         """Write `plot()` to an image file, creating its folder if needed."""
         path = Path(path)
         picture = cv2.cvtColor(self.plot(), cv2.COLOR_RGB2BGR)
+        if path.suffix.lower() in JPEG_SUFFIXES and max(picture.shape) > MAX_JPEG_SIDE:
+            raise ConfigError(
+                f"{path} would be {picture.shape[1]}×{picture.shape[0]} pixels, and JPEG ends at {MAX_JPEG_SIDE} a "
+                "side; use .png"
+            )
         try:
             data = cv2.imencode(path.suffix, picture)[1]
         except cv2.error as error:

@@ -22,7 +22,7 @@ class Content(NamedTuple):
     width: int
 
     @property
-    def index(self) -> tuple[slice, slice]:
+    def slices(self) -> tuple[slice, slice]:
         """Rows and columns."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
@@ -83,7 +83,7 @@ def pad(shown: np.ndarray, content: Content, size_hw: tuple[int, int]) -> np.nda
     if shown.shape[:2] == tuple(size_hw):
         return shown
     canvas = np.zeros((*size_hw, 3), dtype=np.uint8)
-    canvas[content.index] = shown
+    canvas[content.slices] = shown
     return canvas
 
 

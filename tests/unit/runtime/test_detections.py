@@ -112,6 +112,13 @@ def test_save_writes_the_plot(tmp_path: Path) -> None:
         found.save(tmp_path / "a.xyz")
 
 
+def test_a_picture_too_long_for_jpeg(tmp_path: Path) -> None:
+    found = make_detections(np.zeros((2, 70_000, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"a\.jpg would be 70000×2 pixels, and JPEG ends at 65500 a side; use \.png"):
+        found.save(tmp_path / "a.jpg")
+    assert found.save(tmp_path / "a.png").is_file()
+
+
 def test_without_an_image_there_is_nothing_to_draw_on() -> None:
     found = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), NAMES)
     with pytest.raises(SourceError, match="without an image"):
