@@ -16,6 +16,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("RTDETRV4_TEST_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # `amp: auto` is float32 on every processor then, also in subprocesses; `make isa` tries older instructions.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+# Numbers are compared with those of a CPU, also where there is a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -460,6 +460,8 @@ def _device(text: str | None) -> str | None:
 
 
 def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
+    import torch  # noqa: F401 - without it, `main` names the extra of the command, which may be more than Detector's
+
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
 
 

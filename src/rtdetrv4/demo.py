@@ -31,6 +31,7 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
 
     Raises:
         MissingDependencyError: the `demo` extra is not installed.
+        KeyboardInterrupt: Ctrl-C; the same call resumes.
     """
     data = out / "shapes"
     if not (data / "valid" / "_annotations.coco.json").is_file():
@@ -40,7 +41,10 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
     tell(f"2/4  Training with the teacher {teacher.name} ({teacher.license})")
     detector = Detector("demo")
     run = out / "train"
-    result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())
+    try:
+        result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped in {run}; the same command resumes.") from None
     assert result.metrics is not None, "the data set has a validation part"
     tell(f"3/4  AP {result.metrics.ap:.3f}, AP50 {result.metrics.ap50:.3f} on the validation images")
     tell("4/4  Exporting, and comparing the file with PyTorch")

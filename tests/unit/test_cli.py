@@ -279,6 +279,20 @@ def test_a_missing_package_names_its_extra(
     assert line == f'scipy is not installed; install it with: pip install "rtdetrv4[{extra}]"'
 
 
+@pytest.mark.parametrize(("command", "extra"), [("train --data d", "train"), ("predict i.jpg --model w", "torch")])
+def test_without_torch_the_extra_is_that_of_the_command(
+    detector: type[FakeDetector],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+    extra: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert mistake(command, capsys) == f'torch is not installed; install it with: pip install "rtdetrv4[{extra}]"'
+
+
 def test_errors_that_are_not_the_users_are_not_hidden(detector: type[FakeDetector]) -> None:
     detector.error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):

@@ -341,7 +341,7 @@ class RunConfig(_Section):
     )
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         default="auto",
-        description="Mixed precision. auto: bf16 on GPUs and CPUs that compute in it natively, else off.",
+        description="Mixed precision. auto: bf16 on NVIDIA GPUs since Ampere and on CPUs with AMX, else off.",
     )
     accumulate: AtLeastOne | Literal["auto"] = Field(
         default=1,

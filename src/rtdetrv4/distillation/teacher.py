@@ -127,17 +127,17 @@ class TimmFeatures(nn.Module):
         block: counted from 0, or from the end if negative; None is the last.
 
     Raises:
-        ConfigError: there is no such block, or the network gives no maps.
+        ConfigError: there is no such block, or the network returns no maps.
     """
 
     def __init__(self, body: nn.Module, block: int | None = None) -> None:
         super().__init__()
         network: Any = body
         if not hasattr(network, "forward_intermediates"):
-            raise ConfigError("It gives no feature maps: timm has no `forward_intermediates` for it.")
+            raise ConfigError("It returns no feature maps: timm has no `forward_intermediates` for it.")
         count = len(network.feature_info)
         if block is not None and not -count <= block < count:
-            raise ConfigError(f"It has blocks 0 to {count - 1}, or -1 to -{count} from the end, and no block {block}.")
+            raise ConfigError(f"It has blocks 0 to {count - 1}, or -1 to -{count} from the end, but no block {block}.")
         self.index = count - 1 if block is None else block % count
         is_last = self.index == count - 1
         self.stride = int(network.feature_info[self.index]["reduction"])
@@ -194,7 +194,7 @@ def load_teacher(
             are dropped. None is the last, after the final norm; features of earlier ones are not normalized.
 
     Raises:
-        ConfigError: timm does not know the name, there is no such block, or the network gives no maps.
+        ConfigError: timm does not know the name, there is no such block, or the network returns no maps.
         WeightsError: the weights cannot be fetched or read, or do not fit.
     """
     if name == PIP_TEACHER:

@@ -148,7 +148,7 @@ class Backbone(nn.Module):
             problem = _misfit(backbone, strides)
         except ConfigError:
             raise
-        except Exception as error:  # networks with a fixed size or without stages raise many kinds
+        except Exception as error:  # networks with a fixed size or without stages raise errors of many kinds
             problem = f"it cannot make such maps from images of any size ({first_line(error)})"
             raise _does_not_fit(name, problem, strides) from error
         if problem is not None:

@@ -37,7 +37,7 @@ def decode_image(data: bytes) -> np.ndarray:
     """Decode an image file into an upright H×W×3 uint8 RGB array; of an animation, its first picture.
 
     Raises:
-        PixelsError: the file is no image, damaged, too large, or of a kind that cannot be read.
+        PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
     """
     try:
         with open_image(io.BytesIO(data)) as image:
@@ -52,7 +52,7 @@ def decode_image(data: bytes) -> np.ndarray:
                 "is a HEIF photo (.heic), which Pillow cannot read by itself; save it as JPEG, or register the opener "
                 "of the package pillow-heif first"
             ) from error
-        raise PixelsError(f"is not an image that can be read, or is damaged ({len(data)} bytes)") from error
+        raise PixelsError(f"is damaged or not an image ({len(data)} bytes)") from error
 
 
 def open_image(file: io.BytesIO) -> Image.Image:
@@ -63,7 +63,7 @@ def open_image(file: io.BytesIO) -> Image.Image:
 
     Raises:
         PixelsError: the image has more than `MAX_PIXELS`.
-        OSError: the file is no image.
+        OSError: the file is not an image.
     """
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -119,8 +119,8 @@ def rgb_from_array(array: np.ndarray) -> np.ndarray:
         array = array[..., None]
     if array.ndim not in {3, 4} or array.shape[-1] not in CHANNELS or not array.size:
         raise PixelsError(
-            f"of shape {array.shape} and type {array.dtype} is no image; expected H×W×3 RGB, H×W×4 RGBA or H×W gray, "
-            f"or N×H×W×3 for several{_channels_first(array)}"
+            f"of shape {array.shape} and type {array.dtype} is not an image; expected H×W×3 RGB, H×W×4 RGBA or H×W "
+            f"gray, or N×H×W×3 for several{_channels_first(array)}"
         )
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind == "f":
@@ -131,7 +131,7 @@ def rgb_from_array(array: np.ndarray) -> np.ndarray:
         array = (array >> 8).astype(np.uint8)
     elif (kind, size) != ("u", 1):
         raise PixelsError(
-            f"of type {array.dtype} is no image; expected uint8, uint16, bool, or floats in [0, 1]. "
+            f"of type {array.dtype} is not an image; expected uint8, uint16, bool, or floats in [0, 1]. "
             "If its values are in [0, 255], convert it with .astype(np.uint8)"
         )
     channels = array.shape[-1]
@@ -164,8 +164,8 @@ def _from_floats(array: np.ndarray) -> np.ndarray:
     low, high = float(array.min()), float(array.max())
     if not (low >= -FLOAT_TOLERANCE and high <= 1 + FLOAT_TOLERANCE):  # NaN too
         raise PixelsError(
-            f"of floats with values {low:.3g}...{high:.3g} is no image; expected [0, 1], without mean and standard "
-            "deviation taken out. If its values are in [0, 255], convert it to uint8"
+            f"of floats with values {low:.3g}...{high:.3g} is not an image; expected [0, 1], not normalized by mean "
+            "and standard deviation. If its values are in [0, 255], convert it to uint8"
         )
     return (array.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Whatever a user may want detections in, as a stream of RGB images."""
+"""The sources of images: files, folders, URLs, videos, cameras and arrays, read as a stream of RGB images."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ class Frame(NamedTuple):
     path: str | None
     """The file, URL or camera it came from; None for images that were in memory."""
     number: int
-    """Its position in the source, from 0: the frame number, in a video."""
+    """Position in the source, counted from 0; in a video, the frame number."""
 
 
 def read_source(source: Any) -> Iterator[Frame]:
-    """Read images one at a time, as they are asked for.
+    """Read images one at a time, on demand.
 
     Args:
         source: one of
 
-            - the path of an image or a video; photos are turned upright as their EXIF data say;
+            - the path of an image or a video; photos are rotated upright according to their EXIF data;
             - a folder (its images by name, or those of its subfolders if it has none of its own) or a glob pattern such
-              as ``"photos/**/*.jpg"``; hidden files are skipped, and damaged ones left out with a warning;
+              as ``"photos/**/*.jpg"``; hidden files are skipped, and damaged ones too, with a warning;
             - the URL of an image, http(s), at most 64 MiB; or of a video stream, ``rtsp://...``;
             - a camera: its number, as 0 or "0";
             - a NumPy array, H×W×3 **RGB** (or N×H×W×3, H×W×4 RGBA, H×W gray): uint8, uint16, bool, or floats in [0, 1].
-              OpenCV's arrays are BGR, which no one can see from the numbers: turn them round with ``image[..., ::-1]``;
-            - a PIL image of any mode, turned upright like the file it came from;
+              OpenCV's arrays are BGR, which the values do not reveal: reverse their channels with ``image[..., ::-1]``;
+            - a PIL image of any mode, rotated upright like the file it came from;
             - a torch tensor, 3×H×W RGB (or N×3×H×W, 4×H×W RGBA, H×W gray) of the same types;
             - a list, generator or other iterable of these.
 
     Raises:
-        SourceError: the source does not exist or is of no known kind (at once); an image in it cannot be read (when it
-            is its turn).
+        SourceError: the source does not exist or is of an unknown kind (raised at once); an image in it cannot be read
+            (raised when its turn comes).
     """
     return (Frame(image, path, number) for number, (image, path) in enumerate(_open(source)))
 
@@ -140,13 +140,13 @@ def _open_file(file: str) -> Iterator[tuple[np.ndarray, str | None]]:
 
 
 def _open_files(files: Iterable[str]) -> Iterator[tuple[np.ndarray, str | None]]:
-    """The images of files that nobody named one by one, so that a damaged one is no reason to stop."""
+    """The images of files found in a folder or by a pattern: a damaged one is skipped."""
     num_read = 0
     for file in files:
         try:
             frames = _open_file(file)
         except SourceError as error:
-            logger.warning("%s; left out", error)
+            logger.warning("%s; skipped", error)
             continue
         num_read += 1
         yield from frames
@@ -187,7 +187,7 @@ def _open_video(source: str | int) -> Iterator[tuple[np.ndarray, str | None]]:
         is_read, frame = video.read()
     if not is_read:
         video.release()
-        raise SourceError(f"{name} gives no pictures: it cannot be opened, or holds no video that OpenCV can decode")
+        raise SourceError(f"{name} cannot be read: it cannot be opened, or contains no video that OpenCV can decode")
 
     def frames() -> Iterator[tuple[np.ndarray, str | None]]:
         current = frame
@@ -224,7 +224,7 @@ def _array_of_tensor(tensor: Any) -> np.ndarray:
     if tensor.ndim not in {2, 3, 4} or (tensor.ndim > 2 and tensor.shape[-3] not in CHANNELS):
         hint = ". Its channels seem to come last; move them with .permute(2, 0, 1)" if tensor.shape[-1:] == (3,) else ""
         raise SourceError(
-            f"a tensor of shape {tuple(tensor.shape)} is no image; expected 3×H×W RGB, 4×H×W RGBA or H×W gray, or "
+            f"a tensor of shape {tuple(tensor.shape)} is not an image; expected 3×H×W RGB, 4×H×W RGBA or H×W gray, or "
             f"N×3×H×W for several{hint}"
         )
     tensor = tensor.detach().cpu()
@@ -234,8 +234,8 @@ def _array_of_tensor(tensor: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """OpenCV writes several lines to stderr about a video that it cannot open; ours is enough."""
-    settings: Any = getattr(cv2.utils, "logging", cv2)  # in OpenCV 4 at the top level
+    """Silence OpenCV, which writes several lines to stderr about a video that it cannot open."""
+    settings: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has these at the top level
     level = settings.setLogLevel(0)
     try:
         yield

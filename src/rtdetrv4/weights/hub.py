@@ -1,4 +1,4 @@
-"""Trained weights by name: fetched into the cache of huggingface_hub, checked, and found there again."""
+"""Trained weights by name: downloaded into the cache of huggingface_hub, verified, and reused from there."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from rtdetrv4.errors import WeightsError, first_line
 from rtdetrv4.weights.catalog import HUB_FILES, RELEASED, Dataset, HubFile
 from rtdetrv4.weights.transformers import CONFIG_FILE, TENSORS_FILE
 
-#: How long the hub may take to say what it has, in seconds. Downloads take as long as bytes arrive.
+#: Seconds within which the hub must answer a query. A download may take as long as data keeps arriving.
 ANSWER_TIME = 4.0
 
 
 class FetchedWeights(NamedTuple):
-    """A checked file of trained weights."""
+    """A verified file of trained weights."""
 
     path: Path
     """In the cache."""
     source: HubFile
     dataset: Dataset
     skipped: tuple[str, ...] = ()
-    """What would have come first, and why it could not be had: one sentence each."""
+    """Preferred weights that could not be obtained, and why; one sentence each."""
 
 
 class _NoAnswerError(WeightsError):
@@ -49,7 +49,7 @@ class _NoAnswerError(WeightsError):
 
 
 def find_cached(model: str, dataset: Dataset = "coco") -> FetchedWeights | None:
-    """Trained weights that are in the cache already and undamaged; the hub is not asked."""
+    """Find intact trained weights in the cache, without asking the hub."""
     for source in HUB_FILES.get(model, {}).get(dataset, ()):
         if path := _cached(source):
             return FetchedWeights(path, source, dataset)
@@ -57,18 +57,18 @@ def find_cached(model: str, dataset: Dataset = "coco") -> FetchedWeights | None:
 
 
 def fetch_weights(model: str, dataset: Dataset = "coco", *next_best: Dataset) -> FetchedWeights:
-    """Trained weights of a model: from the cache, or else downloaded into it.
+    """Get the trained weights of a model from the cache, or download them into it.
 
     Args:
         model: a key of `HUB_FILES`.
         dataset: what they were trained on.
-        next_best: what may be taken instead, in this order, if those weights cannot be had.
+        next_best: what to use instead, in this order, if those weights cannot be obtained.
 
     Returns:
-        The first that can be had; every file of a data set is tried before the next data set is.
+        The first weights that can be obtained; all files of a data set are tried before those of the next.
 
     Raises:
-        WeightsError: none of them can be had. The message says why, and what to do by hand.
+        WeightsError: none of them can be obtained. The message says why, and how to download them by hand.
     """
     skipped: list[str] = []
     hub_answers = True
@@ -93,18 +93,18 @@ def fetch_weights(model: str, dataset: Dataset = "coco", *next_best: Dataset) ->
 
 
 def fetch_file(source: HubFile, revision: str | None = None) -> Path:
-    """A file of the hub, in the cache: the newest, or the cached one if the hub cannot be reached.
+    """Download a file from the hub into the cache; if the hub cannot be reached, use the copy in the cache.
 
-    Its SHA-256 must be the one of `source`, or else the one that the hub states. With weights of transformers comes
-    their config.json, which names the classes.
+    Its SHA-256 must be that of `source` or, if `source` has none, the one that the hub states. Weights in
+    transformers' format come with their config.json, which names the classes.
 
     Args:
         source: what to fetch.
         revision: a branch, tag or commit; None for the newest.
 
     Raises:
-        ValueError: the hub could have no repository or file of that name.
-        WeightsError: it cannot be had, or is not the file it should be.
+        ValueError: the hub cannot have a repository or file of that name.
+        WeightsError: the file cannot be obtained, or has another SHA-256.
     """
     name = f"{source.repository}/{source.file}"
     url = huggingface_hub.hf_hub_url(source.repository, source.file, revision=revision)
@@ -113,14 +113,14 @@ def fetch_file(source: HubFile, revision: str | None = None) -> Path:
             headers = _ask(url)
         except HfHubHTTPError as error:
             raise WeightsError(_refusal(source, error)) from error
-        except Exception as error:  # those of requests and of httpx, of which the client uses either, share no base
+        except Exception as error:  # the client uses requests or httpx, whose errors share no base class
             if cached := _cached(source, revision):
                 return cached
             raise _NoAnswerError(_silence(error)) from error
         stated = _hash_or_none(headers.get("X-Linked-Etag") or headers.get("ETag"))
         if source.sha256 and stated and stated != source.sha256:
-            raise WeightsError(f"{name} has changed: its SHA-256 is {stated}, expected is {source.sha256}")
-        # A cached copy that is damaged, or of an older revision, must not be taken for the file.
+            raise WeightsError(f"{name} has changed: its SHA-256 is {stated}, expected {source.sha256}")
+        # A cached copy that is damaged, or from an older revision, must not be used.
         anew = _cached_copy(source, revision) is not None and _cached(source, revision) is None
         try:
             path = _download(source, revision, force=anew)
@@ -132,13 +132,13 @@ def fetch_file(source: HubFile, revision: str | None = None) -> Path:
     if expected and (found := file_sha256(path)) != expected:
         _discard(path)
         raise WeightsError(
-            f"{name} arrived damaged and was removed from the cache: its SHA-256 is {found}, expected is {expected}"
+            f"{name} arrived damaged and was removed from the cache: its SHA-256 is {found}, expected {expected}"
         )
     return path
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -147,10 +147,10 @@ def file_sha256(path: Path) -> str:
 
 
 def _ask(url: str) -> Mapping[str, str]:
-    """The headers with which the hub describes a file: asked once, and not for longer than `ANSWER_TIME`.
+    """Ask the hub once for the headers that describe a file, and wait at most `ANSWER_TIME` for them.
 
-    The client's own functions may try again and again. Its timeouts count per address and leave out the name lookup,
-    hence the thread.
+    The client's own functions may retry many times. Its timeouts apply to each address and do not cover the name
+    lookup, hence the thread.
     """
     answer: Future[Mapping[str, str]] = Future()
 
@@ -161,7 +161,7 @@ def _ask(url: str) -> Mapping[str, str]:
             request = {"headers": build_hf_headers(), "timeout": ANSWER_TIME, redirects: False}
             response = session.request("HEAD", url, **request)
             hf_raise_for_status(response)
-            # Renamed repositories and mirrors lead on to where the header is.
+            # Renamed repositories and mirrors redirect to where the header is.
             if "X-Repo-Commit" not in response.headers and "Location" not in response.headers:
                 raise ConnectionError("something else answers in its place, perhaps a proxy or a login page")
             answer.set_result(response.headers)
@@ -183,7 +183,7 @@ def _download(source: HubFile, revision: str | None, *, force: bool) -> Path:
 
 
 def _cached(source: HubFile, revision: str | None = None) -> Path | None:
-    """The copy in the cache, if there is one with the right content."""
+    """The copy in the cache, if there is one and its SHA-256 is right."""
     path = _cached_copy(source, revision)
     if path is None:
         return None
@@ -197,26 +197,26 @@ def _cached_copy(source: HubFile, revision: str | None) -> Path | None:
 
 
 def _discard(path: Path) -> None:
-    """Remove a file of the cache, and the content that it links to."""
+    """Remove a file from the cache, and the content that it links to."""
     content = path.parent / path.readlink() if path.is_symlink() else path
     path.unlink()
     content.unlink(missing_ok=True)
 
 
 def _kept_hash(path: Path) -> str | None:
-    """The SHA-256 that the hub stated for a cached file: the client links to it under this name, where links work."""
+    """The SHA-256 that the hub stated for a cached file: where links work, the client names the content after it."""
     return _hash_or_none(path.readlink().name) if path.is_symlink() else None
 
 
 def _hash_or_none(etag: str | None) -> str | None:
-    """What an ETag says if it is a SHA-256, as those of large files are."""
+    """The SHA-256 in an ETag, which only large files have; None if it is something else."""
     match = re.fullmatch('"?([0-9a-f]{64})"?', etag or "")
     return match and match[1]
 
 
 @contextlib.contextmanager
 def _client_logs_once() -> Iterator[None]:
-    """The client prints its log itself; handlers of the root logger would print it once more."""
+    """Keep the client's log from the root logger's handlers, because the client prints it itself."""
     client = logging.getLogger("huggingface_hub")
     before, client.propagate = client.propagate, False
     try:
@@ -247,7 +247,7 @@ def _refusal(source: HubFile, error: HfHubHTTPError) -> str:
 
 
 def _by_hand(model: str, dataset: Dataset, *, hub_has_it: bool) -> str:
-    """How to get weights to this machine without this package."""
+    """Say how to get weights onto this machine without this package."""
     sources = HUB_FILES.get(model, {}).get(dataset, ())
     released = RELEASED.get(model if dataset == "coco" else f"{model}-{dataset}")
     if sources and hub_has_it:
