@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,24 @@ def test_photos_are_upright_through_every_door(orientation: int, name: str, tmp_
         doors = [read(tmp_path / name), read(opened), read(ImageOps.exif_transpose(by_hand))]
     for found in doors:
         np.testing.assert_allclose(found, PICTURE, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["EXIF after the pixels", "XMP"])
+def test_orientation_in_unusual_places(kind: str, tmp_path: Path) -> None:
+    stored = turned(6)
+    if kind == "XMP":
+        stored.info.pop("exif")
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+        stored.save(tmp_path / "a.webp", xmp=xmp, lossless=True)
+        np.testing.assert_array_equal(read(tmp_path / "a.webp"), PICTURE)
+        return
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=b"")
+    block = stored.info["exif"].removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block)) + b"eXIf" + block + struct.pack(">I", zlib.crc32(b"eXIf" + block))
+    whole = buffer.getvalue()
+    (tmp_path / "a.png").write_bytes(whole[:-12] + chunk + whole[-12:])  # as exiftool writes it
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), PICTURE)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"rubbish"])
