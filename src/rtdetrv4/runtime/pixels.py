@@ -23,8 +23,8 @@ MAX_PIXELS = 2**30
 CHANNELS = {1, 3, 4}
 """Gray, RGB, RGBA."""
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-FLOAT_TOLERANCE = 1e-2
-"""How far a float may exceed [0, 1]: resampling overshoots a little."""
+FLOAT_TOLERANCE = 0.1
+"""How far floats may exceed [0, 1]: bicubic resampling overshoots at edges."""
 
 _pillow_limit = threading.Lock()
 
@@ -86,20 +86,26 @@ def rgb_from_pil(image: Image.Image) -> np.ndarray:
         OSError: the file behind the image is damaged.
     """
     image.load()  # which makes Pillow turn TIFF files by itself
-    turned = orientation(image)
+    return np.ascontiguousarray(turn(stored_rgb(image), orientation(image)))
+
+
+def stored_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of a loaded PIL image of any mode as they are stored, not turned: H×W×3 uint8 RGB.
+
+    Raises:
+        PixelsError: the mode cannot be converted, or values are out of range.
+    """
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         if image.mode == "I" and values.size and values.min() >= 0 and values.max() <= 65535:
             values = values.astype(np.uint16)  # what older versions of Pillow make of 16-bit PNG files
-        pixels = rgb_from_array(values)
-    else:
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # going straight to RGB, Pillow warns
-        try:
-            pixels = np.array(image.convert("RGB"))
-        except ValueError as error:
-            raise PixelsError(f"has mode {image.mode}, expected one that Pillow converts to RGB") from error
-    return np.ascontiguousarray(turn(pixels, turned))
+        return rgb_from_array(values)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # going straight to RGB, Pillow warns
+    try:
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except ValueError as error:
+        raise PixelsError(f"has mode {image.mode}, expected one that Pillow converts to RGB") from error
 
 
 def rgb_from_array(array: np.ndarray) -> np.ndarray:

@@ -169,7 +169,7 @@ def test_what_is_no_image_is_refused_in_one_line(source: object, message: str) -
 
 
 def test_floats_may_overshoot_a_little() -> None:
-    values = np.array([[[-0.005, 0.5, 1.005]]])
+    values = np.array([[[-0.08, 0.5, 1.08]]])
     assert read(values).tolist() == [[[0, 128, 255]]]
 
 
