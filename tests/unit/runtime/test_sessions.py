@@ -92,7 +92,7 @@ def test_predict_finds_what_the_graph_says(tmp_path: Path) -> None:
 def test_options_are_checked_at_once(tmp_path: Path) -> None:
     session = OnnxSession(write_model(tmp_path))
     for options, message in (
-        ({"conf": {"rad": 0.5}}, 'there is no class "rad". Did you mean "red"'),
+        ({"conf": {"rad": 0.5}}, 'there is no class "rad"; the classes are red, green, blue. Did you mean "red"'),
         ({"conf": 25}, "conf: got 25, expected a number from 0 to 1"),
         ({"classes": ["grean"]}, 'classes: there is no class "grean".*Did you mean "green"'),
         ({"batch": 0}, "batch: got 0, expected a number of images"),
