@@ -214,6 +214,10 @@ def predict(
     model: Annotated[str | None, _TrainedOption] = None,
     weights: _Weights = None,
     conf: Annotated[float, typer.Option(help="Minimum confidence.", min=0, max=1)] = 0.25,
+    classes: Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")] = None,
+    duplicates: Annotated[
+        Literal["drop", "keep"], typer.Option(help="Second labels and nearly identical boxes of one object.")
+    ] = "drop",
     imgsz: _ImageSize = None,
     device: _Device = None,
     out: Annotated[
@@ -227,8 +231,9 @@ def predict(
     from rtdetrv4.runtime import PredictionFolder
 
     results = PredictionFolder(out)
+    options = {"conf": conf, "duplicates": duplicates, **_given(classes=classes)}
     with _interruptible(lambda: f"Complete: {results}."):
-        for detections in _predictions(model, weights, source, conf, _image_size(imgsz), _device(device)):
+        for detections in _predictions(model, weights, source, _image_size(imgsz), _device(device), options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
             print(f"{picture}: {', '.join(f'{count} {label}' for label, count in counts) or 'nothing'}")
@@ -517,15 +522,15 @@ def _predictions(
     model: str | None,
     weights: str | None,
     source: str,
-    conf: float,
     imgsz: tuple[int, int] | None,
     device: str | None,
+    options: dict[str, Any],
 ) -> Iterable[Detections]:
     if model is None or Path(model).suffix != ".onnx":
-        return _detector(model, weights, device).predict(source, conf=conf, stream=True, **_given(imgsz=imgsz))
+        return _detector(model, weights, device).predict(source, stream=True, **_given(imgsz=imgsz), **options)
     if imgsz or device or weights:
         raise ConfigError("--imgsz, --device and --weights do not apply to an exported model: its image size is fixed.")
-    return rtdetrv4.OnnxSession(model).predict(source, conf=conf, stream=True)
+    return rtdetrv4.OnnxSession(model).predict(source, stream=True, **options)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +30,11 @@ from rtdetrv4.ops.collectives import texts_of_ranks
 from rtdetrv4.ops.device import find_device
 from rtdetrv4.ops.hub import is_cached
 from rtdetrv4.outputs import unused_folder
-from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
+from rtdetrv4.runtime import Detections, draw_boxes, preprocess
+from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.draw import contact_sheet
+from rtdetrv4.runtime.selection import Duplicates, Selection
+from rtdetrv4.runtime.sessions import NUM_TOP
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, load_weights, read_checkpoint
 from rtdetrv4.weights.files import listing
@@ -425,6 +427,8 @@ class Detector:
     ) -> Metrics:
         """Compute COCO metrics on a split of a data set, matching its classes by name.
 
+        As COCO does, it counts the 300 best (query, class) pairs of an image, duplicates included.
+
         Args:
             data: as for `train`.
             split: the split to evaluate on.
@@ -479,6 +483,9 @@ class Detector:
         imgsz: int | str | tuple[int, int] | None = ...,
         batch: int = ...,
         stream: Literal[False] = ...,
+        duplicates: Duplicates = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        max_det: int | None = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -490,6 +497,9 @@ class Detector:
         imgsz: int | str | tuple[int, int] | None = ...,
         batch: int = ...,
         stream: Literal[True],
+        duplicates: Duplicates = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        max_det: int | None = ...,
     ) -> Iterator[Detections]: ...
 
     def predict(
@@ -500,49 +510,49 @@ class Detector:
         imgsz: int | str | tuple[int, int] | None = None,
         batch: int = 1,
         stream: bool = False,
+        duplicates: Duplicates = "drop",
+        classes: Sequence[str | int] | str | int | None = None,
+        max_det: int | None = None,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
         Args:
-            source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array, PIL image or 3×H×W
-                tensor.
+            source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array, PIL image or 3×H×W tensor.
             conf: minimum confidence, or a mapping from class name to minimum confidence.
             imgsz: as for `train`; by default the size the weights were trained with.
             batch: images per forward pass.
             stream: yield results one by one instead of returning a list, so that long videos fit in memory.
+            duplicates: "drop": one label per query, and of nearly identical boxes of one class only the best; "keep":
+                everything the model lists, as `val` counts it.
+            classes: the classes to return, by name or index.
+            max_det: the most objects per image.
 
         Raises:
+            ConfigError: an option is invalid, or names a class that the model does not have.
             SourceError: something in `source` cannot be read.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        self._known_classes("Nothing to predict with")
+        known = self._known_classes("Nothing to predict with")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
-        found = self._stream(source, conf, size, batch)
+        found = detect(
+            source,
+            lambda images: self._run(images, size),
+            classes=known,
+            size_hw=size,
+            mode=self.recipe.model.resize,
+            batch=batch,
+            selection=Selection(known.names, conf=conf, classes=classes, max_det=max_det, duplicates=duplicates),
+        )
         return found if stream else list(found)
 
-    def _stream(
-        self, source: Any, conf: float | Mapping[str, float], size: tuple[int, int], batch: int
-    ) -> Iterator[Detections]:
-        network, classes = self._deploy(), self._known_classes("Nothing to predict with")
-        frames = read_source(source)
-        while chunk := list(itertools.islice(frames, batch)):
-            pixels = torch.from_numpy(preprocess([frame.image for frame in chunk], size)).to(self.device)
-            with torch.inference_mode():
-                output = network(pixels)
-                sizes_hw = torch.tensor([frame.image.shape[:2] for frame in chunk], device=self.device)
-                result = postprocess(output.logits, output.boxes, sizes_hw)
-            arrays = (tensor.cpu().numpy() for tensor in result)
-            for frame, scores, labels, boxes in zip(chunk, *arrays, strict=True):
-                yield Detections.from_predictions(
-                    scores,
-                    labels,
-                    boxes,
-                    names=classes.names,
-                    category_ids=classes.category_ids,
-                    image=frame.image,
-                    path=frame.path,
-                    conf=conf,
-                )
+    def _run(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All detections in a batch, as `OnnxSession.run`."""
+        pixels = torch.from_numpy(preprocess(images, size, self.recipe.model.resize)).to(self.device)
+        with torch.inference_mode():
+            output = self._deploy()(pixels)
+            num_top = max(NUM_TOP, output.logits.shape[1])
+            scores, labels, boxes = postprocess(output.logits, output.boxes, pixels.new_ones(1, 2), num_top)
+        return scores.cpu().numpy(), labels.cpu().numpy(), boxes.cpu().numpy()
 
     def export(
         self,
@@ -591,9 +601,11 @@ class Detector:
             model_name=self.recipe.model.name,
             classes=classes,
             image_size=size,
+            resize=self.recipe.model.resize,
             opset=opset,
             dynamic=dynamic,
             postprocess=postprocess,
+            num_top=max(NUM_TOP, self.recipe.model.num_queries),
             facts=self._provenance(),
         )
 
@@ -681,6 +693,7 @@ def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetad
     remembered = {
         "model.backbone": metadata.facts.get("backbone"),
         "model.image_size": metadata.image_size,
+        "model.resize": metadata.facts.get("resize"),
         "model.num_queries": metadata.facts.get("num_queries"),
     }
     return override(recipe, {name: value for name, value in remembered.items() if value is not None})

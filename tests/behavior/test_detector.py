@@ -13,9 +13,9 @@ import safetensors
 import torch
 from PIL import Image
 
-from rtdetrv4 import ConfigError, DatasetError, Detector, Observer, WeightsError
+from rtdetrv4 import ConfigError, DatasetError, Detector, Observer, SourceError, WeightsError
 from rtdetrv4.assembly.conversion import convert_weights
-from rtdetrv4.config import load_recipe
+from rtdetrv4.config import load_recipe, override
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
 from rtdetrv4.training.observers import EpochReport, StepReport
@@ -119,6 +119,78 @@ def test_the_detector_in_memory_is_the_one_on_disk(shapes: Path, tmp_path: Path)
     (mine,), (theirs,) = (each.predict(image, conf=0.0) for each in (detector, Detector(result.weights)))
     np.testing.assert_allclose(mine.confidence, theirs.confidence, rtol=1e-5)
     assert detector.val(shapes).ap == pytest.approx(result.metrics.ap, abs=1e-9)
+
+
+def test_a_letterbox_is_remembered(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained, evaluated and exported with bars left and right, and so used for prediction."""
+    result = Detector("test").train(
+        shapes, out=tmp_path, epochs=1, imgsz=(64, 96), overrides={"model.resize": "letterbox"}
+    )
+    detector = Detector(result.weights)
+    assert detector.recipe.model.resize == "letterbox"
+    assert result.metrics is not None
+    assert detector.val(shapes).ap == pytest.approx(result.metrics.ap, abs=1e-9)
+    # 64 × 64 pixels in the middle of 64 × 96: what a stretch would show of an image that had the bars itself.
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    (found,) = detector.predict(image, conf=0.0)
+    wide = np.pad(image, ((0, 0), (16, 16), (0, 0)))
+    detector.recipe = override(detector.recipe, {"model.resize": "stretch"})
+    (by_hand,) = detector.predict(wide, conf=0.0)
+    expected = (by_hand.xyxy - [16, 0, 16, 0]).clip(0, 64)
+    inside = (by_hand.xyxy[:, 2] >= 16) & (by_hand.xyxy[:, 0] <= 80)
+    np.testing.assert_allclose(found.xyxy, expected[inside], atol=1e-3)
+    np.testing.assert_allclose(found.confidence, by_hand.confidence[inside], atol=1e-5)
+    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, resize, **__: resize)
+    assert [detector.export(), Detector(result.weights).export()] == ["stretch", "letterbox"]
+    convert_weights(result.weights, tmp_path / "again.safetensors")
+    assert Detector(tmp_path / "again.safetensors").recipe.model.resize == "letterbox"
+    with pytest.raises(WeightsError, match=r"trained with model\.resize=letterbox, which released weights"):
+        convert_weights(result.weights, tmp_path / "again.pth", to="released")
+
+
+def test_prediction_is_checked_before_it_starts(trained: Path) -> None:
+    detector = Detector(trained / "weights.safetensors")
+    with pytest.raises(SourceError, match=r"missing\.jpg does not exist"):
+        detector.predict("missing.jpg", stream=True)
+    for options, message in (
+        ({"conf": {"dics": 0.5}}, 'no class "dics".*Did you mean "disc"'),
+        ({"batch": 0}, "batch: got 0, expected a number of images"),
+        ({"imgsz": 100}, "imgsz: got .100., expected multiples of 32"),
+        ({"classes": ["moon"]}, 'no class "moon"'),
+        ({"duplicates": False}, "expected drop or keep"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            detector.predict([], stream=True, **options)
+
+
+def test_more_queries_find_more_than_300(trained: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    detector = Detector(
+        override(Detector(trained / "weights.safetensors").recipe, {"model.num_queries": 400}),
+        trained / "weights.safetensors",
+    )
+    (found,) = detector.predict(image, imgsz=256, conf=0.0, duplicates="keep")
+    assert len(found) == 400
+
+
+def test_one_label_per_query(trained: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    detector = Detector(trained / "weights.safetensors")
+    everything, found = (detector.predict(image, conf=0.0, duplicates=each)[0] for each in ("keep", "drop"))
+    assert len(everything) == 100, "20 queries with 5 labels each"
+    assert 0 < len(found) <= 20
+    assert found.confidence[0] == everything.confidence[0]
+    assert len(np.unique(found.xyxy, axis=0)) == len(found)
+
+
+def test_damaged_weights_find_nothing(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    detector = Detector(trained / "weights.safetensors")
+    with torch.no_grad():
+        detector.model.decoder.score_heads[-1].get_parameter("bias").fill_(torch.nan)
+    (found,) = detector.predict(np.zeros((64, 64, 3), np.uint8), conf=0.0)
+    assert len(found) == 0
+    assert "NaN instead of scores" in caplog.text
+    found.save(tmp_path / "found.jpg")
 
 
 def test_same_seed_same_numbers(shapes: Path, tmp_path: Path) -> None:

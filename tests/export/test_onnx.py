@@ -25,7 +25,9 @@ from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.export import export_onnx, verify_onnx
 from rtdetrv4.export.verify import Listed, compare
 from rtdetrv4.models import DeformableAttention, fuse, postprocess
-from rtdetrv4.runtime import OnnxSession
+from rtdetrv4.ops.boxes import xyxy_from_cxcywh
+from rtdetrv4.runtime import OnnxSession, preprocess
+from rtdetrv4.runtime.preprocess import view_of
 from rtdetrv4.training.checkpoint import save_checkpoint
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.types import ClassMap
@@ -98,20 +100,23 @@ def test_the_file_says_how_to_use_it(square: Exported, rectangle: Exported) -> N
 def test_the_runtime_predicts_with_it(square: Exported, rectangle: Exported) -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
     for path in (square.path, rectangle.path):
-        found = OnnxSession(path).predict([image] * 3, conf=0.0, batch=2)
+        found = OnnxSession(path).predict([image] * 3, conf=0.0, batch=2, duplicates="keep")
         assert [len(one) for one in found] == [len(found[0])] * 3
         assert found[0].names == ANIMALS.names
         assert len(found[0]) > 100
+        assert len(OnnxSession(path).predict(image, conf=0.0)[0]) < len(found[0])
 
 
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_detector_and_exported_file_predict_alike(
-    square: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resize: str, square: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = {
         "model": "test",
         "names": ANIMALS.names,
         "category_ids": ANIMALS.category_ids,
         "image_size": (64, 64),
+        "resize": resize,
         "num_queries": 300,
         "trained": True,
         "teacher": {"name": "a teacher", "license": "apache-2.0"},
@@ -125,14 +130,24 @@ def test_detector_and_exported_file_predict_alike(
     assert (entries["teacher"], entries["teacher_license"]) == ("a teacher", "apache-2.0")
 
     image = (255 * golden.image(3, 90, 150)).astype(np.uint8).transpose(1, 2, 0)
-    ours, theirs = detector.predict(image, conf=0.3)[0], OnnxSession(path).predict(image, conf=0.3)[0]
-    assert len(ours) > 5
-    assert theirs.names == ours.names
-    np.testing.assert_array_equal(theirs.class_id, ours.class_id)
-    np.testing.assert_array_equal(theirs.category_id, ours.category_id)
-    assert theirs.category_id.tolist() == [ANIMALS.category_ids[k] for k in theirs.class_id]
-    np.testing.assert_allclose(theirs.confidence, ours.confidence, atol=1e-4)
-    np.testing.assert_allclose(theirs.xyxy, ours.xyxy, atol=0.1)
+    counts = []
+    for duplicates in ("keep", "drop"):
+        ours, theirs = (
+            each.predict(image, conf=0.2, duplicates=duplicates)[0] for each in (detector, OnnxSession(path))
+        )
+        assert theirs.names == ours.names
+        np.testing.assert_array_equal(theirs.class_id, ours.class_id)
+        np.testing.assert_array_equal(theirs.category_id, ours.category_id)
+        assert theirs.category_id.tolist() == [ANIMALS.category_ids[k] for k in theirs.class_id]
+        np.testing.assert_allclose(theirs.confidence, ours.confidence, atol=1e-4)
+        np.testing.assert_allclose(theirs.xyxy, ours.xyxy, atol=0.1)
+        counts.append(len(ours))
+    assert counts[0] > counts[1] > 5
+    with torch.inference_mode():
+        queries = fuse(square.model)(torch.from_numpy(preprocess([image], (64, 64), resize))).boxes[0]  # type: ignore[arg-type]
+    view = view_of((90, 150), (64, 64), resize)  # type: ignore[arg-type]
+    expected = view.boxes_px(xyxy_from_cxcywh(queries).numpy()).clip(0, [150, 90] * 2)
+    assert np.abs(ours.xyxy[:, None] - expected).max(axis=2).min(axis=1).max() < 0.1
 
     assert detector.export() == path, "an earlier export is replaced"
     path.with_suffix(".parity.json").unlink()

@@ -203,8 +203,9 @@ def test_val_prints_metrics_and_writes_a_report(
 
 
 def test_predict_saves_pictures_and_records(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("predict photos --model w.safetensors --conf 0.5 --out found") == 0
-    assert detector.calls[1] == ("predict", ("photos",), {"conf": 0.5, "stream": True})
+    assert run("predict photos --model w.safetensors --conf 0.5 --class cat --class dog --out found") == 0
+    options = {"conf": 0.5, "classes": ["cat", "dog"], "duplicates": "drop", "stream": True}
+    assert detector.calls[1] == ("predict", ("photos",), options)
     assert "cat.jpg: 2 cat, 1 dog" in capsys.readouterr().out
     records = [json.loads(line) for line in Path("found/predictions.jsonl").read_text().splitlines()]
     assert [record["path"] for record in records] == ["a/cat.png", "b/cat.png", None]
@@ -265,7 +266,7 @@ def test_predict_runs_exported_models_without_torch(monkeypatch: pytest.MonkeyPa
             assert path == "w.onnx"
 
         def predict(self, source: str, **options: Any) -> Any:
-            assert (source, options) == ("photos", {"conf": 0.25, "stream": True})
+            assert (source, options) == ("photos", {"conf": 0.25, "duplicates": "drop", "stream": True})
             return iter([detections("cat.png")])
 
     monkeypatch.setattr("rtdetrv4.OnnxSession", Session)

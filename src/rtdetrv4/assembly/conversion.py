@@ -73,6 +73,10 @@ def convert_weights(
     backbone = metadata.facts.get("backbone")
     if backbone is not None and to != "ours":
         raise WeightsError(f"{path} has the backbone {backbone}, which {to} weights cannot represent.")
+    if metadata.facts.get("resize", "stretch") != "stretch" and to != "ours":
+        raise WeightsError(
+            f"{path} was trained with model.resize={metadata.facts['resize']}, which {to} weights cannot represent."
+        )
     network = create_model(
         name,
         metadata.num_classes,

@@ -242,7 +242,7 @@ def build_evaluation(
     parts = recipe.run.accumulate if isinstance(recipe.run.accumulate, int) else 1
     per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=parts)
     loader = build_loader(
-        DetectionDataset(split, recipe.model.image_size, cache=cache),
+        DetectionDataset(split, recipe.model.image_size, cache=cache, resize=recipe.model.resize),
         recipe.run.val_batch or per_rank,
         recipe.data.workers,
         shuffle=False,
@@ -254,6 +254,7 @@ def build_evaluation(
         loader=loader,
         evaluator=evaluator or CocoEvaluator(split.records, split.classes),
         image_size=recipe.model.image_size,
+        resize=recipe.model.resize,
     )
 
 
@@ -267,6 +268,7 @@ def weights_metadata(
         "names": list(classes.names),
         "category_ids": list(classes.category_ids),
         "image_size": list(recipe.model.image_size),
+        "resize": recipe.model.resize,
         "num_queries": recipe.model.num_queries,
         "teacher": None if teacher is None else {"name": teacher.name, "license": teacher.license},
         "start": start,
@@ -368,7 +370,7 @@ def _training_data(
     )
     ranks, rank, seed = accelerator.num_processes, accelerator.process_index, recipe.run.seed
     loader: DetectionLoader = build_loader(
-        DetectionDataset(split, recipe.model.image_size, stage, seed, cache),
+        DetectionDataset(split, recipe.model.image_size, stage, seed, cache, recipe.model.resize),
         split_batch(recipe.schedule.batch, ranks=ranks, accumulate=accumulate),
         recipe.data.workers,
         shuffle=True,

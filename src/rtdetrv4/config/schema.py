@@ -125,7 +125,11 @@ class ModelConfig(_Section):
 
     name: Annotated[str, BeforeValidator(_model_name)] = Field(description="One of `rtdetrv4 models`.")
     image_size: Annotated[tuple[int, int], BeforeValidator(parse_image_size)] = Field(
-        default=(640, 640), description="Input (height, width), multiples of 32; images are stretched to it."
+        default=(640, 640), description="Input (height, width), multiples of 32."
+    )
+    resize: Literal["stretch", "letterbox"] = Field(
+        default="stretch",
+        description="How images fill the input. letterbox: with their aspect ratio kept, and black around them.",
     )
     num_queries: AtLeastOne = Field(default=300, description="Queries per image, the most objects that can be found.")
     num_denoising: Count = Field(default=100, description="Denoising queries per image in training; 0: none.")

@@ -31,7 +31,7 @@ from rtdetrv4.data.transforms import (
     place,
 )
 from rtdetrv4.errors import DatasetError
-from rtdetrv4.runtime.preprocess import resize
+from rtdetrv4.runtime.preprocess import ResizeMode, content_of, pad, resize
 from rtdetrv4.types import ImageInfo
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class DetectionDataset(Dataset[Sample]):
         image_size: (H, W) of the samples.
         stage: the augmentation of the first epoch, or None for evaluation.
         seed: the seed of all augmentation.
+        resize: how images fill the samples. With "letterbox", crops and mosaics keep their aspect ratio too.
         cache: holds the images of `split`; None decodes them every time. Samples do not depend on it.
     """
 
@@ -76,9 +77,11 @@ class DetectionDataset(Dataset[Sample]):
         stage: Augmentation | None = None,
         seed: int = 0,
         cache: ImageCache | None = None,
+        resize: ResizeMode = "stretch",
     ) -> None:
         self.split = split
         self.image_size = image_size
+        self.resize: ResizeMode = resize
         self.cache = cache
         self._training = stage is not None
         self._seed = seed
@@ -119,16 +122,17 @@ class DetectionDataset(Dataset[Sample]):
     def _plain(self, index: int) -> Sample:
         record = self.split.records[index]
         size_hw = (record.info.height, record.info.width)
+        content = content_of(size_hw, self.image_size, self.resize)
         try:
             # Decoded at full resolution, as in prediction, so that metrics describe what users will run.
-            image = resize(self._read(index, scale=1.0), self.image_size)
+            shown = resize(self._read(index, scale=1.0), (content.height, content.width))
+            image = pad(shown, content, self.image_size)
         except _UnreadableError:
             image = np.zeros((*self.image_size, 3), np.uint8)
             record = record._replace(info=record.info._replace(is_readable=False))
         boxes, labels = _trained_boxes(record)
-        return self._sample(
-            image, boxes / np.tile(size_hw[::-1], 2) * np.tile(self.image_size[::-1], 2), labels, record
-        )
+        boxes_px = boxes / np.tile(size_hw[::-1], 2) * np.tile((content.width, content.height), 2)
+        return self._sample(image, boxes_px + np.tile((content.left, content.top), 2), labels, record)
 
     def _augmented(self, index: int, stage: Augmentation, rng: Generator) -> Sample:
         record = self.split.records[index]
@@ -154,7 +158,8 @@ class DetectionDataset(Dataset[Sample]):
             boxes, labels = boxes[kept], labels[kept]
         flip = rng.random() < stage.flip
 
-        out_hw = self.image_size
+        content = content_of((window.height, window.width), self.image_size, self.resize)
+        out_hw = (content.height, content.width)
         pixels = self._read(index, max(out_hw[0] / window.height, out_hw[1] / window.width))
         placement = place(window, size_hw, pixels.shape[:2], out_hw)  # pyright: ignore[reportArgumentType]
         shown_hw = (_length(placement.out_rows), _length(placement.out_columns))
@@ -170,7 +175,8 @@ class DetectionDataset(Dataset[Sample]):
             image = cv2.flip(image, 1)
             matrix = flip_matrix(matrix, out_hw[1])
         boxes, kept = clip_boxes(map_boxes(boxes, matrix), out_hw, (window.height, window.width))
-        return image, boxes[kept], labels[kept]  # pyright: ignore[reportReturnType]
+        boxes += np.tile((content.left, content.top), 2)
+        return pad(image, content, self.image_size), boxes[kept], labels[kept]  # pyright: ignore[reportArgumentType]
 
     def _mosaic(
         self, index: int, stage: Augmentation, rng: Generator
@@ -179,7 +185,7 @@ class DetectionDataset(Dataset[Sample]):
         indices = [index, *rng.integers(len(self), size=3).tolist()]
         records = [self.split.records[i] for i in indices]
         sizes_hw = np.array([(record.info.height, record.info.width) for record in records], dtype=np.int32)
-        matrices, canvas_hw = draw_mosaic(rng, sizes_hw, self.image_size, stage)
+        matrices, shown_hw = draw_mosaic(rng, sizes_hw, self.image_size, stage, self.resize)
         if rng.random() < stage.flip:
             matrices = flip_matrix(matrices, self.image_size[1])
 
@@ -192,7 +198,7 @@ class DetectionDataset(Dataset[Sample]):
             own_boxes, own_labels = _trained_boxes(record)
             boxes.append(map_boxes(own_boxes, matrix))
             labels.append(own_labels)
-        clipped, kept = clip_boxes(np.concatenate(boxes), self.image_size, canvas_hw)
+        clipped, kept = clip_boxes(np.concatenate(boxes), self.image_size, shown_hw)
         return photometric(image, rng, stage.photometric), clipped[kept], np.concatenate(labels)[kept]
 
     def _read(self, index: int, scale: float) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rtdetrv4.errors import ExportError, require
 from rtdetrv4.export.verify import report_path, verify_onnx
 from rtdetrv4.models import DetectionModel, fuse, postprocess
+from rtdetrv4.runtime.preprocess import ResizeMode
 from rtdetrv4.runtime.sessions import METADATA_KEY, ExportMetadata
 from rtdetrv4.types import ClassMap
 
@@ -56,6 +57,7 @@ def export_onnx(
     model_name: str,
     classes: ClassMap,
     image_size: tuple[int, int],
+    resize: ResizeMode = "stretch",
     opset: int = 18,
     dynamic: bool = True,
     postprocess: bool = True,
@@ -71,6 +73,7 @@ def export_onnx(
         model_name: stored in the file.
         classes: stored in the file.
         image_size: height and width of the input, multiples of 32.
+        resize: how images fill the input; stored in the file.
         opset: version of the ONNX operators, 18 to 23.
         dynamic: accept any batch size, not only 1.
         postprocess: outputs are `labels` B×N, `boxes` B×N×4 (xyxy in [0, 1]) and `scores` B×N, by descending score;
@@ -105,6 +108,7 @@ def export_onnx(
         image_size=image_size,
         outputs="postprocessed" if postprocess else "raw",
         version=importlib.metadata.version("rtdetrv4"),
+        resize=resize,
     )
     _finish(graph, {METADATA_KEY: metadata.to_json(), **(facts or {})})
 

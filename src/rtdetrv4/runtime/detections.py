@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from rtdetrv4.errors import ConfigError, SourceError, did_you_mean, require
+from rtdetrv4.errors import ConfigError, SourceError, require
 from rtdetrv4.outputs import write_whole
 from rtdetrv4.runtime.draw import draw_boxes
+from rtdetrv4.runtime.selection import thresholds
+
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe")
+MAX_JPEG_SIDE = 65500
 
 
 class Detection(NamedTuple):
@@ -63,7 +67,7 @@ class Detections:
         path: str | None = None,
         conf: float | Mapping[str, float] = 0.0,
     ) -> Detections:
-        """Make detections from a model's predictions: those above `conf`, clipped to the image.
+        """Make detections from a model's predictions: those above `conf`, clipped to the image; none outside it.
 
         Args:
             scores: (n,) in descending order.
@@ -76,9 +80,11 @@ class Detections:
             conf: as in `filter`.
         """
         height, width = image.shape[:2]
-        boxes = np.asarray(boxes_xyxy_px, dtype=np.float32).reshape(-1, 4).clip(0, [width, height] * 2)
+        boxes = np.asarray(boxes_xyxy_px, dtype=np.float32).reshape(-1, 4)
+        # False for NaN.
+        is_inside = np.all((boxes[:, 2:] >= 0) & (boxes[:, :2] <= [width, height]), axis=1, keepdims=False)
         found = cls(
-            boxes.astype(np.float32),
+            boxes.clip(0, [width, height] * 2).astype(np.float32),
             np.asarray(scores, dtype=np.float32),
             np.asarray(labels, dtype=np.int64),
             names,
@@ -86,7 +92,7 @@ class Detections:
             path,
             category_ids,
         )
-        return found.filter(conf)
+        return found[is_inside].filter(conf)
 
     def __len__(self) -> int:
         return len(self.confidence)
@@ -121,15 +127,11 @@ class Detections:
 
         Args:
             conf: one threshold, or a mapping from class name to threshold, which drops classes that it does not name.
+
+        Raises:
+            ConfigError: a threshold is not in [0, 1], or there is no such class.
         """
-        if isinstance(conf, Mapping):
-            unknown = [name for name in conf if name not in self.names]
-            if unknown:
-                raise ConfigError(f'there is no class "{unknown[0]}".{did_you_mean(unknown[0], self.names)}')
-            thresholds = np.array([conf.get(name, np.inf) for name in self.names], dtype=np.float32)[self.class_id]
-        else:
-            thresholds = conf
-        return self[self.confidence >= thresholds]
+        return self[self.confidence >= thresholds(conf, self.names)[self.class_id]]
 
     def plot(self) -> np.ndarray:
         """Draw boxes, class names and confidences on a copy of the image: H×W×3 uint8 RGB."""
@@ -148,6 +150,11 @@ class Detections:
         if self.path is not None and path.exists() and Path(self.path).exists() and path.samefile(self.path):
             raise ConfigError(f"{path} is the image that these detections were made in; give another name.")
         picture = cv2.cvtColor(self.plot(), cv2.COLOR_RGB2BGR)
+        if path.suffix.lower() in JPEG_SUFFIXES and max(picture.shape) > MAX_JPEG_SIDE:
+            raise ConfigError(
+                f"{path} would be {picture.shape[1]}×{picture.shape[0]} pixels, and JPEG ends at {MAX_JPEG_SIDE} a "
+                "side; use .png"
+            )
         try:
             data = cv2.imencode(path.suffix, picture)[1]
         except cv2.error as error:
@@ -172,7 +179,8 @@ class Detections:
         """Return a JSON object with the path and size of the image, `facts` that you add, and `to_dicts`."""
         height, width = self.image.shape[:2] if self.image is not None else (None, None)
         content = {"path": self.path, "height": height, "width": width, **facts, "detections": self.to_dicts()}
-        return json.dumps(content, ensure_ascii=False)
+        # A path that is not UTF-8 holds surrogates, which no UTF-8 file takes; as JSON escapes they come back.
+        return json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
     def to_supervision(self) -> Any:
         """Return a `supervision.Detections`, for that package's trackers, zones and annotators.

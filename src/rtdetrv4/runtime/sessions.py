@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,15 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 
 from rtdetrv4.errors import ExportError, require
+from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import Detections
-from rtdetrv4.runtime.preprocess import preprocess
-from rtdetrv4.runtime.sources import Frame, read_source
+from rtdetrv4.runtime.preprocess import ResizeMode, preprocess
+from rtdetrv4.runtime.selection import Duplicates, Selection
+from rtdetrv4.types import ClassMap
 
 METADATA_KEY = "rtdetrv4"
 NUM_TOP = 300
+"""Predictions per image that post-processing keeps; as many as there are queries, where they are more."""
 
 
 class ExportMetadata(NamedTuple):
@@ -30,12 +32,12 @@ class ExportMetadata(NamedTuple):
     image_size: tuple[int, int]
     """Height and width of the input."""
     outputs: Literal["postprocessed", "raw"]
-    """"postprocessed": `scores` B×N, `labels` B×N, `boxes` B×N×4 xyxy in [0, 1] of the image, by descending score.
+    """"postprocessed": `scores` B×N, `labels` B×N, `boxes` B×N×4 xyxy in [0, 1] of the input, by descending score.
     "raw": `logits` B×Q×K and `boxes` B×Q×4 cxcywh in [0, 1]."""
     version: str
     """The version of rtdetrv4 that exported the file."""
-    resize: str = "stretch"
-    """See `rtdetrv4.runtime.preprocess.resize`."""
+    resize: ResizeMode = "stretch"
+    """How images fill the input; `rtdetrv4.runtime.preprocess.view_of` maps boxes back."""
     scale: str = "1/255"
     channels: str = "RGB"
 
@@ -59,7 +61,12 @@ class ExportMetadata(NamedTuple):
             raise ExportError(
                 f"the metadata of the exported model cannot be read ({error}); export it again"
             ) from error
-        known = {"resize": {"stretch"}, "scale": {"1/255"}, "channels": {"RGB"}, "outputs": {"postprocessed", "raw"}}
+        known = {
+            "resize": {"stretch", "letterbox"},
+            "scale": {"1/255"},
+            "channels": {"RGB"},
+            "outputs": {"postprocessed", "raw"},
+        }
         for key, values in known.items():
             value = getattr(metadata, key)
             if value not in values:
@@ -113,44 +120,62 @@ class OnnxSession:
         conf: float | Mapping[str, float] = ...,
         batch: int = ...,
         stream: Literal[False] = ...,
+        duplicates: Duplicates = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        max_det: int | None = ...,
     ) -> list[Detections]: ...
 
     @overload
     def predict(
-        self, source: Any, *, conf: float | Mapping[str, float] = ..., batch: int = ..., stream: Literal[True]
+        self,
+        source: Any,
+        *,
+        conf: float | Mapping[str, float] = ...,
+        batch: int = ...,
+        stream: Literal[True],
+        duplicates: Duplicates = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        max_det: int | None = ...,
     ) -> Iterator[Detections]: ...
 
     def predict(
-        self, source: Any, *, conf: float | Mapping[str, float] = 0.25, batch: int = 1, stream: bool = False
+        self,
+        source: Any,
+        *,
+        conf: float | Mapping[str, float] = 0.25,
+        batch: int = 1,
+        stream: bool = False,
+        duplicates: Duplicates = "drop",
+        classes: Sequence[str | int] | str | int | None = None,
+        max_det: int | None = None,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
         Args:
-            source: a path, folder, glob pattern, list, video, camera index, H×W×3 uint8 RGB array or PIL image.
+            source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array or PIL image.
             conf: minimum confidence, or a mapping from class name to minimum confidence.
             batch: images per run. Files exported with a fixed batch size always use that.
             stream: yield results one by one instead of returning a list, so that long videos fit in memory.
+            duplicates: "drop": one label per query, and of nearly identical boxes of one class only the best; "keep":
+                everything the model lists.
+            classes: the classes to return, by name or index.
+            max_det: the most objects per image.
 
         Raises:
+            ConfigError: an option is invalid, or names a class that the model does not have.
             SourceError: something in `source` cannot be read.
         """
-        found = self._stream(read_source(source), conf, self._fixed_batch or batch)
+        metadata = self.metadata
+        found = detect(
+            source,
+            self.run,
+            classes=ClassMap(metadata.names, metadata.category_ids),
+            size_hw=metadata.image_size,
+            mode=metadata.resize,
+            batch=self._fixed_batch or batch,
+            selection=Selection(metadata.names, conf=conf, classes=classes, max_det=max_det, duplicates=duplicates),
+        )
         return found if stream else list(found)
-
-    def _stream(self, frames: Iterator[Frame], conf: float | Mapping[str, float], batch: int) -> Iterator[Detections]:
-        while chunk := list(itertools.islice(frames, batch)):
-            for frame, scores, labels, boxes in zip(chunk, *self.run([frame.image for frame in chunk]), strict=True):
-                boxes_px = boxes * np.array(frame.image.shape[1::-1] * 2, dtype=np.float32)
-                yield Detections.from_predictions(
-                    scores,
-                    labels,
-                    boxes_px,
-                    names=self.metadata.names,
-                    category_ids=self.metadata.category_ids,
-                    image=frame.image,
-                    path=frame.path,
-                    conf=conf,
-                )
 
     def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Run a batch and return all detections, whatever their score.
@@ -159,15 +184,15 @@ class OnnxSession:
             images: B images, H×W×3 uint8 RGB.
 
         Returns:
-            Scores B×N in descending order, labels B×N, and boxes B×N×4, xyxy in [0, 1] of each image.
+            Scores B×N in descending order, labels B×N, and boxes B×N×4, xyxy in [0, 1] of the input.
         """
-        inputs = preprocess(images, self.metadata.image_size).astype(self._dtype, copy=False)
+        inputs = preprocess(images, self.metadata.image_size, self.metadata.resize).astype(self._dtype, copy=False)
         if self._fixed_batch is not None:
             inputs = np.pad(inputs, ((0, self._fixed_batch - len(images)), (0, 0), (0, 0), (0, 0)))
         feed = {self._session.get_inputs()[0].name: inputs}
         if self.metadata.outputs == "raw":
             logits, boxes = self._session.run(["logits", "boxes"], feed)
-            scores, labels, boxes = postprocess(logits, boxes)
+            scores, labels, boxes = postprocess(logits, boxes, max(NUM_TOP, logits.shape[1]))
         else:
             scores, labels, boxes = self._session.run(["scores", "labels", "boxes"], feed)
         return scores[: len(images)], labels[: len(images)], boxes[: len(images)]
@@ -192,7 +217,8 @@ def postprocess(
     best = np.argpartition(-flat, num_top - 1, axis=1)[:, :num_top]
     order = np.argsort(-np.take_along_axis(flat, best, axis=1), axis=1, kind="stable")
     index = np.take_along_axis(best, order, axis=1)
-    scores = np.exp(-np.logaddexp(0, -np.take_along_axis(flat, index, axis=1)))  # the sigmoid, without overflow
+    with np.errstate(invalid="ignore"):  # NaN of damaged weights
+        scores = np.exp(-np.logaddexp(0, -np.take_along_axis(flat, index, axis=1)))  # the sigmoid, without overflow
     center, half = boxes[..., :2].astype(np.float32), boxes[..., 2:].astype(np.float32) / 2
     corners = np.concatenate([center - half, center + half], axis=-1)
     return scores, index % num_classes, np.take_along_axis(corners, index[..., None] // num_classes, axis=1)

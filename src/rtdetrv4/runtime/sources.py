@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import http.client
-import io
 import itertools
 import logging
 import os
@@ -16,14 +15,22 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rtdetrv4.errors import SourceError
+from rtdetrv4.runtime.pixels import CHANNELS, PixelsError, decode_image, rgb_from_array, rgb_from_pil
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jp2", ".mpo"),
+        *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    }
+)
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+HIDDEN = (".", "__MACOSX", "@eaDir")
+"""How the names of files and folders begin that systems leave behind, such as ._photo.jpg of macOS."""
 MAX_DOWNLOAD_BYTES = 64 * 1024 * 1024
 DOWNLOAD_TIMEOUT_S = 15
 
@@ -46,14 +53,14 @@ def read_source(source: Any) -> Iterator[Frame]:
         source: one of
 
             - the path of an image or a video; photos are rotated upright according to their EXIF data;
-            - a folder (its images, by name) or a glob pattern such as ``"photos/**/*.jpg"``; damaged files among them
-              are skipped with a warning;
+            - a folder (its images by name, or those of its subfolders if it has none of its own) or a glob pattern such
+              as ``"photos/**/*.jpg"``; hidden files are skipped, and damaged ones too, with a warning;
             - the URL of an image, http(s), at most 64 MiB; or of a video stream, ``rtsp://...``;
             - a camera: its number, as 0 or "0";
-            - a NumPy array, H×W×3 (or N×H×W×3) uint8 **RGB**. OpenCV's arrays are BGR, which the values do not
-              reveal: reverse their channels with ``image[..., ::-1]``;
-            - a PIL image, which is not rotated;
-            - a torch tensor, 3×H×W (or N×3×H×W) RGB: uint8, or float in [0, 1];
+            - a NumPy array, H×W×3 **RGB** (or N×H×W×3, H×W×4 RGBA, H×W gray): uint8, uint16, bool, or floats in [0, 1].
+              OpenCV's arrays are BGR, which the values do not reveal: reverse their channels with ``image[..., ::-1]``;
+            - a PIL image of any mode, rotated upright like the file it came from;
+            - a torch tensor, 3×H×W RGB (or N×3×H×W, 4×H×W RGBA, H×W gray) of the same types;
             - a list, generator or other iterable of these.
 
     Raises:
@@ -68,12 +75,12 @@ def _open(source: Any) -> Iterator[tuple[np.ndarray, str | None]]:
         return _open_name(os.fspath(source))
     if isinstance(source, int):
         return _open_video(source)
-    if isinstance(source, np.ndarray):
-        return _open_array(source, "an array")
     if hasattr(source, "detach") and hasattr(source, "cpu"):
         return _open_array(_array_of_tensor(source), "a tensor")
-    if hasattr(source, "convert") and hasattr(source, "mode"):
-        return _open_array(np.array(source.convert("RGB")), "a PIL image")
+    if isinstance(source, Image.Image):
+        return _open_pil(source)
+    if hasattr(source, "__array__") and (array := np.asarray(source)).dtype.kind not in "OUS":  # those hold names
+        return _open_array(array, "an array")
     if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
         return itertools.chain.from_iterable(map(_open, source))
     raise SourceError(
@@ -89,10 +96,7 @@ def _open_name(name: str) -> Iterator[tuple[np.ndarray, str | None]]:
         return _open_video(name)
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise SourceError(f"{path} has no images; expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}")
-        return _open_files(files)
+        return _open_files(_images_in(path))
     if path.exists():
         return _open_file(str(path))
     if name.isdecimal():
@@ -105,6 +109,28 @@ def _open_name(name: str) -> Iterator[tuple[np.ndarray, str | None]]:
     if not files:
         raise SourceError(f"no image or video matches {path}")
     return _open_files(files)
+
+
+def _images_in(folder: Path) -> list[str]:
+    """The images of a folder by name; if it has none of its own, those of its subfolders."""
+    of_subfolders: list[str] = []
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(HIDDEN)]
+        files = [os.path.join(place, name) for name in names if _is_image(name)]  # noqa: PTH118 - names as they are
+        if Path(place) == folder and files:
+            return sorted(files)
+        of_subfolders += files
+    if not of_subfolders:
+        raise SourceError(
+            f"{folder} has no images; expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}. "
+            f'For videos, give a pattern such as "{folder}/*.mp4"'
+        )
+    logger.info("%s has images in subfolders only, %d of them", folder, len(of_subfolders))
+    return sorted(of_subfolders)
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(HIDDEN)
 
 
 def _open_file(file: str) -> Iterator[tuple[np.ndarray, str | None]]:
@@ -137,15 +163,10 @@ def _read_image(file: str) -> np.ndarray:
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
-    """H×W×3 uint8 RGB of any image file: 16 bits are reduced to 8, gray becomes RGB, alpha is dropped."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return np.array(upright.convert("RGB"))
-    except Exception as error:  # what Pillow raises depends on how a file is damaged
-        raise SourceError(f"{name} is damaged or not an image ({len(data)} bytes)") from error
+        return decode_image(data)
+    except PixelsError as error:
+        raise SourceError(f"{name} {error}") from error
 
 
 def _download(url: str) -> bytes:
@@ -181,31 +202,34 @@ def _open_video(source: str | int) -> Iterator[tuple[np.ndarray, str | None]]:
 
 
 def _open_array(array: np.ndarray, kind: str) -> Iterator[tuple[np.ndarray, str | None]]:
-    if array.dtype != np.uint8 or array.ndim not in {3, 4} or array.shape[-1] != 3 or not array.size:
-        raise SourceError(
-            f"{kind} of shape {array.shape} and type {array.dtype} is not an image; "
-            "expected H×W×3 uint8 RGB, or N×H×W×3 for several"
-        )
-    return ((image, None) for image in (array if array.ndim == 4 else [array]))
+    try:
+        pixels = rgb_from_array(array)
+    except PixelsError as error:
+        raise SourceError(f"{kind} {error}") from error
+    return ((image, None) for image in (pixels if pixels.ndim == 4 else [pixels]))
+
+
+def _open_pil(image: Any) -> Iterator[tuple[np.ndarray, str | None]]:
+    try:
+        return iter([(rgb_from_pil(image), None)])
+    except PixelsError as error:
+        raise SourceError(f"a PIL image {error}") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow reads the file only now
+        name = getattr(image, "filename", "") or "without a file"
+        raise SourceError(f"the PIL image {name} cannot be read: {error}") from error
 
 
 def _array_of_tensor(tensor: Any) -> np.ndarray:
-    """A tensor on any device as a channels-last uint8 array; does not import torch."""
-    if tensor.ndim not in {3, 4} or tensor.shape[-3] != 3:
+    """Channels last, from a tensor on any device; torch itself is not needed for it."""
+    if tensor.ndim not in {2, 3, 4} or (tensor.ndim > 2 and tensor.shape[-3] not in CHANNELS):
+        hint = ". Its channels seem to come last; move them with .permute(2, 0, 1)" if tensor.shape[-1:] == (3,) else ""
         raise SourceError(
-            f"a tensor of shape {tuple(tensor.shape)} is not an image; expected 3×H×W RGB, or N×3×H×W for several"
+            f"a tensor of shape {tuple(tensor.shape)} is not an image; expected 3×H×W RGB, 4×H×W RGBA or H×W gray, or "
+            f"N×3×H×W for several{hint}"
         )
-    if tensor.is_floating_point():
-        array = tensor.detach().float().cpu().numpy()
-        if array.size and not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
-            raise SourceError(
-                f"a float tensor with values {array.min():.3g}...{array.max():.3g} is not an image; expected "
-                "[0, 1], not normalized by mean and standard deviation"
-            )
-        array = (array * 255).round().clip(0, 255).astype(np.uint8)
-    else:
-        array = tensor.detach().cpu().numpy()
-    return np.ascontiguousarray(np.moveaxis(array, -3, -1))
+    tensor = tensor.detach().cpu()
+    array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return array if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -3, -1))
 
 
 @contextlib.contextmanager

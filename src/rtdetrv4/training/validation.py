@@ -12,6 +12,7 @@ from rtdetrv4.data.batch import prepare_images
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.models.postprocess import postprocess
 from rtdetrv4.ops.collectives import world_size
+from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.types import Batch, DetectorOutput
 
 
@@ -22,15 +23,20 @@ def validate(
     evaluator: CocoEvaluator,
     *,
     image_size: tuple[int, int],
+    resize: ResizeMode = "stretch",
     num_top: int = 300,
 ) -> Metrics:
     """COCO metrics, in float32. A collective call: every rank evaluates its own images and gets the metrics of all.
+
+    By COCO's convention, the `num_top` best (query, class) pairs count, whatever their score: an object may have
+    several labels, whereas `predict` gives it one.
 
     Args:
         detector: its train or eval mode is restored afterwards.
         loader: this rank's images.
         evaluator: knows all images; reset first.
         image_size: (H, W) to detect at.
+        resize: how the loader's images fill it; boxes are mapped back to the original images.
         num_top: detections per image.
     """
     device = next(detector.parameters()).device
@@ -39,8 +45,11 @@ def validate(
     evaluator.reset()
     for batch in loader:
         output: DetectorOutput = detector(prepare_images(batch.images, image_size, device))
-        sizes_hw = torch.tensor([(info.height, info.width) for info in batch.infos], device=device)
-        evaluator.update(batch.infos, postprocess(output.logits, output.boxes, sizes_hw, num_top))
+        views = [view_of((info.height, info.width), image_size, resize) for info in batch.infos]
+        sizes_hw = torch.tensor([(view.height, view.width) for view in views], device=device)
+        origins = torch.tensor([(view.left, view.top) * 2 for view in views], device=device)[:, None]
+        best = postprocess(output.logits, output.boxes, sizes_hw, num_top)
+        evaluator.update(batch.infos, best._replace(boxes_xyxy_px=best.boxes_xyxy_px + origins))
     detector.train(was_training)
     ranks = world_size()
     if ranks == 1:

@@ -19,6 +19,7 @@ from rtdetrv4.data.formats import read_coco
 from rtdetrv4.data.records import RecordTable, Split
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.runtime.preprocess import ResizeMode, preprocess
 from rtdetrv4.types import ClassMap
 
 Write = Callable[..., Path]
@@ -42,6 +43,47 @@ def test_evaluation_stretches_and_nothing_else(tmp_path: Path, write_coco: Write
     expected = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), expected)
     assert equal(sample, dataset[0])
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "box", "bars"),
+    [
+        ((48, 64), [16, 12, 32, 24], (slice(12, 84), slice(0, 96))),
+        ((64, 48), [12, 16, 24, 32], (slice(0, 96), slice(12, 84))),
+    ],
+)
+def test_a_letterbox_keeps_the_aspect_ratio(
+    tmp_path: Path, write_coco: Write, size_hw: tuple[int, int], box: list[int], bars: tuple[slice, slice]
+) -> None:
+    split = read_coco(write_coco(tmp_path, [{"bbox": box}], size_hw=size_hw))
+    sample = DetectionDataset(split, (96, 96), resize="letterbox")[0]
+    shown = sample.image.permute(1, 2, 0).numpy()
+    pixels = cv2.cvtColor(cv2.imread(str(tmp_path / "0.png")), cv2.COLOR_BGR2RGB)
+    content_wh = (bars[1].stop - bars[1].start, bars[0].stop - bars[0].start)
+    np.testing.assert_array_equal(shown[bars], cv2.resize(pixels, content_wh, interpolation=cv2.INTER_LINEAR))
+    assert shown.sum() == shown[bars].sum(), "everything else is black"
+    sides = [1.5 * side / 96 for side in box[2:]]
+    np.testing.assert_allclose(sample.boxes, [[0.5, 0.5, *sides]], rtol=1e-6)
+    # What prediction shows the network.
+    predicted = preprocess([pixels], (96, 96), "letterbox")[0]
+    np.testing.assert_array_equal(predicted, sample.image.numpy().astype(np.float32) / np.float32(255))
+
+
+def test_objects_keep_their_shape_in_a_letterbox(marked: Callable[..., Split]) -> None:
+    """Whatever is drawn: crop, zoom-out, flip or mosaic."""
+    split = marked((100, 300), ".png")
+    aspects = [
+        float(np.divide(*(record.boxes_xyxy_px[0, 2:] - record.boxes_xyxy_px[0, :2]))) for record in split.records
+    ]
+    still = Augmentation(rotation=0.0, flip=0.5)
+    for stage in (still._replace(zoom_out=1.0), still._replace(mosaic=1.0)):
+        dataset = BlankDataset(split, (256, 128), stage, resize="letterbox")
+        for index in range(8):
+            boxes = dataset[index].boxes * [128, 256, 128, 256]
+            low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+            whole = np.all((low > 1) & (high < [127, 255]), axis=1)
+            for width, height in boxes[whole, 2:]:
+                assert np.abs(width / height / np.array(aspects) - 1).min() < 0.08
 
 
 def test_images_without_boxes(tmp_path: Path, write_coco: Write) -> None:
@@ -106,14 +148,15 @@ def bounds(mask: NDArray[np.bool_]) -> list[int]:
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
+@pytest.mark.parametrize("mode", ["stretch", "letterbox"])
 @pytest.mark.parametrize(
     ("size_hw", "suffix"), [((90, 120), ".png"), ((701, 503), ".jpg"), ((260, 1300), ".png"), ((1200, 901), ".jpg")]
 )
 def test_boxes_follow_their_pixels_through_crops(
-    marked: Callable[..., Split], size_hw: tuple[int, int], suffix: str
+    marked: Callable[..., Split], size_hw: tuple[int, int], suffix: str, mode: ResizeMode
 ) -> None:
     stage = Augmentation(zoom_out=0.5, iou_crop=0.8, flip=0.5)
-    dataset = DetectionDataset(marked(size_hw, suffix), (128, 160), stage)
+    dataset = DetectionDataset(marked(size_hw, suffix), (128, 160), stage, resize=mode)
     for epoch in range(6):
         dataset.set_epoch(epoch, stage)
         for index in range(8):
@@ -123,12 +166,13 @@ def test_boxes_follow_their_pixels_through_crops(
             np.testing.assert_allclose(bounds(sample.image[0].numpy() > 127), box, atol=1.25)
 
 
+@pytest.mark.parametrize("mode", ["stretch", "letterbox"])
 @pytest.mark.parametrize(("size_hw", "suffix"), [((120, 120), ".png"), ((1201, 905), ".jpg")])
 def test_boxes_follow_their_pixels_through_mosaics(
-    marked: Callable[..., Split], size_hw: tuple[int, int], suffix: str
+    marked: Callable[..., Split], size_hw: tuple[int, int], suffix: str, mode: ResizeMode
 ) -> None:
     stage = Augmentation(mosaic=1.0, flip=0.5)
-    dataset = DetectionDataset(marked(size_hw, suffix), (200, 200), stage)
+    dataset = DetectionDataset(marked(size_hw, suffix), (200, 200), stage, resize=mode)
     checked = 0
     for epoch in range(4):
         dataset.set_epoch(epoch, stage)

@@ -16,6 +16,14 @@ def test_four_squares_fill_the_quarters() -> None:
     assert canvas_hw == (100, 100)
 
 
+def test_a_letterbox_scales_the_canvas_to_fit() -> None:
+    sizes = np.full((4, 2), 30, np.int32)
+    matrices, shown_hw = draw_mosaic(np.random.default_rng(0), sizes, (100, 80), STILL, "letterbox")
+    boxes = [map_boxes(np.array([[0, 0, 30, 30]], np.float32), matrix)[0] for matrix in matrices]
+    np.testing.assert_allclose(boxes, [[0, 10, 40, 50], [40, 10, 80, 50], [0, 50, 40, 90], [40, 50, 80, 90]])
+    assert shown_hw == (125, 100), "of a canvas of 100 × 100"
+
+
 def test_short_sides_fill_a_tile_and_the_longest_sets_it() -> None:
     sizes_hw = np.array([[40, 80], [80, 40], [40, 40], [20, 20]], np.int32)
     matrices, canvas_hw = draw_mosaic(np.random.default_rng(0), sizes_hw, (80, 80), STILL)

@@ -34,6 +34,15 @@ def test_boxes_are_cut_off_at_the_border_and_types_are_fixed() -> None:
     assert (found.xyxy.dtype, found.confidence.dtype, found.class_id.dtype) == (np.float32, np.float32, np.int64)
 
 
+def test_boxes_outside_the_image_are_left_out() -> None:
+    """In the bars of a letterbox, or NaN."""
+    boxes = [[-30, 5, -10, 20], [5, 90, 20, 95], [10, 10, np.nan, 20], [-10, 5, 10, 20]]
+    found = Detections.from_predictions(
+        np.full(4, 0.9), np.zeros(4), np.array(boxes), names=NAMES, image=np.zeros((80, 120, 3), np.uint8)
+    )
+    assert found.xyxy.tolist() == [[0, 5, 10, 20]]
+
+
 def test_length_iteration_and_indexing() -> None:
     found = make_detections()
     assert len(found) == 3
@@ -55,7 +64,7 @@ def test_filter_by_one_threshold_or_one_per_class() -> None:
     assert len(found.filter(0.6)) == 2  # 0.6 is enough, in spite of rounding
     assert found.filter({"dog": 0.2}).class_name == ["dog", "dog"]
     assert found.filter({"dog": 0.5, "cat": 0.7}).class_name == ["dog"]
-    with pytest.raises(ConfigError, match=r'there is no class "dig"\. Did you mean "dog"\?'):
+    with pytest.raises(ConfigError, match=r'there is no class "dig"; .*\. Did you mean "dog"\?'):
         found.filter({"dig": 0.2})
 
 
@@ -135,6 +144,13 @@ def test_save_writes_the_plot(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read, found.plot())
     with pytest.raises(ConfigError, match=r'cannot write images as ".xyz"'):
         found.save(tmp_path / "a.xyz")
+
+
+def test_a_picture_too_long_for_jpeg(tmp_path: Path) -> None:
+    found = make_detections(np.zeros((2, 70_000, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"a\.jpg would be 70000×2 pixels, and JPEG ends at 65500 a side; use \.png"):
+        found.save(tmp_path / "a.jpg")
+    assert found.save(tmp_path / "a.png").is_file()
 
 
 def test_without_an_image_there_is_nothing_to_draw_on() -> None:

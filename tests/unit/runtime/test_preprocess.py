@@ -12,6 +12,7 @@ from rtdetrv4.data.batch import prepare_images
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.records import Record, Split
 from rtdetrv4.runtime import preprocess, read_source, resize
+from rtdetrv4.runtime.preprocess import content_of, view_of
 from rtdetrv4.types import ClassMap, ImageInfo
 
 
@@ -67,6 +68,43 @@ def test_preprocess_gives_a_contiguous_float_batch() -> None:
     assert batch.dtype == np.float32
     assert batch.flags.c_contiguous
     np.testing.assert_allclose(batch.mean(axis=(2, 3)), ([[1, 0, 0], [0, 0, 0.2], [1, 0, 0]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image_hw", "size_hw", "expected"),
+    [
+        ((480, 640), (640, 640), (80, 0, 480, 640)),
+        ((640, 480), (640, 640), (0, 80, 640, 480)),
+        ((100, 100), (640, 640), (0, 0, 640, 640)),
+        ((100, 100), (320, 640), (0, 160, 320, 320)),
+        ((1000, 333), (96, 96), (0, 32, 96, 32)),  # 31.968
+        ((1000, 328), (96, 96), (0, 32, 96, 31)),  # 31.488
+        ((2, 1), (31, 31), (0, 7, 31, 16)),  # 15.5 is rounded up, 7.5 down
+        ((1, 10_000), (640, 640), (319, 0, 1, 640)),  # never less than a pixel
+        ((10_000, 1), (640, 640), (0, 319, 640, 1)),
+    ],
+)
+def test_a_letterbox_centers_the_image(
+    image_hw: tuple[int, int], size_hw: tuple[int, int], expected: tuple[int, int, int, int]
+) -> None:
+    assert content_of(image_hw, size_hw, "letterbox") == expected
+    assert content_of(image_hw, size_hw, "stretch") == (0, 0, *size_hw)
+    # Boxes go back exactly: the rectangle that shows the image is the image.
+    top, left, height, width = expected
+    box = np.array([[left, top, left + width, top + height]]) / np.tile(size_hw[::-1], 2)
+    found = view_of(image_hw, size_hw, "letterbox").boxes_px(box.astype(np.float32))
+    np.testing.assert_allclose(
+        found, [[0, 0, *image_hw[::-1]]], atol=1e-5 * max(image_hw) * size_hw[0] / min(expected[2:])
+    )
+    assert view_of(image_hw, size_hw, "stretch") == (0, 0, *image_hw)
+
+
+def test_the_letterbox_is_black_around_the_image() -> None:
+    image = np.full((10, 20, 3), 255, np.uint8)
+    batch = preprocess([image, image.transpose(1, 0, 2)], (32, 32), "letterbox")
+    assert (batch.min(), batch.max()) == (0, 1)
+    assert batch[0, :, 8:24].min() == batch[1, :, :, 8:24].min() == 1
+    assert batch.sum() == 2 * 3 * 16 * 32
 
 
 def test_preprocess_divides_as_torch_does() -> None:

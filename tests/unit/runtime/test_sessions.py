@@ -11,9 +11,10 @@ import onnx.parser
 import pytest
 import torch
 
-from rtdetrv4.errors import ExportError
+from rtdetrv4.errors import ConfigError, ExportError, SourceError
 from rtdetrv4.models.postprocess import postprocess as torch_postprocess
 from rtdetrv4.runtime import ExportMetadata, OnnxSession
+from rtdetrv4.runtime.preprocess import view_of
 from rtdetrv4.runtime.sessions import METADATA_KEY, postprocess
 
 METADATA = ExportMetadata(
@@ -74,7 +75,7 @@ def test_predict_finds_what_the_graph_says(tmp_path: Path) -> None:
     session = OnnxSession(write_model(tmp_path))
     assert session.metadata == METADATA
     images = [plain_image(255, 0, 102), plain_image(0, 128, 0, 100, 100)]
-    first, second = session.predict(images, conf=0.3)
+    first, second = session.predict(images, conf=0.3, duplicates="keep")
     assert first.class_name == ["red", "blue"]
     assert first.category_id.tolist() == [7, 30056]
     assert first.confidence == pytest.approx([1, 0.4], abs=1e-5)
@@ -82,6 +83,59 @@ def test_predict_finds_what_the_graph_says(tmp_path: Path) -> None:
     assert first.image is images[0]
     assert second.class_name == ["green"]
     np.testing.assert_allclose(second.xyxy, [[25, 50, 75, 100]])
+    assert [found.class_name for found in session.predict(images, conf=0.3)] == [["red"], ["green"]]
+    for options in ({"classes": ["blue", 1]}, {"conf": {"blue": 0.3, "green": 0.3}}):
+        chosen = session.predict(images, duplicates="keep", **{"conf": 0.3} | options)
+        assert [found.class_name for found in chosen] == [["blue"], ["green"]]
+    assert len(session.predict(images, conf=0.3, duplicates="keep", max_det=1)[0]) == 1
+
+
+def test_options_are_checked_at_once(tmp_path: Path) -> None:
+    session = OnnxSession(write_model(tmp_path))
+    for options, message in (
+        ({"conf": {"rad": 0.5}}, 'there is no class "rad"; the classes are red, green, blue. Did you mean "red"'),
+        ({"conf": 25}, "conf: got 25, expected a number from 0 to 1"),
+        ({"classes": ["grean"]}, 'classes: there is no class "grean".*Did you mean "green"'),
+        ({"batch": 0}, "batch: got 0, expected a number of images"),
+        ({"batch": 2.0}, "batch: got 2.0"),
+        ({"max_det": 0}, "max_det: got 0"),
+        ({"duplicates": "dropped"}, 'duplicates: got "dropped", expected drop or keep'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            session.predict(plain_image(255, 0, 0), stream=True, **options)
+    with pytest.raises(SourceError, match="does not exist"):
+        session.predict("missing.jpg", stream=True)
+
+
+@pytest.mark.parametrize("outputs", ["postprocessed", "raw"])
+def test_a_letterbox_is_undone(outputs: str, tmp_path: Path) -> None:
+    """The image is 100 wide and 200 high, the input 64 and 32: scaled by 0.16 to 16 × 32, from column 24 on."""
+    metadata = METADATA._replace(resize="letterbox", outputs=outputs)
+    graph = RAW if outputs == "raw" else POSTPROCESSED.format(dtype="float", batch="batch")
+    session = OnnxSession(write_model(tmp_path, graph, metadata.to_json()))
+    (found,) = session.predict(plain_image(255, 0, 0, 200, 100), conf=0)
+    # 255 in a quarter of the input.
+    red = 0.25 if outputs == "postprocessed" else 1 / (1 + np.exp(0.25))
+    assert found.confidence[0] == pytest.approx(red, abs=1e-5)
+    # The box goes from column 16 to 48 of the input, so from -8 to 24 of the 16 that show the image.
+    bottom, top = (200, 100) if outputs == "postprocessed" else (200, 0)
+    np.testing.assert_allclose(found.xyxy[0], [0, top, 100, bottom], atol=1e-4)
+    box = session.run([plain_image(255, 0, 0, 200, 100)])[2][0, :1]
+    view = view_of((200, 100), (32, 64), "letterbox")
+    np.testing.assert_allclose(view.boxes_px(box)[0, [0, 2]], [-50, 150], atol=1e-4)
+
+
+def test_nan_scores_find_nothing_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    graph = RAW.replace("centered = Sub(mean, half)", "none = Sub(half, half)\n        centered = Div(none, none)")
+    graph = graph.replace(
+        "logits = Unsqueeze(centered, query)", "wide = Add(mean, centered)\n logits = Unsqueeze(wide, query)"
+    )
+    session = OnnxSession(write_model(tmp_path, graph, METADATA._replace(outputs="raw").to_json()))
+    found = session.predict([plain_image(255, 0, 0)] * 3, conf=0)
+    assert [len(each) for each in found] == [0, 0, 0]
+    assert caplog.text.count("returns NaN instead of scores") == 1
+    found[0].save(tmp_path / "a.jpg")
+    assert json.loads(found[0].to_json())["detections"] == []
 
 
 @pytest.mark.parametrize(("batch", "dtype"), [("batch", "float"), ("4", "float"), ("1", "float"), ("batch", "float16")])
@@ -102,7 +156,7 @@ def test_stream_reads_no_further_than_it_must(tmp_path: Path) -> None:
 
 def test_raw_outputs_are_postprocessed_here(tmp_path: Path) -> None:
     session = OnnxSession(write_model(tmp_path, RAW, METADATA._replace(outputs="raw").to_json()))
-    (found,) = session.predict(plain_image(0, 255, 128), conf=0.4)
+    (found,) = session.predict(plain_image(0, 255, 128), conf=0.4, duplicates="keep")
     assert found.class_name == ["green", "blue"]
     assert found.confidence == pytest.approx(1 / (1 + np.exp(-np.array([0.5, 128 / 255 - 0.5]))), abs=1e-6)
     np.testing.assert_allclose(found.xyxy, [[50, 0, 150, 50]] * 2)
@@ -137,10 +191,11 @@ def test_metadata_survives_the_round_trip() -> None:
         ("{", "the metadata of the exported model cannot be read"),
         ('{"model": "x"}', "the metadata of the exported model cannot be read"),
         (json.dumps(METADATA._asdict() | {"unknown": 1}), "the metadata of the exported model cannot be read"),
-        (METADATA._replace(resize="letterbox").to_json(), 'has resize "letterbox", expected stretch.*rtdetrv4 0.1.0'),
+        (METADATA._asdict() | {"resize": "crop"}, 'has resize "crop", expected letterbox or stretch.*rtdetrv4 0.1.0'),
     ],
 )
-def test_metadata_that_cannot_be_used(metadata: str | None, message: str, tmp_path: Path) -> None:
+def test_metadata_that_cannot_be_used(metadata: str | dict | None, message: str, tmp_path: Path) -> None:
+    metadata = json.dumps(metadata) if isinstance(metadata, dict) else metadata
     with pytest.raises(ExportError, match=message):
         OnnxSession(write_model(tmp_path, metadata=metadata))
 

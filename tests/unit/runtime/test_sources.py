@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import http.server
+import json
 import logging
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ import torch
 from PIL import Image
 
 from rtdetrv4.errors import SourceError
-from rtdetrv4.runtime import read_source, sources
+from rtdetrv4.runtime import Detections, read_source, sources
 
 
 def make_image(seed: int = 0, height: int = 24, width: int = 40) -> np.ndarray:
@@ -34,29 +37,6 @@ def test_file_is_read_as_rgb(tmp_path: Path) -> None:
         assert frame[1:] == (str(path), 0)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
-def test_any_kind_of_png_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    gray = make_image()[..., 0]
-    if mode == "I;16":
-        image = Image.fromarray(gray.astype(np.uint16) * 256)
-    else:
-        image = Image.fromarray(np.repeat(gray[..., None], 3, axis=2)).convert(mode)
-    image.save(tmp_path / "a.png")
-    (frame,) = read_source(tmp_path / "a.png")
-    assert frame.image.dtype == np.uint8
-    assert frame.image.shape == (24, 40, 3)
-    if mode != "P":
-        np.testing.assert_array_equal(frame.image[..., 0], gray)
-
-
-def test_photos_are_turned_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(make_image()).save(tmp_path / "a.jpg", exif=exif)
-    (frame,) = read_source(tmp_path / "a.jpg")
-    assert frame.image.shape == (40, 24, 3)
-
-
 def test_folder_and_glob_in_order_of_names(tmp_path: Path) -> None:
     for seed, name in enumerate(["b.png", "a.PNG", "sub/c.png"]):
         write(tmp_path / name, make_image(seed))
@@ -66,6 +46,56 @@ def test_folder_and_glob_in_order_of_names(tmp_path: Path) -> None:
     assert [Path(frame.path or "").name for frame in found] == ["a.PNG", "b.png", "c.png"]
     assert [frame.number for frame in found] == [0, 1, 2]
     np.testing.assert_array_equal(found[2].image, make_image(2))
+
+
+def test_what_systems_leave_in_a_folder_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ["b.png", "._b.png", ".hidden.png", ".thumbs/a.png", "__MACOSX/b.png", "@eaDir/b.png"]:
+        write(tmp_path / name, make_image())
+    for source in (tmp_path, str(tmp_path / "*")):
+        assert [Path(frame.path or "").name for frame in read_source(source)] == ["b.png"]
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(SourceError, match="has no images"):
+        read_source(tmp_path)
+    assert caplog.text == ""
+
+
+def test_a_folder_of_folders_gives_their_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ["cats/1.JPG", "dogs/small/2.png", ".git/3.png"]:
+        write(tmp_path / name, make_image())
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "dogs" / "named like an image.png").mkdir()
+    caplog.set_level(logging.INFO)
+    found = [Path(frame.path or "").relative_to(tmp_path).as_posix() for frame in read_source(tmp_path)]
+    assert found == ["cats/1.JPG", "dogs/small/2.png"]
+    assert "has images in subfolders only, 2 of them" in caplog.text
+
+
+def test_links_are_followed_and_broken_ones_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "away" / "a.png", make_image())
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "linked.png").symlink_to(tmp_path / "away" / "a.png")
+    (folder / "lost.png").symlink_to(tmp_path / "away" / "b.png")
+    (tmp_path / "elsewhere").symlink_to(folder)
+    (frame,) = read_source(tmp_path / "elsewhere")
+    assert frame.path == str(tmp_path / "elsewhere" / "linked.png")
+    assert "lost.png cannot be read: No such file or directory; skipped" in caplog.text
+    with pytest.raises(SourceError, match="does not exist"):
+        read_source(folder / "lost.png")
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are Unicode on this system")
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    write(path, make_image())
+    for source in (tmp_path, str(path), str(tmp_path / "*.png")):
+        (frame,) = read_source(source)
+        assert frame.path == str(path)
+    found = Detections.from_predictions(
+        np.zeros(0), np.zeros(0), np.zeros((0, 4)), names=("a",), image=frame.image, path=frame.path
+    )
+    (tmp_path / "found.json").write_text(found.to_json(), encoding="utf-8")
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["path"] == str(path)
 
 
 def test_damaged_files_of_a_folder_are_left_out_with_a_warning(
@@ -126,27 +156,6 @@ def test_images_in_memory() -> None:
         assert [frame.number for frame in read_source(batch)] == [0, 1]
     (frame,) = read_source((channels_first / 255).requires_grad_())
     np.testing.assert_array_equal(frame.image, image)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (
-            np.zeros((3, 24, 40), np.uint8),
-            r"an array of shape \(3, 24, 40\) and type uint8 .* expected H×W×3 uint8 RGB",
-        ),
-        (np.zeros((24, 40, 3)), "type float64"),
-        (np.zeros((24, 40), np.uint8), "an array of shape"),
-        (np.zeros((0, 40, 3), np.uint8), "an array of shape"),
-        (torch.zeros(24, 40, 3), r"a tensor of shape \(24, 40, 3\) is not an image; expected 3×H×W"),
-        (torch.full((3, 8, 8), 200.0), r"values 200...200 is not an image; expected \[0, 1\]"),
-        (torch.full((3, 8, 8), torch.nan), r"values nan...nan is not an image"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), "type int64"),
-    ],
-)
-def test_what_is_no_image_is_refused(source: object, message: str) -> None:
-    with pytest.raises(SourceError, match=message):
-        read_source(source)
 
 
 def test_lists_and_generators_are_read_as_they_are_asked_for(tmp_path: Path) -> None:

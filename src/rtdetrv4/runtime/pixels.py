@@ -1,0 +1,183 @@
+"""Pixels of any type as H×W×3 uint8 RGB, the one form that the rest of this package knows.
+
+The rules are the same for files, PIL images, arrays and tensors, in training and in prediction. The type alone decides
+what a value means, never the values of one image, because a dark frame of a video must not be read differently from a
+bright one:
+
+- 8-bit integers are [0, 255], 16-bit integers [0, 65535] (their high byte is kept), booleans black and white;
+- floats are [0, 1];
+- gray becomes RGB, palettes and CMYK are converted as Pillow does, and alpha is dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+from PIL import Image
+
+EXIF_ORIENTATION = 0x0112
+MAX_PIXELS = 2**30
+"""As in OpenCV: 3 GiB of RGB."""
+CHANNELS = {1, 3, 4}
+"""Gray, RGB, RGBA."""
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+FLOAT_TOLERANCE = 0.1
+"""How far floats may exceed [0, 1]: bicubic resampling overshoots at edges."""
+
+_pillow_limit = threading.Lock()
+
+
+class PixelsError(ValueError):
+    """Pixels that cannot be understood; the message says what they are and what was expected, without a subject."""
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode an image file into an upright H×W×3 uint8 RGB array; of an animation, its first picture.
+
+    Raises:
+        PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
+    """
+    try:
+        with open_image(io.BytesIO(data)) as image:
+            return rgb_from_pil(image)
+    except PixelsError:
+        raise
+    except MemoryError as error:
+        raise PixelsError("does not fit into memory; cut it into tiles") from error
+    except Exception as error:  # what Pillow raises depends on how a file is damaged
+        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+            raise PixelsError(
+                "is a HEIF photo (.heic), which Pillow cannot read by itself; save it as JPEG, or register the opener "
+                "of the package pillow-heif first"
+            ) from error
+        raise PixelsError(f"is damaged or not an image ({len(data)} bytes)") from error
+
+
+def open_image(file: io.BytesIO) -> Image.Image:
+    """Open an image file, however large up to `MAX_PIXELS`.
+
+    Pillow's own limit, meant for servers that strangers send files to, stops at a quarter of that: an orthophoto that
+    the user named would be refused as an attack.
+
+    Raises:
+        PixelsError: the image has more than `MAX_PIXELS`.
+        OSError: the file is not an image.
+    """
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    if image.width * image.height > MAX_PIXELS:
+        raise PixelsError(f"has {image.width}×{image.height} pixels, expected at most 2^30; cut it into tiles")
+    return image
+
+
+def rgb_from_pil(image: Image.Image) -> np.ndarray:
+    """The pixels of a PIL image of any mode, turned upright as its EXIF data say: H×W×3 uint8 RGB.
+
+    An image that was turned upright before, as by `PIL.ImageOps.exif_transpose`, no longer has such data and stays.
+
+    Raises:
+        PixelsError: the mode cannot be converted, or values are out of range.
+        OSError: the file behind the image is damaged.
+    """
+    image.load()  # which makes Pillow turn TIFF files by itself
+    return np.ascontiguousarray(turn(stored_rgb(image), orientation(image)))
+
+
+def stored_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of a loaded PIL image of any mode as they are stored, not turned: H×W×3 uint8 RGB.
+
+    Raises:
+        PixelsError: the mode cannot be converted, or values are out of range.
+    """
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "I" and values.size and values.min() >= 0 and values.max() <= 65535:
+            values = values.astype(np.uint16)  # what older versions of Pillow make of 16-bit PNG files
+        return rgb_from_array(values)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # going straight to RGB, Pillow warns
+    try:
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except ValueError as error:
+        raise PixelsError(f"has mode {image.mode}, expected one that Pillow converts to RGB") from error
+
+
+def rgb_from_array(array: np.ndarray) -> np.ndarray:
+    """Convert arrays of any pixel type to uint8 RGB; an array that is uint8 RGB already is returned as it is.
+
+    Args:
+        array: H×W gray; H×W×C or N×H×W×C with 1 (gray), 3 (RGB) or 4 (RGBA) channels; uint8, uint16, bool, or floats in
+            [0, 1].
+
+    Returns:
+        H×W×3 or N×H×W×3 uint8.
+
+    Raises:
+        PixelsError: the shape, the type or the values are none of these.
+    """
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim not in {3, 4} or array.shape[-1] not in CHANNELS or not array.size:
+        raise PixelsError(
+            f"of shape {array.shape} and type {array.dtype} is not an image; expected H×W×3 RGB, H×W×4 RGBA or H×W "
+            f"gray, or N×H×W×3 for several{_channels_first(array)}"
+        )
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "f":
+        array = _from_floats(array)
+    elif kind == "b":
+        array = array * np.uint8(255)
+    elif (kind, size) == ("u", 2):
+        array = (array >> 8).astype(np.uint8)
+    elif (kind, size) != ("u", 1):
+        raise PixelsError(
+            f"of type {array.dtype} is not an image; expected uint8, uint16, bool, or floats in [0, 1]. "
+            "If its values are in [0, 255], convert it with .astype(np.uint8)"
+        )
+    channels = array.shape[-1]
+    if channels == 1:
+        return np.repeat(array, 3, axis=-1)
+    return array if channels == 3 else array[..., :3]
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF or XMP orientation of a loaded PIL image, 1 to 8; 1 if it is missing or invalid."""
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged block can fail in any way, and the pixels are worth more than it
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an image upright: every EXIF orientation is a transposition, then flips of the columns and the rows."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in {2, 3, 6, 7}:
+        image = image[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        image = image[::-1]
+    return image
+
+
+def _from_floats(array: np.ndarray) -> np.ndarray:
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -FLOAT_TOLERANCE and high <= 1 + FLOAT_TOLERANCE):  # NaN too
+        raise PixelsError(
+            f"of floats with values {low:.3g}...{high:.3g} is not an image; expected [0, 1], not normalized by mean "
+            "and standard deviation. If its values are in [0, 255], convert it to uint8"
+        )
+    return (array.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _channels_first(array: np.ndarray) -> str:
+    """What to do about an array that looks like a tensor's layout."""
+    if array.ndim == 3 and array.shape[0] in CHANNELS and array.size:
+        return ". Its channels seem to come first; move them with .transpose(1, 2, 0)"
+    return ""

@@ -1,0 +1,276 @@
+"""Every pixel type through every door: the same picture comes out as the same H×W×3 uint8 RGB."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from rtdetrv4.errors import SourceError
+from rtdetrv4.runtime import pixels, read_source
+from rtdetrv4.runtime.pixels import PixelsError, decode_image, rgb_from_pil
+
+# Red grows to the right, green downwards: any turn or swapped channel shows.
+PICTURE = np.stack([*np.meshgrid(np.arange(40) * 6, np.arange(24) * 10), np.full((24, 40), 40)], axis=2).astype(
+    np.uint8
+)
+GRAY = PICTURE[..., :1]
+ALPHA = PICTURE[..., :1] // 2
+
+
+def read(source: Any) -> np.ndarray:
+    (frame,) = read_source(source)
+    assert frame.image.dtype == np.uint8
+    assert frame.image.ndim == 3
+    assert frame.image.shape[2] == 3
+    return frame.image
+
+
+def by_file(image: Image.Image, folder: Path, name: str) -> list[np.ndarray]:
+    """The image read by name, as a PIL object that was opened, and as one in memory."""
+    image.save(folder / name)
+    with Image.open(folder / name) as opened:
+        return [read(folder / name), read(opened), read(image)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "tolerance"),
+    [
+        ("1", "a.png", 0),
+        ("L", "a.png", 0),
+        ("L", "a.JPG", 4),
+        ("LA", "a.png", 0),
+        ("P", "a.png", 60),
+        ("P", "a.gif", 60),
+        ("RGB", "a.jfif", 16),
+        ("RGB", "a.avif", 16),
+        ("RGB", "a.PPM", 0),
+        ("RGBA", "a.png", 0),
+        ("RGBA", "a.tif", 0),
+        ("CMYK", "a.tif", 3),
+        ("YCbCr", "a.tif", 6),
+        ("HSV", None, 12),
+        ("RGBX", None, 0),
+    ],
+)
+def test_modes_of_pillow(mode: str, name: str | None, tolerance: int, tmp_path: Path) -> None:
+    is_gray = mode in {"1", "L", "LA"}
+    expected = np.repeat(GRAY, 3, axis=2) if is_gray else PICTURE
+    image = Image.fromarray(expected).convert(mode)
+    if mode == "1":
+        expected = np.repeat(np.where(np.array(image), 255, 0)[..., None], 3, axis=2)
+    for found in [read(image)] if name is None else by_file(image, tmp_path, name):
+        assert np.abs(found.astype(int) - expected).max() <= tolerance
+
+
+def test_palettes_with_transparency_give_no_warning(tmp_path: Path) -> None:
+    image = Image.fromarray(PICTURE).convert("P")
+    image.save(tmp_path / "a.png", transparency=bytes(range(100)))
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_keep_their_high_byte(suffix: str, channels: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).integers(0, 65536, (24, 40, channels), dtype=np.uint16)
+    (tmp_path / f"a{suffix}").write_bytes(cv2.imencode(suffix, values[..., ::-1])[1].tobytes())
+    expected = np.broadcast_to(values >> 8, (24, 40, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(read(tmp_path / f"a{suffix}"), expected)
+    with Image.open(tmp_path / f"a{suffix}") as opened:
+        np.testing.assert_array_equal(read(opened), expected)
+    np.testing.assert_array_equal(read(values), expected)
+    np.testing.assert_array_equal(read(values.astype(">u2")), expected)
+    np.testing.assert_array_equal(read(torch.from_numpy(values).permute(2, 0, 1)), expected)
+    if channels == 1:
+        for mode in ("I", "I;16B"):
+            np.testing.assert_array_equal(read(Image.fromarray(values[..., 0]).convert("I").convert(mode)), expected)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "bool", "float16", "float32", "float64"])
+def test_arrays_and_tensors(channels: int | None, kind: str) -> None:
+    values = {None: GRAY[..., 0], 1: GRAY, 3: PICTURE, 4: np.concatenate([PICTURE, ALPHA], axis=2)}[channels]
+    expected = PICTURE if channels in {3, 4} else np.repeat(GRAY, 3, axis=2)
+    if kind == "bool":
+        values, expected = values > 127, np.where(expected > 127, 255, 0)
+    elif kind == "uint16":
+        values = values.astype(np.uint16) * 257
+    elif kind.startswith("float"):
+        values = (values / 255).astype(kind)
+    tensor = torch.from_numpy(values)
+    tensor = tensor if channels is None else tensor.permute(2, 0, 1)
+    for found in (read(values), read(tensor)):
+        np.testing.assert_array_equal(found, expected)
+    if channels is not None:
+        for several in (np.stack([values, values]), torch.stack([tensor, tensor])):
+            assert [frame.number for frame in read_source(several)] == [0, 1]
+    if kind == "float32":
+        np.testing.assert_allclose(read(tensor.bfloat16()).astype(int), expected, atol=1)
+
+
+def test_an_array_in_the_right_form_is_not_copied() -> None:
+    assert np.shares_memory(read(PICTURE), PICTURE)
+    turned = PICTURE[::-1, :, ::-1]
+    np.testing.assert_array_equal(read(turned), turned)
+
+
+def test_whatever_turns_into_an_array() -> None:
+    class Wrapped:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return PICTURE
+
+    np.testing.assert_array_equal(read(Wrapped()), PICTURE)
+
+
+def test_arrays_of_names_are_lists(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    names = [str(tmp_path / "a.png")] * 2
+    for given in (np.array(names), np.array(names, dtype=object)):
+        assert len(list(read_source(given))) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((3, 24, 40), np.uint8), r"\(3, 24, 40\) and type uint8 is not an image.*\.transpose\(1, 2, 0\)"),
+        (np.zeros((24, 40, 2), np.uint8), r"an array of shape \(24, 40, 2\)"),
+        (np.zeros((0, 40, 3), np.uint8), r"an array of shape \(0, 40, 3\)"),
+        (np.zeros((24, 40, 0), np.uint8), r"an array of shape \(24, 40, 0\)"),
+        (np.zeros(24, np.uint8), r"an array of shape \(24,\)"),
+        (np.uint8(3), r"an array of shape \(\)"),
+        (np.zeros((2, 24, 40, 3, 1), np.uint8), r"an array of shape \(2, 24, 40, 3, 1\)"),
+        (np.zeros((8, 8, 3), int), r"of type int64 is not an image.*\.astype\(np\.uint8\)"),
+        (np.zeros((8, 8, 3), complex), "of type complex128 is not an image"),
+        (np.full((8, 8, 3), 200.0), r"values 200...200 is not an image; expected \[0, 1\].*convert it to uint8"),
+        (np.full((8, 8, 3), -1.5), r"values -1.5...-1.5 is not an image"),
+        (np.full((8, 8, 3), np.inf), "values inf...inf is not an image"),
+        (torch.zeros(24, 40, 3), r"a tensor of shape \(24, 40, 3\) is not an image; .*\.permute\(2, 0, 1\)"),
+        (torch.zeros(3), r"a tensor of shape \(3,\)"),
+        (torch.zeros(3, 0, 8), r"of shape \(0, 8, 3\)"),
+        (torch.full((3, 8, 8), torch.nan), r"values nan...nan is not an image"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "of type int64"),
+        (Image.fromarray(np.full((8, 8), 70000, np.int32)), "a PIL image of type int32"),
+        (Image.fromarray(np.full((8, 8), 70.0, np.float32)), r"a PIL image .*values 70...70"),
+        (Image.new("La", (8, 8)), "a PIL image has mode La"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(source: object, message: str) -> None:
+    with pytest.raises(SourceError, match=message) as error:
+        read_source(source)
+    assert "\n" not in str(error.value)
+
+
+def test_floats_may_overshoot_a_little() -> None:
+    values = np.array([[[-0.08, 0.5, 1.08]]])
+    assert read(values).tolist() == [[[0, 128, 255]]]
+
+
+def turned(orientation: int) -> Image.Image:
+    """PICTURE as a camera stores it that was held in this way."""
+    undo = {3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90}
+    image = Image.fromarray(PICTURE)
+    image = image.transpose(undo[orientation]) if orientation in undo else image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.info["exif"] = exif.tobytes()
+    return image
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 99])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.jpg"])
+def test_photos_are_upright_through_every_door(orientation: int, name: str, tmp_path: Path) -> None:
+    stored = turned(orientation)
+    stored.save(tmp_path / name, exif=stored.info["exif"], **({"lossless": True} if name == "a.webp" else {}))
+    tolerance = 16 if name == "a.jpg" else 0
+    with Image.open(tmp_path / name) as opened, Image.open(tmp_path / name) as by_hand:
+        doors = [read(tmp_path / name), read(opened), read(ImageOps.exif_transpose(by_hand))]
+    for found in doors:
+        np.testing.assert_allclose(found, PICTURE, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["EXIF after the pixels", "XMP"])
+def test_orientation_in_unusual_places(kind: str, tmp_path: Path) -> None:
+    stored = turned(6)
+    if kind == "XMP":
+        stored.info.pop("exif")
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+        stored.save(tmp_path / "a.webp", xmp=xmp, lossless=True)
+        np.testing.assert_array_equal(read(tmp_path / "a.webp"), PICTURE)
+        return
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=b"")
+    block = stored.info["exif"].removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block)) + b"eXIf" + block + struct.pack(">I", zlib.crc32(b"eXIf" + block))
+    whole = buffer.getvalue()
+    (tmp_path / "a.png").write_bytes(whole[:-12] + chunk + whole[-12:])  # as exiftool writes it
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), PICTURE)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"rubbish"])
+def test_damaged_exif_costs_nothing(exif: bytes, tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), PICTURE)
+
+
+def test_pillows_limit_for_strangers_does_not_apply(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # it warns above, and refuses twice as many
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), PICTURE)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 900)
+    with pytest.raises(SourceError, match=r"a.png has 40×24 pixels, expected at most .*; cut it into tiles"):
+        read(tmp_path / "a.png")
+
+
+def test_an_image_beyond_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    monkeypatch.setattr(pixels, "rgb_from_pil", full)
+    with pytest.raises(SourceError, match=r"a\.png does not fit into memory"):
+        read(tmp_path / "a.png")
+
+
+def test_heif_says_what_to_do() -> None:
+    with pytest.raises(PixelsError, match=r"is a HEIF photo \(\.heic\).*save it as JPEG"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+@pytest.mark.parametrize("how", ["closed", "cut"])
+def test_a_pil_image_whose_file_is_gone_or_cut(how: str, tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    image = Image.open(io.BytesIO(data if how == "closed" else data[: len(data) // 2]))
+    if how == "closed":
+        image.close()
+    with pytest.raises(SourceError, match="the PIL image without a file cannot be read") as error:
+        read_source(image)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 10_000), (10_000, 1), (3, 40_000)])
+def test_odd_shapes(hw: tuple[int, int], tmp_path: Path) -> None:
+    Image.fromarray(np.full((*hw, 3), 7, np.uint8)).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png").shape == (*hw, 3)
+
+
+def test_the_first_picture_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in (50, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert set(np.unique(read(tmp_path / "a.gif"))) == {50}
+
+
+def test_rgb_from_pil_is_the_callers_own() -> None:
+    image = Image.fromarray(PICTURE)
+    own = rgb_from_pil(image)
+    own[:] = 0
+    np.testing.assert_array_equal(np.asarray(image), PICTURE)
