@@ -223,9 +223,15 @@ class Detector:
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
-        network = self._network_for(recipe, splits.train.classes, from_scratch=resume)
+        network, knows_classes = self._network_for(recipe, splits.train.classes, from_scratch=resume)
         trainer = build_trainer(
-            recipe, splits, network, accelerator=accelerator, teacher=built_teacher, callbacks=callbacks
+            recipe,
+            splits,
+            network,
+            accelerator=accelerator,
+            teacher=built_teacher,
+            callbacks=callbacks,
+            knows_classes=knows_classes,
         )
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
@@ -256,14 +262,18 @@ class Detector:
                 self._draw_predictions(splits.val, folder.predictions)
         return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)
 
-    def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
-        """Build a network with heads for `classes`, starting from this detector's weights if it has any."""
+    def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> tuple[DetectionModel, bool]:
+        """Build a network with heads for `classes`, starting from this detector's weights if it has any.
+
+        Also tell whether these know some of the classes.
+        """
         if from_scratch or self.metadata is not None:
             recipe = _without_pretrained(recipe)
         network = build_detector(recipe, classes.num_classes)
+        knows_classes = False
         if self.metadata is not None and not from_scratch:
-            load_weights(network, self.metadata.source, names=classes.names)
-        return network
+            knows_classes = load_weights(network, self.metadata.source, names=classes.names).knows_classes
+        return network, knows_classes
 
     def val(
         self,

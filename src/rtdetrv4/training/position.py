@@ -61,8 +61,8 @@ class Position:
         """Whether `patience` evaluations in a row brought no better score."""
         return patience is not None and self.evaluations_without_gain >= patience
 
-    def next_epoch(self) -> None:
-        """Advance to the next epoch."""
-        self.epoch += 1
+    def begin(self, epoch: int) -> None:
+        """Go on with an epoch, usually the next one."""
+        self.epoch = epoch
         self.step = 0
         self.sums, self.counts = {}, {}

@@ -35,6 +35,8 @@ class LoadReport(NamedTuple):
     """Tensors of the file that the model does not have."""
     trained: bool
     """Whether the model can predict without training: all rows of its class heads are trained."""
+    knows_classes: bool
+    """Whether some rows of its class heads are trained."""
 
     def __str__(self) -> str:
         parts = {
@@ -88,6 +90,7 @@ def load_weights(
         newly_initialized=(*new, *(name for name in own if name not in theirs and not _is_counter(name))),
         ignored=tuple(name for name in theirs if name not in own),
         trained=metadata.trained and not new,
+        knows_classes=metadata.trained and bool(rows),
     )
     logger.info("%s", report)
     return report

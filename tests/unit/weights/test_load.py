@@ -70,7 +70,7 @@ def test_own_weights_come_back(animals: tuple[DetectionModel, Path]) -> None:
     model = model_of(3)
     report = load_weights(model, path)
     assert_same(model.state_dict(), trained.state_dict())
-    assert report == LoadReport(str(path), tuple(trained.state_dict()), (), (), (), trained=True)
+    assert report == LoadReport(str(path), tuple(trained.state_dict()), (), (), (), trained=True, knows_classes=True)
 
     facts = read_metadata(path)
     assert facts.model == "test"
