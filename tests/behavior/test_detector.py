@@ -18,7 +18,7 @@ from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
-from rtdetrv4.training.observers import EpochReport, StepReport
+from rtdetrv4.training.observers import EpochReport, StepReport, read_log
 
 
 def small_teacher() -> Teacher:
@@ -144,6 +144,20 @@ def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_pa
     for name, parameter in detector.model.named_parameters():
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6, msg=name)
         assert parameter.shape == before[name].shape
+    # What the weights can do is measured before the first step, if they know the classes.
+    known = [record for record in read_log(trained / "log.jsonl") if record.get("is_best")][-1]["metrics"]
+    assert read_log(tmp_path / "log.jsonl")[0]["start_metrics"]["ap"] == pytest.approx(known["ap"], abs=1e-3)
+    assert read_log(trained / "log.jsonl")[0]["start_metrics"] == {}
+
+
+def test_rare_classes_can_be_drawn_more_often(shapes: Path, tmp_path: Path) -> None:
+    losses = []
+    for sampling in ("uniform", "balanced"):
+        settings = {"data.sampling": sampling, "run.patience": 3}
+        Detector("test").train(shapes, out=tmp_path / sampling, epochs=1, overrides=settings, tracker="none")
+        losses += [record["losses"]["loss"] for record in read_log(tmp_path / sampling / "log.jsonl")[1:3]]
+    assert losses[0] != losses[2]  # other images in the first batch
+    assert (tmp_path / "balanced" / "train_batch.jpg").is_file()
 
 
 def test_few_steps_are_told_where_nothing_was_learned_before(

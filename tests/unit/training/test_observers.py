@@ -12,7 +12,7 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from made_up_run import info, play, step_report
+from made_up_run import epoch_report, info, play, step_report
 from rtdetrv4.errors import ConfigError, MissingDependencyError
 from rtdetrv4.training import make_accelerator
 from rtdetrv4.training.observers import JsonLog, Tracker, default_observers, read_log
@@ -178,6 +178,21 @@ def test_curves_are_drawn_for_any_run(tmp_path, teacher, metrics, epochs):
     assert picture.shape[:2] == ((840, 1320) if teacher else (480, 1560))
     assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 50
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_curves_begin_with_the_starting_weights(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("rtdetrv4.training.run_curves.write_whole", lambda path, write: figures.append(write))
+    log = JsonLog(tmp_path / "log.jsonl", 1)
+    for start, expected in (({}, [1, 2]), ({"ap": 0.3, "ap50": 0.4}, [0, 1, 2])):
+        log.run_start(info(tmp_path, start_metrics=start))
+        for epoch in (1, 2):
+            log.epoch_end(epoch_report(epoch))
+        draw_curves(read_log(log.path), tmp_path / "curves.png")
+        (figure,) = (cell.cell_contents for cell in figures[-1].__closure__)
+        curve = next(line for line in figure.axes[1].lines if line.get_label() == "AP")
+        assert curve.get_xdata().tolist() == expected
+        assert curve.get_ydata()[0] == pytest.approx(30 if start else 10)
 
 
 def test_without_an_epoch_nothing_is_drawn(tmp_path):
