@@ -110,10 +110,13 @@ class TerminalProgress(Observer):
             parts.append(f"{report.num_skipped} steps skipped")
         if report.num_unreadable:
             parts.append(f"{report.num_unreadable} images unreadable")
-        parts += [f"{report.images_per_second:.1f} images/s", f"{report.seconds:.0f} s", f"left {self._left(report)}"]
+        parts.append(f"{report.seconds:.0f} s")
+        if not self.console.is_interactive:  # else it stands in the live line
+            parts += [f"{report.images_per_second:.1f} images/s", f"left {self._left(report)}"]
         line.append("".join(f"  {part}" for part in parts))
-        self._print(line)
         self._bar.update(self._task, completed=0, description="next epoch", status="")
+        self._bar.refresh()
+        self._print(line)
 
     def run_end(self, result: RunResult) -> None:
         """Print where the results are."""

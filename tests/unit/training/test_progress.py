@@ -32,7 +32,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
     assert lines[2].startswith("epoch 1/3  dense       loss 30.000  AP 10.0  AP50 20.0  best ")
     for part in ("distill 0.800", "λ 5", "AIFI 9.50 % (target 10.00–12.00)"):
         assert part in lines[4]
-    assert lines[6].endswith("1 steps skipped  2 images unreadable  8.0 images/s  2 s  left 0:00:00")
+    assert lines[6].endswith("1 steps skipped  2 images unreadable  2 s  8.0 images/s  left 0:00:00")
     assert "AP 20.0" in lines[5]  # of the second epoch, while the third one runs
     assert lines[-1] == f"done: best AP 30.0 in epoch 3; weights in {tmp_path / 'weights.safetensors'}"
 
