@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.config import load_recipe
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
+from rtdetrv4.training import Trainer
 from rtdetrv4.training.observers import EpochReport, StepReport, read_log
+from rtdetrv4.training.symptoms import LossWatch
 
 
 def small_teacher() -> Teacher:
@@ -148,6 +152,32 @@ def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_pa
     known = [record for record in read_log(trained / "log.jsonl") if record.get("is_best")][-1]["metrics"]
     assert read_log(tmp_path / "log.jsonl")[0]["start_metrics"]["ap"] == pytest.approx(known["ap"], abs=1e-3)
     assert read_log(trained / "log.jsonl")[0]["start_metrics"] == {}
+
+
+def test_what_is_watched_depends_on_the_start(
+    trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(trainer: Trainer, resume: Path | None = None) -> None:
+        trainers.append(trainer)
+        raise KeyboardInterrupt
+
+    trainers: list[Trainer] = []
+    monkeypatch.setattr(Trainer, "run", run)
+    monkeypatch.setattr("rtdetrv4.assembly.training.QUICK_IMAGES", 3)
+    known, other = trained / "weights.safetensors", shutil.copytree(shapes, tmp_path / "other")
+    for file in other.rglob("*.json"):  # with classes that the weights do not know
+        file.write_text(re.sub(r'"name": "(\w+)"', r'"name": "new \1"', file.read_text()))
+    for weights, data, epochs, is_evaluated, is_watched in (
+        (known, shapes, 5, True, True),  # 4 images, a tenth of 5 epochs of 8
+        (known, shapes, 4, False, False),  # it may be trained already, and nobody knows
+        (known, other, 5, False, True),
+        (None, shapes, 50, False, True),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            Detector("test", weights).train(data, epochs=epochs, out=tmp_path / "run", tracker="none")
+        assert trainers[-1].evaluate_start == is_evaluated
+        assert any(isinstance(observer, LossWatch) for observer in trainers[-1].observers) == is_watched
+    assert [trainer.patience for trainer in trainers] == [10, 10, 10, 15]
 
 
 def test_rare_classes_can_be_drawn_more_often(shapes: Path, tmp_path: Path) -> None:
