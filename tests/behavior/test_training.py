@@ -441,8 +441,7 @@ def test_patience(split, tmp_path):
 
 
 @pytest.mark.parametrize("lr_gamma", [0.5, 1.0])
-def test_patience_goes_on_with_the_next_phase(split, tmp_path, caplog, lr_gamma):
-    caplog.set_level("INFO", logger="rtdetrv4.training.loop")
+def test_patience_goes_on_with_the_next_phase(split, tmp_path, lr_gamma):
     plan = make_plan(epochs=12, steps_per_epoch=1, flat_epoch=5, refine_from=9, lr_gamma=lr_gamma)
     recorder = Recorder()
     evaluate = scores(0.5, *[0.4] * 11)
@@ -456,9 +455,6 @@ def test_patience_goes_on_with_the_next_phase(split, tmp_path, caplog, lr_gamma)
         assert step.lr == max(plan.lr(step.step - 1, base_lr) for base_lr in (1e-3, 5e-4))
     assert result.is_complete
     assert result.best_epoch == 1
-    said = "No better score in 2 evaluations: training goes on with epoch "
-    assert (f"{said}6, where the learning rate starts to fall." in caplog.text) == (lr_gamma < 1)
-    assert f"{said}10, where refinement starts." in caplog.text
 
 
 def test_each_phase_has_patience_of_its_own(split, tmp_path):

@@ -20,8 +20,7 @@ def repeat_factors(split: Split) -> NDArray[np.float64]:
         (M,), at least 1.
 
     References:
-        LVIS, arXiv 1908.03195, repeat factor sampling; its threshold is F here, so that the factors follow from the data
-        set without a setting.
+        LVIS, arXiv 1908.03195, repeat factor sampling; its threshold is F here, so that there is nothing to set.
     """
     classes = [np.unique(record.labels[~record.is_crowd]) for record in split.records]
     counts = np.bincount(np.concatenate(classes), minlength=split.classes.num_classes)

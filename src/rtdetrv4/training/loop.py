@@ -323,16 +323,8 @@ class Trainer:
         """The epoch that follows: the next one, or the start of the next phase if this one has used up its patience."""
         position, following = self.position, self.position.epoch + 1
         phase = self.plan.next_phase(following)
-        is_out_of_patience = position.is_out_of_patience(self.patience)
-        if phase is None or not (is_out_of_patience or phase == following):
+        if phase is None or not (phase == following or position.is_out_of_patience(self.patience)):
             return following
-        if phase > following and self.accelerator.is_main_process:
-            logger.info(
-                "No better score in %d evaluations: training goes on with epoch %d, where %s.",
-                position.evaluations_without_gain,
-                phase + 1,
-                "refinement starts" if phase == self.plan.refine_from else "the learning rate starts to fall",
-            )
         position.evaluations_without_gain = 0
         return phase
 

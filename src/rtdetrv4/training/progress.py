@@ -53,6 +53,7 @@ class TerminalProgress(Observer):
         """Print the model, the hardware, the length of the run, and what the starting weights can do."""
         self._plan, self._eval_every = info.plan, info.eval_every
         self._best: float | None = info.start_metrics.get("ap")
+        self._last_epoch = info.epoch
         self._steps_done, self._started, self._drawn = 0, time.monotonic(), 0.0
         self._recent: deque[tuple[float, StepReport]] = deque(maxlen=RECENT_STEPS + 1)
         self._print(
@@ -73,6 +74,10 @@ class TerminalProgress(Observer):
         now = time.monotonic()
         self._steps_done += 1
         self._recent.append((now, report))
+        if report.epoch > self._last_epoch + 1:
+            first, self._last_epoch = self._last_epoch + 1, report.epoch - 1
+            skipped = f"epoch {first}" if first == self._last_epoch else f"epochs {first} to {self._last_epoch}"
+            self._print(f"{skipped} skipped: no better score (run.patience)")
         done = (report.step - 1) % self._plan.steps_per_epoch + 1
         is_last = done == self._plan.steps_per_epoch
         if self.console.is_interactive:
@@ -100,6 +105,7 @@ class TerminalProgress(Observer):
             else:
                 line.append(f"  best {_percent(report.best_score):>4}", style="dim")
             self._best = report.best_score
+        self._last_epoch = report.epoch
         parts = []
         if report.modulation is not None:
             parts.append(
@@ -122,6 +128,8 @@ class TerminalProgress(Observer):
         """Print where the results are."""
         self._stop_bar()
         if result.is_complete:
+            if self._last_epoch < self._plan.epochs:
+                self._print(f"stopped after epoch {self._last_epoch}: no better score (run.patience)")
             score = result.best_score
             best = "" if score is None else f"best AP {_percent(score)} in epoch {result.best_epoch}; "
             self._print(f"done: {best}weights in {result.out / WEIGHTS_FILE}")

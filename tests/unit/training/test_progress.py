@@ -153,6 +153,31 @@ def test_a_log_file_gets_no_live_line_even_if_colors_are_forced(tmp_path, monkey
     assert "\r" not in text.getvalue()
 
 
+def test_skipped_epochs_are_told(tmp_path):
+    text = io.StringIO()
+    progress = TerminalProgress(50, Console(file=text, width=200))
+    progress.run_start(info(tmp_path, epoch=1, step=2))
+    for step in (5, 6):
+        progress.step_end(step_report(step))
+    progress.epoch_end(epoch_report(3))
+    progress.step_end(step_report(13))
+    progress.run_end(RunResult(tmp_path, 1, 0.5, {}, True))
+    told = [line for line in text.getvalue().splitlines() if "no better score" in line]
+    assert told == [
+        "epoch 2 skipped: no better score (run.patience)",
+        "epochs 4 to 6 skipped: no better score (run.patience)",
+    ]
+
+
+def test_an_early_end_is_told(tmp_path):
+    text = io.StringIO()
+    play([TerminalProgress(50, Console(file=text, width=200))], tmp_path, epochs=2)
+    assert "stopped after epoch 2: no better score (run.patience)" in text.getvalue().splitlines()
+    text = io.StringIO()
+    play([TerminalProgress(50, Console(file=text, width=200))], tmp_path)
+    assert "stopped" not in text.getvalue()
+
+
 def test_time_left_counts_the_steps_that_were_made(tmp_path, monkeypatch):
     """Also after a resume, and when early stopping has skipped epochs."""
     now = iter([100.0, 110.0, 110.0, 120.0, 120.0])
