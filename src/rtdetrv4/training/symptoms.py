@@ -16,13 +16,14 @@ EPOCHS_OUTSIDE = 4
 WAITING_SHARE, WAITING_SECONDS = 0.5, 10.0
 """An epoch of at least this length that waits for images for more than this share of its time is worth a warning."""
 
-WINDOW = 50
-"""Number of steps whose median is compared: the losses of single batches scatter."""
+WINDOW, MAX_WINDOWS = 100, 20
+"""Medians over this many steps are compared, because the losses of single batches scatter; over more in long runs, for
+the lowest of many medians is low by chance."""
 FEW_STEPS, ENOUGH_STEPS, ENOUGH_SHARE = 100, 300, 0.2
 """After warm-up, a loss should fall within this share of the run, but not in fewer or more steps than these."""
 START = 10
 """Number of steps whose median is the start of a loss: in a good run it falls at once."""
-FALL, RISE = 0.95, 1.25
+FALL, RISE = 0.95, 1.3
 """A loss that is not below this multiple of its start has not fallen; one above that multiple of its minimum rises."""
 LEARNED_AP = 0.05
 """With this AP a detector has learned something, so that a level loss is no symptom."""
@@ -37,7 +38,7 @@ def rising(losses: Sequence[float]) -> str | None:
         losses: of the steps of one stage, oldest first.
     """
     medians = _medians(losses)
-    if len(medians) < 2 or medians[-1] <= RISE * min(medians):
+    if len(medians) < 3 or min(medians[-2:]) <= RISE * min(medians):
         return None
     return f"the loss of the boxes has risen from {min(medians):.2f} to {medians[-1]:.2f}"
 
@@ -158,8 +159,9 @@ class LoaderWatch(Observer):
 
 
 def _medians(losses: Sequence[float]) -> list[float]:
-    """The median of every whole window, oldest first."""
-    return [median(losses[start : start + WINDOW]) for start in range(0, len(losses) - WINDOW + 1, WINDOW)]
+    """The medians of all windows, oldest first; the newest window ends with the newest loss."""
+    window = max(WINDOW, len(losses) // MAX_WINDOWS)
+    return [median(losses[start : start + window]) for start in range(len(losses) % window, len(losses), window)]
 
 
 class BandWatch(Observer):
