@@ -47,6 +47,7 @@ def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     expected = {"weights.safetensors", "best.pt", "last.pt", "curves.png", "predictions.jpg", "log.jsonl"}
+    expected |= {"train_batch.jpg", "train_batch-dense.jpg", "train_batch-refinement.jpg"}
     assert expected | {"recipe.yaml", "run.json", "val", "tensorboard"} <= {path.name for path in trained.iterdir()}
     assert {path.name for path in (trained / "val").iterdir()} >= {"metrics.json", "confusion_matrix.png"}
     facts = json.loads((trained / "run.json").read_text())
@@ -154,15 +155,22 @@ def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_pa
     assert read_log(trained / "log.jsonl")[0]["start_metrics"] == {}
 
 
-def test_what_is_watched_depends_on_the_start(
-    trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
+    """The runs that were about to begin; each ends before its first step."""
+
     def run(trainer: Trainer, resume: Path | None = None) -> None:
-        trainers.append(trainer)
+        made.append(trainer)
         raise KeyboardInterrupt
 
-    trainers: list[Trainer] = []
+    made: list[Trainer] = []
     monkeypatch.setattr(Trainer, "run", run)
+    return made
+
+
+def test_what_is_watched_depends_on_the_start(
+    trained: Path, shapes: Path, tmp_path: Path, trainers: list[Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rtdetrv4.assembly.training.QUICK_IMAGES", 3)
     known, other = trained / "weights.safetensors", shutil.copytree(shapes, tmp_path / "other")
     for file in other.rglob("*.json"):  # with classes that the weights do not know
@@ -180,14 +188,14 @@ def test_what_is_watched_depends_on_the_start(
     assert [trainer.patience for trainer in trainers] == [10, 10, 10, 15]
 
 
-def test_rare_classes_can_be_drawn_more_often(shapes: Path, tmp_path: Path) -> None:
-    losses = []
+def test_rare_classes_can_be_drawn_more_often(shapes: Path, tmp_path: Path, trainers: list[Trainer]) -> None:
     for sampling in ("uniform", "balanced"):
-        settings = {"data.sampling": sampling, "run.patience": 3}
-        Detector("test").train(shapes, out=tmp_path / sampling, epochs=1, overrides=settings, tracker="none")
-        losses += [record["losses"]["loss"] for record in read_log(tmp_path / sampling / "log.jsonl")[1:3]]
-    assert losses[0] != losses[2]  # other images in the first batch
-    assert (tmp_path / "balanced" / "train_batch.jpg").is_file()
+        with pytest.raises(KeyboardInterrupt):
+            Detector("test").train(shapes, out=tmp_path, tracker="none", overrides={"data.sampling": sampling})
+    uniform, balanced = (list(trainer.data.loader.sampler) for trainer in trainers)
+    assert sorted(uniform) == list(range(8))
+    assert sorted(balanced) != sorted(uniform)
+    assert len(balanced) == 8
 
 
 def test_few_steps_are_told_where_nothing_was_learned_before(

@@ -55,4 +55,4 @@ def _draw(image: Tensor, labels: Tensor, boxes: Tensor, names: Sequence[str]) ->
     pixels = np.ascontiguousarray(image.cpu().numpy())
     height = max(1, round(WIDTH * pixels.shape[0] / pixels.shape[1]))
     xyxy = xyxy_from_cxcywh(boxes.cpu()).numpy() * (WIDTH, height, WIDTH, height)
-    return draw_boxes(resize(pixels, (height, WIDTH)), xyxy, labels.cpu().numpy(), [names[i] for i in labels.tolist()])
+    return draw_boxes(resize(pixels, (height, WIDTH)), xyxy, labels.cpu().numpy(), [names[int(i)] for i in labels])
