@@ -457,6 +457,14 @@ def test_patience_goes_on_with_the_next_phase(split, tmp_path, lr_gamma):
     assert result.best_epoch == 1
 
 
+def test_the_best_of_equal_scores_knows_its_epoch_when_others_are_skipped(split, tmp_path):
+    plan = make_plan(epochs=9, steps_per_epoch=1, flat_epoch=5, refine_from=9)
+    make_trainer(split, tmp_path, plan=plan, evaluate=scores(0.5, 0.5, 0.4), patience=1).run()
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["rtdetrv4"])["epoch"] == 2
+    assert load_checkpoint(tmp_path / "last.pt")["position"]["epoch"] == 6
+
+
 def test_each_phase_has_patience_of_its_own(split, tmp_path):
     plan = make_plan(epochs=6, steps_per_epoch=1, flat_epoch=2, refine_from=4)
     recorder = Recorder()

@@ -13,7 +13,7 @@ def repeat_factors(split: Split) -> NDArray[np.float64]:
     """How much more often to draw each image than one that has only the most frequent class, or no object.
 
     A class in a share f of the images that have objects gets the factor √(F/f), where F is the share of the most
-    frequent class; an image gets the largest factor of its classes. A class that is a hundred times rarer is so drawn
+    frequent class; an image gets the largest factor of its classes. A class that is a hundred times rarer is drawn
     ten times as often. Full balance would repeat a few images until the model knows them by heart.
 
     Returns:

@@ -314,7 +314,7 @@ class Trainer:
         position.begin(following)
         self._save(LAST_FILE, *([BEST_FILE] if is_best else []))
         if is_best and self.accelerator.is_main_process:
-            metadata = {**self.metadata, "trained": True, "epoch": position.epoch, "metrics": report.metrics}
+            metadata = {**self.metadata, "trained": True, "epoch": report.epoch, "metrics": report.metrics}
             save_weights(self.ema.module.detector.state_dict(), self.out / WEIGHTS_FILE, metadata)
         for observer in self.observers:
             observer.epoch_end(report)

@@ -104,7 +104,8 @@ class TerminalProgress(Observer):
                 line.append("  best     ", style="green")
             else:
                 line.append(f"  best {_percent(report.best_score):>4}", style="dim")
-            self._best = report.best_score
+            if report.metrics["ap"] is not None:  # else the validation images have no objects
+                self._best = report.best_score
         self._last_epoch = report.epoch
         parts = []
         if report.modulation is not None:

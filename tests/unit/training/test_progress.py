@@ -45,6 +45,17 @@ def test_nothing_is_evaluated_and_nothing_distilled(tmp_path):
     assert "λ" not in text.getvalue()
 
 
+def test_validation_images_without_objects_have_no_ap(tmp_path):
+    text = io.StringIO()
+    progress = TerminalProgress(1, Console(file=text, width=200))
+    progress.run_start(info(tmp_path))
+    progress.epoch_end(epoch_report(1)._replace(metrics={"ap": None, "ap50": None}, best_score=-1.0))
+    progress.step_end(step_report(3))
+    lines = text.getvalue().splitlines()
+    assert "AP    –  AP50    –" in lines[1]
+    assert "AP" not in lines[2]
+
+
 def test_a_worse_epoch_names_the_best(tmp_path):
     text = io.StringIO()
     progress = TerminalProgress(50, Console(file=text, width=200))
