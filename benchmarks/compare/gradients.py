@@ -29,7 +29,7 @@ from rtdetrv4.data.formats import read_splits
 from rtdetrv4.distillation import alignment_loss
 from rtdetrv4.losses import weighted_sum
 from rtdetrv4.training import Trainer
-from rtdetrv4.training.observers import EpochReport, Observer
+from rtdetrv4.training.reports import EpochReport, Observer
 
 RESULTS = Path(__file__).parents[1] / "results" / "compare"
 NUM_BATCHES = 8

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from rtdetrv4.runtime.detections import Detections
     from rtdetrv4.runtime.sessions import OnnxSession
-    from rtdetrv4.training.observers import Observer
+    from rtdetrv4.training.reports import Observer
 
     __version__: str
 
@@ -52,7 +52,7 @@ __all__ = [
 _HOMES = {
     "Detections": "rtdetrv4.runtime.detections",
     "Detector": "rtdetrv4.detector",
-    "Observer": "rtdetrv4.training.observers",
+    "Observer": "rtdetrv4.training.reports",
     "OnnxSession": "rtdetrv4.runtime.sessions",
     "compare": "rtdetrv4.comparison",
     "create_model": "rtdetrv4.assembly",

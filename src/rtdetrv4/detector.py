@@ -335,6 +335,7 @@ class Detector:
             callbacks=callbacks,
             start=start_record,
             fitting=fitting,
+            knows_classes=report is not None and report.knows_classes,
         )
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:

@@ -97,6 +97,7 @@ def test_runs_are_ordinary_runs_with_a_result(runs: Runs) -> None:
     for name in (name for pair in PAIRS for name in pair):
         files = {path.name for path in (runs.out / name).iterdir()}
         assert files >= {"recipe.yaml", "log.jsonl", "last.pt", "weights.safetensors", "result.json"}
+        assert "patience: null" in (runs.out / name / "recipe.yaml").read_text()  # arms have the same length
         result = json.loads((runs.out / name / "result.json").read_text())
         last = [record for record in read_log(runs.out / name / "log.jsonl") if record["type"] == "epoch"][-1]
         assert (result["last_epoch"], result["last_ap"]) == (2, last["metrics"]["ap"])

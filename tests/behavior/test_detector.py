@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
-from rtdetrv4.training.observers import EpochReport, StepReport
+from rtdetrv4.training import Trainer
+from rtdetrv4.training.observers import EpochReport, StepReport, read_log
+from rtdetrv4.training.symptoms import LossWatch
 
 
 def small_teacher() -> Teacher:
@@ -43,6 +47,7 @@ def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     expected = {"weights.safetensors", "best.pt", "last.pt", "curves.png", "predictions.jpg", "log.jsonl"}
+    expected |= {"train_batch.jpg", "train_batch-dense.jpg", "train_batch-refinement.jpg"}
     assert expected | {"recipe.yaml", "run.json", "val", "tensorboard"} <= {path.name for path in trained.iterdir()}
     assert {path.name for path in (trained / "val").iterdir()} >= {"metrics.json", "confusion_matrix.png"}
     facts = json.loads((trained / "run.json").read_text())
@@ -217,6 +222,53 @@ def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_pa
     for name, parameter in detector.model.named_parameters():
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6, msg=name)
         assert parameter.shape == before[name].shape
+    # What the weights can do is measured before the first step, if they know the classes.
+    known = [record for record in read_log(trained / "log.jsonl") if record.get("is_best")][-1]["metrics"]
+    assert read_log(tmp_path / "log.jsonl")[0]["start_metrics"]["ap"] == pytest.approx(known["ap"], abs=1e-3)
+    assert read_log(trained / "log.jsonl")[0]["start_metrics"] == {}
+
+
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
+    """The runs that were about to begin; each ends before its first step."""
+
+    def run(trainer: Trainer, resume: Path | None = None) -> None:
+        made.append(trainer)
+        raise KeyboardInterrupt
+
+    made: list[Trainer] = []
+    monkeypatch.setattr(Trainer, "run", run)
+    return made
+
+
+def test_what_is_watched_depends_on_the_start(
+    trained: Path, shapes: Path, tmp_path: Path, trainers: list[Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtdetrv4.assembly.training.QUICK_IMAGES", 3)
+    known, other = trained / "weights.safetensors", shutil.copytree(shapes, tmp_path / "other")
+    for file in other.rglob("*.json"):  # with classes that the weights do not know
+        file.write_text(re.sub(r'"name": "(\w+)"', r'"name": "new \1"', file.read_text()))
+    for weights, data, epochs, is_evaluated, is_watched in (
+        (known, shapes, 5, True, True),  # 4 images, a tenth of 5 epochs of 8
+        (known, shapes, 4, False, False),  # it may be trained already, and nobody knows
+        (known, other, 5, False, True),
+        (None, shapes, 50, False, True),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            Detector("test", weights).train(data, epochs=epochs, out=tmp_path / "run", tracker="none")
+        assert trainers[-1].evaluate_start == is_evaluated
+        assert any(isinstance(observer, LossWatch) for observer in trainers[-1].observers) == is_watched
+    assert [trainer.patience for trainer in trainers] == [10, 10, 10, 15]
+
+
+def test_rare_classes_can_be_drawn_more_often(shapes: Path, tmp_path: Path, trainers: list[Trainer]) -> None:
+    for sampling in ("uniform", "balanced"):
+        with pytest.raises(KeyboardInterrupt):
+            Detector("test").train(shapes, out=tmp_path, tracker="none", overrides={"data.sampling": sampling})
+    uniform, balanced = (list(trainer.data.loader.sampler) for trainer in trainers)
+    assert sorted(uniform) == list(range(8))
+    assert sorted(balanced) != sorted(uniform)
+    assert len(balanced) == 8
 
 
 def test_few_steps_are_told_where_nothing_was_learned_before(

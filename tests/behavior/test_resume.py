@@ -12,7 +12,7 @@ import safetensors.torch
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.training.checkpoint import load_checkpoint
 from rtdetrv4.training.observers import JsonLog, Observer, read_log
-from small_training import assert_same, make_plan, make_trainer, score_of_weights, write_images
+from small_training import assert_same, fixed_score, make_plan, make_trainer, score_of_weights, write_images
 
 
 class Cut(Observer):
@@ -89,6 +89,24 @@ def test_in_the_middle_of_an_epoch(split, uninterrupted, tmp_path, epoch):
         make_trainer(split, tmp_path, observers=observers).run()
     resume(split, tmp_path)
     assert_same_results(tmp_path, uninterrupted)
+
+
+def test_after_early_stopping_has_skipped_epochs(split, tmp_path):
+    options = {
+        "plan": make_plan(epochs=6, steps_per_epoch=1, flat_epoch=3, refine_from=4),
+        "patience": 1,
+        "evaluate": lambda detector: fixed_score(detector, 0.5),
+    }
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    make_trainer(split, whole, observers=[JsonLog(whole / "log.jsonl", 1)], **options).run()
+    with pytest.raises(PowerCutError):
+        make_trainer(split, cut, observers=[JsonLog(cut / "log.jsonl", 1), Cut(cut_power, epoch=2)], **options).run()
+    assert load_checkpoint(cut / "last.pt")["position"]["epoch"] == 3  # the third epoch is skipped
+    resume(split, cut, **options)
+    assert_same_results(cut, whole)
+    assert [record["epoch"] for record in read_log(cut / "log.jsonl") if record["type"] == "epoch"] == [1, 2, 4, 5]
+    resume(split, cut, **options)  # it has stopped early, and stays so
+    assert_same_results(cut, whole)
 
 
 def test_during_validation(split, uninterrupted, tmp_path):

@@ -18,7 +18,7 @@ from rtdetrv4.distillation import Modulation
 from rtdetrv4.errors import NonFiniteError
 from rtdetrv4.evaluation import CocoEvaluator
 from rtdetrv4.losses import Criterion, HungarianMatcher
-from rtdetrv4.training import Observer, Profiler, default_observers, validate
+from rtdetrv4.training import BatchSheets, Observer, Profiler, default_observers, validate
 from rtdetrv4.training.checkpoint import load_checkpoint
 from rtdetrv4.training.clock import PHASES
 from small_training import (
@@ -438,6 +438,86 @@ def test_patience(split, tmp_path):
     assert result.is_complete
     assert trainer.position.epoch == 4
     assert result.best_epoch == 3
+
+
+@pytest.mark.parametrize("lr_gamma", [0.5, 1.0])
+def test_patience_goes_on_with_the_next_phase(split, tmp_path, lr_gamma):
+    plan = make_plan(epochs=12, steps_per_epoch=1, flat_epoch=5, refine_from=9, lr_gamma=lr_gamma)
+    recorder = Recorder()
+    evaluate = scores(0.5, *[0.4] * 11)
+    trainer = make_trainer(split, tmp_path, plan=plan, evaluate=evaluate, patience=2, observers=[recorder])
+    result = trainer.run()
+    falls = (6, 7) if lr_gamma < 1 else ()  # else the learning rate never falls, and refinement is next
+    assert [epoch.epoch for epoch in recorder.epochs] == [1, 2, 3, *falls, 10, 11]
+    assert [step.step for step in recorder.steps] == [1, 2, 3, *falls, 10, 11]
+    assert [epoch.stage for epoch in recorder.epochs][-2:] == ["refinement"] * 2
+    for step in recorder.steps:
+        assert step.lr == max(plan.lr(step.step - 1, base_lr) for base_lr in (1e-3, 5e-4))
+    assert result.is_complete
+    assert result.best_epoch == 1
+
+
+def test_the_best_of_equal_scores_knows_its_epoch_when_others_are_skipped(split, tmp_path):
+    plan = make_plan(epochs=9, steps_per_epoch=1, flat_epoch=5, refine_from=9)
+    make_trainer(split, tmp_path, plan=plan, evaluate=scores(0.5, 0.5, 0.4), patience=1).run()
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["rtdetrv4"])["epoch"] == 2
+    assert load_checkpoint(tmp_path / "last.pt")["position"]["epoch"] == 6
+
+
+def test_each_phase_has_patience_of_its_own(split, tmp_path):
+    plan = make_plan(epochs=6, steps_per_epoch=1, flat_epoch=2, refine_from=4)
+    recorder = Recorder()
+    evaluate = scores(0.5, *[0.4] * 5)
+    make_trainer(split, tmp_path, plan=plan, evaluate=evaluate, patience=2, observers=[recorder]).run()
+    assert [epoch.epoch for epoch in recorder.epochs] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_starting_weights_are_evaluated_before_the_first_step(split, tmp_path):
+    recorders = Recorder(), Recorder()
+    for evaluate_start, recorder in zip((True, False), recorders, strict=True):
+        out = tmp_path / str(evaluate_start)
+        trainer = make_trainer(
+            split,
+            out,
+            plan=one_epoch(2),
+            evaluate_start=evaluate_start,
+            sheets=BatchSheets(out, CLASSES.names) if evaluate_start else None,
+            observers=[recorder],
+        )
+        start = score_of_weights(trainer.ema.module.detector).to_dict()
+        trainer.run()
+        assert recorder.info.start_metrics == (start if evaluate_start else {})
+    # Neither this nor the pictures of batches change anything.
+    assert recorders[0].steps == recorders[1].steps
+    assert_same(*(load_checkpoint(tmp_path / name / "last.pt") for name in ("True", "False")))
+    assert (tmp_path / "True" / "train_batch.jpg").is_file()
+
+
+def test_a_resumed_run_has_left_its_start_behind(split, tmp_path):
+    make_trainer(split, tmp_path, plan=make_plan(epochs=2, steps_per_epoch=1)).run()
+    recorder = Recorder()
+    trainer = make_trainer(
+        split,
+        tmp_path,
+        plan=make_plan(epochs=2, steps_per_epoch=1),
+        evaluate_start=True,
+        sheets=BatchSheets(tmp_path, CLASSES.names),
+        observers=[recorder],
+    )
+    trainer.run(resume=tmp_path / "last.pt")
+    assert recorder.info.start_metrics == {}
+    assert not list(tmp_path.glob("train_batch*"))
+
+
+def test_each_stage_leaves_a_picture_of_its_batches(split, tmp_path):
+    make_trainer(split, tmp_path, plan=make_plan(steps_per_epoch=1), sheets=BatchSheets(tmp_path, CLASSES.names)).run()
+    assert {path.name for path in tmp_path.glob("*.jpg")} == {
+        "train_batch.jpg",
+        "train_batch-dense.jpg",
+        "train_batch-augmented.jpg",
+        "train_batch-refinement.jpg",
+    }
 
 
 def test_evaluations_may_be_rarer_than_epochs(split, tmp_path):

@@ -25,6 +25,7 @@ from rtdetrv4.data.cache import ImageCache, describe, open_cache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.loader import DetectionLoader, build_loader
+from rtdetrv4.data.sampling import repeat_factors
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher, wrap_teacher
 from rtdetrv4.distillation.teacher import Network
@@ -33,6 +34,7 @@ from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
 from rtdetrv4.training import (
+    BatchSheets,
     ModelEma,
     Observer,
     Plan,
@@ -41,6 +43,7 @@ from rtdetrv4.training import (
     Trainer,
     TrainingData,
     adamw,
+    auto_patience,
     default_observers,
     make_accelerator,
     parameter_groups,
@@ -57,6 +60,7 @@ from rtdetrv4.training.fit import (
     worker_memory,
 )
 from rtdetrv4.training.pace import Pace, measure_pace
+from rtdetrv4.training.symptoms import LossWatch
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -65,6 +69,9 @@ logger = logging.getLogger(__name__)
 PROBE_SHARE, MIN_PROBE = 0.1, 2
 #: Pixels of an input above which a CPU measures the memory of a smaller one.
 LARGE_IMAGE = 384 * 384
+#: The starting weights are evaluated on at most this many images, or on this share of all that the run trains on, which
+#: take several times as long each.
+QUICK_IMAGES, QUICK_SHARE = 500, 0.1
 
 
 def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
@@ -151,6 +158,7 @@ def build_trainer(
     callbacks: Sequence[Observer] = (),
     start: Mapping[str, Any] | None = None,
     fitting: Fitting | None = None,
+    knows_classes: bool = False,
 ) -> Trainer:
     """A training run.
 
@@ -163,6 +171,8 @@ def build_trainer(
         callbacks: observers notified after the package's own.
         start: what the run starts from, to be remembered with the weights; see `rtdetrv4.assembly.start.Start.record`.
         fitting: adjusts the length of the run to its pace; None keeps the recipe's.
+        knows_classes: `detector` starts from weights that are trained for some of the classes, so that it is evaluated
+            before the first step, unless that would take long.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -172,6 +182,7 @@ def build_trainer(
     if splits.train is None:
         raise DatasetError("The data set has no training part, such as train/ or instances_train*.json.")
     accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
+    evaluates_start = knows_classes and _is_quickly_evaluated(splits, recipe.schedule.epochs)
     teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
     variant = find_variant(recipe.model.name)
     injector = None if teacher is None else Injector(variant.hidden_dim, teacher.dim)
@@ -190,6 +201,8 @@ def build_trainer(
     )
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
+    if evaluates_start or not knows_classes:  # a detector that may be trained already need not get any better
+        observers.append(LossWatch())
     if recipe.run.tracker != "none":
         observers.append(Tracker(recipe.run.tracker, accelerator, recipe.run.log_every, flat_settings(recipe)))
     if recipe.run.profile:
@@ -212,10 +225,14 @@ def build_trainer(
         teach_every=recipe.distillation.every,
         teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
         observers=[*observers, *callbacks],
+        sheets=BatchSheets(out, splits.train.classes.names),
         clip_norm=recipe.optimizer.clip_norm,
         accumulate=accumulate,
         eval_every=recipe.run.eval_every,
-        patience=recipe.run.patience,
+        evaluate_start=evaluates_start,
+        patience=auto_patience(recipe.schedule.epochs, recipe.run.eval_every)
+        if recipe.run.patience == "auto"
+        else recipe.run.patience,
         max_skipped=recipe.run.max_skipped,
         seed=recipe.run.seed,
         recipe=recipe.model_dump(mode="json"),
@@ -339,6 +356,13 @@ def _pace(
     )
 
 
+def _is_quickly_evaluated(splits: Splits, epochs: int) -> bool:
+    """Whether one evaluation hardly adds to the run's duration."""
+    assert splits.train is not None, "nothing to train on"
+    longest = max(QUICK_IMAGES, QUICK_SHARE * epochs * len(splits.train.records))
+    return splits.val is not None and len(splits.val.records) <= longest
+
+
 def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
     """Set how the detector computes, without changing what it computes."""
     if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
@@ -378,6 +402,7 @@ def _training_data(
         rank=rank,
         world_size=ranks,
         drop_last=True,
+        weights=repeat_factors(split) if recipe.data.sampling == "balanced" else None,
     )
     return TrainingData(
         loader=loader,

@@ -105,6 +105,8 @@ def compare(
         "amp": amp,
     }
     base = override(Detector(model, weights, device="cpu").recipe, {**given, "run.derive": False, **(overrides or {})})
+    if base.run.patience == "auto":  # arms are compared after the same number of epochs
+        base = override(base, {"run.patience": None})
     if base.run.accumulate == "auto":
         raise ConfigError(
             "batch: got auto, expected a number: what fits depends on the arm and on other programs, but all arms must "

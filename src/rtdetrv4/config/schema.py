@@ -159,6 +159,11 @@ class DataConfig(_Section):
         "that names COCO files), or a COCO file.",
     )
     workers: Count = Field(default=4, description="Processes that load images; 0: load in the training process.")
+    sampling: Literal["uniform", "balanced"] = Field(
+        default="uniform",
+        description="uniform: every training image once per epoch; balanced: images with rare classes more often, the "
+        "others less often.",
+    )
     cache: Literal["none", "ram", "disk"] = Field(
         default="none", description="Keep decoded images for later epochs, in memory or on disk; samples stay the same."
     )
@@ -385,8 +390,11 @@ class RunConfig(_Section):
         "supports, or none.",
     )
     eval_every: AtLeastOne = Field(default=1, description="Epochs between evaluations; the last is always evaluated.")
-    patience: AtLeastOne | None = Field(
-        default=None, description="Stop after this many evaluations in a row without a better score; null: never."
+    patience: AtLeastOne | Literal["auto"] | None = Field(
+        default="auto",
+        description="Early stopping: after this many evaluations in a row without a better score, go straight to where "
+        "the learning rate falls, then to refinement, and stop in the last of these. auto: 30 % of all evaluations, "
+        "but at least 10; null: never.",
     )
     profile: bool = Field(
         default=False, description="Profile a few steps; writes profile/table.txt and profile/trace.json."

@@ -56,7 +56,8 @@ class _UnreadableError(Exception):
 class DetectionDataset(Dataset[Sample]):
     """The images of a split, augmented for training or only resized for evaluation.
 
-    A sample depends only on (seed, epoch, index), not on the number of workers or on earlier samples.
+    A sample depends only on (seed, epoch, index), not on the number of workers or on earlier samples. Indices from
+    `len(self)` on are repetitions of images in the same epoch, augmented anew.
 
     An image that cannot be decoded is reported once. Training uses the next readable sample in its place; evaluation
     uses a black image, marked as unreadable.
@@ -102,10 +103,12 @@ class DetectionDataset(Dataset[Sample]):
         if not self._training:
             return self._plain(index)
         epoch, stage = int(self._state[0]), Augmentation(*self._state[1:].tolist())
+        repetition, index = divmod(index, len(self))
         for stand_in in range(len(self)):
             shifted = (index + stand_in) % len(self)
             try:
-                return self._augmented(shifted, stage, np.random.default_rng((self._seed, epoch, shifted)))
+                rng = np.random.default_rng((self._seed, epoch, shifted + repetition * len(self)))
+                return self._augmented(shifted, stage, rng)
             except _UnreadableError:
                 continue
         raise DatasetError(f"none of the {len(self)} images in {self.split.image_dir} can be read")

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from rtdetrv4.data.batch import pack
 from rtdetrv4.data.cache import RamCache
 from rtdetrv4.data.dataset import DetectionDataset
+from rtdetrv4.data.sampling import draw_weighted
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import Batch
 
@@ -33,10 +35,20 @@ class ShardSampler(Sampler[int]):
         rank: the rank of this process.
         world_size: the number of processes.
         even: see above.
+        weights: (num_samples,): how often to draw each sample in relation to the others, in epochs of unchanged length;
+            see `data.sampling`. None draws each once.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, shuffle: bool, seed: int, rank: int, world_size: int, even: bool
+        self,
+        num_samples: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+        even: bool,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.epoch = 0
         self.start_batch = 0
@@ -47,6 +59,7 @@ class ShardSampler(Sampler[int]):
         self._rank = rank
         self._world_size = world_size
         self._even = even and num_samples >= world_size
+        self._weights = weights
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Switch to the order of `epoch`; a resumed epoch starts at `start_batch` without loading earlier ones."""
@@ -62,7 +75,8 @@ class ShardSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = np.arange(self._num_samples)
         if self._shuffle:
-            order = np.random.default_rng((self._seed, self.epoch, _ORDER_STREAM)).permutation(order)
+            rng = np.random.default_rng((self._seed, self.epoch, _ORDER_STREAM))
+            order = rng.permutation(order) if self._weights is None else draw_weighted(self._weights, rng)
         own = order[self._rank :: self._world_size][: len(self)]
         return iter(own[self.start_batch * self._batch_size :].tolist())
 
@@ -90,6 +104,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     drop_last: bool = False,
+    weights: NDArray[np.float64] | None = None,
 ) -> DetectionLoader:
     """Build the loader of one rank.
 
@@ -104,8 +119,9 @@ def build_loader(
         world_size: the number of processes.
         drop_last: drop an incomplete last batch, and give all ranks the same number of batches, for training. A
             dataset smaller than a batch still makes one batch.
+        weights: how often to draw each sample when shuffling; see `ShardSampler`.
     """
-    sampler = ShardSampler(len(dataset), batch_size, shuffle, seed, rank, world_size, even=drop_last)
+    sampler = ShardSampler(len(dataset), batch_size, shuffle, seed, rank, world_size, even=drop_last, weights=weights)
     num_workers = min(workers, _num_processors())
     return DetectionLoader(
         dataset,  # pyright: ignore[reportArgumentType]

@@ -25,15 +25,16 @@ from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import Criterion, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.training.accelerator import synchronize_norms
+from rtdetrv4.training.batch_sheets import BatchSheets
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
 from rtdetrv4.training.clock import Clock
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.fit import is_out_of_memory
 from rtdetrv4.training.interrupt import Interrupt
 from rtdetrv4.training.nonfinite import nonfinite_error, nonfinite_terms
-from rtdetrv4.training.observers import EpochReport, Observer, RunInfo, RunResult, StepReport
 from rtdetrv4.training.plan import Plan, Stage
 from rtdetrv4.training.position import Position
+from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
 from rtdetrv4.training.state import RunState
 from rtdetrv4.training.training_data import TrainingData
 from rtdetrv4.types import Batch
@@ -63,10 +64,14 @@ class Trainer:
         teach_every: use the teacher in every `teach_every`-th step, starting with the first.
         teach_epochs: number of epochs that use the teacher; None for all.
         observers: notified on rank 0.
+        sheets: pictures of the first batches of each stage, drawn on rank 0.
         clip_norm: maximum gradient norm; 0 disables clipping.
         accumulate: batches per optimizer step. Losses are normalized by the boxes of each batch, then averaged.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
-        patience: stop after this many evaluations in a row without a better score; None for never.
+        evaluate_start: evaluate the starting weights too, before the first step.
+        patience: after this many evaluations in a row without a better score, go straight to the next phase, in which
+            the learning rate falls or refinement starts; in the last phase, stop. Each phase counts anew. None for
+            never.
         max_skipped: give up after this many steps in a row with a NaN or infinite loss or gradient.
         seed: seed of everything random in the model; each rank adds its own number.
         recipe: plain values that describe how the run was made; stored in checkpoints.
@@ -88,9 +93,11 @@ class Trainer:
     teach_every: int = 1
     teach_epochs: int | None = None
     observers: Sequence[Observer] = ()
+    sheets: BatchSheets | None = None
     clip_norm: float = 0.1
     accumulate: int = 1
     eval_every: int = 1
+    evaluate_start: bool = False
     patience: int | None = None
     max_skipped: int = 10
     seed: int = 0
@@ -118,7 +125,7 @@ class Trainer:
         self.interrupt = Interrupt()
         self.clock = Clock(self.accelerator.device)
         if not self.accelerator.is_main_process:
-            self.observers = ()
+            self.observers, self.sheets = (), None
 
     @property
     def position(self) -> Position:
@@ -141,9 +148,10 @@ class Trainer:
         if resume is not None:
             self.state.load_state_dict(load_checkpoint(resume))
         is_complete = False
+        info = self._info(self._start_metrics())
         with ExitStack() as stack:
             for observer in self.observers:
-                observer.run_start(self._info())
+                observer.run_start(info)
                 stack.callback(lambda end=observer.run_end: end(self._result(is_complete)))
             with self.interrupt:
                 while self.position.epoch < self.plan.epochs and not self.position.is_out_of_patience(self.patience):
@@ -156,6 +164,8 @@ class Trainer:
         position, stage = self.position, self.plan.stage(self.position.epoch)
         if position.step == 0 and position.epoch == self.plan.refine_from:
             self._restart_from_best()
+        if self.sheets is not None and position.step == 0 and self.plan.starts_stage(position.epoch):
+            self.sheets.begin(stage.name, is_first=position.epoch == 0)
         self.started, self.num_images = time.monotonic(), 0
         batches = iter(self.data.batches(position.epoch, stage, position.step * self.accumulate))
         self.model.train()
@@ -274,6 +284,8 @@ class Trainer:
                     batch = prepare_batch(batch, size, accelerator.device)
                     if (ratio := self.data.mixup(position.epoch, number, stage)) is not None:
                         batch = mix_up(batch, ratio)
+                if self.sheets is not None:
+                    self.sheets.add(batch)
                 with self.clock("forward"):
                     output, projected = self.model(batch.images, batch.targets)  # float32, whatever computed it
                 with self.clock("loss"):
@@ -322,12 +334,13 @@ class Trainer:
             is_best = position.judge(None, {})
         else:
             is_best = metrics is not None and position.judge(metrics.ap, metrics.to_dict())
+        following = self._following_epoch()
         weight = modulated = None
         if self.modulation is not None and not self._teacher_is_active:
             weight = 0.0
         elif self.modulation is not None:
             weight = self.modulation.weight
-            modulated = self.modulation.end_epoch(refinement=plan.stage(position.epoch + 1).refinement)
+            modulated = self.modulation.end_epoch(refinement=plan.stage(following).refinement)
         # A resumed run counts unreadable images from 0 again.
         position.num_unreadable = max(position.num_unreadable, self.data.num_unreadable)
         report = EpochReport(
@@ -347,13 +360,31 @@ class Trainer:
             images_per_second=self.num_images / self.seconds,
             shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
         )
-        position.next_epoch()
+        position.begin(following)
         self._save(LAST_FILE, *([BEST_FILE] if is_best else []))
         if is_best and self.accelerator.is_main_process:
-            metadata = {**self.metadata, "trained": True, "epoch": position.epoch, "metrics": report.metrics}
+            metadata = {**self.metadata, "trained": True, "epoch": report.epoch, "metrics": report.metrics}
             save_weights(self.ema.module.detector.state_dict(), self.out / WEIGHTS_FILE, metadata)
         for observer in self.observers:
             observer.epoch_end(report)
+
+    def _following_epoch(self) -> int:
+        """The epoch that follows: the next one, or the start of the next phase if this one has used up its patience."""
+        position, following = self.position, self.position.epoch + 1
+        phase = self.plan.next_phase(following)
+        if phase is None or not (phase == following or position.is_out_of_patience(self.patience)):
+            return following
+        position.evaluations_without_gain = 0
+        return phase
+
+    def _start_metrics(self) -> Metrics | None:
+        """Metrics of the starting weights, if they are wanted and nothing has been trained yet."""
+        is_new = self.position.epoch == self.position.step == 0
+        if self.evaluate is None or not self.evaluate_start or not is_new:
+            return None
+        if self.accelerator.is_main_process:
+            logger.info("Evaluating the starting weights.")
+        return self.evaluate(self.ema.module.detector)
 
     def _validate(self) -> Metrics | None:
         """Metrics of the EMA, or None if this epoch is not evaluated."""
@@ -397,7 +428,7 @@ class Trainer:
         position = self.position
         return RunResult(self.out, position.best_epoch, position.best_score, position.best_metrics, is_complete)
 
-    def _info(self) -> RunInfo:
+    def _info(self, start_metrics: Metrics | None) -> RunInfo:
         accelerator = self.accelerator
         ranks = f" × {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
         return RunInfo(
@@ -408,4 +439,6 @@ class Trainer:
             hardware=f"{accelerator.device}{ranks}, {accelerator.mixed_precision.replace('no', 'float32')}",
             num_parameters=sum(p.numel() for p in self.parameters),
             teacher=None if self.teacher is None else self.teacher.name,
+            eval_every=None if self.evaluate is None else self.eval_every,
+            start_metrics={} if start_metrics is None else start_metrics.to_dict(),
         )

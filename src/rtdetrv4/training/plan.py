@@ -15,6 +15,8 @@ EMA_SHARE = 0.1
 #: With fewer optimizer steps, a detector that does not start from a trained one finds little
 #: (docs/research/experiments.md).
 FEW_STEPS = 1000
+#: `run.patience: auto`: this share of all evaluations, and at least this many.
+PATIENCE_SHARE, MIN_PATIENCE = 0.3, 10
 
 
 class Stage(NamedTuple):
@@ -104,6 +106,17 @@ class Plan:
             return BASIC
         return DENSE if epoch < self.mosaic_until else AUGMENTED
 
+    def starts_stage(self, epoch: int) -> bool:
+        """Whether `epoch`, counted from 0, is the first of its stage."""
+        return epoch == 0 or self.stage(epoch) != self.stage(epoch - 1)
+
+    def next_phase(self, epoch: int) -> int | None:
+        """The first epoch from `epoch` on in which the learning rate starts to fall or refinement starts, if any."""
+        starts = [self.refine_from]
+        if self.lr_gamma < 1:
+            starts.append(math.ceil(self.flat_epoch))
+        return min((start for start in starts if epoch <= start < self.epochs), default=None)
+
     def lr(self, step: int, base_lr: float) -> float:
         """Learning rate of update `step`, counted from 0.
 
@@ -142,6 +155,14 @@ def scale_plan(plan: Plan) -> Plan:
         ema_warmup=plan.ema_warmup * min(1.0, longest / horizon),
         ema_restart_decay=min(plan.ema_restart_decay, 1 - 1 / longest),
     )
+
+
+def auto_patience(epochs: int, eval_every: int) -> int:
+    """The number of evaluations without a better score after which a phase of a run has nothing more to give.
+
+    Scores scatter from one evaluation to the next, and rise slowly while the learning rate is flat.
+    """
+    return max(MIN_PATIENCE, math.ceil(PATIENCE_SHARE * epochs / eval_every))
 
 
 def few_steps_advice(plan: Plan, *, recipe_warmup: int, batch: int) -> str | None:

@@ -49,9 +49,10 @@ class Position:
             metrics: the metrics that the score comes from.
         """
         if score is not None:
-            score = -1.0 if math.isnan(score) else score
+            says_something = not math.isnan(score)
+            score = score if says_something else -1.0
             best = -math.inf if self.best_score is None else self.best_score
-            self.evaluations_without_gain = 0 if score > best else self.evaluations_without_gain + 1
+            self.evaluations_without_gain = 0 if score > best else self.evaluations_without_gain + says_something
             if score < best:
                 return False
         self.best_epoch, self.best_score, self.best_metrics = self.epoch + 1, score, dict(metrics)
@@ -61,8 +62,8 @@ class Position:
         """Whether `patience` evaluations in a row brought no better score."""
         return patience is not None and self.evaluations_without_gain >= patience
 
-    def next_epoch(self) -> None:
-        """Advance to the next epoch."""
-        self.epoch += 1
+    def begin(self, epoch: int) -> None:
+        """Go on with an epoch, usually the next one."""
+        self.epoch = epoch
         self.step = 0
         self.sums, self.counts = {}, {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
 from rtdetrv4.training.clock import PHASES
-from rtdetrv4.training.observers import Observer, RunInfo, RunResult, StepReport
+from rtdetrv4.training.reports import Observer, RunInfo, RunResult, StepReport
 
 logger = logging.getLogger(__name__)
 

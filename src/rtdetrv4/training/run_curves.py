@@ -48,7 +48,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         figure.set_size_inches(13, 4)
         losses, ap, lr = bottom = list(figure.subplots(1, 3, sharex=True).flat)
     _draw_losses(losses, epochs)
-    _draw_ap(ap, epochs)
+    _draw_ap(ap, epochs, records[0].get("start_metrics"))
     _draw_lr(lr, records, epochs)
     for axes in (losses, ap, lr, *bottom):
         axes.grid(color="#e6e6e6", linewidth=0.8)
@@ -75,10 +75,11 @@ def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     axes.legend(ncols=4, frameon=False, fontsize="small", columnspacing=1.2, handlelength=1.4)
 
 
-def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
+def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]], start_metrics: dict[str, Any] | None) -> None:
     axes.set_title("validation of the averaged weights, %", loc="left")
+    start = [{"epoch": 0, "metrics": start_metrics}] if start_metrics else []
     for name, label, color in (("ap50", "AP50", SKY), ("ap", "AP", BLUE)):
-        x, y = _series(epochs, lambda record, name=name: record["metrics"].get(name))
+        x, y = _series([*start, *epochs], lambda record, name=name: record["metrics"].get(name))
         axes.plot(x, [100 * value for value in y], color=color, label=label, **_style(x))
     axes.set_ylim(0, max(axes.get_ylim()[1], 5))  # less than that is noise, and should look like it
     x, y = _series(epochs, lambda record: record["metrics"].get("ap"))

@@ -37,6 +37,8 @@ class LoadReport(NamedTuple):
     """For how many of the model's classes the file has a row, and how many classes the model has."""
     trained: bool
     """Whether the model can predict without training: all rows of its class heads are trained."""
+    knows_classes: bool
+    """Whether some rows of its class heads are trained."""
 
     @property
     def details(self) -> str:
@@ -96,6 +98,7 @@ def load_weights(
         ignored=tuple(name for name in theirs if name not in own),
         known_rows=(len(rows), num_classes),
         trained=metadata.trained and not new,
+        knows_classes=metadata.trained and bool(rows),
     )
 
 

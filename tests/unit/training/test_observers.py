@@ -12,140 +12,12 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rtdetrv4.distillation import ModulationReport
+from made_up_run import epoch_report, info, play, step_report
 from rtdetrv4.errors import ConfigError, MissingDependencyError
 from rtdetrv4.training import make_accelerator
-from rtdetrv4.training.observers import (
-    EPOCHS_OUTSIDE,
-    BandWatch,
-    EpochReport,
-    JsonLog,
-    Observer,
-    RunInfo,
-    RunResult,
-    StepReport,
-    TerminalProgress,
-    Tracker,
-    default_observers,
-    read_log,
-)
-from rtdetrv4.training.plan import Plan
+from rtdetrv4.training.observers import JsonLog, Tracker, default_observers, read_log
+from rtdetrv4.training.reports import Observer, RunResult
 from rtdetrv4.training.run_curves import draw_curves
-
-PLAN = Plan(
-    epochs=3,
-    steps_per_epoch=2,
-    warmup_steps=0,
-    flat_epoch=2,
-    no_aug_epochs=1,
-    lr_gamma=0.5,
-    basic_epochs=0,
-    mosaic_until=1,
-    refine_from=2,
-    ema_decay=0.9,
-    ema_warmup=1,
-    ema_restart_decay=0.9,
-)
-
-
-def info(out, epoch=0, step=0, teacher="dino"):
-    return RunInfo(out, PLAN, epoch, step, "cpu, float32", 10_430_000, teacher)
-
-
-def step_report(step: int, loss: float = 30.0):
-    losses = {"loss": loss, "mal": 0.5, "giou": 0.7}
-    return StepReport((step + 1) // 2, step, losses, 4.0, PLAN.lr(step - 1, 1e-3), 5.0, 8, math.isfinite(loss))
-
-
-def epoch_report(epoch: int, teacher: bool = True, metrics: bool = True):
-    ap = {"ap": 0.1 * epoch, "ap50": 0.2 * epoch, "ap_small": None, "per_class": {"cat": 0.1}}
-    return EpochReport(
-        epoch=epoch,
-        step=2 * epoch,
-        stage=PLAN.stage(epoch - 1).name,
-        losses={"loss": 30.0 / epoch, "mal": 0.5, "giou": 0.7, **({"distill": 0.8} if teacher else {})},
-        lr=1e-3,
-        metrics=ap if metrics else {},
-        best_score=0.1 * epoch if metrics else None,
-        is_best=True,
-        distill_weight=5.0 if teacher else None,
-        modulation=ModulationReport(6.0, 9.5, "below", (10.0, 12.0)) if teacher else None,
-        num_skipped=1,
-        num_unreadable=2,
-        seconds=2.0,
-        images_per_second=8.0,
-        shares={"data": 0.25, "backward": 0.5},
-    )
-
-
-def play(observers, out, *, teacher="dino", metrics=True, epochs=3):
-    for observer in observers:
-        observer.run_start(info(out, teacher=teacher))
-    for epoch in range(1, epochs + 1):
-        for step in (2 * epoch - 1, 2 * epoch):
-            for observer in observers:
-                observer.step_end(step_report(step))
-        for observer in observers:
-            observer.epoch_end(epoch_report(epoch, teacher is not None, metrics))
-    for observer in observers:
-        observer.run_end(RunResult(out, epochs, 0.3 if metrics else None, {}, True))
-
-
-def test_plain_lines_where_there_is_no_terminal(tmp_path):
-    text = io.StringIO()
-    play([TerminalProgress(2, Console(file=text, width=60))], tmp_path)
-    lines = text.getvalue().splitlines()
-    assert len(lines) == 1 + 3 + 3 + 1  # a start, a step and an epoch three times, an end: none is wrapped
-    assert lines[0].startswith("10.43 M parameters on cpu, float32; teacher dino; 3 epochs × 2 steps; ")
-    assert lines[1].startswith("epoch 1/3  step 2/2  lr 1.00e-03  loss 30.000  left 0:00:0")
-    for part in (
-        "epoch 2/3",
-        "augmented",
-        "AP 20.0 (best)",
-        "AP50 40.0",
-        "distill 0.800",
-        "λ 5",
-        "AIFI 9.50 % (target 10.00–12.00)",
-    ):
-        assert part in lines[4]
-    assert "1 steps skipped  2 images unreadable  8.0 images/s (data 25% backward 50%)  left 0:00:00" in lines[6]
-    assert lines[-1] == f"done: best AP 30.0 in epoch 3; weights in {tmp_path / 'weights.safetensors'}"
-
-
-@pytest.mark.parametrize("side", ["below", "above"])
-def test_a_band_out_of_reach_is_told_once(side, caplog):
-    def see(reason, band=(10.0, 12.0)):
-        weights[:] = [weights[-1], 10 * weights[-1]]
-        report = ModulationReport(weights[1], 3.5, reason, band)
-        watch.epoch_end(epoch_report(1)._replace(distill_weight=weights[0], modulation=report))
-
-    watch, weights = BandWatch(), [5.0]
-    for reason in (*[side] * (EPOCHS_OUTSIDE - 1), "inside", *[side] * (EPOCHS_OUTSIDE - 1)):
-        see(reason)
-    see("above" if side == "below" else "below")
-    see("fixed", band=None)
-    assert caplog.text == ""
-    weights = [5.0]
-    for _ in range(2 * EPOCHS_OUTSIDE):
-        see(side)
-    (message,) = (record.getMessage() for record in caplog.records)
-    assert f"now 3.50 %, has been {side} the target 10.00–12.00 % for 4 epochs, while λ went from 5 to 5e+04" in message
-    assert "distillation.mode=auto" in message
-
-
-def test_a_bar_on_a_terminal(tmp_path):
-    text = io.StringIO()
-    play([TerminalProgress(2, Console(file=text, width=200, force_terminal=True))], tmp_path)
-    assert "step 2/2" not in text.getvalue()
-    assert "2/2  loss 30.000  left" in text.getvalue()
-
-
-def test_nothing_is_evaluated_and_nothing_distilled(tmp_path):
-    text = io.StringIO()
-    play([TerminalProgress(1, Console(file=text, width=200))], tmp_path, teacher=None, metrics=False)
-    assert "teacher none" in text.getvalue()
-    assert "AP" not in text.getvalue()
-    assert "λ" not in text.getvalue()
 
 
 def test_the_log_is_strict_json(tmp_path):
@@ -161,6 +33,7 @@ def test_the_log_is_strict_json(tmp_path):
     assert records[2]["distill_weight"] == 5.0
     assert records[2]["losses"]["distill"] == 0.8
     assert records[0]["plan"]["refine_from"] == 2
+    assert records[0]["start_metrics"] == {}
 
 
 def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path):
@@ -206,6 +79,17 @@ def test_tensorboard(tmp_path):
     assert values["epoch/distill"] == pytest.approx([0.8] * 3)
     assert "val/ap_small" not in values
     assert [event.step for event in events.Scalars("val/ap/cat")] == [2, 4, 6]
+
+
+def test_the_starting_weights_are_logged(tmp_path):
+    start = info(tmp_path, start_metrics={"ap": 0.25, "ap50": 0.5, "ap_small": None, "per_class": {"cat": 0.25}})
+    tracker, log = Tracker("tensorboard", make_accelerator("cpu"), 1), JsonLog(tmp_path / "log.jsonl", 1)
+    for observer in (tracker, log):
+        observer.run_start(start)
+    tracker.run_end(RunResult(tmp_path, None, None, {}, False))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("val/ap/cat")] == [(0, 0.25)]
+    assert read_log(log.path)[0]["start_metrics"]["ap50"] == 0.5
 
 
 def test_tensorboard_hides_what_was_logged_after_the_checkpoint(tmp_path):
@@ -294,6 +178,21 @@ def test_curves_are_drawn_for_any_run(tmp_path, teacher, metrics, epochs):
     assert picture.shape[:2] == ((840, 1320) if teacher else (480, 1560))
     assert np.unique(picture.reshape(-1, 3), axis=0).shape[0] > 50
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_curves_begin_with_the_starting_weights(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("rtdetrv4.training.run_curves.write_whole", lambda path, write: figures.append(write))
+    log = JsonLog(tmp_path / "log.jsonl", 1)
+    for start, expected in (({}, [1, 2]), ({"ap": 0.3, "ap50": 0.4}, [0, 1, 2])):
+        log.run_start(info(tmp_path, start_metrics=start))
+        for epoch in (1, 2):
+            log.epoch_end(epoch_report(epoch))
+        draw_curves(read_log(log.path), tmp_path / "curves.png")
+        (figure,) = (cell.cell_contents for cell in figures[-1].__closure__)
+        curve = next(line for line in figure.axes[1].lines if line.get_label() == "AP")
+        assert curve.get_xdata().tolist() == expected
+        assert curve.get_ydata()[0] == pytest.approx(30 if start else 10)
 
 
 def test_without_an_epoch_nothing_is_drawn(tmp_path):

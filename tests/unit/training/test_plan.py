@@ -15,6 +15,7 @@ from rtdetrv4.training.plan import (
     DENSE,
     REFINEMENT,
     Plan,
+    auto_patience,
     few_steps_advice,
     flat_cosine,
     scale_plan,
@@ -50,6 +51,26 @@ def test_flat_cosine_equals_the_released_schedule(row):
         min_lr=row["min_lr"],
     )
     assert lr == pytest.approx(row["lr"], rel=1e-6, abs=1e-15)
+
+
+def test_where_phases_and_stages_begin():
+    plan = Plan(**S)
+    starts = {0: 64, 64: 64, 65: 120, 120: 120, 121: None, 131: None}
+    assert {epoch: plan.next_phase(epoch) for epoch in starts} == starts
+    assert [epoch for epoch in range(plan.epochs) if plan.starts_stage(epoch)] == [0, 4, 64, 120]
+    fractional = dataclasses.replace(plan, flat_epoch=63.5)
+    assert fractional.next_phase(0) == 64
+    constant = dataclasses.replace(plan, lr_gamma=1.0)
+    assert constant.next_phase(0) == 120
+    without_refinement = dataclasses.replace(constant, refine_from=200)
+    assert without_refinement.next_phase(0) is None
+
+
+@pytest.mark.parametrize(
+    ("epochs", "eval_every", "patience"), [(132, 1, 40), (20, 1, 10), (100, 2, 15), (101, 2, 16), (100, 5, 10)]
+)
+def test_automatic_patience_is_a_share_of_the_evaluations(epochs, eval_every, patience):
+    assert auto_patience(epochs, eval_every) == patience
 
 
 def test_stages_follow_each_other():

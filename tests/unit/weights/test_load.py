@@ -70,7 +70,9 @@ def test_own_weights_come_back(animals: tuple[DetectionModel, Path]) -> None:
     model = model_of(3)
     report = load_weights(model, path)
     assert_same(model.state_dict(), trained.state_dict())
-    assert report == LoadReport(str(path), tuple(trained.state_dict()), (), (), (), (3, 3), trained=True)
+    assert report == LoadReport(
+        str(path), tuple(trained.state_dict()), (), (), (), (3, 3), trained=True, knows_classes=True
+    )
 
     facts = read_metadata(path)
     assert facts.model == "test"
@@ -108,6 +110,7 @@ def test_classes_are_moved_by_name_and_others_keep_their_rows(animals: tuple[Det
     assert report.newly_initialized == ("zebra", "traffic_light")
     assert "classes moved by name: dog and cat; newly initialized: zebra and traffic_light" in str(report)
     assert not report.trained
+    assert report.knows_classes
 
 
 def test_no_class_in_common(animals: tuple[DetectionModel, Path]) -> None:
@@ -117,6 +120,7 @@ def test_no_class_in_common(animals: tuple[DetectionModel, Path]) -> None:
     report = load_weights(model, path, names=["scratch"])
     assert report.newly_initialized == ("scratch",)
     assert not report.trained
+    assert not report.knows_classes
     assert not set(ROWS) & set(report.loaded)
     assert torch.equal(model.query_selection.score_head.weight, before)
 
@@ -131,6 +135,7 @@ def test_untrained_weights_say_so(tmp_path: Path) -> None:
     report = load_weights(model_of(2), write(model_of(2), tmp_path / "w.safetensors", "ab", trained=False))
     assert not report.newly_initialized
     assert not report.trained
+    assert not report.knows_classes
 
 
 def test_wrong_number_of_names(animals: tuple[DetectionModel, Path]) -> None:
