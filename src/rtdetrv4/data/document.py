@@ -278,7 +278,7 @@ def _with_true_sizes(document: Document, image_dir: Path, problems: list[str]) -
             f"{document.path}: {len(contradicting)} of {len(sizes_hw)} images have another shape than annotated, and "
             f"boxes that leave them: {contradicting[0]}; use the images that were annotated"
         )
-    keep = sizes_hw.any(axis=1)
+    keep = sizes_hw[:, 0] > 0
     return _leave_out(document._replace(sizes_hw=sizes_hw), keep, "of another shape than annotated", problems)
 
 
