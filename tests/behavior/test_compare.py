@@ -14,7 +14,8 @@ import rtdetrv4
 from rtdetrv4 import ConfigError, DatasetError, NonFiniteError
 from rtdetrv4.cli import main
 from rtdetrv4.comparison import Comparison, compare, read_comparison
-from rtdetrv4.config import to_yaml
+from rtdetrv4.comparison import runs as runs_module
+from rtdetrv4.config import load_recipe, override, to_yaml
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
 from rtdetrv4.training import Trainer
@@ -365,3 +366,24 @@ def test_the_first_arm_named_is_the_reference(tmp_path: Path) -> None:
     assert read_comparison(tmp_path, ["off", "auto"]).differences == ()  # no seed in common
     with pytest.raises(ConfigError, match=r'no finished run of an arm "of".*"off".*There are: auto, gam, off'):
         read_comparison(tmp_path, ["of"])
+
+
+@pytest.mark.parametrize(("pretrained", "start"), [(True, "imagenet"), (False, "none")])
+def test_no_run_takes_the_next_best_start(
+    pretrained: bool, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    started: list[Any] = []
+
+    def remember(_: Any, weights: Any, **__: Any) -> None:
+        started.append(weights)
+        raise Stopped
+
+    monkeypatch.setattr(runs_module, "Detector", remember)
+    recipe = override(load_recipe("test"), {"out": tmp_path, "model.pretrained_backbone": pretrained})
+    for weights in (None, "coco"):
+        with pytest.raises(Stopped):
+            runs_module._train(recipe, weights, None)
+    assert started == [start, "coco"]

@@ -48,6 +48,7 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     facts = json.loads((trained / "run.json").read_text())
     assert facts["data"]["train"]["images"] == 8
     assert len(facts["data"]["train"]["fingerprint"]) == 64
+    assert facts["start"] == {"kind": "none", "source": None, "sha256": None}
     assert torch.__version__.startswith(facts["versions"]["torch"])
 
 

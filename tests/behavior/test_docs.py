@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from rtdetrv4.cli import app
+from rtdetrv4.comparison.runs import ARMS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.py")])
@@ -51,7 +52,8 @@ def test_commands_parse(words: list[str]) -> None:
     group = typer.main.get_command(app)
     command = group.get_command(group.make_context("rtdetrv4", [], resilient_parsing=True), name)
     assert command is not None, f"there is no command {name}"
-    command.make_context(name, arguments)  # raises on an unknown option or a wrong value
+    context = command.make_context(name, arguments)  # raises on an unknown option or a wrong value
+    assert set((context.params.get("arms") or "off").split(",")) <= set(ARMS)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)

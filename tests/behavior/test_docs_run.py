@@ -1,4 +1,7 @@
-"""The Python blocks of the documentation and the examples run, with the smallest model in place of the named one."""
+"""The Python blocks of the documentation and the examples run, with the smallest model in place of the named one.
+
+Its trained weights by name are random.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,10 @@ import cv2
 import pytest
 
 import rtdetrv4
+from rtdetrv4.assembly import create_model
+from rtdetrv4.assembly.start import start_from_file
 from rtdetrv4.data.synthetic import write_shapes
+from rtdetrv4.weights import read_checkpoint, read_metadata, save_weights
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -40,6 +47,11 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the documentation takes to be there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rtdetrv4, "Detector", Small, raising=False)
+    save_weights(create_model("test").state_dict(), Path("coco.safetensors"), {"model": "test"})
+    trained = start_from_file(read_metadata("coco.safetensors"))
+    trained = replace(trained, weights=read_checkpoint("coco.safetensors"))
+    monkeypatch.setattr("rtdetrv4.detector.has_trained_weights", lambda _: True)
+    monkeypatch.setattr("rtdetrv4.detector.trained_start", lambda *_: trained)
     write_shapes(Path("datasets/mine"), num_train=4, num_val=2, image_size=64, seed=0)
     Path("photos").mkdir()
     for index, picture in enumerate(sorted(Path("datasets/mine/valid").glob("*.jpg"))):

@@ -16,7 +16,7 @@ import pytest
 import rtdetrv4
 from rtdetrv4 import Detections
 from rtdetrv4.cli import main
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import DatasetError, WeightsError
 
 
 def detections(path: str | None) -> Detections:
@@ -173,6 +173,21 @@ def test_predict_saves_pictures_and_records(detector: type[FakeDetector], capsys
     assert sorted(path.name for path in Path("found").glob("*.jpg")) == ["cat-000001.jpg", "cat.jpg", "frame.jpg"]
 
 
+def test_predict_needs_no_model(detector: type[FakeDetector]) -> None:
+    assert run("predict photos --out found") == 0
+    assert detector.calls[0] == ("init", (), {})
+    assert run("predict photos --model dfine-s --weights obj365 --out found") == 0
+    assert detector.calls[2] == ("init", (), {"model": "dfine-s", "weights": "obj365"})
+
+
+def test_predict_leaves_no_folder_where_nothing_can_be_predicted(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector.error = WeightsError("There are no weights.")
+    assert mistake("predict photos --out found", capsys) == "There are no weights."
+    assert not Path("found").exists()
+
+
 def test_predict_runs_exported_models_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     class Session:
         def __init__(self, path: str) -> None:
@@ -225,6 +240,11 @@ def test_models_lists_every_model_but_the_one_for_tests(capsys: pytest.CaptureFi
     assert "deim-rtdetrv2-r50" in out
     assert "test" not in out
     assert out.count("hgnetv2_b0") == 6
+    assert max(map(len, out.splitlines())) <= 80
+    cells = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert cells["dfine-s"] == ["hgnetv2_b0", "10.2", "M", "48.5", "✓", "50.7", "Apache-2.0"]
+    assert cells["rtdetrv4-s"] == ["hgnetv2_b0", "10.2", "M", "3.66", "49.8", "Apache-2.0"]
+    assert cells["rtdetrv4-n"] == ["hgnetv2_b0", "3.8", "M"]
 
 
 def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +267,7 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("val --data d", "--model"),
         ("predict a --model w.safetensors --conf 3", "'--conf'"),
         ("predict a --model w.onnx --imgsz 320", "do not apply to an exported model"),
+        ("predict a --model w.onnx --weights coco", "do not apply to an exported model"),
         ("models rtdetrv4_s", 'Did you mean "rtdetrv4-s"?'),
         ("convert w.pth", "Missing option '--out'"),
         ("convert w.pth --out w.pt", "w.pt must end in .safetensors, such as w.safetensors."),
@@ -276,6 +297,20 @@ def test_a_missing_package_names_its_extra(
     detector.error = ModuleNotFoundError("No module named 'scipy.optimize'", name="scipy.optimize")
     line = mistake(command, capsys)
     assert line == f'scipy is not installed; install it with: pip install "rtdetrv4[{extra}]"'
+
+
+@pytest.mark.parametrize(("command", "extra"), [("train --data d", "train"), ("predict i.jpg --model w", "torch")])
+def test_without_torch_the_extra_is_that_of_the_command(
+    detector: type[FakeDetector],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+    extra: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert mistake(command, capsys) == f'torch is not installed; install it with: pip install "rtdetrv4[{extra}]"'
 
 
 def test_errors_that_are_not_the_users_are_not_hidden(detector: type[FakeDetector]) -> None:

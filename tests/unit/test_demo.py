@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from rtdetrv4 import demo
 from rtdetrv4.demo import _what_the_teacher_did
+from rtdetrv4.detector import Detector
+from rtdetrv4.distillation import Teacher
 
 
 def test_the_teacher_in_one_line(tmp_path: Path) -> None:
@@ -21,3 +26,15 @@ def test_the_teacher_in_one_line(tmp_path: Path) -> None:
         "What owl did: L_DSI, its distance to the encoder's features, went from 0.78 to 0.24. GAM kept λ between 5 and "
         "12, and AIFI's share of the gradient between 1.5 and 2.8 %. The exported model contains nothing of it."
     )
+
+
+def test_an_interruption_tells_what_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **settings: object) -> None:
+        raise KeyboardInterrupt("the same command with --resume continues from there.")
+
+    (tmp_path / "shapes/valid").mkdir(parents=True)
+    (tmp_path / "shapes/valid/_annotations.coco.json").touch()
+    monkeypatch.setattr(demo, "demo_teacher", lambda: Teacher(lambda images: images, name="owl", dim=3, stride=1))
+    monkeypatch.setattr(Detector, "train", stop)
+    with pytest.raises(KeyboardInterrupt, match=r"train; the same command resumes\.$"):
+        demo.run_demo(tmp_path, lambda line: None)

@@ -15,9 +15,9 @@ from torch import Tensor
 from rtdetrv4.assembly.models import create_model, find_variant
 from rtdetrv4.distillation import Injector
 from rtdetrv4.errors import ConfigError, WeightsError
+from rtdetrv4.ops.hub import file_sha256
 from rtdetrv4.weights import WeightsMetadata, load_weights, to_released
 from rtdetrv4.weights.files import listing, read_checkpoint, save_weights, write_whole
-from rtdetrv4.weights.hub import file_sha256
 from rtdetrv4.weights.transformers import save_transformers
 
 logger = logging.getLogger(__name__)

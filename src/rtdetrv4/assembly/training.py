@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,7 @@ def build_trainer(
     accelerator: Accelerator | None = None,
     teacher: Teacher | Network | None = None,
     callbacks: Sequence[Observer] = (),
+    start: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """A training run.
 
@@ -148,6 +149,7 @@ def build_trainer(
         accelerator: device and ranks; None makes one from the recipe.
         teacher: replaces the recipe's teacher; a network that is not a `Teacher` is wrapped in one.
         callbacks: observers notified after the package's own.
+        start: what the run starts from, to be remembered with the weights; see `rtdetrv4.assembly.start.Start.record`.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -202,7 +204,7 @@ def build_trainer(
         max_skipped=recipe.run.max_skipped,
         seed=recipe.run.seed,
         recipe=recipe.model_dump(mode="json"),
-        metadata=weights_metadata(recipe, splits.train.classes, teacher),
+        metadata=weights_metadata(recipe, splits.train.classes, teacher, start),
     )
 
 
@@ -240,7 +242,9 @@ def build_evaluation(
     )
 
 
-def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None) -> dict[str, Any]:
+def weights_metadata(
+    recipe: Recipe, classes: ClassMap, teacher: Teacher | None, start: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Metadata of `weights.safetensors`: how to build the detector, and where it came from."""
     return {
         "model": recipe.model.name,
@@ -250,6 +254,7 @@ def weights_metadata(recipe: Recipe, classes: ClassMap, teacher: Teacher | None)
         "image_size": list(recipe.model.image_size),
         "num_queries": recipe.model.num_queries,
         "teacher": None if teacher is None else {"name": teacher.name, "license": teacher.license},
+        "start": start,
         "version": importlib.metadata.version("rtdetrv4"),
     }
 

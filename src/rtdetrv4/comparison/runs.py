@@ -74,7 +74,7 @@ def compare(
         arms: keys of `ARMS` or "name:setting=value,setting=value", or a mapping from names to settings.
         seeds: their number, counted from 0, or a list. They determine new weights, the data order and all noise.
         teacher: teacher of the arms that distill, unless they name their own.
-        weights: weights that every run starts from.
+        weights: what every run starts from, as for `Detector`; None: the recipe's backbone.
         epochs: this and the following as for `Detector.train`.
         batch: images per optimizer step.
         imgsz: image size.
@@ -226,7 +226,7 @@ def _fingerprints(base: Recipe) -> dict[str, str]:
     """Return the data's fingerprints, after checking that it has what a comparison needs."""
     if base.data.path is None:
         raise ConfigError("There is no data to compare on. Give a folder: --data datasets/mine.")
-    splits = read_splits(base.data.path)
+    splits = read_splits(base.data.path, parts=("train", "val"), make_val=True)
     if splits.train is None or splits.val is None:
         part = "training" if splits.train is None else "validation"
         raise DatasetError(
@@ -265,7 +265,9 @@ def _train(recipe: Recipe, weights: str | Path | None, network: Network | None) 
         changed = changed_settings(load_recipe(folder.recipe), recipe)
         now = {name: new for name, (_, new) in changed.items()}
     host_is_measured = _reset_peak_memory()
-    Detector(recipe, weights, device="cpu").train(
+    # Runs can be compared only if all start from the same, so none may take the next best.
+    start = weights or ("imagenet" if recipe.model.pretrained_backbone else "none")
+    Detector(recipe, start, device="cpu").train(
         teacher=network if _learns_from(recipe, network) else None, resume=resume, overrides=now
     )
     return _outcome(folder.path) | _peak_memory(host_is_measured)

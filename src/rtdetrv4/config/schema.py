@@ -135,8 +135,8 @@ class DataConfig(_Section):
 
     path: str | None = Field(
         default=None,
-        description="Data set: a folder of COCO, YOLO or Pascal VOC annotations, or a YAML file (YOLO's, or one that "
-        "names COCO files).",
+        description="Data set: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file (YOLO's, or one "
+        "that names COCO files), or a COCO file.",
     )
     workers: Count = Field(default=4, description="Processes that load images; 0: load in the training process.")
     cache: Literal["none", "ram", "disk"] = Field(
@@ -337,7 +337,7 @@ class RunConfig(_Section):
     )
     amp: Literal["auto", "bf16", "fp16", "off"] = Field(
         default="auto",
-        description="Mixed precision. auto: bf16 on GPUs and CPUs that compute in it natively, else off.",
+        description="Mixed precision. auto: bf16 on NVIDIA GPUs since Ampere and on CPUs with AMX, else off.",
     )
     accumulate: AtLeastOne | Literal["auto"] = Field(
         default=1,

@@ -6,13 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.data.records import MAX_LEFT_OUT_SHARE
+from rtdetrv4.data.text import printable
 from rtdetrv4.errors import DatasetError
 
 MAX_NUMBER = 1e12
@@ -86,7 +87,7 @@ def read_document(path: Path) -> Document:
     return Document(
         path=path,
         image_ids=np.array(image_ids, dtype=np.int64),
-        file_names=[_safe_name(image, path) for image in images],
+        file_names=[_file_name(image, path) for image in images],
         sizes_hw=np.array([_size_hw(image) for image in images], dtype=np.int64),
         categories=dict(zip(category_ids, names, strict=True)),
         parents=frozenset(
@@ -180,21 +181,15 @@ def _category_names(categories: Sequence[Mapping[str, Any]], path: Path, problem
 
 def _name(value: Any) -> str:
     """A class name, which may be written as a number; empty if there is none."""
-    return str(value).strip() if isinstance(value, (str, int, float)) else ""
+    return printable(str(value).strip()) if isinstance(value, (str, int, float)) else ""
 
 
-def _safe_name(image: Mapping[str, Any], path: Path) -> str:
-    """The `file_name` of an image with forward slashes; one that points outside the image folder is refused."""
+def _file_name(image: Mapping[str, Any], path: Path) -> str:
+    """The `file_name` of an image as it stands there; `layouts` finds the file, inside the data set's folder only."""
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
         raise DatasetError(f"{path}: image {image.get('id')} has no file_name")
-    posix = PurePosixPath(name.replace("\\", "/"))
-    if posix.is_absolute() or ".." in posix.parts or ":" in posix.parts[0]:
-        raise DatasetError(
-            f"{path}: the file_name of image {image.get('id')} points outside the image folder: {name!r}; "
-            "make it relative to the folder of the images"
-        )
-    return str(posix)
+    return name
 
 
 def _size_hw(image: Mapping[str, Any]) -> tuple[int, int]:

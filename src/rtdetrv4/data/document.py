@@ -165,7 +165,7 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
             f"{len(unseen)} of {count_of(classes.num_classes, 'class', 'classes')} without a box: {some_of(unseen)}"
         )
 
-    names = np.array([name.encode() for name in document.file_names])
+    names = np.array([name.encode(errors="surrogatepass") for name in document.file_names])
     table = RecordTable(
         image_ids=document.image_ids,
         file_names=names,

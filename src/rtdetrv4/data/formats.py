@@ -1,4 +1,4 @@
-"""Reading data sets in COCO, YOLO and Pascal VOC format, checked here so that nothing later has to.
+"""Reading data sets in COCO, YOLO, Pascal VOC and LabelMe format, checked here so that nothing later has to.
 
 Whatever would do silent harm raises a `DatasetError`: an annotation of an unknown class, two classes with the same
 name, missing images. Whatever can be corrected without guessing is corrected, counted and listed in `Split.problems`.
@@ -6,64 +6,92 @@ name, missing images. Whatever can be corrected without guessing is corrected, c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from rtdetrv4.data.coco import read_document
 from rtdetrv4.data.document import Document, build_split, make_class_map
+from rtdetrv4.data.holdout import find_copies, hold_out
+from rtdetrv4.data.layouts import AbsentPartError, Reading, describe, recognize
+from rtdetrv4.data.layouts.coco import locate
 from rtdetrv4.data.records import Record, RecordTable, Split, Splits
-from rtdetrv4.data.voc import find_voc, read_voc
-from rtdetrv4.data.yolo import is_yolo, read_yolo
-from rtdetrv4.errors import DatasetError, did_you_mean
+from rtdetrv4.data.tree import Tree
+from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap
-from rtdetrv4.yaml12 import load_yaml
 
 __all__ = ["Record", "RecordTable", "Split", "Splits", "read_coco", "read_splits"]
 
 ROBOFLOW_FILE = "_annotations.coco.json"
-SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
+SPLITS = ("train", "val", "test")
 
 
-def read_splits(path: str | Path, classes: ClassMap | None = None) -> Splits:
-    """Read a data set: a folder of COCO, YOLO or Pascal VOC annotations in one of their layouts, or a YAML file.
+def read_splits(
+    path: str | Path,
+    classes: ClassMap | None = None,
+    parts: Collection[str] = SPLITS,
+    *,
+    make_val: bool = False,
+) -> Splits:
+    """Read a data set: a folder, whatever annotations it holds and however they are arranged, or one file of it.
 
-    ```
-    folder/train/_annotations.coco.json     folder/annotations/instances_train*.json       train: annotations/a.json
-    folder/valid/_annotations.coco.json     folder/annotations/instances_val*.json         val: annotations/b.json
-    (images next to the file)               folder/images/train*/, folder/train*/ or ...   images: photos
-
-    folder/data.yaml of YOLO                folder/Annotations/*.xml of Pascal VOC         folder/train/*.xml
-    folder/images/, folder/labels/          folder/JPEGImages/, folder/ImageSets/Main/     (images next to them)
-    ```
-
-    All splits share the classes of the training split, matched by *name*: their category ids and order may differ.
+    What is recognized is listed in docs/guides/own-data.md; `Splits.notes` says what was. All splits share the classes
+    of the training split, matched by *name*: their category ids and order may differ.
 
     Args:
-        path: the folder or the YAML file.
+        path: the folder, a YAML file that describes it, or a COCO file.
         classes: label by these classes, such as those of a trained model, instead of those of the training split.
+        parts: what is needed of "train", "val" and "test"; the others are not read and may be damaged. A validation
+            or test part that is described but absent is None, with a note; so is a damaged test part, unless only
+            that one is needed.
+        make_val: if there is no validation part, take a fifth of the training images for it.
 
     Raises:
         DatasetError: there is no data set, or its annotations contradict themselves.
     """
     root = Path(path).expanduser()
-    if root.is_dir():
-        found = _read_folder(root)
-    elif root.suffix.lower() in {".yaml", ".yml"}:
-        found = _read_yaml_set(root, _read_yaml(root))
-    elif root.exists():
-        raise DatasetError(f"{root} is neither a folder nor a .yaml file; give the folder that holds train/ and valid/")
-    else:
+    if not root.exists():
         raise DatasetError(f"{root} does not exist; give the folder of the data set or a .yaml file that describes it")
+    reading = recognize(root) if root.is_dir() else describe(root)
+    notes = [f"Data read as {reading.what}", *reading.notes]
+    found: dict[str, tuple[Document, Path]] = {}
+    for split in SPLITS:
+        if split in parts and split in reading.parts:
+            try:
+                found[split] = reading.parts[split]()
+            except DatasetError as error:
+                if not _may_lack(split, error, parts):
+                    raise
+                notes.append(f"No {split} part: {error}")
+    makes_val = make_val and "val" in parts and "val" not in found
+    if "train" in reading.parts and "train" not in found and (makes_val or classes is None):
+        found |= _read_for_names(reading, notes) if found and not makes_val else {"train": reading.parts["train"]()}
+    if not found:
+        return Splits(None, None, None, tuple(notes))
 
-    documents = {split: document for split, (document, _) in found.items()}
+    documents = [document for document, _ in found.values()]
     if classes is None:
-        owner = documents.get("train") or next(iter(documents.values()))
-        classes = make_class_map(owner, documents.values())
-    parts = {split: build_split(document, folders, classes) for split, (document, folders) in found.items()}
-    return Splits(parts.get("train"), parts.get("val"), parts.get("test"))
+        classes = make_class_map(found["train"][0] if "train" in found else documents[0], documents)
+    splits: dict[str, Split] = {}
+    for split, (document, folder) in found.items():
+        if split in parts or (split == "train" and makes_val):
+            try:
+                splits[split] = build_split(document, (folder,), classes)
+            except DatasetError as error:
+                if not _may_lack(split, error, parts):
+                    raise
+                notes.append(f"No {split} part: {error}")
+    if makes_val and "train" in splits:
+        splits["train"], splits["val"], note = hold_out(splits["train"])
+        notes.append(note)
+    elif "train" in splits and "val" in splits:
+        notes += find_copies(splits["train"], splits["val"])
+    return Splits(
+        splits.get("train") if "train" in parts else None,
+        splits.get("val"),
+        splits.get("test"),
+        tuple(notes),
+        is_val_made=makes_val and "val" in splits,
+    )
 
 
 def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classes: ClassMap | None = None) -> Split:
@@ -71,7 +99,7 @@ def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classe
 
     Args:
         json_path: annotations in COCO's object detection format.
-        image_dir: the folder that `file_name` entries are relative to; by default the folder of `json_path`.
+        image_dir: the folder that holds the images; by default the folder of `json_path`.
         classes: label by these classes, matched by name, instead of the file's own.
 
     Raises:
@@ -79,116 +107,19 @@ def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classe
     """
     document = read_document(Path(json_path).expanduser())
     folder = document.path.parent if image_dir is None else Path(image_dir).expanduser()
+    document, folder = locate(document, Tree(folder), [""])
     return build_split(document, (folder,), classes or make_class_map(document, [document]))
 
 
-# Where the files are ------------------------------------------------------------------------------------------------
-
-_Files = tuple[Path, tuple[Path, ...]]
-"""A COCO file and the folders its images may be in, most likely first."""
-_EXAMPLE = '"train: annotations/train.json", "val: annotations/val.json", "images: photos"'
-_Found = dict[str, tuple[Document, tuple[Path, ...]]]
-"""The annotations of each split, and the folders its images may be in."""
+def _may_lack(split: str, error: DatasetError, parts: Collection[str]) -> bool:
+    """Whether the other parts can be used without this one."""
+    return (isinstance(error, AbsentPartError) and split != "train") or (split == "test" and len(parts) > 1)
 
 
-def _read_folder(root: Path) -> _Found:
-    if files := _find_files(root):
-        return _read_all(files)
-    described = {file: _read_yaml(file) for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")])}
-    yolo = [file for file, content in described.items() if is_yolo(content)]
-    if len(yolo) > 1:
-        raise DatasetError(f"{root} has {len(yolo)} YOLO YAML files; give the one to use, such as {yolo[0]}")
-    if not yolo and (voc := find_voc(root, SPLIT_FOLDERS)):
-        read = {split: read_voc(files, root) for split, files in voc.items()}
-        return {split: (document, (folder,)) for split, (document, folder) in read.items()}
-    if not yolo:
-        raise DatasetError(_nothing_found(root))
-    return _read_yaml_set(yolo[0], described[yolo[0]])
-
-
-def _read_yaml_set(path: Path, content: Mapping[str, Any]) -> _Found:
-    if is_yolo(content):
-        return {split: (document, (folder,)) for split, (document, folder) in read_yolo(path, content).items()}
-    return _read_all(_coco_files(path, content))
-
-
-def _read_all(files: Mapping[str, _Files]) -> _Found:
-    return {split: (read_document(json_path), folders) for split, (json_path, folders) in files.items()}
-
-
-def _find_files(root: Path) -> dict[str, _Files]:
-    files: dict[str, _Files] = {}
-    for split, folders in SPLIT_FOLDERS.items():
-        roboflow = [root / folder / ROBOFLOW_FILE for folder in folders if (root / folder / ROBOFLOW_FILE).is_file()]
-        usual = sorted((root / "annotations").glob(f"instances_{split}*.json"))
-        found = roboflow or usual or sorted((root / "annotations").glob(f"{split}*.json"))
-        if len(found) > 1:
-            names = ", ".join(str(file.relative_to(root)) for file in found)
-            raise DatasetError(
-                f"{root} has {len(found)} files for its {split} split ({names}); "
-                f'name the right ones in a .yaml file: "{split}: {found[0].relative_to(root)}", "images: ..."'
-            )
-        if roboflow:
-            files[split] = (roboflow[0], (roboflow[0].parent,))
-        elif found:
-            stem = found[0].stem.removeprefix("instances_")
-            folders = (f"images/{stem}", stem, f"images/{split}", split, "images", ".")
-            files[split] = (found[0], tuple(root / folder for folder in folders))
-    return files
-
-
-def _nothing_found(root: Path) -> str:
-    expected = f"expected train/{ROBOFLOW_FILE} and valid/{ROBOFLOW_FILE}, or annotations/instances_train*.json"
-    if (root / ROBOFLOW_FILE).is_file():
-        return f"{root} is a single split of a data set; give its parent folder {root.parent}"
-    if (root / "labels").is_dir():
-        return (
-            f"{root} looks like a YOLO data set without the YAML file that names its classes; write data.yaml with "
-            '"train: images/train", "val: images/val", "names: [cat, dog]"'
-        )
-    if any((root / "Annotations").glob("*.xml")):
-        return (
-            f"{root} looks like a Pascal VOC data set without lists of its splits; write the image names, one per "
-            f"line, into {root / 'ImageSets' / 'Main' / 'train.txt'} and val.txt"
-        )
-    entries = sorted(entry.name for entry in root.iterdir())
-    got = ", ".join(entries[:8]) or "an empty folder"
-    return f"{root} holds no annotations: {expected}, or YOLO's data.yaml; got {got}"
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_for_names(reading: Reading, notes: list[str]) -> dict[str, tuple[Document, Path]]:
+    """The training part, which defines the classes; nothing if it cannot be read, which is noted."""
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path} should be a mapping such as {_EXAMPLE}; got {type(content).__name__}")
-    return content
-
-
-def _coco_files(path: Path, given: Mapping[str, Any]) -> dict[str, _Files]:
-    content = dict(given)
-    known = [*SPLIT_FOLDERS, "images"]
-    for key in content:
-        if key not in known:
-            raise DatasetError(
-                f'{path}: unknown entry "{key}"; known: {", ".join(known)}.{did_you_mean(str(key), known)}'
-            )
-
-    images = content.pop("images", None)
-    files: dict[str, _Files] = {}
-    for split, entry in content.items():
-        if not isinstance(entry, str) or not entry.endswith(".json"):
-            raise DatasetError(
-                f'{path}: "{split}" should name a COCO .json file; got {entry!r}; for example {_EXAMPLE}'
-            )
-        folder = images.get(split) if isinstance(images, Mapping) else images
-        if folder is not None and not isinstance(folder, str):
-            raise DatasetError(f'{path}: "images" should be a folder, or one folder per split; got {images!r}')
-        json_path = path.parent / entry
-        files[split] = (json_path, (json_path.parent if folder is None else path.parent / folder,))
-    if not files:
-        raise DatasetError(f"{path} names no annotation file; expected {_EXAMPLE}")
-    return files
+        return {"train": reading.parts["train"]()}
+    except DatasetError as error:
+        notes.append(f"The classes are those of the part that was read, because the training part is not: {error}")
+        return {}

@@ -46,7 +46,7 @@ class RecordTable(Sequence[Record]):
 
     image_ids: NDArray[np.int64]
     file_names: NDArray[np.bytes_]
-    """(M,) UTF-8, relative to the image folder, with forward slashes."""
+    """(M,) UTF-8 with `surrogatepass`, relative to the image folder, with forward slashes."""
     sizes_hw: NDArray[np.int32]
     first_box: NDArray[np.int64]
     """(M + 1,): image i has the boxes from first_box[i] up to, but not including, first_box[i + 1]."""
@@ -70,8 +70,9 @@ class RecordTable(Sequence[Record]):
         index = index % len(self)
         height, width = self.sizes_hw[index].tolist()
         boxes = slice(self.first_box[index], self.first_box[index + 1])
+        file_name = self.file_names[index : index + 1].item().decode(errors="surrogatepass")
         return Record(
-            ImageInfo(int(self.image_ids[index]), self.file_names[index : index + 1].item().decode(), height, width),
+            ImageInfo(int(self.image_ids[index]), file_name, height, width),
             self.boxes_xyxy_px[boxes],
             self.labels[boxes],
             self.is_crowd[boxes],
@@ -80,6 +81,23 @@ class RecordTable(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
+
+    def subset(self, indices: Sequence[int]) -> RecordTable:
+        """The records of some images, in the given order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        counts = np.diff(self.first_box)[chosen]
+        first_box = np.concatenate([[0], np.cumsum(counts)])
+        boxes = np.repeat(self.first_box[chosen] - first_box[:-1], counts) + np.arange(first_box[-1])
+        return RecordTable(
+            image_ids=self.image_ids[chosen],
+            file_names=self.file_names[chosen],
+            sizes_hw=self.sizes_hw[chosen],
+            first_box=first_box,
+            boxes_xyxy_px=self.boxes_xyxy_px[boxes],
+            labels=self.labels[boxes],
+            is_crowd=self.is_crowd[boxes],
+            areas=self.areas[boxes],
+        )
 
     def fingerprint(self, classes: ClassMap) -> str:
         """The SHA-256 of class names, file names, image sizes, boxes and labels."""
@@ -127,3 +145,13 @@ class Splits(NamedTuple):
     train: Split | None
     val: Split | None
     test: Split | None
+    notes: tuple[str, ...] = ()
+    """Which files were read, and what was decided about them; one sentence each."""
+    is_val_made: bool = False
+    """Whether `val` was taken out of the training images, because there was none."""
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}

@@ -12,79 +12,42 @@ import numpy as np
 
 from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.data.records import too_many
+from rtdetrv4.data.tree import Tree, parts_of
 from rtdetrv4.errors import DatasetError
-from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
+ANNOTATION_FOLDERS = frozenset({"annotations", "annotation", "annots", "xmls", "xml", "labels"})
+IMAGE_FOLDERS = frozenset({"jpegimages", "images", "image", "imgs", "img"})
 BOX_FORMAT = "<bndbox> should hold <xmin>, <ymin>, <xmax> and <ymax> in pixels"
 
 
-def find_voc(root: Path, split_folders: dict[str, tuple[str, ...]]) -> dict[str, list[Path]]:
-    """Find the XML files of every split; none if the folder is not a Pascal VOC data set.
-
-    ```
-    root/Annotations/*.xml  root/JPEGImages/  root/ImageSets/Main/train.txt      as in the VOC challenges
-    root/train/*.xml with images next to them, root/valid/, root/test/           as written by Roboflow
-    ```
-
-    Args:
-        root: the folder of the data set.
-        split_folders: the names that the folder of each split may have.
-
-    Raises:
-        DatasetError: a split lists an image that has no annotation.
-    """
-    found: dict[str, list[Path]] = {}
-    for split, folders in split_folders.items():
-        # The folders Layout, Action and Segmentation list images for other tasks.
-        lists = [file for place in ("Main", ".") if (file := root / "ImageSets" / place / f"{split}.txt").is_file()]
-        beside = [sorted((root / folder).glob("*.xml")) for folder in folders]
-        if (root / "Annotations").is_dir() and lists:
-            found[split] = _listed(root, lists[0])
-        elif any(beside):
-            found[split] = next(files for files in beside if files)
-    return found
-
-
-def _listed(root: Path, file: Path) -> list[Path]:
-    stems = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    # Only the last component of a path counts, so that no list can point outside the folder.
-    paths = [root / "Annotations" / f"{PurePosixPath(stem).name}.xml" for stem in stems]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise DatasetError(
-            f"{file} lists {count_of(len(missing), 'image', 'images')} without annotations; the first missing file is "
-            f"{missing[0]}"
-        )
-    return paths
-
-
-def read_voc(files: Sequence[Path], root: Path) -> tuple[Document, Path]:
-    """Read the annotations of a split; also returns the folder that its file names are relative to.
+def read_voc(files: Sequence[str], tree: Tree, background: Sequence[str] = ()) -> Document:
+    """Read the annotations of one part; its file names are relative to the folder of the data set.
 
     Classes are numbered from 0 in the order of their names. Boxes are used as given, including difficult ones.
 
     Args:
-        files: the XML files, from `find_voc`.
-        root: the folder of the data set.
+        files: the XML files.
+        tree: the files of the data set.
+        background: images of the part without an XML file.
 
     Raises:
-        DatasetError: a file is not a Pascal VOC annotation, or its image is missing.
+        DatasetError: a file is not a Pascal VOC annotation.
     """
     problems: list[str] = []
-    files, trees = _parse_all(files, problems)
+    files, roots = _parse_all(files, tree, problems)
     objects = [
         (index, number, each)
-        for index, tree in enumerate(trees)
-        for number, each in enumerate(tree.findall("object"), start=1)
+        for index, root in enumerate(roots)
+        for number, each in enumerate(root.findall("object"), start=1)
     ]
     named = [each for each in objects if _name(each[2])]
     if len(named) < len(objects):
         index, number, _ = next(each for each in objects if not _name(each[2]))
         if not named:
-            raise DatasetError(f"{files[index]}: object {number} has no <name>, nor has any other object")
+            raise DatasetError(f"{tree.path(files[index])}: object {number} has no <name>, nor has any other object")
         problems.append(
             f"{count_of(len(objects) - len(named), 'box', 'boxes')} dropped: no <name> (first: object {number} of "
-            f"{files[index].name})"
+            f"{PurePosixPath(files[index]).name})"
         )
     objects = named
     classes = [_name(each) for _, _, each in objects]
@@ -95,15 +58,17 @@ def read_voc(files: Sequence[Path], root: Path) -> tuple[Document, Path]:
     swapped = int((corners[:, 0] > corners[:, 1]).any(axis=1).sum())
     if swapped:
         problems.append(f"{count_of(swapped, 'box', 'boxes')} turned round: a minimum was above its maximum")
-    folder = next((place for name in ("JPEGImages", "images") if (place := root / name).is_dir()), files[0].parent)
-    document = Document(
-        path=files[0].parent,
-        image_ids=np.arange(len(files)),
-        file_names=[_image(file, tree, folder) for file, tree in zip(files, trees, strict=True)],
-        sizes_hw=np.array([_size_hw(tree) for tree in trees], dtype=np.int64),
+    image_folders = [folder for folder in tree.folders if PurePosixPath(folder).name.lower() in IMAGE_FOLDERS]
+    images = [_image(file, root, tree, image_folders) for file, root in zip(files, roots, strict=True)]
+    sizes_hw = [*map(_size_hw, roots), *((0, 0) for _ in background)]
+    return Document(
+        path=tree.path(files[0]).parent,
+        image_ids=np.arange(len(sizes_hw)),
+        file_names=[*images, *background],
+        sizes_hw=np.array(sizes_hw, dtype=np.int64),
         categories=dict(enumerate(names)),
         parents=frozenset(),
-        annotation_ids=[f"{files[index].name}:{number}" for index, number, _ in objects],
+        annotation_ids=[f"{Path(files[index]).name}:{number}" for index, number, _ in objects],
         image_index=np.array([index for index, _, _ in objects], dtype=np.int64),
         category_ids=np.array([number_of[name] for name in classes], dtype=np.int64),
         boxes_xywh_px=np.concatenate([low, high - low], axis=1),
@@ -112,16 +77,15 @@ def read_voc(files: Sequence[Path], root: Path) -> tuple[Document, Path]:
         box_format=BOX_FORMAT,
         problems=tuple(problems),
     )
-    return document, folder
 
 
-def _parse_all(files: Sequence[Path], problems: list[str]) -> tuple[list[Path], list[ElementTree.Element]]:
+def _parse_all(files: Sequence[str], tree: Tree, problems: list[str]) -> tuple[list[str], list[ElementTree.Element]]:
     """The files that can be parsed, with their content; a few others are left out."""
-    trees: dict[Path, ElementTree.Element] = {}
-    damaged: dict[Path, DatasetError] = {}
+    roots: dict[str, ElementTree.Element] = {}
+    damaged: dict[str, DatasetError] = {}
     for file in files:
         try:
-            trees[file] = _parse(file)
+            roots[file] = _parse(tree.path(file))
         except DatasetError as error:
             damaged[file] = error
     if too_many(len(damaged), len(files)):
@@ -130,7 +94,7 @@ def _parse_all(files: Sequence[Path], problems: list[str]) -> tuple[list[Path], 
         problems.append(
             f"{count_of(len(damaged), 'image', 'images')} left out: annotations cannot be read ({some_of(damaged)})"
         )
-    return list(trees), list(trees.values())
+    return list(roots), list(roots.values())
 
 
 def _parse(file: Path) -> ElementTree.Element:
@@ -145,15 +109,20 @@ def _parse(file: Path) -> ElementTree.Element:
         raise DatasetError(f"{file} is not a Pascal VOC annotation: {error}") from error
 
 
-def _image(file: Path, tree: ElementTree.Element, folder: Path) -> str:
-    """The file name of the image: the annotated one, or, if the image was renamed, that of the XML file."""
-    annotated = PurePosixPath((tree.findtext("filename") or "").strip().replace("\\", "/")).name
-    if annotated and (folder / annotated).is_file():
-        return annotated
-    named = [image.name for suffix in sorted(IMAGE_SUFFIXES) if (image := folder / f"{file.stem}{suffix}").is_file()]
-    if not named:
-        raise DatasetError(f"{file}: its image is missing; looked for {folder / (annotated or file.stem)}")
-    return named[0]
+def _image(file: str, root: ElementTree.Element, tree: Tree, image_folders: Sequence[str]) -> str:
+    """The image of an XML file: the one called like it, or, if it was renamed, the one that its <filename> names."""
+    annotated = (root.findtext("filename") or "").strip()
+    *folders, stem = PurePosixPath(file).with_suffix("").parts
+    depth = next((i for i, folder in enumerate(folders) if folder.lower() in ANNOTATION_FOLDERS), len(folders))
+    base = "/".join(folders[:depth])
+    beside = [folder for folder in image_folders if not base or folder.startswith(f"{base}/")]
+    prefer = ["/".join(folders), *beside, base]
+    # Annotations/cam1/a.xml belongs to JPEGImages/cam1/a.jpg, so the folders below Annotations should agree.
+    below = folders[depth + 1 :] or folders[:depth]
+    for name in ("/".join([*below, stem]), "/".join([*below, annotated]), annotated):
+        if parts_of(name) and (image := tree.nearest(name, prefer)):
+            return image
+    return "/".join(parts_of(annotated)) or stem
 
 
 def _size_hw(tree: ElementTree.Element) -> tuple[int, int]:

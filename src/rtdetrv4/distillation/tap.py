@@ -245,7 +245,7 @@ class Tap(nn.Module):
         ]
         if len(fitting) != 1:
             raise ConfigError(
-                f'Layer "{self._layer}" gives {_shapes(found)}, of which {len(fitting)} can be F5: B×{self._dim}×h×w, '
+                f'Layer "{self._layer}" returns {_shapes(found)}, of which {len(fitting)} can be F5: B×{self._dim}×h×w '
                 f"or tokens with {self._dim} channels last. Choose one with `select`, or correct `dim`."
             )
         (f5,) = fitting
@@ -253,10 +253,10 @@ class Tap(nn.Module):
         if not is_map and not self._batch_first:
             f5 = f5.transpose(0, 1)
         if len(f5) != len(images):
-            hint = "" if is_map else " Tokens are taken for B×N×C, or for N×B×C with batch_first=False."
+            hint = "" if is_map else " Tokens are read as B×N×C, or as N×B×C with batch_first=False."
             raise ConfigError(
-                f'Layer "{self._layer}" gives {_shapes(fitting)} for {len(images)} images. Give `loss` the images that '
-                f"the model saw last.{hint}"
+                f'Layer "{self._layer}" returns {_shapes(fitting)} for {len(images)} images. Give `loss` the images '
+                f"that the model saw last.{hint}"
             )
         if is_map:
             return f5
@@ -265,7 +265,7 @@ class Tap(nn.Module):
         if grid is None or math.prod(grid) != tokens:
             wanted = f"images of {height}×{width} in squares" if grid is None else f"a grid of {grid[0]}×{grid[1]}"
             raise ConfigError(
-                f'Layer "{self._layer}" gives {tokens} tokens, which do not fill {wanted}. Give `loss` the grid_hw, '
+                f'Layer "{self._layer}" returns {tokens} tokens, which do not fill {wanted}. Give `loss` the grid_hw, '
                 "and drop tokens that are not part of the map with `select`."
             )
         return f5.transpose(1, 2).unflatten(2, grid)

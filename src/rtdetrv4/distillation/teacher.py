@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rtdetrv4.distillation.teacher_catalog import BY_NAME, DEFAULT_TEACHER, PIP_TEACHER, timm_name
 from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
-from rtdetrv4.ops.networks import CompileAttempt, Compiled, create_network, load_pip_weights
+from rtdetrv4.ops.networks import CompileAttempt, Compiled, create_network, fetch_timm_weights, load_pip_weights
 
 Network = Callable[[Tensor], Tensor]
 
@@ -127,17 +127,17 @@ class TimmFeatures(nn.Module):
         block: counted from 0, or from the end if negative; None is the last.
 
     Raises:
-        ConfigError: there is no such block, or the network gives no maps.
+        ConfigError: there is no such block, or the network returns no maps.
     """
 
     def __init__(self, body: nn.Module, block: int | None = None) -> None:
         super().__init__()
         network: Any = body
         if not hasattr(network, "forward_intermediates"):
-            raise ConfigError("It gives no feature maps: timm has no `forward_intermediates` for it.")
+            raise ConfigError("It returns no feature maps: timm has no `forward_intermediates` for it.")
         count = len(network.feature_info)
         if block is not None and not -count <= block < count:
-            raise ConfigError(f"It has blocks 0 to {count - 1}, or -1 to -{count} from the end, and no block {block}.")
+            raise ConfigError(f"It has blocks 0 to {count - 1}, or -1 to -{count} from the end, but no block {block}.")
         self.index = count - 1 if block is None else block % count
         is_last = self.index == count - 1
         self.stride = int(network.feature_info[self.index]["reduction"])
@@ -194,7 +194,7 @@ def load_teacher(
             are dropped. None is the last, after the final norm; features of earlier ones are not normalized.
 
     Raises:
-        ConfigError: timm does not know the name, there is no such block, or the network gives no maps.
+        ConfigError: timm does not know the name, there is no such block, or the network returns no maps.
         WeightsError: the weights cannot be fetched or read, or do not fit.
     """
     if name == PIP_TEACHER:
@@ -331,13 +331,16 @@ def _known(name: str) -> str:
 
 def _from_hub(name: str, *, pretrained: bool) -> Any:
     """The network with timm's weights, or random ones."""
+    other = f'Or take another teacher, e.g. "dinov2-b" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
     try:
-        return _create(name, pretrained=pretrained)
+        fetched = fetch_timm_weights(name, "distillation.teacher_weights") if pretrained else None
+        return _create(name, weights=fetched, pretrained=pretrained)
+    except WeightsError as error:
+        raise WeightsError(f'The teacher "{name}" cannot be had. {error} {other}') from error
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f'Weights of the teacher "{name}" could not be loaded ({first_line(error)}). Check the connection and the '
-            "license gate of its hub page, give a local file with teacher_weights=PATH, or take another teacher, "
-            f'e.g. "dinov2-b" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
+            f'Weights of the teacher "{name}" could not be loaded ({first_line(error)}). Check the connection, or give '
+            f"a local file with teacher_weights=PATH. {other}"
         ) from error
 
 
@@ -358,7 +361,6 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
             f'Teacher weights "{path}" could not be loaded into "{name}" ({first_line(error)}). '
             "Give a checkpoint of this architecture, or the name of the architecture that the file is for."
         ) from error
-    body.pretrained_cfg.pop("state_dict", None)
     return body, blank
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
-from rtdetrv4.ops.networks import create_network, load_pip_weights
+from rtdetrv4.ops.networks import create_network, fetch_timm_weights, load_pip_weights
 
 PIP_BACKBONE = "efficientnet_lite0"
 """timm's tf_efficientnet_lite0 with ImageNet weights from pip: needs no hub; code and weights are Apache-2.0."""
@@ -87,10 +87,12 @@ class Backbone(nn.Module):
                 "List them with timm.list_models()."
             )
         from_pip = name == PIP_BACKBONE and pretrained is True
+        from_hub = pretrained is True and not from_pip
         source = {"file": str(pretrained)} if isinstance(pretrained, str | Path) else None
         try:
             self.body: Any = create_network(
                 "tf_efficientnet_lite0" if name == PIP_BACKBONE else name,
+                weights=fetch_timm_weights(name, "model.pretrained_backbone") if from_hub else None,
                 pretrained=bool(pretrained) and not from_pip,
                 features_only=True,
                 out_indices=tuple(out_indices),
@@ -148,7 +150,7 @@ class Backbone(nn.Module):
             problem = _misfit(backbone, strides)
         except ConfigError:
             raise
-        except Exception as error:  # networks with a fixed size or without stages raise many kinds
+        except Exception as error:  # networks with a fixed size or without stages raise errors of many kinds
             problem = f"it cannot make such maps from images of any size ({first_line(error)})"
             raise _does_not_fit(name, problem, strides) from error
         if problem is not None:

@@ -98,7 +98,9 @@ def _recomputed_activation(
             return kept
         if computed:
             return computed.pop()
-        again = F.batch_norm(held, mean, torch.ones_like(mean), scale, bias, training=False, eps=0.0)
+        # 1 + eps is 1; older versions of torch refuse 0.
+        eps = torch.finfo(mean.dtype).tiny
+        again = F.batch_norm(held, mean, torch.ones_like(mean), scale, bias, training=False, eps=eps)
         if not isinstance(act, nn.SiLU):
             again = act(again)
         computed.extend([again] * (num_kept - 1))  # for `act` and `affine`, which both need it

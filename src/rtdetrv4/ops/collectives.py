@@ -1,4 +1,4 @@
-"""Reductions over ranks, which do nothing if there is only one."""
+"""Collective calls of all ranks, which do nothing if there is only one."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / ranks
+
+
+def texts_of_ranks(text: str) -> list[str]:
+    """Every rank's text, on every rank; a collective call."""
+    texts = [text] * world_size()
+    if len(texts) > 1:
+        dist.all_gather_object(texts, text)
+    return texts

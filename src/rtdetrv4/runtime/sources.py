@@ -1,4 +1,4 @@
-"""Whatever a user may want detections in, as a stream of RGB images."""
+"""The sources of images: files, folders, URLs, videos, cameras and arrays, read as a stream of RGB images."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ class Frame(NamedTuple):
     path: str | None
     """The file, URL or camera it came from; None for images that were in memory."""
     number: int
-    """Its position in the source, from 0: the frame number, in a video."""
+    """Position in the source, counted from 0; in a video, the frame number."""
 
 
 def read_source(source: Any) -> Iterator[Frame]:
-    """Read images one at a time, as they are asked for.
+    """Read images one at a time, on demand.
 
     Args:
         source: one of
 
-            - the path of an image or a video; photos are turned upright as their EXIF data say;
+            - the path of an image or a video; photos are rotated upright according to their EXIF data;
             - a folder (its images, by name) or a glob pattern such as ``"photos/**/*.jpg"``; damaged files among them
-              are left out with a warning;
+              are skipped with a warning;
             - the URL of an image, http(s), at most 64 MiB; or of a video stream, ``rtsp://...``;
             - a camera: its number, as 0 or "0";
-            - a NumPy array, H×W×3 (or N×H×W×3) uint8 **RGB**. OpenCV's arrays are BGR, which no one can see from the
-              numbers: turn them round with ``image[..., ::-1]``;
-            - a PIL image, taken as it is;
+            - a NumPy array, H×W×3 (or N×H×W×3) uint8 **RGB**. OpenCV's arrays are BGR, which the values do not
+              reveal: reverse their channels with ``image[..., ::-1]``;
+            - a PIL image, which is not rotated;
             - a torch tensor, 3×H×W (or N×3×H×W) RGB: uint8, or float in [0, 1];
             - a list, generator or other iterable of these.
 
     Raises:
-        SourceError: the source does not exist or is of no known kind (at once); an image in it cannot be read (when it
-            is its turn).
+        SourceError: the source does not exist or is of an unknown kind (raised at once); an image in it cannot be read
+            (raised when its turn comes).
     """
     return (Frame(image, path, number) for number, (image, path) in enumerate(_open(source)))
 
@@ -114,13 +114,13 @@ def _open_file(file: str) -> Iterator[tuple[np.ndarray, str | None]]:
 
 
 def _open_files(files: Iterable[str]) -> Iterator[tuple[np.ndarray, str | None]]:
-    """The images of files that nobody named one by one, so that a damaged one is no reason to stop."""
+    """The images of files found in a folder or by a pattern: a damaged one is skipped."""
     num_read = 0
     for file in files:
         try:
             frames = _open_file(file)
         except SourceError as error:
-            logger.warning("%s; left out", error)
+            logger.warning("%s; skipped", error)
             continue
         num_read += 1
         yield from frames
@@ -137,7 +137,7 @@ def _read_image(file: str) -> np.ndarray:
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
-    """H×W×3 uint8 RGB of any image file: 16 bit is brought down to 8, gray becomes RGB, alpha is dropped."""
+    """H×W×3 uint8 RGB of any image file: 16 bits are reduced to 8, gray becomes RGB, alpha is dropped."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             upright = ImageOps.exif_transpose(image)
@@ -145,7 +145,7 @@ def _decode(data: bytes, name: str) -> np.ndarray:
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return np.array(upright.convert("RGB"))
     except Exception as error:  # what Pillow raises depends on how a file is damaged
-        raise SourceError(f"{name} is not an image that can be read, or is damaged ({len(data)} bytes)") from error
+        raise SourceError(f"{name} is damaged or not an image ({len(data)} bytes)") from error
 
 
 def _download(url: str) -> bytes:
@@ -166,7 +166,7 @@ def _open_video(source: str | int) -> Iterator[tuple[np.ndarray, str | None]]:
         is_read, frame = video.read()
     if not is_read:
         video.release()
-        raise SourceError(f"{name} gives no pictures: it cannot be opened, or holds no video that OpenCV can decode")
+        raise SourceError(f"{name} cannot be read: it cannot be opened, or contains no video that OpenCV can decode")
 
     def frames() -> Iterator[tuple[np.ndarray, str | None]]:
         current = frame
@@ -183,24 +183,24 @@ def _open_video(source: str | int) -> Iterator[tuple[np.ndarray, str | None]]:
 def _open_array(array: np.ndarray, kind: str) -> Iterator[tuple[np.ndarray, str | None]]:
     if array.dtype != np.uint8 or array.ndim not in {3, 4} or array.shape[-1] != 3 or not array.size:
         raise SourceError(
-            f"{kind} of shape {array.shape} and type {array.dtype} is no image; "
+            f"{kind} of shape {array.shape} and type {array.dtype} is not an image; "
             "expected H×W×3 uint8 RGB, or N×H×W×3 for several"
         )
     return ((image, None) for image in (array if array.ndim == 4 else [array]))
 
 
 def _array_of_tensor(tensor: Any) -> np.ndarray:
-    """Channels last and uint8, from a tensor on any device; torch itself is not needed for it."""
+    """A tensor on any device as a channels-last uint8 array; does not import torch."""
     if tensor.ndim not in {3, 4} or tensor.shape[-3] != 3:
         raise SourceError(
-            f"a tensor of shape {tuple(tensor.shape)} is no image; expected 3×H×W RGB, or N×3×H×W for several"
+            f"a tensor of shape {tuple(tensor.shape)} is not an image; expected 3×H×W RGB, or N×3×H×W for several"
         )
     if tensor.is_floating_point():
         array = tensor.detach().float().cpu().numpy()
         if array.size and not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
             raise SourceError(
-                f"a float tensor with values {array.min():.3g}...{array.max():.3g} is no image; expected [0, 1], "
-                "without mean and standard deviation taken out"
+                f"a float tensor with values {array.min():.3g}...{array.max():.3g} is not an image; expected "
+                "[0, 1], not normalized by mean and standard deviation"
             )
         array = (array * 255).round().clip(0, 255).astype(np.uint8)
     else:
@@ -210,8 +210,8 @@ def _array_of_tensor(tensor: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """OpenCV writes several lines to stderr about a video that it cannot open; ours is enough."""
-    settings: Any = getattr(cv2.utils, "logging", cv2)  # in OpenCV 4 at the top level
+    """Silence OpenCV, which writes several lines to stderr about a video that it cannot open."""
+    settings: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has these at the top level
     level = settings.setLogLevel(0)
     try:
         yield

@@ -26,8 +26,8 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu". With several ranks, each takes the device of its local
             rank.
-        amp: number format of the model's forward pass (losses are always float32). "auto" is bf16 on GPUs and CPUs with
-            hardware for it, otherwise off.
+        amp: number format of the model's forward pass (losses are always float32). "auto" is bf16 on NVIDIA GPUs
+            since Ampere and on CPUs with AMX, otherwise off.
 
     Raises:
         ConfigError: there is no such device, or it cannot compute in that format.

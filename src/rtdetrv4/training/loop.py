@@ -211,7 +211,7 @@ class Trainer:
                 self.modulation.observe(student.aifi, student)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-        # The only point where a step waits for the device. All ranks decide by the same means.
+        # The only point where a step waits for the device. All ranks decide on the same averages.
         stop = norm.new_tensor(float(self.interrupt.requested))
         *means, mean_norm, mean_stop = mean_over_ranks(torch.hstack([values, norm, stop])).tolist()
         self.clock.collect()

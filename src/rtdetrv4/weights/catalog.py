@@ -1,4 +1,4 @@
-"""What is known about weights that others released: their classes, their places, and the models their tensors fit."""
+"""Facts about weights that others released: their classes, where they are, and which models their tensors fit."""
 
 from __future__ import annotations
 
@@ -85,17 +85,17 @@ OBJECTS365 = ClassMap(
     category_ids=tuple(range(1, 366)),
 )
 
-#: What a released checkpoint knows, by the number of its classes. Heads trained on Objects365 have 366 rows: that of a
-#: class is its category id, and row 0 is nobody's.
+#: The classes of a released checkpoint, by the number of rows of its class heads. Heads trained on Objects365 have 366:
+#: the row of a class is its category id, and row 0 belongs to no class.
 RELEASED_CLASSES: Mapping[int, ClassMap] = MappingProxyType(
     {80: COCO, 365: OBJECTS365, 366: ClassMap(("class 0", *OBJECTS365.names), tuple(range(366)))}
 )
 
 
 def classes_of(names: Sequence[str]) -> ClassMap:
-    """The classes with these names, in this order: a data set's from above, under its names and ids, or numbered ones.
+    """The classes of one of the data sets above if most of `names` agree with it, else `names`, numbered from 0.
 
-    Most names must agree, not all: transformers calls COCO's couch a sofa.
+    Not all names have to agree, because transformers calls COCO's couch a sofa.
     """
     known = RELEASED_CLASSES.get(len(names))
     if known is not None and sum(map(operator.eq, names, known.names)) > len(names) / 2:
@@ -104,7 +104,7 @@ def classes_of(names: Sequence[str]) -> ClassMap:
 
 
 class ReleasedCheckpoint(NamedTuple):
-    """Where the authors keep a checkpoint."""
+    """A checkpoint that its authors released, and where it is."""
 
     model: str
     url: str
@@ -142,8 +142,8 @@ def _released() -> Iterator[tuple[str, ReleasedCheckpoint]]:
 
 
 RELEASED: Mapping[str, ReleasedCheckpoint] = MappingProxyType(dict(_released()))
-"""Released checkpoints by name, as their authors' pages link them; COCO's have the name of the model. No hashes of them
-are known here, so nothing is fetched by these names."""
+"""Released checkpoints by name, as their authors' pages link them; COCO's have the name of the model. They are for
+downloads by hand: no hashes of them are known here. `HUB_FILES` are fetched."""
 
 Dataset = Literal["coco", "obj365", "obj2coco"]
 """What weights were trained on: COCO, Objects365, or Objects365 and then COCO."""
@@ -155,16 +155,16 @@ class HubFile(NamedTuple):
     repository: str
     file: str
     ap: float | None = None
-    """COCO AP on val2017 as published for this file; None if it is not."""
+    """AP on COCO val2017 as published for this file; None if it was not."""
     sha256: str | None = None
-    """None if only the hub knows it."""
+    """None if it has to be asked of the hub."""
     size_mb: float | None = None
     license: str | None = "Apache-2.0"
-    """None if its page states none."""
+    """None if the file's page states none."""
 
 
 def _hub_files() -> Iterator[tuple[str, Dataset, HubFile]]:
-    """A file a line, the better of two for the same weights first."""
+    """One file per line; of several files for the same model and data set, the preferred one comes first."""
 
     def libre(name: str, ap: float | None, sha256: str | None = None, size_mb: float | None = None) -> HubFile:
         return HubFile(f"LibreYOLO/Libre{name}", f"Libre{name}.pt", ap, sha256, size_mb)
@@ -219,7 +219,7 @@ def _by_model() -> Mapping[str, Mapping[Dataset, tuple[HubFile, ...]]]:
 
 
 HUB_FILES = _by_model()
-"""Trained weights by model and by what they were trained on, in the order in which they are tried."""
+"""Files of trained weights by model and training data, in the order in which they are tried."""
 
 #: Tensors with one row per class.
 CLASS_ROWS = re.compile(
@@ -243,22 +243,22 @@ _ARCHITECTURES: Mapping[int, tuple[str, ...]] = MappingProxyType(
         2_044_414: ("test",),
     }
 )
-"""Models by how many numbers their tensors hold, leaving out what depends on the classes. Those of one row differ in
-nothing that a checkpoint shows: activations and losses have no tensors."""
+"""Models by the number of elements in their tensors, without what depends on the classes. Models in the same row cannot
+be told apart by a checkpoint: activations and losses have no tensors."""
 
 MODELS = frozenset(name for names in _ARCHITECTURES.values() for name in names)
 
-#: Models that transformers has too, see `weights.transformers`.
+#: Models that transformers has too; see `weights.transformers`.
 TRANSFORMERS_MODELS = frozenset(
     name for name in MODELS if name.startswith(("dfine-", "rtdetrv2-")) and name != "rtdetrv2-r50m"
 )
 
 
 def fitting_models(shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """The models with tensors like these.
+    """The models that have tensors of these shapes.
 
     Args:
-        shapes: by our names; a projector of DSI and counters of batches may be among them.
+        shapes: by our names; may include the projector of DSI and batch counters.
     """
     count = sum(
         math.prod(shape)

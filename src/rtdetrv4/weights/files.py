@@ -17,6 +17,7 @@ from torch import Tensor
 from rtdetrv4.errors import WeightsError, did_you_mean, first_line
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights.catalog import (
+    HUB_FILES,
     MODELS,
     RELEASED,
     RELEASED_CLASSES,
@@ -119,7 +120,7 @@ def read_checkpoint(weights: str | Path) -> Checkpoint:
     if "query_selection.score_head.bias" not in tensors:
         some = f"its tensors are named {listing(tensors, limit=3)}" if tensors else "it has no tensors"
         raise WeightsError(
-            f"{path} holds no weights of a detector: {some}. Expected is a file of this package, "
+            f"{path} holds no weights of a detector: {some}. Expected a file of this package, "
             "a checkpoint of the released RT-DETRv4, DEIM, D-FINE or RT-DETRv2, or one of transformers."
         )
     num_classes = len(tensors["query_selection.score_head.bias"])
@@ -235,7 +236,7 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     except Exception as error:  # a damaged pickle can fail in any way
         raise WeightsError(f"{path} is damaged ({first_line(error)}){_disguise(path)}.") from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} is no checkpoint: it holds a {type(content).__name__}, expected a dictionary.")
+        raise WeightsError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, expected a dictionary.")
     ema = content.get("ema")
     candidates = (ema.get("module") if isinstance(ema, Mapping) else None, content.get("model"), content)
     state = next(candidate for candidate in candidates if isinstance(candidate, Mapping))
@@ -244,7 +245,7 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
 
 
 def _facts_beside(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What LibreYOLO's files say beside their weights, in the words of our metadata."""
+    """What LibreYOLO's files say besides their weights, under the keys of our metadata."""
     facts: dict[str, Any] = {}
     if (model := f"{content.get('model_family')}-{content.get('size')}") in MODELS:
         facts["model"] = model
@@ -252,7 +253,7 @@ def _facts_beside(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         try:
             ordered = [names[index] for index in range(len(names))]
         except (LookupError, TypeError) as error:
-            raise WeightsError(f"{path} is damaged: its class names are not numbered from 0 on.") from error
+            raise WeightsError(f"{path} is damaged: its class names are not numbered from 0.") from error
         facts |= {key: list(value) for key, value in classes_of([str(name) for name in ordered])._asdict().items()}
     return facts
 
@@ -264,7 +265,7 @@ def _refusal(path: Path) -> str:
     except Exception:  # as above
         needed = []
     if not needed:
-        return f"{path} is no checkpoint, or damaged{_disguise(path)}."
+        return f"{path} is damaged or not a checkpoint{_disguise(path)}."
     return (
         f"{path} was not loaded: it holds Python objects ({listing(needed, limit=3)}), and reading these can run any "
         "code that the file brings along. If you trust it, load it yourself with torch.load(..., weights_only=False), "
@@ -273,7 +274,7 @@ def _refusal(path: Path) -> str:
 
 
 def _disguise(path: Path) -> str:
-    """What a file that is not a checkpoint often turns out to be."""
+    """Say what a file that is not a checkpoint is, if it is one of the usual mistakes."""
     with path.open("rb") as file:
         start = file.read(64).lstrip()
     if not start:
@@ -281,7 +282,7 @@ def _disguise(path: Path) -> str:
     if start.startswith(b"<"):
         return ": it is a web page, so its download failed"
     if start.startswith(b"version https://git-lfs"):
-        return ": it is a Git LFS pointer, fetch the file itself with `git lfs pull`"
+        return ": it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
     return ""
 
 
@@ -299,10 +300,14 @@ def _fetch(url: str) -> Path:
 
 def _where_to_get(name: str) -> str:
     problem = f'"{name}" is a model, not a file of weights'
-    if name not in RELEASED:
-        return f"{problem}, and no release of its weights is known."
-    model, url = RELEASED[name]
-    return (
-        f"{problem}. Released weights are not fetched by name: download {url} and give the path of that file, "
-        f'with model="{model}".'
-    )
+    model, url = RELEASED.get(name, (name, None))
+    dataset = "coco" if name == model else name.removeprefix(f"{model}-")
+    ways = [
+        f"give hf://{source.repository}/{source.file}"
+        for known, sources in HUB_FILES.get(model, {}).items()
+        for source in sources[:1]
+        if known == dataset
+    ]
+    if url is not None:
+        ways.append(f'download {url} and give the path of that file, with model="{model}"')
+    return f"{problem}: {listing(ways, 'or')}." if ways else f"{problem}, and no release of its weights is known."

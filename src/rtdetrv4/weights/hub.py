@@ -1,74 +1,48 @@
-"""Trained weights by name: fetched into the cache of huggingface_hub, checked, and found there again."""
+"""Trained weights by name: downloaded into the cache of huggingface_hub, verified, and reused from there."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import logging
-import re
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import huggingface_hub
-from huggingface_hub import constants
-from huggingface_hub.utils import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-)
-
-from rtdetrv4.errors import WeightsError, first_line
+from rtdetrv4.errors import WeightsError
+from rtdetrv4.ops import hub
 from rtdetrv4.weights.catalog import HUB_FILES, RELEASED, Dataset, HubFile
 from rtdetrv4.weights.transformers import CONFIG_FILE, TENSORS_FILE
 
-#: How long the hub may take to say what it has, in seconds. Downloads take as long as bytes arrive.
-ANSWER_TIME = 4.0
-
 
 class FetchedWeights(NamedTuple):
-    """A checked file of trained weights."""
+    """A verified file of trained weights."""
 
     path: Path
     """In the cache."""
     source: HubFile
     dataset: Dataset
     skipped: tuple[str, ...] = ()
-    """What would have come first, and why it could not be had: one sentence each."""
-
-
-class _NoAnswerError(WeightsError):
-    """The hub cannot be reached, so there is no point in asking it for another file."""
+    """Preferred weights that could not be obtained, and why; one sentence each."""
 
 
 def find_cached(model: str, dataset: Dataset = "coco") -> FetchedWeights | None:
-    """Trained weights that are in the cache already and undamaged; the hub is not asked."""
+    """Find intact trained weights in the cache, without asking the hub."""
     for source in HUB_FILES.get(model, {}).get(dataset, ()):
-        if path := _cached(source):
+        if path := hub.cached_file(source.repository, source.file, sha256=source.sha256):
             return FetchedWeights(path, source, dataset)
     return None
 
 
 def fetch_weights(model: str, dataset: Dataset = "coco", *next_best: Dataset) -> FetchedWeights:
-    """Trained weights of a model: from the cache, or else downloaded into it.
+    """Get the trained weights of a model from the cache, or download them into it.
 
     Args:
         model: a key of `HUB_FILES`.
         dataset: what they were trained on.
-        next_best: what may be taken instead, in this order, if those weights cannot be had.
+        next_best: what to use instead, in this order, if those weights cannot be obtained.
 
     Returns:
-        The first that can be had; every file of a data set is tried before the next data set is.
+        The first weights that can be obtained; all files of a data set are tried before those of the next.
 
     Raises:
-        WeightsError: none of them can be had. The message says why, and what to do by hand.
+        NotFetchedError: none of them can be obtained. The message says why, and how to download them by hand.
     """
     skipped: list[str] = []
     hub_answers = True
@@ -77,7 +51,8 @@ def fetch_weights(model: str, dataset: Dataset = "coco", *next_best: Dataset) ->
             return cached._replace(skipped=tuple(skipped))
         sources = HUB_FILES.get(model, {}).get(wanted, ())
         if not sources:
-            skipped.append(f"no weights of {model} trained on {wanted} are on the hub")
+            others = f", only on {', '.join(HUB_FILES[model])}" if model in HUB_FILES else ""
+            skipped.append(f"no weights of {model} trained on {wanted} are on the hub{others}")
         for source in sources:
             if not hub_answers:
                 break
@@ -85,180 +60,41 @@ def fetch_weights(model: str, dataset: Dataset = "coco", *next_best: Dataset) ->
                 return FetchedWeights(fetch_file(source), source, wanted, tuple(skipped))
             except WeightsError as error:
                 skipped.append(str(error))
-                hub_answers = not isinstance(error, _NoAnswerError)
-    raise WeightsError(
-        f"There are no {dataset} weights of {model} in the cache, and none can be fetched: {'; '.join(skipped)}. "
-        + _by_hand(model, dataset, hub_has_it=not hub_answers)
+                hub_answers = not isinstance(error, hub.NoAnswerError)
+    raise hub.NotFetchedError(
+        f"There are no {dataset} weights of {model} in the cache, and none can be fetched",
+        "; ".join(skipped),
+        _by_hand(model, dataset, hub_has_it=not hub_answers),
     )
 
 
 def fetch_file(source: HubFile, revision: str | None = None) -> Path:
-    """A file of the hub, in the cache: the newest, or the cached one if the hub cannot be reached.
+    """Download a file from the hub into the cache, see `rtdetrv4.ops.hub.fetch_file`.
 
-    Its SHA-256 must be the one of `source`, or else the one that the hub states. With weights of transformers comes
-    their config.json, which names the classes.
+    Weights in transformers' format come with their config.json, which names the classes.
 
     Args:
         source: what to fetch.
         revision: a branch, tag or commit; None for the newest.
 
     Raises:
-        ValueError: the hub could have no repository or file of that name.
-        WeightsError: it cannot be had, or is not the file it should be.
+        ValueError: the hub cannot have a repository or file of that name.
+        WeightsError: the file cannot be obtained, or has another SHA-256.
     """
-    name = f"{source.repository}/{source.file}"
-    url = huggingface_hub.hf_hub_url(source.repository, source.file, revision=revision)
-    with _client_logs_once():
-        try:
-            headers = _ask(url)
-        except HfHubHTTPError as error:
-            raise WeightsError(_refusal(source, error)) from error
-        except Exception as error:  # those of requests and of httpx, of which the client uses either, share no base
-            if cached := _cached(source, revision):
-                return cached
-            raise _NoAnswerError(_silence(error)) from error
-        stated = _hash_or_none(headers.get("X-Linked-Etag") or headers.get("ETag"))
-        if source.sha256 and stated and stated != source.sha256:
-            raise WeightsError(f"{name} has changed: its SHA-256 is {stated}, expected is {source.sha256}")
-        # A cached copy that is damaged, or of an older revision, must not be taken for the file.
-        anew = _cached_copy(source, revision) is not None and _cached(source, revision) is None
-        try:
-            path = _download(source, revision, force=anew)
-        except HfHubHTTPError as error:
-            raise WeightsError(_refusal(source, error)) from error
-        except Exception as error:  # as above
-            raise WeightsError(f"the download of {name} failed ({first_line(error)}); try again") from error
-    expected = source.sha256 or stated or _kept_hash(path)
-    if expected and (found := file_sha256(path)) != expected:
-        _discard(path)
-        raise WeightsError(
-            f"{name} arrived damaged and was removed from the cache: its SHA-256 is {found}, expected is {expected}"
-        )
-    return path
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _ask(url: str) -> Mapping[str, str]:
-    """The headers with which the hub describes a file: asked once, and not for longer than `ANSWER_TIME`.
-
-    The client's own functions may try again and again. Its timeouts count per address and leave out the name lookup,
-    hence the thread.
-    """
-    answer: Future[Mapping[str, str]] = Future()
-
-    def ask() -> None:
-        try:
-            session: Any = get_session()
-            redirects = "follow_redirects" if hasattr(session, "follow_redirects") else "allow_redirects"
-            request = {"headers": build_hf_headers(), "timeout": ANSWER_TIME, redirects: False}
-            response = session.request("HEAD", url, **request)
-            hf_raise_for_status(response)
-            # Renamed repositories and mirrors lead on to where the header is.
-            if "X-Repo-Commit" not in response.headers and "Location" not in response.headers:
-                raise ConnectionError("something else answers in its place, perhaps a proxy or a login page")
-            answer.set_result(response.headers)
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    return answer.result(ANSWER_TIME)
-
-
-def _download(source: HubFile, revision: str | None, *, force: bool) -> Path:
-    if source.file.rpartition("/")[2] == TENSORS_FILE:
-        with contextlib.suppress(EntryNotFoundError):
-            config = source.file.removesuffix(TENSORS_FILE) + CONFIG_FILE
-            huggingface_hub.hf_hub_download(source.repository, config, revision=revision)
-    return Path(
-        huggingface_hub.hf_hub_download(source.repository, source.file, revision=revision, force_download=force)
-    )
-
-
-def _cached(source: HubFile, revision: str | None = None) -> Path | None:
-    """The copy in the cache, if there is one with the right content."""
-    path = _cached_copy(source, revision)
-    if path is None:
-        return None
-    expected = source.sha256 or _kept_hash(path)
-    return path if expected in (None, file_sha256(path)) else None
-
-
-def _cached_copy(source: HubFile, revision: str | None) -> Path | None:
-    path = huggingface_hub.try_to_load_from_cache(source.repository, source.file, revision=revision)
-    return Path(path) if isinstance(path, str) else None
-
-
-def _discard(path: Path) -> None:
-    """Remove a file of the cache, and the content that it links to."""
-    content = path.parent / path.readlink() if path.is_symlink() else path
-    path.unlink()
-    content.unlink(missing_ok=True)
-
-
-def _kept_hash(path: Path) -> str | None:
-    """The SHA-256 that the hub stated for a cached file: the client links to it under this name, where links work."""
-    return _hash_or_none(path.readlink().name) if path.is_symlink() else None
-
-
-def _hash_or_none(etag: str | None) -> str | None:
-    """What an ETag says if it is a SHA-256, as those of large files are."""
-    match = re.fullmatch('"?([0-9a-f]{64})"?', etag or "")
-    return match and match[1]
-
-
-@contextlib.contextmanager
-def _client_logs_once() -> Iterator[None]:
-    """The client prints its log itself; handlers of the root logger would print it once more."""
-    client = logging.getLogger("huggingface_hub")
-    before, client.propagate = client.propagate, False
-    try:
-        yield
-    finally:
-        client.propagate = before
-
-
-def _silence(error: BaseException) -> str:
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
-    return f"{constants.ENDPOINT} does not answer ({first_line(error)})"
-
-
-def _refusal(source: HubFile, error: HfHubHTTPError) -> str:
-    page = f"{constants.ENDPOINT}/{source.repository}"
-    status = getattr(error.response, "status_code", None)
-    if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
-        return f"there is no public repository {page}; for a private one, log in with `hf auth login` or set HF_TOKEN"
-    if status in (401, 403):
-        return (
-            f"access to {page} is refused ({status}): accept its terms on that page if it has any, and log in with "
-            "`hf auth login` or set HF_TOKEN"
-        )
-    if status == 404:
-        return f"{page} has no file {source.file}"
-    return f"{page} answers with an error ({first_line(error)})"
+    of_transformers = source.file.rpartition("/")[2] == TENSORS_FILE
+    config = source.file.removesuffix(TENSORS_FILE) + CONFIG_FILE if of_transformers else None
+    return hub.fetch_file(source.repository, source.file, revision=revision, sha256=source.sha256, beside=config)
 
 
 def _by_hand(model: str, dataset: Dataset, *, hub_has_it: bool) -> str:
-    """How to get weights to this machine without this package."""
+    """Say how to get weights onto this machine without this package."""
     sources = HUB_FILES.get(model, {}).get(dataset, ())
     released = RELEASED.get(model if dataset == "coco" else f"{model}-{dataset}")
     if sources and hub_has_it:
         source = sources[0]
         size = "" if source.size_mb is None else f" ({source.size_mb:g} MB)"
         config = f" and the {CONFIG_FILE} beside it" if source.file.endswith(TENSORS_FILE) else ""
-        return (
-            f"Download {huggingface_hub.hf_hub_url(source.repository, source.file)}{size}{config} on another machine "
-            f"and give its path as weights, or copy models--{source.repository.replace('/', '--')} from the cache of "
-            f"that machine into {constants.HF_HUB_CACHE}."
-        )
+        return hub.by_hand(source.repository, source.file, "give its path as weights", note=size + config)
     if released is not None:
         return f"Download {released.url} and give the path of that file as weights."
     return "Give the path of a file as weights."

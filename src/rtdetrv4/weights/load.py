@@ -33,10 +33,14 @@ class LoadReport(NamedTuple):
     """Classes that the file lacks, and training-only tensors that it lacks."""
     ignored: tuple[str, ...]
     """Tensors of the file that the model does not have."""
+    known_rows: tuple[int, int]
+    """For how many of the model's classes the file has a row, and how many classes the model has."""
     trained: bool
     """Whether the model can predict without training: all rows of its class heads are trained."""
 
-    def __str__(self) -> str:
+    @property
+    def details(self) -> str:
+        """What was taken over, without the file's name."""
         parts = {
             "classes moved by name": self.moved,
             "newly initialized": self.newly_initialized,
@@ -44,10 +48,13 @@ class LoadReport(NamedTuple):
         }
         return "; ".join(
             [
-                f"{self.source}: {len(self.loaded)} tensors loaded",
+                f"{len(self.loaded)} tensors loaded",
                 *(f"{what}: {listing(names)}" for what, names in parts.items() if names),
             ]
         )
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.details}"
 
 
 def load_weights(
@@ -81,16 +88,15 @@ def load_weights(
 
     classes = [f"class {index}" for index in range(num_classes)] if names is None else names
     new = [name for index, name in enumerate(classes) if index not in rows]
-    report = LoadReport(
+    return LoadReport(
         source=metadata.source,
         loaded=tuple(name for name in own if name in theirs and (rows or not CLASS_ROWS.fullmatch(name))),
         moved=() if is_as_in_file else tuple(classes[index] for index in sorted(rows)),
         newly_initialized=(*new, *(name for name in own if name not in theirs and not _is_counter(name))),
         ignored=tuple(name for name in theirs if name not in own),
+        known_rows=(len(rows), num_classes),
         trained=metadata.trained and not new,
     )
-    logger.info("%s", report)
-    return report
 
 
 def _known_rows(metadata: WeightsMetadata, names: Sequence[str] | None, num_classes: int) -> dict[int, int]:

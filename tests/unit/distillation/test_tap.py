@@ -118,7 +118,7 @@ def test_tokens_on_a_grid_that_is_told() -> None:
     model, tap = tapped(lambda f5: tokens(f5[..., :2]))
     images = make_images()
     model(images)
-    with pytest.raises(ConfigError, match=r'Layer "encoder" gives 4 tokens, which do not fill images of 64×96'):
+    with pytest.raises(ConfigError, match=r'Layer "encoder" returns 4 tokens, which do not fill images of 64×96'):
         tap.loss(images)
     model(images)
     with pytest.raises(ConfigError, match=r"do not fill a grid of 3×2"):
@@ -334,12 +334,12 @@ def test_a_layer_that_does_not_fit() -> None:
 @pytest.mark.parametrize(
     ("form", "options", "message"),
     [
-        (lambda f5: f5[:, :3], {}, r"gives 4×3×2×3, of which 0 can be F5: B×4×h×w, or tokens with 4 channels last"),
-        (lambda f5: (f5, f5), {}, r"gives 4×4×2×3, 4×4×2×3, of which 2 can be F5.*Choose one with `select`"),
-        (lambda f5: None, {}, r"gives no tensor, of which 0"),
-        (lambda f5: f5[:2], {}, r"gives 2×4×2×3 for 4 images"),
-        (lambda f5: tokens(f5).transpose(0, 1), {}, r"gives 6×4×4 for 4 images.*N×B×C with batch_first=False"),
-        (lambda f5: tokens(f5)[:, 1:], {}, r"gives 5 tokens, which do not fill images of 64×96 in squares"),
+        (lambda f5: f5[:, :3], {}, r"returns 4×3×2×3, of which 0 can be F5: B×4×h×w or tokens with 4 channels last"),
+        (lambda f5: (f5, f5), {}, r"returns 4×4×2×3, 4×4×2×3, of which 2 can be F5.*Choose one with `select`"),
+        (lambda f5: None, {}, r"returns no tensor, of which 0"),
+        (lambda f5: f5[:2], {}, r"returns 2×4×2×3 for 4 images"),
+        (lambda f5: tokens(f5).transpose(0, 1), {}, r"returns 6×4×4 for 4 images.*N×B×C with batch_first=False"),
+        (lambda f5: tokens(f5)[:, 1:], {}, r"returns 5 tokens, which do not fill images of 64×96 in squares"),
     ],
 )
 def test_outputs_that_are_no_f5(form: Callable[[Tensor], Any], options: dict[str, Any], message: str) -> None:

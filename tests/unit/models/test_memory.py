@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -245,3 +246,21 @@ def test_a_batch_norm_that_keeps_its_statistics_elsewhere_is_left_alone(monkeypa
     output.sum().backward()
     expected.sum().backward()
     assert_same_result(block, plain, output, expected)
+
+
+def test_batch_norm_is_recomputed_with_an_epsilon_that_every_version_of_torch_accepts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, original = [], torch.nn.functional.batch_norm
+
+    def batch_norm(*args: Any, **kwargs: Any) -> Tensor:
+        given.append(kwargs.get("eps", 1e-5))
+        return original(*args, **kwargs)
+
+    block = recomputing(ConvNorm(3, 8, 3, act="silu"))
+    loss = block(torch.rand(2, 3, 16, 16)).sum()
+    monkeypatch.setattr("torch.nn.functional.batch_norm", batch_norm)
+    loss.backward()
+    assert len(given) == 1  # the recomputation
+    assert given[0] > 0
+    assert torch.tensor(1.0) + given[0] == 1

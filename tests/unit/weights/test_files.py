@@ -35,7 +35,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"not loaded: it holds Python objects \((_io|io)\.open\).*run any code"):
         read_metadata(tmp_path / "trap.pth")
     (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
-    with pytest.raises(WeightsError, match="no checkpoint"):
+    with pytest.raises(WeightsError, match="not a checkpoint"):
         read_metadata(tmp_path / "bare.pkl")
     assert not (tmp_path / "sprung").exists()
 
@@ -46,7 +46,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
         (b"", "empty"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        (b"hello world, this is text", "no checkpoint|damaged"),
+        (b"hello world, this is text", "not a checkpoint|damaged"),
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.safetensors"])

@@ -17,11 +17,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants
 
-from local_hub import COMMIT, LocalHub, Served, running_hub
+from local_hub import COMMIT, LocalHub, Served, running_hub, use_hub
 from rtdetrv4.assembly import create_model
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.ops import hub as client
 from rtdetrv4.weights import find_weights, save_transformers
 from rtdetrv4.weights import hub as weights_hub
 from rtdetrv4.weights.catalog import COCO, HUB_FILES, MODELS, HubFile
@@ -36,29 +37,11 @@ PRETRAINED = HubFile("first/pretrained", "weights.pt")
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    with running_hub() as hub:
-        _use(hub.endpoint, tmp_path / "cache", monkeypatch)
-        table = {"rtdetrv4-s": {"coco": (PINNED, OTHER), "obj365": (PRETRAINED,)}}
-        monkeypatch.setattr(weights_hub, "HUB_FILES", table)
-        hub.files = {"first/detector/weights.pt": Served(CONTENT), "second/detector/v4/weights.pth": Served(b"other")}
-        yield hub
-
-
-def _use(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT and HF_HUB_CACHE do before the client is imported."""
-    variables = {
-        "DOWNLOAD_CHUNK_SIZE": 100,  # of a download that breaks off, whole chunks are kept
-        "ENDPOINT": endpoint,
-        "HF_HUB_CACHE": str(cache),
-        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-    }
-    for name, value in variables.items():
-        monkeypatch.setattr(constants, name, value)
-        if hasattr(file_download, name):  # which has its own in clients before 1.0
-            monkeypatch.setattr(file_download, name, value)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+def hub(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    table = {"rtdetrv4-s": {"coco": (PINNED, OTHER), "obj365": (PRETRAINED,)}}
+    monkeypatch.setattr(weights_hub, "HUB_FILES", table)
+    hub.files = {"first/detector/weights.pt": Served(CONTENT), "second/detector/v4/weights.pth": Served(b"other")}
+    return hub
 
 
 @pytest.fixture
@@ -111,7 +94,7 @@ def test_a_wrong_hash_is_refused_and_the_next_source_taken(hub: LocalHub) -> Non
     with pytest.raises(WeightsError) as caught:
         fetch_file(PINNED)
     found = hashlib.sha256(b"damaged").hexdigest()
-    assert f"arrived damaged and was removed from the cache: its SHA-256 is {found}, expected is {SHA256}" in str(
+    assert f"arrived damaged and was removed from the cache: its SHA-256 is {found}, expected {SHA256}" in str(
         caught.value
     )
     assert _cached_bytes() == [b"other"]
@@ -124,7 +107,7 @@ def test_a_wrong_hash_is_refused_and_the_next_source_taken(hub: LocalHub) -> Non
 
 def test_a_hash_that_only_the_hub_knows_is_checked_too(hub: LocalHub) -> None:
     hub.files["second/detector/v4/weights.pth"] = Served(b"other", stated_hash=SHA256)
-    with pytest.raises(WeightsError, match=f"second/detector/v4/weights.pth arrived damaged.*expected is {SHA256}"):
+    with pytest.raises(WeightsError, match=f"second/detector/v4/weights.pth arrived damaged.*expected {SHA256}"):
         fetch_file(OTHER)
     assert _cached_bytes() == []
 
@@ -224,7 +207,7 @@ def test_renamed_repositories_are_found(hub: LocalHub) -> None:
     assert fetch_file(PINNED).read_bytes() == CONTENT
     hub.files["second/detector/v4/weights.pth"] = Served(b"", moved_to="/new/name/resolve/main/other.pth")
     hub.files["new/name/other.pth"] = Served(b"damaged", stated_hash=SHA256)
-    with pytest.raises(WeightsError, match=f"arrived damaged.*expected is {SHA256}"):
+    with pytest.raises(WeightsError, match=f"arrived damaged.*expected {SHA256}"):
         fetch_file(OTHER)
 
 
@@ -239,7 +222,7 @@ def test_the_next_best_data_set(hub: LocalHub) -> None:
 
 
 def test_a_slow_download_takes_its_time(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_hub, "ANSWER_TIME", 0.5)
+    monkeypatch.setattr(client, "ANSWER_TIME", 0.5)
     hub.files["first/detector/weights.pt"].pause = 0.01
     start = time.monotonic()
     assert fetch_weights("rtdetrv4-s").path.read_bytes() == CONTENT
@@ -269,7 +252,7 @@ def test_no_connection(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, shown: py
         free.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{free.getsockname()[1]}"
     cache = Path(constants.HF_HUB_CACHE)
-    _use(closed, cache, monkeypatch)
+    use_hub(closed, cache, monkeypatch)
     start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
         fetch_weights("rtdetrv4-s")
@@ -280,9 +263,9 @@ def test_no_connection(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, shown: py
     assert message.endswith(f"or copy models--first--detector from the cache of that machine into {cache}.")
     assert not shown.records
 
-    _use(hub.endpoint, cache, monkeypatch)
+    use_hub(hub.endpoint, cache, monkeypatch)
     fetched = fetch_weights("rtdetrv4-s")
-    _use(closed, cache, monkeypatch)
+    use_hub(closed, cache, monkeypatch)
     assert fetch_weights("rtdetrv4-s") == fetched
     assert fetch_file(PINNED) == fetched.path
 
@@ -290,7 +273,7 @@ def test_no_connection(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, shown: py
 def test_a_copied_cache_folder_is_found(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As the message without a connection advises."""
     fetch_weights("rtdetrv4-s")
-    _use("http://127.0.0.1:1", tmp_path / "offline", monkeypatch)
+    use_hub("http://127.0.0.1:1", tmp_path / "offline", monkeypatch)
     (tmp_path / "offline").mkdir()
     (tmp_path / "cache/models--first--detector").rename(tmp_path / "offline/models--first--detector")
     assert fetch_weights("rtdetrv4-s").path == (
@@ -365,7 +348,7 @@ def test_the_newest_file_of_an_address(hub: LocalHub, monkeypatch: pytest.Monkey
     assert find_weights("hf://some/one/w.pth").read_bytes() == b"first"
     hub.files, hub.commit = {"some/one/w.pth": Served(b"second")}, "2" * 40
     assert find_weights("hf://some/one/w.pth").read_bytes() == b"second"
-    monkeypatch.setattr(weights_hub, "ANSWER_TIME", 0.2)
+    monkeypatch.setattr(client, "ANSWER_TIME", 0.2)
     hub.silent.set()
     assert find_weights("hf://some/one/w.pth").read_bytes() == b"second"
 

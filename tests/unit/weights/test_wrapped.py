@@ -90,8 +90,8 @@ def test_a_family_that_is_none_of_ours_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({0: "lynx", 2: "owl"}, r"w\.pt is damaged: its class names are not numbered from 0 on"),
-        (7, r"w\.pt is damaged: its class names are not numbered from 0 on"),
+        ({0: "lynx", 2: "owl"}, r"w\.pt is damaged: its class names are not numbered from 0"),
+        (7, r"w\.pt is damaged: its class names are not numbered from 0"),
         (["lynx"], r"w\.pt is damaged: it names 1 classes and predicts 2"),
     ],
 )
