@@ -185,4 +185,4 @@ def _hold_keypoints(poses: NDArray[np.float64], size: int) -> bool:
         visible &= points[..., 2] > 0
     inside = (np.abs(points[..., :2] - center) <= sides / 2 + BOX_TOLERANCE).all(axis=2)
     fits_image = (np.abs(center - 0.5) + sides / 2 <= 0.5 + BOX_TOLERANCE).all() and (sides > 0).all()
-    return bool(fits_image and inside[visible].all() and visible.any())
+    return bool(fits_image and visible.any() and np.all(inside | ~visible))
