@@ -68,8 +68,8 @@ def read_document(path: Path) -> Document:
     image_ids = _numbered(image_keys, "image", problems)
     category_ids = _numbered(category_keys, "category", problems)
     names = _category_names(categories, path, problems)
-    position = {key: index for index, key in enumerate(image_keys)}
-    id_of = dict(zip(category_keys, category_ids, strict=True))
+    position: dict[Any, int] = {key: index for index, key in enumerate(image_keys)}
+    id_of: dict[Any, int] = dict(zip(category_keys, category_ids, strict=True))
     annotations = _of_listed_images(rows_of["annotations"], position, path, problems)
     for annotation in annotations:
         if _key(annotation.get("category_id")) not in id_of:

@@ -241,7 +241,7 @@ def _with_true_sizes(document: Document, image_dir: Path, problems: list[str]) -
     corners = document.boxes_xywh_px[:, :2] + document.boxes_xywh_px[:, 2:]
     needed_hw = np.zeros(given_hw.shape)
     np.fmax.at(needed_hw, document.image_index, corners[:, ::-1])
-    sticks_out = (needed_hw > given_hw + CLIP_TOLERANCE).any(axis=1)
+    sticks_out = np.any(needed_hw > given_hw + CLIP_TOLERANCE, axis=1)
 
     everything = np.arange(len(given_hw))
     spread = np.linspace(0, len(given_hw) - 1, min(NUM_SIZES_CHECKED, len(given_hw))).astype(np.int64)
@@ -278,7 +278,7 @@ def _with_true_sizes(document: Document, image_dir: Path, problems: list[str]) -
             f"{document.path}: {len(contradicting)} of {len(sizes_hw)} images have another shape than annotated, and "
             f"boxes that leave them: {contradicting[0]}; use the images that were annotated"
         )
-    keep = sizes_hw.any(axis=1)
+    keep = sizes_hw[:, 0] > 0
     return _leave_out(document._replace(sizes_hw=sizes_hw), keep, "of another shape than annotated", problems)
 
 

@@ -23,7 +23,7 @@ def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
         content: its content; with "nc", the number of names is checked.
 
     Raises:
-        DatasetError: the names are not text, or occur more than once.
+        DatasetError: the names are not text, or not as many as "nc" says.
     """
     given = content.get("names")
     listed: dict[Any, Any] = (

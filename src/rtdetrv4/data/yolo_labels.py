@@ -178,11 +178,11 @@ def _hold_keypoints(poses: NDArray[np.float64], size: int) -> bool:
     """Whether rows of a box and points (x, y) or (x, y, visibility) are what they seem."""
     center, sides = poses[:, None, :2], poses[:, None, 2:4]
     points = poses[:, 4:].reshape(len(poses), -1, size)
-    visible = points[..., :2].any(axis=2)  # points that are not annotated are written as 0 0
+    visible = (points[..., :2] != 0).max(axis=2)  # points that are not annotated are written as 0 0
     if size == 3:
         if not np.isin(points[..., 2], (0, 1, 2)).all():
             return False
         visible &= points[..., 2] > 0
     inside = (np.abs(points[..., :2] - center) <= sides / 2 + BOX_TOLERANCE).all(axis=2)
     fits_image = (np.abs(center - 0.5) + sides / 2 <= 0.5 + BOX_TOLERANCE).all() and (sides > 0).all()
-    return bool(fits_image and inside[visible].all() and visible.any())
+    return bool(fits_image and visible.any() and np.all(inside | ~visible))
