@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rtdetrv4 import Detector
+from rtdetrv4 import DatasetError, Detector
 
 
 def write_data(
@@ -86,3 +86,35 @@ def test_a_damaged_image_is_reported_and_skipped(tmp_path: Path, caplog: pytest.
     assert len(reports) == 1
     assert "damaged" in reports[0]
     assert result.weights.is_file()
+
+
+def test_a_damaged_validation_image_takes_nothing_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_data(tmp_path / "data", (1,), [1] * 6, (64, 64))
+    damaged = data / "valid" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with caplog.at_level(logging.WARNING):
+        result = Detector("test").train(data, epochs=1, out=tmp_path / "run")
+    assert "0.png is damaged or not an image" in caplog.text
+    assert "left out of the evaluation" in caplog.text
+    assert result.metrics is not None
+    assert result.metrics.num_images == 5
+    assert (tmp_path / "run" / "predictions.jpg").is_file()
+    assert (tmp_path / "run" / "val" / "metrics.json").is_file()
+
+
+def test_training_on_nothing_is_refused_and_validating_on_nothing_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_data(tmp_path / "data", (1,), [1] * 4, (64, 64))
+    file = data / "valid" / "_annotations.coco.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with caplog.at_level(logging.WARNING):
+        result = Detector("test").train(data, epochs=1, out=tmp_path / "run")
+    assert "val: no image has a box: all are background" in caplog.text
+    assert result.weights.is_file()
+    assert result.metrics is not None
+    assert np.isnan(result.metrics.ap)
+    file.rename(data / "train" / "_annotations.coco.json")
+    with pytest.raises(DatasetError, match="nothing to train on: none of the 4 training images"):
+        Detector("test").train(data, epochs=1, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()

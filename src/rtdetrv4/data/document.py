@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rtdetrv4.data.box_units import sides_in_pixels
 from rtdetrv4.data.decode import read_size, same_aspect
-from rtdetrv4.data.records import RecordTable, Split, too_many
+from rtdetrv4.data.records import MAX_LEFT_OUT_SHARE, RecordTable, Split, too_many
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
 
@@ -115,7 +115,7 @@ def build_split(document: Document, folders: Sequence[Path], classes: ClassMap) 
     unreadable = np.any(np.isnan(xywh), axis=1)
     flat = ~unreadable & np.any(xywh[:, 2:] <= 0, axis=1)
     outside = ~unreadable & ~flat & np.any(boxes[:, 2:] <= boxes[:, :2], axis=1)
-    keep = ~(unreadable | flat | outside)
+    keep = ~(unreadable | flat | outside) & (labels >= 0)
     clipped = keep & (np.abs(boxes - given).max(axis=1, initial=0.0) > CLIP_TOLERANCE)
     box_areas = np.prod(boxes[:, 2:].astype(np.float64) - boxes[:, :2], axis=1)
     own_area = ~np.isnan(document.areas) & (document.areas > 0)
@@ -318,7 +318,7 @@ def _leave_out(document: Document, keep: NDArray[np.bool_], reason: str, problem
 
 
 def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArray[np.int64]:
-    """(N,) class indices, matched by class name: a file may have its own ids and order."""
+    """(N,) class indices, matched by class name: a file may have its own ids and order; -1 if there is none."""
     index_of = {name: index for index, name in enumerate(classes.names)}
     category_ids = np.array(sorted(document.categories), dtype=np.int64)
     lookup = np.array([index_of.get(document.categories[id_], -1) for id_ in category_ids.tolist()], dtype=np.int64)
@@ -327,11 +327,14 @@ def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArr
     if len(unknown):
         first = int(unknown[0])
         name = document.categories[int(document.category_ids[first])]
-        raise DatasetError(
-            f'{document.path}: annotation {document.annotation_ids[first]} is of class "{name}", which is not one of '
-            f"the {classes.num_classes} classes ({some_of(classes.names)}); {len(unknown)} boxes have unknown classes."
-            f"{did_you_mean(name, classes.names)} Rename it, or label it in the training split as well"
-        )
+        what = f'annotation {document.annotation_ids[first]} is of class "{name}", which is not one of the '
+        what += f"{classes.num_classes} classes ({some_of(classes.names)})"
+        if len(unknown) > MAX_LEFT_OUT_SHARE * len(labels):
+            raise DatasetError(
+                f"{document.path}: {what}; {len(unknown)} boxes have unknown classes."
+                f"{did_you_mean(name, classes.names)} Rename it, or label it in the training split as well"
+            )
+        problems.append(f"{count_of(len(unknown), 'box', 'boxes')} dropped: {what}.{did_you_mean(name, classes.names)}")
     used = set(np.unique(document.category_ids).tolist())
     ids_of: dict[str, list[int]] = {}
     for id_, name in document.categories.items():
@@ -340,11 +343,13 @@ def _labels(document: Document, classes: ClassMap, problems: list[str]) -> NDArr
         if len(used.intersection(ids)) > 1:
             problems.append(f'the class name "{name}" is used by several categories: {some_of(ids)} are one class')
     # Of several categories of one name, those that label nothing are ignored; at least one stays.
-    ignored = [
-        name
+    twins = [
+        f"{name} (id {id_})"
         for name, ids in ids_of.items()
-        for _ in ids[max(1, len(used.intersection(ids))) if name in index_of else 0 :]
+        for id_ in (ids if used.intersection(ids) else ids[1:])
+        if name in index_of and id_ not in used
     ]
+    ignored = [name for name in ids_of if name not in index_of] + twins
     if ignored:
         problems.append(f"{count_of(len(ignored), 'category', 'categories')} without a box ignored: {some_of(ignored)}")
     return labels

@@ -143,7 +143,7 @@ def test_the_group_of_a_project_named_like_its_class(tmp_path: Path, write_coco:
     ]
     split = read_coco(write_coco(tmp_path, [{"category_id": 1, "bbox": BOXES[0]}], categories=categories))
     assert split.classes == ClassMap(("helmet",), (1,))
-    assert split.problems == ("1 category without a box ignored: helmet",)
+    assert split.problems == ("1 category without a box ignored: helmet (id 0)",)
 
 
 def test_categories_of_one_name_are_one_class(tmp_path: Path, write_coco: Write) -> None:

@@ -292,11 +292,12 @@ def test_a_damaged_image_is_replaced_in_training_and_told_once(
         assert all(dataset[index].image.any() for index in range(12))
 
 
-def test_a_damaged_image_is_black_in_evaluation(partly_damaged: Split) -> None:
+def test_a_damaged_image_is_marked_in_evaluation(partly_damaged: Split) -> None:
     dataset = DetectionDataset(partly_damaged, (64, 64))
     sample = dataset[4]
     assert not sample.image.any()
     assert sample.info.file_name == "4.jpg"
+    assert [dataset[index].info.is_readable for index in (3, 4, 5)] == [True, False, True]
     assert len(sample.labels) == 1
     assert dataset.num_unreadable == 1
 

@@ -52,11 +52,55 @@ def test_gray_images_have_three_equal_channels(tmp_path: Path, name: str, mode: 
     assert np.ptp(image) > 50
 
 
-def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_sixteen_bits_become_eight(tmp_path: Path, name: str) -> None:
     gray = np.linspace(0, 65535, 48 * 64).reshape(SIZE_HW).astype(np.uint16)
-    cv2.imwrite(str(tmp_path / "a.png"), gray)
-    image = read_image(tmp_path / "a.png", SIZE_HW)
-    assert np.abs(image[..., 0] - gray / 257.0).max() <= 1
+    cv2.imwrite(str(tmp_path / name), gray)
+    image = read_image(tmp_path / name, SIZE_HW)
+    assert np.abs(image - gray[..., None] / 257.0).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_in_color(tmp_path: Path, name: str) -> None:
+    cv2.imwrite(str(tmp_path / name), gradient()[..., ::-1].astype(np.uint16) * 257)
+    assert np.abs(read_image(tmp_path / name, SIZE_HW).astype(int) - gradient()).max() <= 1
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.float32, 1), (np.float32, 255), (np.int32, 65535)])
+def test_floats_and_large_integers(tmp_path: Path, dtype: type, white: int) -> None:
+    ramp = np.linspace(0, white, 48 * 64).reshape(SIZE_HW).astype(dtype)
+    Image.fromarray(ramp).save(tmp_path / "a.tif")
+    image = read_image(tmp_path / "a.tif", SIZE_HW)
+    assert np.abs(image - ramp[..., None] * (255 / white)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_ignored(tmp_path: Path, name: str, mode: str) -> None:
+    picture = Image.fromarray(gradient()).convert(mode)
+    picture.putalpha(100)
+    picture.save(tmp_path / name, lossless=True)
+    expected = np.array(Image.fromarray(gradient()).convert(mode).convert("RGB"))
+    assert np.abs(read_image(tmp_path / name, SIZE_HW).astype(int) - expected).max() <= 1
+
+
+def test_more_pixels_than_pillow_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("a.tif", "a.gif", "a.png", "a.jpg"):
+        Image.fromarray(gradient()).save(tmp_path / name)
+        assert read_size(tmp_path / name) == SIZE_HW
+        assert read_image(tmp_path / name, SIZE_HW).shape == (*SIZE_HW, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_more_pixels_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(*_: object) -> None:
+        raise MemoryError
+
+    Image.fromarray(gradient()).save(tmp_path / "a.tif")
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(DatasetError, match=r"does not fit in memory \(64×48 pixels\); cut it into tiles"):
+        read_image(tmp_path / "a.tif", SIZE_HW)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
@@ -123,13 +167,41 @@ def test_the_size_takes_the_header_only(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
 def test_exif_is_ignored_if_boxes_were_drawn_on_the_lying_image(tmp_path: Path, name: str, orientation: int) -> None:
     _save_turned(tmp_path / name, orientation)
-    with Image.open(tmp_path / name) as lying:
+    _save_turned(tmp_path / "lying.png", orientation)
+    with Image.open(tmp_path / "lying.png") as lying:
         expected = np.asarray(lying)
     image = read_image(tmp_path / name, (64, 48))
-    assert np.abs(image.astype(int) - expected).max() <= 2
+    assert np.abs(image.astype(int) - expected).max() <= 12
+    assert read_size(tmp_path / name, (64, 48)) == (64, 48)
+    assert read_size(tmp_path / name) == read_size(tmp_path / name, (480, 640)) == SIZE_HW
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_orientation_behind_the_pixels_of_a_png(tmp_path: Path, orientation: int) -> None:
+    """Where exiftool writes it."""
+    _save_turned(tmp_path / "a.png", orientation)
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    last = data.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(data[:start] + data[end:last] + data[start:end] + data[last:])
+    assert read_size(tmp_path / "a.png") == SIZE_HW
+    image = read_image(tmp_path / "a.png", SIZE_HW)
+    assert np.array_equal(image, gradient())
+    assert np.array_equal(image, next(read_source(str(tmp_path / "a.png"))).image)
+
+
+def test_orientation_in_xmp(tmp_path: Path) -> None:
+    _save_turned(tmp_path / "upright.jpg", 6)
+    with Image.open(tmp_path / "upright.jpg") as stored:
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+        Image.fromarray(np.asarray(stored)).save(tmp_path / "a.jpg", quality=95, xmp=xmp)
+    assert read_size(tmp_path / "a.jpg") == SIZE_HW
+    image = read_image(tmp_path / "a.jpg", SIZE_HW)
+    assert np.abs(image.astype(int) - next(read_source(str(tmp_path / "a.jpg"))).image).max() <= 2
 
 
 def test_a_resized_copy_is_read_and_another_shape_is_not(tmp_path: Path) -> None:

@@ -107,6 +107,17 @@ def test_validation_class_that_training_does_not_know(tmp_path: Path, write_coco
         read_splits(tmp_path)
 
 
+def test_a_few_boxes_of_a_class_that_training_does_not_know(tmp_path: Path, write_coco: Write) -> None:
+    write_coco(tmp_path / "train", [{"bbox": [1, 2, 3, 4]}])
+    rows = [{"bbox": [i, 2, 30, 4]} for i in range(19)] + [{"bbox": [1, 2, 3, 4], "category_id": 5}]
+    write_coco(tmp_path / "valid", rows, categories=[{"id": 1, "name": "cat"}, {"id": 5, "name": "dgo"}])
+    val = read_splits(tmp_path).val
+    assert val is not None
+    assert val.records[0].labels.tolist() == [0] * 19
+    assert 'box dropped: annotation 19 is of class "dgo", which is not one of the 2' in val.problems[0]
+    assert 'Did you mean "dog"' in val.problems[0]
+
+
 def test_placeholder_parent_is_no_class(tmp_path: Path, write_coco: Write) -> None:
     categories = [
         {"id": 0, "name": "animals", "supercategory": "none"},

@@ -102,3 +102,63 @@ def test_mistakes(root: Path) -> None:
     write(root / "JPEGImages", root / "Annotations", "c", ("dog", "a b c d"))
     with pytest.raises(DatasetError, match=r"no usable box.*<bndbox> should hold"):
         read_splits(root)
+
+
+def test_corners_and_names_that_are_mixed_up(root: Path) -> None:
+    write(
+        root / "JPEGImages",
+        root / "Annotations",
+        "a",
+        *(("dog", "30 5 10 25"), ("", "1 1 20 20"), (" cat\n", "50 30 70 10"), ("dog", "40 5 40 25")),
+    )
+    split = read_splits(root).train
+    assert split is not None
+    assert split.records[0].boxes_xyxy_px.tolist() == [[10, 5, 30, 25], [50, 10, 70, 30]]
+    assert split.records[0].labels.tolist() == [1, 0]
+    assert split.problems == (
+        "1 box dropped: no <name> (first: object 2 of a.xml)",
+        "2 boxes turned round: a minimum was above its maximum",
+        "1 box dropped: no width or no height (first: annotation a.xml:4 of a.jpg)",
+    )
+
+
+def test_fractions_of_the_image(root: Path) -> None:
+    write(root / "JPEGImages", root / "Annotations", "a", ("dog", "0.125 0.25 0.5 0.75"), ("cat", "0 0 1 1"))
+    split = read_splits(root).train
+    assert split is not None
+    assert split.records[0].boxes_xyxy_px.tolist() == [[10, 10, 40, 30], [0, 0, 80, 40]]
+    assert split.problems[0].startswith("all 2 boxes lie in [0, 1] and were taken as fractions of the image")
+
+
+@pytest.mark.parametrize(
+    "size", ["<size><width>0</width><height>0</height></size>", "", "<size><width>x</width></size>"]
+)
+def test_sizes_that_are_missing_come_from_the_images(root: Path, size: str) -> None:
+    file = root / "Annotations" / "a.xml"
+    text = file.read_text()
+    file.write_text(text[: text.index("<size>")] + size + text[text.index("</size>") + len("</size>") :])
+    split = read_splits(root).train
+    assert split is not None
+    assert (split.records[0].info.height, split.records[0].info.width) == (40, 80)
+    assert "1 image size read from the files: not in the annotations" in split.problems
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "utf-16", "utf-8-sig", "iso-8859-1"])
+def test_encodings(root: Path, encoding: str) -> None:
+    name = "naïve" if encoding == "iso-8859-1" else "安全帽"
+    write(root / "JPEGImages", root / "Annotations", "a", (name, "10 5 30 25"), ("dog", "0 0 8 8"))
+    file = root / "Annotations" / "a.xml"
+    declared = encoding.removesuffix("-sig")
+    file.write_bytes(f'<?xml version="1.0" encoding="{declared}"?>\n{file.read_text()}'.encode(encoding))
+    split = read_splits(root).train
+    assert split is not None
+    assert split.classes.names == ("dog", name)
+
+
+def test_a_file_that_cannot_be_parsed_is_left_out(root: Path) -> None:
+    (root / "Annotations" / "b.xml").write_text("<annotation><object>")
+    split = read_splits(root).train
+    assert split is not None
+    assert [record.info.file_name for record in split.records] == ["a.jpg"]
+    assert "1 image left out: annotations cannot be read" in split.problems[0]
+    assert "b.xml" in split.problems[0]

@@ -12,6 +12,7 @@ from rtdetrv4.data.formats import Split, read_splits
 from rtdetrv4.errors import DatasetError
 
 NAMES = "names: [cat, dog]\n"
+UNSEEN = "1 of 2 classes without a box: cat"
 
 
 def write_image(path: Path, size_hw: tuple[int, int] = (40, 80), orientation: int = 1) -> None:
@@ -109,6 +110,34 @@ def test_names_are_text_whatever_yaml_1_1_makes_of_them(root: Path, names: tuple
     split = read_splits(root).train
     assert split is not None
     assert split.classes.names == names
+
+
+def test_names_given_twice_are_one_class(root: Path) -> None:
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog, cat, '7']\n")
+    write_labels(root / "labels" / "val" / "c.txt", "0 0.5 0.5 1 1", "2 0.5 0.5 0.5 1", "3 0.5 0.5 0.5 0.5")
+    splits = read_splits(root)
+    assert splits.train is not None
+    assert splits.val is not None
+    assert (splits.train.classes.names, splits.train.classes.category_ids) == (("cat", "dog", "7"), (0, 1, 3))
+    assert "1 category without a box ignored: cat (id 2)" in splits.train.problems
+    assert labels(splits.val) == [0, 0, 2]
+    assert 'the class name "cat" is used by several categories: 0, 2 are one class' in splits.val.problems
+
+
+def test_key_points_as_the_yaml_file_says(root: Path) -> None:
+    with (root / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [2, 2]\n")
+    write_labels(root / "labels" / "train" / "a.txt", "1 0.5 0.5 0.25 0.5 0.9 0.9 0.1 0.1")
+    split = read_splits(root).train
+    assert boxes(split)["a.jpg"] == [[30, 10, 50, 30]]
+
+
+def test_boxes_beyond_the_image_are_clipped(root: Path) -> None:
+    write_labels(root / "labels" / "train" / "a.txt", "1 0.9 0.5 0.25 1.2", "1 0.5 0.5 0.005 0.005")
+    split = read_splits(root).train
+    assert split is not None
+    np.testing.assert_allclose(boxes(split)["a.jpg"], [[62, 0, 80, 40], [39.8, 19.9, 40.2, 20.1]], atol=1e-4)
+    assert split.problems == ("1 box clipped to the image (first: annotation a.txt:1 of a.jpg)", UNSEEN)
 
 
 def test_polygons_become_boxes_and_turned_photos_are_upright(root: Path) -> None:

@@ -192,6 +192,27 @@ def test_perfect_detections_score_one_and_absent_classes_are_null_in_json() -> N
     assert written["ap"] == metrics.ap
 
 
+def test_images_that_could_not_be_read_are_left_out() -> None:
+    rng = np.random.default_rng(6)
+    records = [random_record(rng, image_id, 5, 3, 0.0) for image_id in range(6)]
+    classes = ClassMap(("a", "b", "c"), (1, 2, 3))
+    found = [random_detections(rng, record, 20, 3) for record in records]
+    ranks = [CocoEvaluator(records, classes) for _ in range(2)]
+    expected = CocoEvaluator([records[index] for index in (0, 1, 3, 4)], classes)
+    for index, (record, detections) in enumerate(zip(records, found, strict=True)):
+        is_readable = index not in (2, 5)
+        ranks[index % 2].update([record.info._replace(is_readable=is_readable)], detections)
+        if is_readable:
+            expected.update([record.info], detections)
+    ranks[0].merge([rank.state() for rank in ranks])
+    assert [record.info.image_id for record in ranks[0].records] == [0, 1, 3, 4]
+    assert len(ranks[0].detections) == 4
+    assert ranks[0].compute() == expected.compute()
+    assert ranks[0].results() == expected.results()
+    ranks[0].reset()
+    assert len(ranks[0].records) == 6
+
+
 def test_merged_ranks_equal_one_and_padding_does_not_count_twice() -> None:
     whole = make_evaluator(seed=8)
     ranks = [CocoEvaluator(whole.records, whole.classes) for _ in range(2)]
