@@ -61,8 +61,9 @@ def test_annotation_without_category(capsys: pytest.CaptureFixture[str], data: P
     assert "99" in fails(capsys, *train(data))
 
 
-def test_missing_image(capsys: pytest.CaptureFixture[str], data: Path) -> None:
-    next((data / "train").glob("*.jpg")).unlink()
+def test_missing_images(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    for image in sorted((data / "train").glob("*.jpg"))[:2]:  # a single one is left out
+        image.unlink()
     assert "shapes_" in fails(capsys, *train(data))
 
 

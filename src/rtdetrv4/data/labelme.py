@@ -12,7 +12,7 @@ import numpy as np
 
 from rtdetrv4.data.document import Document, count_of
 from rtdetrv4.data.text import printable, read_text
-from rtdetrv4.data.tree import Tree, parts_of
+from rtdetrv4.data.tree import Tree, parts_of, split_of
 from rtdetrv4.errors import DatasetError
 
 BOX_FORMAT = '"points" should be a list of [x, y] in pixels'
@@ -126,7 +126,7 @@ def _image(file: str, content: Mapping[str, Any], tree: Tree) -> str:
     if annotated and (image := tree.find_image(f"{folder}/{annotated}")):
         return image
     for name in (annotated, stem):
-        if parts_of(name) and (image := tree.nearest(name, (folder,))):
+        if parts_of(name) and (image := tree.nearest(name, (folder,), split=split_of(folder))):
             return image
     return "/".join(parts_of(annotated)) or stem
 

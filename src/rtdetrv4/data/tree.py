@@ -103,7 +103,13 @@ class Tree:
         file = self.find(name.lstrip("/"))
         return file if file is not None and suffix_of(file) in IMAGE_SUFFIXES else None
 
-    def nearest(self, name: str, prefer: Sequence[str] = (), suffixes: Iterable[str] = IMAGE_SUFFIXES) -> str | None:
+    def nearest(
+        self,
+        name: str,
+        prefer: Sequence[str] = (),
+        suffixes: Iterable[str] = IMAGE_SUFFIXES,
+        split: str | None = None,
+    ) -> str | None:
         """The file that `name` means, a path that may have been written for another place or machine.
 
         Of the files called so, it is the one whose folders agree with the end of the path; a file of another part of
@@ -113,6 +119,7 @@ class Tree:
             name: a path of any kind: absolute, with backslashes, of a server, or with %20 for a space.
             prefer: folders to take the file from if several agree equally well, the likeliest first.
             suffixes: what the name of the file may end with, in lower case.
+            split: the part of the data set that the file belongs to, unless the path says it.
 
         Raises:
             DatasetError: several files fit equally well.
@@ -125,7 +132,7 @@ class Tree:
             candidates = candidates or self._by_name.get(spelling(base), [])
         for stem in (parts[-1], stem_of(parts[-1])):
             candidates = candidates or self._by_stem.get(spelling(stem), [])
-        split = split_of("/".join(parts[:-1]))
+        split = split_of("/".join(parts[:-1])) or split
         allowed = {None, split} if split and split in self._splits else {None, *SPLIT_WORDS}
         fitting = [file for file in candidates if suffix_of(file) in suffixes and split_of(folder_of(file)) in allowed]
         if not fitting:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.data.records import too_many
-from rtdetrv4.data.tree import Tree, parts_of
+from rtdetrv4.data.tree import Tree, folder_of, parts_of, split_of
 from rtdetrv4.errors import DatasetError
 
 ANNOTATION_FOLDERS = frozenset({"annotations", "annotation", "annots", "xmls", "xml", "labels"})
@@ -120,7 +120,7 @@ def _image(file: str, root: ElementTree.Element, tree: Tree, image_folders: Sequ
     # Annotations/cam1/a.xml belongs to JPEGImages/cam1/a.jpg, so the folders below Annotations should agree.
     below = folders[depth + 1 :] or folders[:depth]
     for name in ("/".join([*below, stem]), "/".join([*below, annotated]), annotated):
-        if parts_of(name) and (image := tree.nearest(name, prefer)):
+        if parts_of(name) and (image := tree.nearest(name, prefer, split=split_of(folder_of(file)))):
             return image
     return "/".join(parts_of(annotated)) or stem
 

@@ -655,6 +655,16 @@ def test_a_name_means_its_own_part(root: Path) -> None:
         assert part.image_dir / part.records[0].info.file_name == root / split / "a.jpg"
 
 
+@pytest.mark.parametrize("generator", [coco_of_roboflow, voc_of_roboflow, labelme_in_folders_of_parts])
+def test_a_missing_image_is_not_replaced_by_one_of_another_part(root: Path, generator: Generator) -> None:
+    generator(root)
+    (root / "train" / "a.jpg").unlink()
+    for folder in root.iterdir():
+        if folder.name.startswith("val"):
+            write_image(folder / "a.jpg")
+    assert shown(read_splits(root, parts=("train",)).train) == {"b": expected("train")["b"]}
+
+
 def test_a_few_missing_images_of_a_list_are_left_out(root: Path) -> None:
     for index in range(20):
         write_image(root / "images" / f"{index}.jpg")

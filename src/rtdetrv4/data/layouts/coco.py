@@ -127,7 +127,7 @@ def peek(path: Path) -> str:
     return data.decode(json.detect_encoding(data), errors="replace")
 
 
-def locate(document: Document, tree: Tree, folders: Sequence[str]) -> tuple[Document, Path]:
+def locate(document: Document, tree: Tree, folders: Sequence[str], split: str | None = None) -> tuple[Document, Path]:
     """Find the images of a document; also returns the folder that its file names are relative to from now on.
 
     Names that no file answers to stay, but without what could lead out of the folder.
@@ -136,6 +136,7 @@ def locate(document: Document, tree: Tree, folders: Sequence[str]) -> tuple[Docu
         document: the annotations.
         tree: the files of the data set.
         folders: where the images may be, the likeliest first.
+        split: the part of the data set; images in the folders of another part are not taken.
 
     Raises:
         DatasetError: an image may be one of several files.
@@ -150,7 +151,7 @@ def locate(document: Document, tree: Tree, folders: Sequence[str]) -> tuple[Docu
             best, missing = base, absent
         if not absent:
             break
-    nearest = {name: found for name in missing if (found := tree.nearest(name, bases)) is not None}
+    nearest = {name: found for name in missing if (found := tree.nearest(name, bases, split=split)) is not None}
     harmless = {name: "/".join(parts_of(name)) or "?" for name in missing}
     if not nearest:
         return document._replace(file_names=[harmless.get(name, name) for name in names]), tree.path(best)
@@ -160,7 +161,7 @@ def locate(document: Document, tree: Tree, folders: Sequence[str]) -> tuple[Docu
 
 
 def _read_files(tree: Tree, files: Sequence[str], split: str | None) -> tuple[Document, Path]:
-    located = [locate(read_document(tree.path(file)), tree, _image_folders(file, split)) for file in files]
+    located = [locate(read_document(tree.path(file)), tree, _image_folders(file, split), split) for file in files]
     return located[0] if len(located) == 1 else join_documents(located)
 
 
@@ -185,7 +186,7 @@ def _read_named(path: Path, entries: Sequence[str], folder: str | None, split: s
             located.append(locate(document, Tree(path.parent / folder), [""]))
         elif file.is_relative_to(path.parent):
             relative = file.relative_to(path.parent).as_posix()
-            located.append(locate(document, Tree(path.parent), _image_folders(relative, split)))
+            located.append(locate(document, Tree(path.parent), _image_folders(relative, split), split))
         else:
             located.append(locate(document, Tree(file.parent), [""]))
     return located[0] if len(located) == 1 else join_documents(located)
