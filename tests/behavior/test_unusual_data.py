@@ -114,7 +114,7 @@ def test_training_on_nothing_is_refused_and_validating_on_nothing_is_told(
     assert result.weights.is_file()
     assert result.metrics is not None
     assert np.isnan(result.metrics.ap)
-    file.rename(data / "train" / "_annotations.coco.json")
+    (data / "train" / file.name).write_text(file.read_text())
     with pytest.raises(DatasetError, match="nothing to train on: none of the 4 training images"):
         Detector("test").train(data, epochs=1, out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
