@@ -121,7 +121,7 @@ def test_predict_and_train_by_name(
     served = _serve(hub, name)
     detector = Detector(name, device="cpu")
     assert not hub.requests
-    [found] = detector.predict(np.zeros((48, 64, 3), dtype=np.uint8), conf=0.0, imgsz=64)
+    [found] = detector.predict(np.zeros((48, 64, 3), dtype=np.uint8), conf=0.0, imgsz=64, duplicates="keep")
     assert len(found) == 300
     assert detector.names == COCO.names
     assert detector.recipe.model.image_size == (640, 640)

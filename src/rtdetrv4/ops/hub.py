@@ -90,7 +90,7 @@ def fetch_file(
             raise NoAnswerError(_silence(error)) from error
         stated = _hash_or_none(headers.get("X-Linked-Etag") or headers.get("ETag"))
         if sha256 and stated and stated != sha256:
-            raise WeightsError(f"{name} has changed: its SHA-256 is {stated}, expected is {sha256}")
+            raise WeightsError(f"{name} has changed: its SHA-256 is {stated}, expected {sha256}")
         # A cached copy that is damaged, or of an older revision, must not be taken for the file.
         has_copy = _cached_copy(repository, file, revision) is not None
         anew = has_copy and cached_file(repository, file, revision=revision, sha256=sha256) is None
@@ -107,7 +107,7 @@ def fetch_file(
     if expected and (found := file_sha256(path)) != expected:
         _discard(path)
         raise WeightsError(
-            f"{name} arrived damaged and was removed from the cache: its SHA-256 is {found}, expected is {expected}"
+            f"{name} arrived damaged and was removed from the cache: its SHA-256 is {found}, expected {expected}"
         )
     return path
 
@@ -164,7 +164,8 @@ def _ask(url: str) -> Mapping[str, str]:
         try:
             session: Any = get_session()
             redirects = "follow_redirects" if hasattr(session, "follow_redirects") else "allow_redirects"
-            request = {"headers": build_hf_headers(), "timeout": ANSWER_TIME, redirects: False}
+            # The client waits for longer than the caller, who alone says that there was no answer.
+            request = {"headers": build_hf_headers(), "timeout": 2 * ANSWER_TIME, redirects: False}
             response = session.request("HEAD", url, **request)
             hf_raise_for_status(response)
             # Renamed repositories and mirrors lead on to where the header is.
