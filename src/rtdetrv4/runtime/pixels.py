@@ -5,19 +5,26 @@ what a value means, never the values of one image, because a dark frame of a vid
 bright one:
 
 - 8-bit integers are [0, 255], 16-bit integers [0, 65535] (their high byte is kept), booleans black and white;
-- floats are [0, 1];
+- floats are [0, 1]; those of a file that go beyond are [0, 255], since a file cannot be converted as an array can;
 - gray becomes RGB, palettes and CMYK are converted as Pillow does, and alpha is dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 import threading
+from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
+UNDO = {6: 8, 8: 6}
+"""The orientation that undoes another; the others undo themselves."""
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**30
 """As in OpenCV: 3 GiB of RGB."""
 CHANNELS = {1, 3, 4}
@@ -39,41 +46,72 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
         PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
     """
+    with open_image(io.BytesIO(data)) as image:
+        return rgb_from_pil(image)
+
+
+def decode_stored(data: bytes) -> tuple[np.ndarray, int]:
+    """Decode an image file without turning it.
+
+    Returns:
+        H×W×3 uint8 RGB, and the orientation, 1 to 8, that `turn` takes.
+
+    Raises:
+        PixelsError: see `decode_image`.
+    """
+    with open_image(io.BytesIO(data)) as image:
+        if image.format != "TIFF":
+            image.load()
+            return stored_rgb(image), orientation(image)
+        turned = orientation(image)  # Pillow turns these files while it loads them, and then forgets it
+        _load_tiff(image)
+        return turn(stored_rgb(image), UNDO.get(turned, turned)), turned
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
+    """Read the size (h, w) of an image as it is stored, and its orientation, without decoding pixels if possible.
+
+    Raises:
+        PixelsError: the file is not an image, or too large.
+    """
+    is_late = _has_late_metadata(file)
+    with open_image(file) as image:
+        if is_late:
+            image.load()
+        turned = orientation(image)
+        width, height = image.size
+        if image.format == "TIFF" and turned >= 5:  # Pillow gives the size after turning
+            width, height = height, width
+        return (height, width), turned
+
+
+@contextlib.contextmanager
+def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image file, however large up to `MAX_PIXELS`, and translate what Pillow raises meanwhile.
+
+    Raises:
+        PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
+    """
+    head, num_bytes = file.read(12), file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
-        with open_image(io.BytesIO(data)) as image:
-            return rgb_from_pil(image)
+        with _any_size():
+            opened = Image.open(file)
+        with opened as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise PixelsError(f"has {image.width}×{image.height} pixels, expected at most 2^30; cut it into tiles")
+            yield image
     except PixelsError:
         raise
     except MemoryError as error:
-        raise PixelsError("does not fit into memory; cut it into tiles") from error
+        raise PixelsError("does not fit into memory; cut it into tiles, or scale it down") from error
     except Exception as error:  # what Pillow raises depends on how a file is damaged
-        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
             raise PixelsError(
                 "is a HEIF photo (.heic), which Pillow cannot read by itself; save it as JPEG, or register the opener "
                 "of the package pillow-heif first"
             ) from error
-        raise PixelsError(f"is damaged or not an image ({len(data)} bytes)") from error
-
-
-def open_image(file: io.BytesIO) -> Image.Image:
-    """Open an image file, however large up to `MAX_PIXELS`.
-
-    Pillow's own limit, meant for servers that strangers send files to, stops at a quarter of that: an orthophoto that
-    the user named would be refused as an attack.
-
-    Raises:
-        PixelsError: the image has more than `MAX_PIXELS`.
-        OSError: the file is not an image.
-    """
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    if image.width * image.height > MAX_PIXELS:
-        raise PixelsError(f"has {image.width}×{image.height} pixels, expected at most 2^30; cut it into tiles")
-    return image
+        raise PixelsError(f"is damaged or not an image ({num_bytes} bytes)") from error
 
 
 def rgb_from_pil(image: Image.Image) -> np.ndarray:
@@ -85,7 +123,9 @@ def rgb_from_pil(image: Image.Image) -> np.ndarray:
         PixelsError: the mode cannot be converted, or values are out of range.
         OSError: the file behind the image is damaged.
     """
-    image.load()  # which makes Pillow turn TIFF files by itself
+    if image.format == "TIFF":
+        _load_tiff(image)
+    image.load()
     return np.ascontiguousarray(turn(stored_rgb(image), orientation(image)))
 
 
@@ -99,6 +139,8 @@ def stored_rgb(image: Image.Image) -> np.ndarray:
         values = np.asarray(image)
         if image.mode == "I" and values.size and values.min() >= 0 and values.max() <= 65535:
             values = values.astype(np.uint16)  # what older versions of Pillow make of 16-bit PNG files
+        if image.mode == "F" and image.format and values.size and values.max() > 1 + FLOAT_TOLERANCE:
+            values = values / 255
         return rgb_from_array(values)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # going straight to RGB, Pillow warns
@@ -147,9 +189,10 @@ def rgb_from_array(array: np.ndarray) -> np.ndarray:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF or XMP orientation of a loaded PIL image, 1 to 8; 1 if it is missing or invalid."""
+    """The EXIF or XMP orientation of a PIL image as far as it is loaded, 1 to 8; 1 if it is missing or invalid."""
     try:
-        value = image.getexif().get(EXIF_ORIENTATION, 1)
+        # The method of PNG images would load those that have no EXIF data.
+        value = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
     except Exception:  # a damaged block can fail in any way, and the pixels are worth more than it
         return 1
     return value if value in range(1, 9) else 1
@@ -164,6 +207,37 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in {3, 4, 7, 8}:
         image = image[::-1]
     return image
+
+
+@contextlib.contextmanager
+def _any_size() -> Iterator[None]:
+    """Lift Pillow's limit, meant for servers: a user's own orthophoto would be refused as a stranger's attack."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _load_tiff(image: Image.Image) -> None:
+    """Load and turn a TIFF file: Pillow applies its limit to the tiles of these again."""
+    with _any_size():
+        image.load()
+
+
+def _has_late_metadata(file: IO[bytes]) -> bool:
+    """Whether a PNG file may have its orientation behind the pixels, where exiftool writes it; the file is rewound."""
+    is_late = False
+    if file.read(len(PNG_MAGIC)) == PNG_MAGIC:
+        behind_pixels = False
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            behind_pixels |= kind == b"IDAT"
+            is_late |= behind_pixels and kind in {b"eXIf", b"iTXt", b"zTXt"}
+            file.seek(length + 4, io.SEEK_CUR)
+    file.seek(0)
+    return is_late
 
 
 def _from_floats(array: np.ndarray) -> np.ndarray:

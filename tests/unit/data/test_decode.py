@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from rtdetrv4.data.decode import read_image, read_size
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.runtime import pixels
 from rtdetrv4.runtime.sources import read_source
 
 SIZE_HW = (48, 64)
@@ -84,6 +90,43 @@ def test_alpha_is_ignored(tmp_path: Path, name: str, mode: str) -> None:
     assert np.abs(read_image(tmp_path / name, SIZE_HW).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *(("a.png", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+        *(("a.tif", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F", "CMYK", "YCbCr")),
+        *(("a.webp", mode) for mode in ("L", "RGB", "RGBA")),
+        *(("a.jpg", mode) for mode in ("L", "CMYK", "RGB")),
+        *(("a.bmp", "RGB"), ("a.gif", "P"), ("a.avif", "RGB"), ("a.ppm", "RGB")),
+    ],
+)
+def test_training_sees_what_prediction_sees(tmp_path: Path, name: str, mode: str) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), np.uint8))
+    if mode.startswith("I"):
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.int32 if mode == "I" else np.uint16) * 257)
+    else:
+        picture = picture.convert(mode)
+    files: dict[str, dict[str, Any]] = {name: {}}
+    if name == "a.png":
+        linear = PngInfo()
+        linear.add(b"gAMA", struct.pack(">I", 100000))
+        others = [Image.new(picture.mode, picture.size)]
+        files |= {
+            "gamma.png": {"pnginfo": linear},
+            "profile.png": {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()},
+            "film.png": {"save_all": True, "append_images": others},
+            "titled-film.png": {"save_all": True, "append_images": others, "default_image": True},
+        }
+    if mode == "P":
+        files |= {f"clear-{name}": {"transparency": 7}}
+    for file, options in files.items():
+        picture.save(tmp_path / file, **options)
+        trained = read_image(tmp_path / file, SIZE_HW).astype(int)
+        predicted = next(read_source(tmp_path / file)).image
+        assert np.ptp(trained) > 0
+        assert np.abs(trained - predicted).max() <= (2 if name == "a.jpg" else 0), file  # two builds of one library
+
+
 def test_more_pixels_than_pillow_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name in ("a.tif", "a.gif", "a.png", "a.jpg"):
@@ -94,13 +137,15 @@ def test_more_pixels_than_pillow_allows(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_more_pixels_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    Image.fromarray(gradient()).save(tmp_path / "a.tif")
-    monkeypatch.setattr(Image.Image, "convert", convert)
-    with pytest.raises(DatasetError, match=r"does not fit in memory \(64×48 pixels\); cut it into tiles"):
-        read_image(tmp_path / "a.tif", SIZE_HW)
+    monkeypatch.setattr(pixels, "stored_rgb", full)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", full)
+    for name in ("a.tif", "a.jpg"):
+        Image.fromarray(gradient()).save(tmp_path / name)
+        with pytest.raises(DatasetError, match=rf"{name} does not fit into memory; cut it into tiles"):
+            read_image(tmp_path / name, SIZE_HW)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
@@ -194,6 +239,20 @@ def test_orientation_behind_the_pixels_of_a_png(tmp_path: Path, orientation: int
     assert np.array_equal(image, next(read_source(str(tmp_path / "a.png"))).image)
 
 
+def test_xmp_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
+    """Where exiftool writes it."""
+    lying = Image.fromarray(gradient()).transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    content = b"iTXt" + b"XML:com.adobe.xmp\0\0\0\0\0" + xmp
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    (tmp_path / "a.png").write_bytes(data[:-12] + chunk + data[-12:])
+    assert read_size(tmp_path / "a.png") == SIZE_HW
+    assert np.array_equal(read_image(tmp_path / "a.png", SIZE_HW), gradient())
+    assert np.array_equal(next(read_source(tmp_path / "a.png")).image, gradient())
+
+
 def test_orientation_in_xmp(tmp_path: Path) -> None:
     _save_turned(tmp_path / "upright.jpg", 6)
     with Image.open(tmp_path / "upright.jpg") as stored:
@@ -222,6 +281,8 @@ def test_damaged_files(tmp_path: Path, name: str, keep: int) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="cannot be read: No such file"):
+        read_size(tmp_path / "a.jpg")
     with pytest.raises(DatasetError, match="cannot be read: No such file"):
         read_image(tmp_path / "a.jpg", SIZE_HW)
 

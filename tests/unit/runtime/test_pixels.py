@@ -173,6 +173,22 @@ def test_floats_may_overshoot_a_little() -> None:
     assert read(values).tolist() == [[[0, 128, 255]]]
 
 
+@pytest.mark.parametrize("white", [1, 255])
+def test_floats_of_files_may_be_bytes(white: int, tmp_path: Path) -> None:
+    values = (GRAY[..., 0] / 255 * white).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as opened:
+        for found in (read(tmp_path / "a.tif"), read(opened)):
+            np.testing.assert_array_equal(found, np.repeat(GRAY, 3, axis=2))
+
+
+@pytest.mark.parametrize("value", [400, -200, np.nan])
+def test_files_of_measurements_are_refused(value: float, tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), value, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(SourceError, match=r"a\.tif of floats with values .* is not an image"):
+        read(tmp_path / "a.tif")
+
+
 def turned(orientation: int) -> Image.Image:
     """PICTURE as a camera stores it that was held in this way."""
     undo = {3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90}
@@ -222,8 +238,9 @@ def test_damaged_exif_costs_nothing(exif: bytes, tmp_path: Path) -> None:
 
 def test_pillows_limit_for_strangers_does_not_apply(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # it warns above, and refuses twice as many
-    Image.fromarray(PICTURE).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read(tmp_path / "a.png"), PICTURE)
+    for name in ("a.tif", "a.gif", "a.png"):
+        Image.fromarray(PICTURE).save(tmp_path / name)
+        assert read(tmp_path / name).shape == PICTURE.shape
     assert Image.MAX_IMAGE_PIXELS == 100
     monkeypatch.setattr(pixels, "MAX_PIXELS", 900)
     with pytest.raises(SourceError, match=r"a.png has 40×24 pixels, expected at most .*; cut it into tiles"):
@@ -235,7 +252,7 @@ def test_an_image_beyond_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
         raise MemoryError
 
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
-    monkeypatch.setattr(pixels, "rgb_from_pil", full)
+    monkeypatch.setattr(pixels, "stored_rgb", full)
     with pytest.raises(SourceError, match=r"a\.png does not fit into memory"):
         read(tmp_path / "a.png")
 
