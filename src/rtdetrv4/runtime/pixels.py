@@ -5,7 +5,8 @@ what a value means, never the values of one image, because a dark frame of a vid
 bright one:
 
 - 8-bit integers are [0, 255], 16-bit integers [0, 65535] (their high byte is kept), booleans black and white;
-- floats are [0, 1]; those of a file that go beyond are [0, 255], since a file cannot be converted as an array can;
+- floats are [0, 1]. The one exception are files: an array can be converted, while a TIFF file of floats has no way to
+  say that it means [0, 255], and is taken so if a value is above 1;
 - gray becomes RGB, palettes and CMYK are converted as Pillow does, and alpha is dropped.
 """
 
@@ -61,10 +62,10 @@ def decode_stored(data: bytes) -> tuple[np.ndarray, int]:
     """
     with open_image(io.BytesIO(data)) as image:
         if image.format != "TIFF":
-            image.load()
+            _load(image)
             return stored_rgb(image), orientation(image)
         turned = orientation(image)  # Pillow turns these files while it loads them, and then forgets it
-        _load_tiff(image)
+        _load(image)
         return turn(stored_rgb(image), UNDO.get(turned, turned)), turned
 
 
@@ -77,7 +78,7 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
     is_late = _has_late_metadata(file)
     with open_image(file) as image:
         if is_late:
-            image.load()
+            _load(image)
         turned = orientation(image)
         width, height = image.size
         if image.format == "TIFF" and turned >= 5:  # Pillow gives the size after turning
@@ -123,9 +124,7 @@ def rgb_from_pil(image: Image.Image) -> np.ndarray:
         PixelsError: the mode cannot be converted, or values are out of range.
         OSError: the file behind the image is damaged.
     """
-    if image.format == "TIFF":
-        _load_tiff(image)
-    image.load()
+    _load(image)
     return np.ascontiguousarray(turn(stored_rgb(image), orientation(image)))
 
 
@@ -220,9 +219,9 @@ def _any_size() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _load_tiff(image: Image.Image) -> None:
-    """Load and turn a TIFF file: Pillow applies its limit to the tiles of these again."""
-    with _any_size():
+def _load(image: Image.Image) -> None:
+    """Load the pixels of an image that may be lazy; Pillow turns those of TIFF files, and applies its limit again."""
+    with _any_size() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
 
 
