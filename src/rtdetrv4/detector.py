@@ -256,6 +256,7 @@ class Detector:
         from rtdetrv4.assembly.fitting import Fitting
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.data.loader import is_lost_worker
         from rtdetrv4.data.records import require_objects
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.run_folder import RunFolder, log_findings
@@ -341,11 +342,11 @@ class Detector:
         if accelerator.is_main_process:
             if not resume:
                 folder.claim(exist_ok=exist_ok)
+            log_findings(splits)
             if fitting is not None:
                 fitting.report(recipe)
             derived = None if resume else () if fitting is None else fitting.choices
             folder.write_record(recipe, splits, start_record, derived)
-            log_findings(splits)
             schedule = recipe.schedule
             advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
             if advice is not None and fitting is None and start is not None and start.weights is None:
@@ -353,6 +354,11 @@ class Detector:
         try:
             trainer.run(folder.last if resume else None)
         except (RuntimeError, MemoryError) as error:
+            if is_lost_worker(error):
+                raise ConfigError(
+                    "A process that loads images was killed, most likely because memory ran out. Use fewer workers "
+                    f"than {recipe.data.workers}, or a smaller batch. {folder.how_to_go_on()}"
+                ) from error
             if not is_out_of_memory(error):
                 raise
             raise ConfigError(

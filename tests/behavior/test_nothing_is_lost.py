@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from rtdetrv4 import ConfigError, DatasetError, Detector, Observer
 from rtdetrv4.config import load_recipe
 from rtdetrv4.data.synthetic import ROBOFLOW_FILE, write_shapes
-from rtdetrv4.training.observers import RunInfo, read_log
+from rtdetrv4.training.observers import RunInfo, StepReport, read_log
 
 IDS = (5, 17, 90, 91, 300)
 
@@ -172,3 +175,33 @@ def test_an_export_replaces_only_exports(finished: Path, tmp_path: Path, monkeyp
     assert detector.export() == finished / "weights.onnx"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(finished.parent))
     assert detector.export() == Path("test.onnx")
+
+
+class Signal(Observer):
+    """Sends a signal to the data workers after the first step."""
+
+    def __init__(self, number: signal.Signals, to_all: bool = False) -> None:
+        self.number, self.to_all = number, to_all
+
+    def step_end(self, report: StepReport) -> None:
+        if report.step == 1:
+            for worker in multiprocessing.active_children():
+                os.kill(cast("int", worker.pid), self.number)
+            if self.to_all:
+                os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+def test_a_sigterm_to_all_processes_saves_the_state(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match="the same command with --resume continues"):
+        Detector("test").train(
+            data, out=run, epochs=2, batch=2, workers=1, callbacks=[Signal(signal.SIGTERM, to_all=True)]
+        )
+    assert (run / "last.pt").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+def test_a_worker_that_the_kernel_kills_is_told(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"process that loads images was killed.*fewer workers than 1.*start the run"):
+        Detector("test").train(data, out=tmp_path, epochs=50, batch=2, workers=1, callbacks=[Signal(signal.SIGKILL)])

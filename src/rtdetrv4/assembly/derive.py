@@ -47,7 +47,7 @@ ELONGATED, MOST_ELONGATED = 1.25, 3.0
 MOST_EVALUATIONS, EVALUATION_SHARE, EVALUATION_COST = 50, 0.2, 1 / 3
 """Evaluations in a run; their share of its time; and the cost of evaluating an image relative to training on one."""
 FEWEST_STEPS, HIGHEST_LR = 50, 0.01
-TABLE_WIDTH = 40
+TABLE_WIDTH = 68
 """Columns for settings; what is longer moves its reason to the right."""
 
 
@@ -333,11 +333,12 @@ def doubts(recipe: Recipe, data: DataFacts) -> list[str]:
 
 def as_table(choices: Sequence[Choice]) -> str:
     """Settings with their values and reasons; neighbors of one section with the same reason share a line."""
-    lines: list[str] = []
+    rows: list[tuple[str, str]] = []
     for (section, reason), group in itertools.groupby(choices, lambda each: (each.name.partition(".")[0], each.reason)):
         settings = ", ".join(f"{each.name.partition('.')[2]} {_shown(each.value)}" for each in group)
-        lines.append(f"  {section}.{settings:<{TABLE_WIDTH - len(section)}}  {reason}")
-    return "\n".join(lines)
+        rows.append((f"{section}.{settings}", reason))
+    width = min(max((len(settings) for settings, _ in rows), default=0), TABLE_WIDTH)
+    return "\n".join(f"  {settings:<{width}}  {reason}" for settings, reason in rows)
 
 
 def with_final_values(choices: Iterable[Choice], recipe: Recipe) -> tuple[Choice, ...]:

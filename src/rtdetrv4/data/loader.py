@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import cv2
@@ -18,6 +19,8 @@ from rtdetrv4.data.sampling import draw_weighted
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import Batch
 
+SECONDS_AFTER_SIGTERM = 60
+"""For which a worker goes on; usually the main process ends it before."""
 _ORDER_STREAM = 3
 
 
@@ -140,11 +143,24 @@ def build_loader(
     )
 
 
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether an error says that a worker was killed; PyTorch has no class for it."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and "DataLoader worker" in text and ("killed" in text or "exited" in text)
+
+
 def _num_processors() -> int:
     """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _init_worker(worker: int) -> None:
-    """Give OpenCV one thread: the workers occupy all cores already, and a forked thread pool would hang."""
+    """Give OpenCV one thread: the workers occupy all cores already, and a forked thread pool would hang.
+
+    And outlive a SIGTERM for a while. Service managers and `timeout` send it to all processes at once, and without its
+    workers the main process could not save its state.
+    """
     cv2.setNumThreads(0)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
