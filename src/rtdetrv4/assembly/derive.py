@@ -19,14 +19,14 @@ from rtdetrv4.distillation import PIP_TEACHER
 from rtdetrv4.training.plan import EMA_SHARE, WARMUP_SHARE
 
 STEPS: Mapping[StartKind, int] = {"coco": 2500, "imagenet": 3000, "none": 12000}
-"""Optimizer steps that a run should have. From an ImageNet backbone, S was best after 1100 steps, and N with moderate
-augmentation still rose after 2200 (docs/research/small-data.md)."""
+"""Optimizer steps that a run should have. From an ImageNet backbone, S with flips only was best after 1100 steps, and
+N with moderate augmentation after 2000 (docs/research/small-data.md); the other two numbers are guesses."""
 FEWEST_EPOCHS: Mapping[StartKind, int] = {"coco": 12, "imagenet": 36, "none": 72}
 MOST_EPOCHS = 300
 PLAIN_STEPS: Mapping[StartKind, int] = {"coco": 1000, "imagenet": 1000, "none": 5000}
-"""With fewer steps, flips are the only augmentation; with more, they alone turn the curves down."""
+"""With fewer steps, flips are the only augmentation; with more, they alone let the curves level off or fall."""
 MODERATE: Mapping[str, float] = {"mosaic": 0.0, "mixup": 0.0, "photometric": 0.5, "zoom_out": 0.3, "iou_crop": 0.5}
-"""Augmentation between `PLAIN_STEPS` and `PUBLISHED_STEPS`: worth four points of AP after 2200 steps."""
+"""Augmentation between `PLAIN_STEPS` and `PUBLISHED_STEPS`: worth four points of AP to N in 2200 steps."""
 PUBLISHED_STEPS = 20_000
 """From here on, augmentation and learning rates are the published ones."""
 STEPS_PER_EPOCH, SMALL_BATCH = 64, 4
