@@ -48,6 +48,7 @@ def epoch_report(epoch: int, teacher: bool = True, metrics: bool = True):
         modulation=ModulationReport(6.0, 9.5, "below", (10.0, 12.0)) if teacher else None,
         num_skipped=1,
         num_unreadable=2,
+        is_late=False,
         seconds=2.0,
         images_per_second=8.0,
         shares={"data": 0.25, "backward": 0.5},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,19 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("shapes"), num_train=8, num_val=4, image_size=64)
 
 
-def begin(detector: Detector, *args: Any, **options: Any) -> None:
-    """Train, but stop before the first step; what is derived has been written by then."""
+def begin(detector: Detector, *args: Any, **options: Any) -> Any:
+    """Train, but stop before the first step; what is derived has been written by then. Return the trainer."""
+    stopped = []
 
     def stop(trainer: Any, *args: Any) -> None:
+        stopped.append(trainer)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Trainer, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             detector.train(*args, **options)
+    return stopped[0]
 
 
 @pytest.fixture
@@ -64,6 +68,19 @@ def test_a_budget_decides_how_long_a_run_is(shapes: Path, tmp_path: Path, caplog
     assert "schedule.epochs 6 " in text
     assert "Training will take about 3 min." in text
     assert "6 optimizer steps in all teach a detector next to nothing" in text
+
+
+@pytest.mark.usefixtures("pace")
+@pytest.mark.parametrize(("options", "seconds"), [({"budget": "3m"}, 180), ({}, 1800), ({"epochs": 5}, None)])
+def test_the_time_limits_a_run_that_turns_out_slower(
+    shapes: Path, tmp_path: Path, options: dict[str, Any], seconds: float | None
+) -> None:
+    begun = time.monotonic()
+    trainer = begin(Detector("test"), shapes, out=tmp_path, overrides=DERIVE, **options)
+    if seconds is None:
+        assert trainer.deadline is None
+    else:  # less the last evaluation and the report, which take 10 and 15 seconds
+        assert begun <= trainer.deadline - (seconds - 25) <= time.monotonic()
 
 
 @pytest.mark.usefixtures("pace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from rtdetrv4.distillation import Modulation
 from rtdetrv4.errors import NonFiniteError
 from rtdetrv4.evaluation import CocoEvaluator
 from rtdetrv4.losses import Criterion, HungarianMatcher
-from rtdetrv4.training import BatchSheets, Observer, Profiler, default_observers, validate
+from rtdetrv4.training import BatchSheets, Observer, Profiler, default_observers, loop, validate
 from rtdetrv4.training.checkpoint import load_checkpoint
 from rtdetrv4.training.clock import PHASES
 from small_training import (
@@ -455,6 +456,26 @@ def test_patience_goes_on_with_the_next_phase(split, tmp_path, lr_gamma):
         assert step.lr == max(plan.lr(step.step - 1, base_lr) for base_lr in (1e-3, 5e-4))
     assert result.is_complete
     assert result.best_epoch == 1
+
+
+@pytest.mark.parametrize(("deadline", "last_flat"), [(121, 6), (101, 5), (91, 4), (61, 1), (10, 1)])
+def test_a_slow_run_skips_flat_epochs_to_end_in_time(split, tmp_path, monkeypatch, deadline, last_flat):
+    """Epochs take 10 seconds each; six of them come after the flat phase."""
+    clock = SimpleNamespace(now=0.0)
+
+    def monotonic():
+        clock.now += 1e-6
+        return clock.now
+
+    def evaluate(detector):
+        clock.now += 10
+        return fixed_score(detector, 0.5)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=monotonic))
+    plan, recorder = make_plan(epochs=12, steps_per_epoch=1, flat_epoch=6, refine_from=9), Recorder()
+    make_trainer(split, tmp_path, plan=plan, evaluate=evaluate, deadline=deadline, observers=[recorder]).run()
+    assert [epoch.epoch for epoch in recorder.epochs] == [*range(1, last_flat + 1), *range(7, 13)]
+    assert [epoch.epoch for epoch in recorder.epochs if epoch.is_late] == ([] if last_flat == 6 else [last_flat])
 
 
 def test_the_best_of_equal_scores_knows_its_epoch_when_others_are_skipped(split, tmp_path):

@@ -25,7 +25,7 @@ from rtdetrv4.assembly.facts import DataFacts, Machine, Sources, StartKind, data
 from rtdetrv4.assembly.start import Start
 from rtdetrv4.config import Recipe
 from rtdetrv4.data.records import Splits
-from rtdetrv4.training.pace import Pace, most_epochs
+from rtdetrv4.training.pace import FINISH, Pace, most_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class Fitting:
     choices: tuple[Choice, ...] = ()
     duration: float | None = None
     """Seconds that the run will take, once measured."""
+    deadline: float | None = None
+    """`time.monotonic()` at which the epochs should be over, if their number follows from the time."""
 
     @classmethod
     def gather(
@@ -107,6 +109,7 @@ class Fitting:
 
         if "schedule.epochs" not in self.given:
             seconds = (self.budget or CPU_SECONDS) - elapsed[0]
+            self.deadline = time.monotonic() + seconds - pace.evaluation - FINISH
             most = wanted if self.budget is None else min(FULL_BUDGET * wanted, MOST_EPOCHS)
             epochs = most_epochs(pace, USABLE_TIME * seconds, steps, spacing, most)
             if self.budget is None:

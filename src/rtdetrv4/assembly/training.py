@@ -233,6 +233,7 @@ def build_trainer(
         patience=auto_patience(recipe.schedule.epochs, recipe.run.eval_every)
         if recipe.run.patience == "auto"
         else recipe.run.patience,
+        deadline=None if fitting is None else fitting.deadline,
         max_skipped=recipe.run.max_skipped,
         seed=recipe.run.seed,
         recipe=recipe.model_dump(mode="json"),

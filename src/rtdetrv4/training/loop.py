@@ -72,6 +72,8 @@ class Trainer:
         patience: after this many evaluations in a row without a better score, go straight to the next phase, in which
             the learning rate falls or refinement starts; in the last phase, stop. Each phase counts anew. None for
             never.
+        deadline: `time.monotonic()` at which the run should end. When only the phases after the flat learning rate
+            still fit before it, the rest of the flat one is skipped. None for no limit.
         max_skipped: give up after this many steps in a row with a NaN or infinite loss or gradient.
         seed: seed of everything random in the model; each rank adds its own number.
         recipe: plain values that describe how the run was made; stored in checkpoints.
@@ -99,6 +101,7 @@ class Trainer:
     eval_every: int = 1
     evaluate_start: bool = False
     patience: int | None = None
+    deadline: float | None = None
     max_skipped: int = 10
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +151,7 @@ class Trainer:
         if resume is not None:
             self.state.load_state_dict(load_checkpoint(resume))
         is_complete = False
+        self.begun, self.num_epochs = time.monotonic(), 0
         info = self._info(self._start_metrics())
         with ExitStack() as stack:
             for observer in self.observers:
@@ -334,7 +338,9 @@ class Trainer:
             is_best = position.judge(None, {})
         else:
             is_best = metrics is not None and position.judge(metrics.ap, metrics.to_dict())
-        following = self._following_epoch()
+        self.num_epochs += 1
+        is_late = self._is_late()
+        following = self._following_epoch(is_late)
         weight = modulated = None
         if self.modulation is not None and not self._teacher_is_active:
             weight = 0.0
@@ -356,6 +362,7 @@ class Trainer:
             modulation=modulated,
             num_skipped=position.num_skipped,
             num_unreadable=position.num_unreadable,
+            is_late=is_late,
             seconds=time.monotonic() - self.started,
             images_per_second=self.num_images / self.seconds,
             shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
@@ -368,11 +375,21 @@ class Trainer:
         for observer in self.observers:
             observer.epoch_end(report)
 
-    def _following_epoch(self) -> int:
-        """The epoch that follows: the next one, or the start of the next phase if this one has used up its patience."""
+    def _is_late(self) -> bool:
+        """Whether the rest of the flat phase must be skipped, for the learning rate to have fallen by the deadline."""
+        following, fall = self.position.epoch + 1, math.ceil(self.plan.flat_epoch)
+        if self.deadline is None or fall <= following or self.plan.next_phase(following) != fall:
+            return False
+        now = time.monotonic()
+        needed = (self.plan.epochs - fall) * (now - self.begun) / self.num_epochs
+        is_late = torch.tensor(float(needed > self.deadline - now), device=self.accelerator.device)
+        return mean_over_ranks(is_late).item() > 0
+
+    def _following_epoch(self, is_late: bool) -> int:
+        """The epoch that follows: the next one, or the start of the next phase if patience or time are used up."""
         position, following = self.position, self.position.epoch + 1
         phase = self.plan.next_phase(following)
-        if phase is None or not (phase == following or position.is_out_of_patience(self.patience)):
+        if phase is None or not (phase == following or is_late or position.is_out_of_patience(self.patience)):
             return following
         position.evaluations_without_gain = 0
         return phase

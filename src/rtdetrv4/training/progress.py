@@ -53,7 +53,7 @@ class TerminalProgress(Observer):
         """Print the model, the hardware, the length of the run, and what the starting weights can do."""
         self._plan, self._eval_every = info.plan, info.eval_every
         self._best: float | None = info.start_metrics.get("ap")
-        self._last_epoch = info.epoch
+        self._last_epoch, self._is_late = info.epoch, False
         self._steps_done, self._started, self._drawn = 0, time.monotonic(), 0.0
         self._recent: deque[tuple[float, StepReport]] = deque(maxlen=RECENT_STEPS + 1)
         self._print(
@@ -77,7 +77,8 @@ class TerminalProgress(Observer):
         if report.epoch > self._last_epoch + 1:
             first, self._last_epoch = self._last_epoch + 1, report.epoch - 1
             skipped = f"epoch {first}" if first == self._last_epoch else f"epochs {first} to {self._last_epoch}"
-            self._print(f"{skipped} skipped: no better score (run.patience)")
+            reason = "slower than expected, and to end in time" if self._is_late else "no better score (run.patience)"
+            self._print(f"{skipped} skipped: {reason}")
         done = (report.step - 1) % self._plan.steps_per_epoch + 1
         is_last = done == self._plan.steps_per_epoch
         if self.console.is_interactive:
@@ -106,7 +107,7 @@ class TerminalProgress(Observer):
                 line.append(f"  best {_percent(report.best_score):>4}", style="dim")
             if report.metrics["ap"] is not None:  # else the validation images have no objects
                 self._best = report.best_score
-        self._last_epoch = report.epoch
+        self._last_epoch, self._is_late = report.epoch, report.is_late
         parts = []
         if report.modulation is not None:
             parts.append(

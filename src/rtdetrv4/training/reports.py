@@ -68,6 +68,8 @@ class EpochReport(NamedTuple):
     """Steps skipped so far because they were not finite."""
     num_unreadable: int
     """Images that could not be decoded so far."""
+    is_late: bool
+    """The rest of the flat learning rate is skipped, for the run to end in time."""
     seconds: float
     """Duration, including validation."""
     images_per_second: float

@@ -180,6 +180,16 @@ def test_skipped_epochs_are_told(tmp_path):
     ]
 
 
+def test_epochs_skipped_for_lack_of_time_are_told(tmp_path):
+    text = io.StringIO()
+    progress = TerminalProgress(50, Console(file=text, width=200))
+    progress.run_start(info(tmp_path))
+    progress.step_end(step_report(1))
+    progress.epoch_end(epoch_report(1)._replace(is_late=True))
+    progress.step_end(step_report(7))
+    assert "epochs 2 to 3 skipped: slower than expected, and to end in time" in text.getvalue().splitlines()
+
+
 def test_an_early_end_is_told(tmp_path):
     text = io.StringIO()
     play([TerminalProgress(50, Console(file=text, width=200))], tmp_path, epochs=2)
