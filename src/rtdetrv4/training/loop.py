@@ -42,6 +42,9 @@ from rtdetrv4.weights import save_weights
 
 logger = logging.getLogger(__name__)
 
+SURE_AFTER = 0.15
+"""Share of a run's time after which its own pace is known: the first epochs may be slow by chance."""
+
 
 @dataclass(kw_only=True)
 class Trainer:
@@ -381,9 +384,9 @@ class Trainer:
         if self.deadline is None or fall <= following or self.plan.next_phase(following) != fall:
             return False
         now = time.monotonic()
-        needed = (self.plan.epochs - fall) * (now - self.begun) / self.num_epochs
-        is_late = torch.tensor(float(needed > self.deadline - now), device=self.accelerator.device)
-        return mean_over_ranks(is_late).item() > 0
+        passed, left = now - self.begun, self.deadline - now
+        is_late = (self.plan.epochs - fall) * passed / self.num_epochs > left and passed > SURE_AFTER * (passed + left)
+        return mean_over_ranks(torch.tensor(float(is_late), device=self.accelerator.device)).item() > 0
 
     def _following_epoch(self, is_late: bool) -> int:
         """The epoch that follows: the next one, or the start of the next phase if patience or time are used up."""
