@@ -483,7 +483,10 @@ class Detector:
         assert splits.train is not None
         log_findings(splits)
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
-        recipe, _, fitting = arrange(recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds)
+        recipe, start, fitting = arrange(
+            recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds
+        )
+        logger.info("%s", start.line(None))
         if "schedule.epochs" in settled or fitting is None or not fitting.asks_for_pace:
             teacher = timed = None
         else:
