@@ -35,6 +35,7 @@ from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.runtime.selection import Duplicates, Selection
 from rtdetrv4.runtime.sessions import NUM_TOP
+from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, load_weights, read_checkpoint
 from rtdetrv4.weights.files import listing
@@ -616,10 +617,11 @@ class Detector:
             SourceError: something in `source` cannot be read.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
+        frames = read_source(source)  # a wrong name is known before weights are fetched
         known = self._known_classes("Nothing to predict with")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         found = detect(
-            source,
+            frames,
             lambda images: self._run(images, size),
             classes=known,
             size_hw=size,
