@@ -1,4 +1,4 @@
-"""`rtdetrv4 train | val | predict | export | convert | compare | models | teachers | demo`: the command line.
+"""`rtdetrv4 train | augment | val | predict | export | convert | compare | models | teachers | demo`: the commands.
 
 A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130; a training
 of which only the final report failed exits with code 1. Slow imports happen inside the commands, so that help and error
@@ -33,7 +33,7 @@ EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
 # The extra that each command needs; the others need at most `torch`.
-_EXTRAS = {"train": "train", "val": "train", "compare": "train", "export": "export", "demo": "demo"}
+_EXTRAS = {"train": "train", "augment": "train", "val": "train", "compare": "train", "export": "export", "demo": "demo"}
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not every version of typer exports it
 
 
@@ -175,6 +175,40 @@ def train(
             _print_metrics(result.metrics)
         print(f"Weights: {result.weights}")
     return EXIT_INCOMPLETE if result.problems else 0
+
+
+@app.command()
+def augment(
+    data: Annotated[str, typer.Argument(help="Data set, as for train.")],
+    model: _Model = None,
+    weights: _Start = None,
+    epochs: _Epochs = None,
+    batch: _Batch = None,
+    imgsz: _ImageSize = None,
+    device: _Device = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
+    num_images: Annotated[int, typer.Option("--images", help="Images to show.", min=1)] = 6,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.", dir_okay=False)] = Path(
+        "runs/augment.jpg"
+    ),
+    settings: _Settings = None,
+) -> None:
+    """Draw training images as each stage of `train` with the same options would show them to the model."""
+    from rtdetrv4.config import parse_assignment
+
+    overrides = dict(parse_assignment(text) for text in settings or ())
+    given = _given(
+        epochs=epochs,
+        batch=_batch(batch),
+        imgsz=_image_size(imgsz),
+        device=_device(device),
+        seed=seed,
+        budget=budget,
+    )
+    with _interruptible(lambda: "No picture was written."):
+        path = _detector(model, weights).augment(data, num_images=num_images, out=out, overrides=overrides, **given)
+    print(f"Picture: {path}")
 
 
 @app.command()

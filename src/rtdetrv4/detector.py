@@ -29,12 +29,13 @@ from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.ops.collectives import texts_of_ranks
 from rtdetrv4.ops.device import find_device
 from rtdetrv4.ops.hub import is_cached
-from rtdetrv4.outputs import unused_folder
+from rtdetrv4.outputs import unused_file, unused_folder
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.runtime.selection import Duplicates, Selection
 from rtdetrv4.runtime.sessions import NUM_TOP
+from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, load_weights, read_checkpoint
 from rtdetrv4.weights.files import listing
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 DEFAULT_MODEL = "rtdetrv4-s"
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NUM_SHOWN = 12
 """Validation images in predictions.jpg."""
 
@@ -422,6 +424,82 @@ class Detector:
         network = build_detector(_without_pretrained(recipe), classes.num_classes)
         return network, load_weights(network, start.weights, names=classes.names)
 
+    def augment(
+        self,
+        data: str | Path | None = None,
+        *,
+        epochs: int | None = None,
+        batch: int | Literal["auto"] | None = None,
+        imgsz: int | str | tuple[int, int] | None = None,
+        device: str | int | None = None,
+        seed: int | None = None,
+        budget: str | float | None = None,
+        num_images: int = 6,
+        out: str | Path = "runs/augment.jpg",
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Draw training images as annotated, and as each stage of training on them would show them to the model.
+
+        Everything is chosen as `train` would with the same settings: what training starts from, which may have to be
+        fetched, and all that is derived. On a CPU, and with a budget, a few steps are timed unless `epochs` is given.
+
+        Args:
+            data: as for `train`.
+            epochs: as for `train`.
+            batch: as for `train`.
+            imgsz: as for `train`.
+            device: as for `train`.
+            seed: as for `train`.
+            budget: as for `train`.
+            num_images: images to show.
+            out: picture to write. If it is there already, this one goes to name-2, name-3, … instead.
+            overrides: as for `train`.
+
+        Returns:
+            The picture that was written.
+
+        Raises:
+            ConfigError: a setting is unknown, invalid, or contradicts another; or `out` is no name of a picture.
+            DatasetError: the data cannot be used.
+            WeightsError: weights that were asked for by name cannot be had.
+        """
+        require("accelerate", "train")
+        from rtdetrv4.assembly.arrangement import arrange, read_training_data
+        from rtdetrv4.assembly.training import build_student, build_teacher, settle_course
+        from rtdetrv4.run_folder import log_findings
+        from rtdetrv4.training import make_accelerator
+        from rtdetrv4.training.stage_sheet import draw_stage_sheet
+
+        path = Path(out)
+        if path.suffix.lower() not in PICTURE_SUFFIXES:
+            raise ConfigError(f'out: got "{out}", expected a file name that ends in {listing(PICTURE_SUFFIXES, "or")}.')
+        if num_images < 1:
+            raise ConfigError(f"num_images: got {num_images}, expected at least 1.")
+        given = {"data": data, "epochs": epochs, "batch": batch, "imgsz": imgsz, "device": device, "seed": seed}
+        given |= overrides or {}
+        recipe = override(self.recipe, given)
+        settled = given_settings(given) | self._settled
+        seconds = None if budget is None else _budget(budget, recipe, settled, resume=False)
+        splits = read_training_data(recipe)
+        assert splits.train is not None
+        log_findings(splits)
+        accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
+        recipe, start, fitting = arrange(
+            recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds
+        )
+        logger.info("%s", start.line(None))
+        if "schedule.epochs" in settled or fitting is None or not fitting.asks_for_pace:
+            teacher = timed = None
+        else:
+            logger.info("Timing a few steps, because the number of epochs depends on them.")
+            teacher, timed = build_teacher(recipe.distillation, accelerator.device), fitting
+        network = build_detector(_without_pretrained(recipe), splits.train.classes.num_classes)
+        student = build_student(recipe, network, teacher, accelerator)
+        _, accumulate, images, plan = settle_course(recipe, splits, student, accelerator, teacher, timed)
+        path = unused_file(path)
+        draw_stage_sheet(splits.train, images, plan, path, num_images=num_images, accumulate=accumulate)
+        return path
+
     def val(
         self,
         data: str | Path,
@@ -539,10 +617,11 @@ class Detector:
             SourceError: something in `source` cannot be read.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
+        frames = read_source(source)  # a wrong name is known before weights are fetched
         known = self._known_classes("Nothing to predict with")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         found = detect(
-            source,
+            frames,
             lambda images: self._run(images, size),
             classes=known,
             size_hw=size,

@@ -59,6 +59,12 @@ def unused_folder(path: Path, results: Iterable[str]) -> Path:
     return unused
 
 
+def unused_file(path: Path) -> Path:
+    """Return `path` or, if there is something already, the first of name-2.suffix, name-3.suffix, … that is free."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(file for file in itertools.chain([path], numbered) if not (file.exists() or file.is_symlink()))
+
+
 def numbered_folders(path: Path) -> list[Path]:
     """Return those of path, path-2, path-3, … that exist, by number."""
     numbers = {path: 1}

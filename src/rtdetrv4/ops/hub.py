@@ -92,8 +92,9 @@ def fetch_file(
         if sha256 and stated and stated != sha256:
             raise WeightsError(f"{name} has changed: its SHA-256 is {stated}, expected {sha256}")
         # A cached copy that is damaged, or of an older revision, must not be taken for the file.
-        has_copy = _cached_copy(repository, file, revision) is not None
-        anew = has_copy and cached_file(repository, file, revision=revision, sha256=sha256) is None
+        anew = has_copy(repository, file, revision=revision) and not cached_file(
+            repository, file, revision=revision, sha256=sha256
+        )
         try:
             if beside is not None:
                 with contextlib.suppress(EntryNotFoundError):
@@ -119,6 +120,11 @@ def cached_file(repository: str, file: str, *, revision: str | None = None, sha2
         return None
     expected = sha256 or _kept_hash(path)
     return path if expected in (None, file_sha256(path)) else None
+
+
+def has_copy(repository: str, file: str, *, revision: str | None = None) -> bool:
+    """Whether a file of the hub is in the cache, whatever its content; arguments as for `fetch_file`."""
+    return _cached_copy(repository, file, revision) is not None
 
 
 def is_cached(path: str | Path) -> bool:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, load_state_dict
+from timm.models import PretrainedCfg, get_pretrained_cfg, load_state_dict
 from torch import nn
 
 from rtdetrv4.errors import WeightsError, first_line, require
@@ -59,22 +59,17 @@ def fetch_timm_weights(name: str, setting: str) -> Path | None:
     Raises:
         NotFetchedError: they cannot be had. The message says why, and what to do by hand.
     """
-    try:
-        config = get_pretrained_cfg(name)
-    except RuntimeError:  # there are no such weights, as timm says when the network is made
+    found = _hub_files(name)
+    if found is None:
         return None
-    if config is None or not config.hf_hub_id:
-        return None
-    repository, _, revision = config.hf_hub_id.partition("@")
-    # timm's own order: its repositories have the first, older ones of others perhaps only the second.
-    files = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    repository, revision, files = found
     for file in files:
-        if cached := hub.cached_file(repository, file, revision=revision or None):
+        if cached := hub.cached_file(repository, file, revision=revision):
             return cached
     problem: WeightsError | None = None
     for file in files:
         try:
-            return hub.fetch_file(repository, file, revision=revision or None)
+            return hub.fetch_file(repository, file, revision=revision)
         except WeightsError as error:
             problem = problem or error
             if not isinstance(error, hub.MissingFileError):
@@ -84,6 +79,47 @@ def fetch_timm_weights(name: str, setting: str) -> Path | None:
         str(problem),
         hub.by_hand(repository, files[0], f"give its path as {setting}"),
     ) from problem
+
+
+def has_timm_weights(name: str) -> bool:
+    """Whether timm's weights of a network are on this machine already; what is in the files is not checked.
+
+    Args:
+        name: a timm model, with or without the tag of its weights.
+    """
+    if found := _hub_files(name):
+        repository, revision, files = found
+        return any(hub.has_copy(repository, file, revision=revision) for file in files)
+    config = _pretrained_config(name)
+    if config is None or not config.url:
+        return False
+    return Path(torch.hub.get_dir(), "checkpoints", str(config.url).rpartition("/")[2]).is_file()
+
+
+class _HubFiles(NamedTuple):
+    """Where on the hub timm keeps the weights of a network."""
+
+    repository: str
+    revision: str | None
+    files: tuple[str, ...]
+    """Any of which holds them; the first is the best."""
+
+
+def _hub_files(name: str) -> _HubFiles | None:
+    config = _pretrained_config(name)
+    if config is None or not config.hf_hub_id:
+        return None
+    repository, _, revision = config.hf_hub_id.partition("@")
+    # timm's own order: its repositories have the first, older ones of others perhaps only the second.
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    return _HubFiles(repository, revision or None, files)
+
+
+def _pretrained_config(name: str) -> PretrainedCfg | None:
+    try:
+        return get_pretrained_cfg(name)
+    except RuntimeError:  # there are no such weights, as timm says when the network is made
+        return None
 
 
 def has_pip_weights(name: str) -> bool:

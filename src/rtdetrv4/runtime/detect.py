@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.sources import Frame, read_source
+from rtdetrv4.runtime.sources import Frame
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ input."""
 
 
 def detect(
-    source: Any,
+    frames: Iterator[Frame],
     run: Run,
     *,
     classes: ClassMap,
@@ -36,7 +35,8 @@ def detect(
     """Detect objects in every image of a source.
 
     Args:
-        source: see `read_source`.
+        frames: what `read_source` returned. It comes first, because it says at once if there is no such file, and a
+            network may still have to be fetched.
         run: the network.
         classes: the network's K classes.
         size_hw: height and width of the network's input.
@@ -46,12 +46,10 @@ def detect(
 
     Raises:
         ConfigError: `batch` is not a number of images.
-        SourceError: the source does not exist or is of no known kind (at once); an image in it cannot be read (when it
-            is its turn).
+        SourceError: an image cannot be read, when its turn comes.
     """
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
-    frames = read_source(source)
     return _stream(frames, run, classes, size_hw, mode, batch, selection)
 
 

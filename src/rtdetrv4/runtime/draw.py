@@ -86,7 +86,39 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
     return np.array(canvas)
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], path: str | Path, *, columns: int = 3, width: int = 640) -> None:
+def draw_text(text: str, width: int, *, size: int = 15) -> np.ndarray:
+    """Draw black text on white, in as many lines as it needs; a word that is too long for one loses its middle.
+
+    Args:
+        text: words, separated by blanks.
+        width: width of the picture, in pixels.
+        size: font size, in pixels.
+
+    Returns:
+        h×width×3 uint8 RGB.
+    """
+    font = _font(text.isascii(), size)
+    lines: list[str] = []
+    for word in text.encode("utf-8", "replace").decode().split():  # a file name may be anything
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        shown, kept = word, len(word)
+        while kept > 2 and font.getlength(shown) > width:
+            kept -= 1
+            shown = f"{word[: (kept + 1) // 2]}…{word[len(word) - kept // 2 :]}"
+        lines.append(shown)
+    spacing = round(1.3 * size)
+    canvas = Image.new("RGB", (width, spacing * max(len(lines), 1) + size // 3), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        draw.text((0, number * spacing), line, font=font, fill="black")
+    return np.array(canvas)
+
+
+def contact_sheet(
+    pictures: Sequence[np.ndarray], path: str | Path, *, columns: int = 3, width: int = 640, margin: int = 0
+) -> None:
     """Write pictures of any size to one file, in rows.
 
     Args:
@@ -94,16 +126,18 @@ def contact_sheet(pictures: Sequence[np.ndarray], path: str | Path, *, columns: 
         path: the file; its folder is created if needed.
         columns: pictures per row.
         width: width of each picture, in pixels.
+        margin: white space around all of them, in pixels.
     """
     shown = [Image.fromarray(p).resize((width, max(1, round(width * p.shape[0] / p.shape[1])))) for p in pictures]
     rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
     heights = [max(picture.height for picture in row) for row in rows]
     gap = 6
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, sum(heights) + gap * (len(rows) - 1)), "white")
-    top = 0
+    size = (columns * (width + gap) - gap + 2 * margin, sum(heights) + gap * (len(rows) - 1) + 2 * margin)
+    sheet = Image.new("RGB", size, "white")
+    top = margin
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
-            sheet.paste(picture, (column * (width + gap), top))
+            sheet.paste(picture, (margin + column * (width + gap), top))
         top += height + gap
     path = Path(path)
     kind = Image.registered_extensions()[path.suffix.lower()]  # the name that it first gets does not tell

@@ -14,6 +14,7 @@ from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, preprocess
 from rtdetrv4.runtime.selection import Duplicates, Selection
+from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap
 
 METADATA_KEY = "rtdetrv4"
@@ -167,7 +168,7 @@ class OnnxSession:
         """
         metadata = self.metadata
         found = detect(
-            source,
+            read_source(source),
             self.run,
             classes=ClassMap(metadata.names, metadata.category_ids),
             size_hw=metadata.image_size,

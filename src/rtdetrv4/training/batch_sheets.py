@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
@@ -45,14 +46,28 @@ class BatchSheets:
             return
         missing = NUM_IMAGES - len(self._pictures)
         for image, (labels, boxes) in zip(batch.images[:missing], batch.targets.split(), strict=False):
-            self._pictures.append(_draw(image.mul(255).round().byte().permute(1, 2, 0), labels, boxes, self.names))
+            self._pictures.append(draw_sample(image, labels, boxes, self.names))
         contact_sheet(self._pictures, self._path, columns=min(COLUMNS, len(self._pictures)), width=WIDTH)
         if len(self._pictures) == NUM_IMAGES:
             self._path = None
 
 
-def _draw(image: Tensor, labels: Tensor, boxes: Tensor, names: Sequence[str]) -> np.ndarray:
-    pixels = np.ascontiguousarray(image.cpu().numpy())
-    height = max(1, round(WIDTH * pixels.shape[0] / pixels.shape[1]))
-    xyxy = xyxy_from_cxcywh(boxes.cpu()).numpy() * (WIDTH, height, WIDTH, height)
-    return draw_boxes(resize(pixels, (height, WIDTH)), xyxy, labels.cpu().numpy(), [names[int(i)] for i in labels])
+def draw_sample(
+    image: Tensor, labels: Tensor, boxes: Tensor, names: Sequence[str], width: int = WIDTH
+) -> NDArray[np.uint8]:
+    """Draw an image of a batch with its boxes.
+
+    Args:
+        image: 3×H×W in [0, 1].
+        labels: (n,).
+        boxes: (n, 4), cxcywh in [0, 1].
+        names: class names.
+        width: width of the picture, in pixels.
+
+    Returns:
+        h×w×3 RGB of the image's aspect ratio.
+    """
+    pixels = np.ascontiguousarray(image.mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
+    height = max(1, round(width * pixels.shape[0] / pixels.shape[1]))
+    xyxy = xyxy_from_cxcywh(boxes.cpu()).numpy() * (width, height, width, height)
+    return draw_boxes(resize(pixels, (height, width)), xyxy, labels.cpu().numpy(), [names[int(i)] for i in labels])

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +45,15 @@ logger = logging.getLogger(__name__)
 
 SURE_AFTER = 0.15
 """Share of a run's time after which its own pace is known: the first epochs may be slow by chance."""
+
+
+class Losses(NamedTuple):
+    """The losses of a step."""
+
+    names: list[str]
+    """The weighted sum is the first."""
+    values: Tensor
+    """(n,)."""
 
 
 @dataclass(kw_only=True)
@@ -198,10 +208,9 @@ class Trainer:
         if self.modulation is not None:
             weights["distill"] = self.modulation.weight if self._teacher_is_active else 0.0
         size = self.data.size(position.epoch, position.step, stage)
-
         teaches = weights.get("distill", 0.0) > 0 and step % self.teach_every == 0
-
-        names, values = self._gradients(batches, size, stage, weights, teaches)
+        backward = partial(self._backward, size=size, stage=stage, weights=weights, teaches=teaches)
+        names, values = self._within_memory(batches, backward)
         with self.clock("optimizer"):
             accelerator.unscale_gradients(self.optimizer)
             if self.modulation is not None and self._teacher_is_active:
@@ -238,22 +247,15 @@ class Trainer:
         )
         return report, mean_stop > 0
 
-    def _gradients(
-        self,
-        batches: Sequence[Batch],
-        size: tuple[int, int],
-        stage: Stage,
-        weights: Mapping[str, float],
-        teaches: bool,
-    ) -> tuple[list[str], Tensor]:
-        """Accumulate the gradients of a step, and return the names and values of its losses.
+    def _within_memory(self, batches: Sequence[Batch], backward: Callable[[Sequence[Batch]], Losses]) -> Losses:
+        """The result of `backward` on the batches of a step, or on parts of them.
 
         If memory runs out, the step begins anew with its batches cut into more parts: nothing has been updated yet.
         """
         while True:
             parts = [part for batch in batches for part in split_images(batch, self.num_parts)]
             try:
-                return self._accumulate(parts, size, stage, weights, teaches)
+                return backward(parts)
             except (RuntimeError, MemoryError) as error:
                 # With several ranks, the others would wait for this one's gradients.
                 is_last_resort = len(parts) == sum(len(batch.images) for batch in batches)
@@ -272,14 +274,16 @@ class Trainer:
                 self.num_parts,
             )
 
-    def _accumulate(
+    def _backward(
         self,
         batches: Sequence[Batch],
+        *,
         size: tuple[int, int],
         stage: Stage,
         weights: Mapping[str, float],
         teaches: bool,
-    ) -> tuple[list[str], Tensor]:
+    ) -> Losses:
+        """Accumulate the gradients of a step; the losses are means over its batches."""
         position, accelerator = self.position, self.accelerator
         self.optimizer.zero_grad()
         names: list[str] = []
@@ -307,7 +311,7 @@ class Trainer:
                     accelerator.backward(loss / len(batches))
             names = ["loss", *terms]
             values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
-        return names, values
+        return Losses(names, values)
 
     def _alignment(self, projected: Tensor, images: Tensor) -> Tensor:
         """L_DSI on a batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -105,6 +106,12 @@ class Plan:
         if epoch < self.basic_epochs:
             return BASIC
         return DENSE if epoch < self.mosaic_until else AUGMENTED
+
+    @property
+    def stages(self) -> list[tuple[Stage, range]]:
+        """The stages of the run in order, each with its epochs, counted from 0."""
+        grouped = ((stage, list(epochs)) for stage, epochs in itertools.groupby(range(self.epochs), self.stage))
+        return [(stage, range(epochs[0], epochs[-1] + 1)) for stage, epochs in grouped]
 
     def starts_stage(self, epoch: int) -> bool:
         """Whether `epoch`, counted from 0, is the first of its stage."""

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import offset_copy
 
 from rtdetrv4.outputs import write_whole
 
@@ -55,6 +56,8 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         _draw_stages(axes, epochs, named=axes is lr)
+    for axes in figure.axes:
+        _add_legend(figure, axes, is_lowest=axes not in (losses, ap) or not distilled)
     for axes in bottom:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -72,7 +75,6 @@ def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter("")
-    axes.legend(ncols=4, frameon=False, fontsize="small", columnspacing=1.2, handlelength=1.4)
 
 
 def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]], start_metrics: dict[str, Any] | None) -> None:
@@ -88,7 +90,6 @@ def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]], start_metrics: dict[s
         axes.plot(
             x[best], 100 * y[best], "o", color=BLUE, zorder=3, label=f"best AP {100 * y[best]:.1f}, epoch {x[best]:g}"
         )
-        axes.legend(loc="lower right", frameon=False, fontsize="small")
     else:
         axes.text(0.5, 0.5, "not evaluated yet", color=GRAY, ha="center", transform=axes.transAxes)
 
@@ -119,7 +120,6 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
             label="target share",
         )
         right.set_ylim(0, 1.15 * max(*share, *high))
-        right.legend(loc="lower right", frameon=False, fontsize="small")
 
 
 def _draw_lr(axes: Axes, records: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]]) -> None:
@@ -129,6 +129,23 @@ def _draw_lr(axes: Axes, records: Sequence[dict[str, Any]], epochs: Sequence[dic
     axes.plot(*zip(*points, strict=True), color=GREEN, **_style(points))
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1e}" if value else "0"))
+
+
+def _add_legend(figure: Figure, axes: Axes, *, is_lowest: bool) -> None:
+    """Put the legend under the axes, where it covers nothing."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(0, 0),
+            bbox_transform=offset_copy(axes.transAxes, figure, y=-36 if is_lowest else -6, units="points"),
+            borderaxespad=0,
+            borderpad=0,
+            ncols=4,
+            frameon=False,
+            fontsize="small",
+            columnspacing=1.2,
+            handlelength=1.4,
+        )
 
 
 def _draw_stages(axes: Axes, epochs: Sequence[dict[str, Any]], *, named: bool) -> None:

@@ -31,6 +31,7 @@ from rtdetrv4.weights.renaming import CSP, Renaming, Row, prefixed
 TENSORS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
+TRANSFORMERS_FILES = (TENSORS_FILE, CONFIG_FILE, PROCESSOR_FILE)
 
 _BACKBONE = "model.backbone.model."
 _HEADS = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")

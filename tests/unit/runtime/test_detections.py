@@ -12,7 +12,7 @@ import pytest
 
 from rtdetrv4.errors import ConfigError, MissingDependencyError, SourceError
 from rtdetrv4.runtime import Detections, draw_boxes
-from rtdetrv4.runtime.draw import color_of_class
+from rtdetrv4.runtime.draw import color_of_class, draw_text
 
 NAMES = ("cat", "dog", "细胞")
 
@@ -205,3 +205,13 @@ def test_the_runtime_needs_no_torch() -> None:
         "bad = {'torch', 'matplotlib', 'supervision', 'onnxruntime'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_text_is_broken_into_lines_that_fit() -> None:
+    one, two = (draw_text(text, 200, size=20) for text in ("word", "word " * 12))
+    assert one.shape[1] == two.shape[1] == 200
+    assert two.shape[0] - one.shape[0] >= 26
+    long, odd = draw_text("x" * 200, 200, size=20), draw_text("a\udcff.jpg", 200, size=20)
+    assert long.shape == odd.shape == one.shape
+    dark = np.flatnonzero((long < 128).any(axis=(0, 2)))
+    assert 150 < dark[-1] < 200, "the end is shown too"

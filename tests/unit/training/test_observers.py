@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
+from matplotlib.figure import Figure
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -193,6 +194,24 @@ def test_the_curves_begin_with_the_starting_weights(tmp_path, monkeypatch):
         curve = next(line for line in figure.axes[1].lines if line.get_label() == "AP")
         assert curve.get_xdata().tolist() == expected
         assert curve.get_ydata()[0] == pytest.approx(30 if start else 10)
+
+
+@pytest.mark.parametrize("teacher", ["dino", None])
+def test_legends_cover_nothing(tmp_path, monkeypatch, teacher):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    play(default_observers(tmp_path, log_every=1, console=Console(file=io.StringIO())), tmp_path, teacher=teacher)
+    figure = figures[-1]
+    figure.draw_without_rendering()
+    legends = [axes.get_legend().get_window_extent() for axes in figure.axes if axes.get_legend()]
+    assert len(legends) == (3 if teacher else 2)
+    for legend in legends:
+        assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= legend.y0 < legend.y1 <= figure.bbox.y1
+        for axes in figure.axes:
+            assert not legend.overlaps(axes.bbox)
+            if label := axes.get_xlabel():
+                assert not legend.overlaps(axes.xaxis.label.get_window_extent()), label
 
 
 def test_without_an_epoch_nothing_is_drawn(tmp_path):

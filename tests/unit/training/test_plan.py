@@ -77,6 +77,9 @@ def test_stages_follow_each_other():
     plan = scale_plan(Plan(**S))
     names = [plan.stage(epoch) for epoch in range(plan.epochs)]
     assert names == [BASIC] * 4 + [DENSE] * 60 + [AUGMENTED] * 56 + [REFINEMENT] * 12
+    expected = [(BASIC, range(4)), (DENSE, range(4, 64)), (AUGMENTED, range(64, 120)), (REFINEMENT, range(120, 132))]
+    assert plan.stages == expected
+    assert Plan(**S | {"basic_epochs": 500, "refine_from": 500}).stages == [(BASIC, range(132))]
 
 
 def test_refinement_only_flips_and_resizes_at_one_scale():

@@ -107,6 +107,21 @@ def test_places_that_do_not_fit_the_format(tmp_path: Path) -> None:
         convert_weights(source, tmp_path / "w.safetensors", to="onnx")  # type: ignore[arg-type]
 
 
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    source = checkpoint(released("test", 3), tmp_path / "w.pth")
+    for name, out, to in (
+        ("mine.safetensors", "mine.safetensors", "ours"),
+        ("mine.pth", "mine.pth", "released"),
+        ("mine/config.json", "mine", "transformers"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ConfigError, match=rf"{name} is there already, and nothing is written over; give --out"):
+            convert_weights(source, tmp_path / out, to=to)  # type: ignore[arg-type]
+        assert (tmp_path / name).read_text() == "mine"
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
+
+
 def test_incomplete_weights_are_not_converted(tmp_path: Path) -> None:
     state = released("test", 3)
     state["decoder.dec_bbox_head.1.layers.2.bias"] = torch.zeros(7)
@@ -181,8 +196,9 @@ def test_transformers_names_of_coco_are_cocos(tmp_path: Path) -> None:
 def test_heads_of_objects365_are_named(tmp_path: Path) -> None:
     for rows, shift in ((366, 1), (365, 0)):
         torch.save(released("test", rows), tmp_path / "w.pth")
-        convert_weights(tmp_path / "w.pth", tmp_path / "w.safetensors")
-        facts = read_metadata(tmp_path / "w.safetensors")
+        out = tmp_path / f"{rows}.safetensors"
+        convert_weights(tmp_path / "w.pth", out)
+        facts = read_metadata(out)
         assert facts.classes is not None
         assert facts.classes.names[shift:] == OBJECTS365.names
         assert facts.classes.category_ids[shift:] == OBJECTS365.category_ids
