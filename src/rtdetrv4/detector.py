@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rtdetrv4.assembly import build_detector
+from rtdetrv4.assembly.recipes import named_recipe, recipe_of_weights, settled_settings, without_pretrained
 from rtdetrv4.assembly.start import (
     START_NAMES,
     Start,
@@ -22,11 +23,10 @@ from rtdetrv4.assembly.start import (
     start_from_file,
     trained_start,
 )
-from rtdetrv4.config import Recipe, given_settings, load_recipe, override, setting_names, written_settings
-from rtdetrv4.config.schema import parse_device, parse_duration, parse_image_size
+from rtdetrv4.config import Recipe, given_settings, override
+from rtdetrv4.config.schema import parse_device, parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, RTDETRError, SourceError, WeightsError, first_line, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
-from rtdetrv4.ops.collectives import texts_of_ranks
 from rtdetrv4.ops.device import find_device
 from rtdetrv4.ops.hub import is_cached
 from rtdetrv4.outputs import unused_file, unused_folder
@@ -129,19 +129,19 @@ class Detector:
         if isinstance(weights, str) and weights in START_NAMES:
             self._start_name, weights = weights, None
         if weights is None:
-            self.recipe = _named_recipe(model or DEFAULT_MODEL)
+            self.recipe = named_recipe(model or DEFAULT_MODEL)
         else:
             checkpoint = read_checkpoint(weights)
-            self.recipe = _recipe_of_weights(model, checkpoint.metadata)
+            self.recipe = recipe_of_weights(model, checkpoint.metadata)
             self._load(checkpoint)
-        self._settled = _settled(model)
+        self._settled = settled_settings(model)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         """Build the network for a checkpoint and take over its classes and weights."""
         metadata = checkpoint.metadata
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
-        network = build_detector(_without_pretrained(self.recipe), metadata.num_classes)
+        network = build_detector(without_pretrained(self.recipe), metadata.num_classes)
         report = load_weights(network, checkpoint)
         logger.info("%s", report)
         self._is_trained = report.trained
@@ -177,7 +177,7 @@ class Detector:
                 raise
             logger.warning("This %s is untrained: %s", self.recipe.model.name, error)
         if self._network is None:
-            self._network = build_detector(_without_pretrained(self.recipe), 80).to(self.device)
+            self._network = build_detector(without_pretrained(self.recipe), 80).to(self.device)
         return self._network
 
     @property
@@ -255,7 +255,7 @@ class Detector:
         require("accelerate", "train")
         from accelerate.utils import set_seed
 
-        from rtdetrv4.assembly.fitting import Fitting
+        from rtdetrv4.assembly.arrangement import arrange, budget_seconds
         from rtdetrv4.assembly.training import build_trainer
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.data.loader import is_lost_worker
@@ -290,7 +290,7 @@ class Detector:
         }
         recipe = override(self.recipe, given)
         settled = given_settings(given) | self._settled
-        seconds = None if budget is None else _budget(budget, recipe, settled, resume=resume)
+        seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=resume)
         folder = RunFolder(recipe.run.out)
         if resume:
             if out is None and "run.out" not in given:
@@ -310,19 +310,9 @@ class Detector:
         else:
             folder = RunFolder.for_new_run(recipe.run.out, accelerator, exist_ok=exist_ok)
             recipe = override(recipe, {"run.out": str(folder.path)})
-            with accelerator.local_main_process_first():  # the others find in the cache what it fetched
-                start = self._start_of(recipe)
-            if len(starts := set(texts_of_ranks(start.text))) > 1:
-                raise WeightsError(
-                    f"The ranks cannot all start from the same: {' / '.join(sorted(starts))}. Ask for one by name, "
-                    'such as weights="imagenet", or fill the cache of every machine.'
-                )
-            recipe = override(recipe, start.settings)
-            if recipe.run.derive and recipe.schedule.scaling == "auto":
-                if start.kind == "file":
-                    settled |= {"model.backbone", "model.image_size"}  # the weights have their own
-                fitting = Fitting.gather(recipe, settled, splits, accelerator, start=start, budget=seconds)
-                recipe = fitting.fit(recipe)
+            recipe, start, fitting = arrange(
+                recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds
+            )
         # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
         set_seed(recipe.run.seed)
         network, report = self._network_for(recipe, splits.train.classes, start)
@@ -418,10 +408,10 @@ class Detector:
     ) -> tuple[DetectionModel, LoadReport | None]:
         """Build a network with heads for `classes`, and load the weights it starts from; None: all weights follow."""
         if start is None:
-            return build_detector(_without_pretrained(recipe), classes.num_classes), None
+            return build_detector(without_pretrained(recipe), classes.num_classes), None
         if start.weights is None:
             return build_detector(recipe, classes.num_classes), None
-        network = build_detector(_without_pretrained(recipe), classes.num_classes)
+        network = build_detector(without_pretrained(recipe), classes.num_classes)
         return network, load_weights(network, start.weights, names=classes.names)
 
     def augment(
@@ -464,7 +454,7 @@ class Detector:
             WeightsError: weights that were asked for by name cannot be had.
         """
         require("accelerate", "train")
-        from rtdetrv4.assembly.arrangement import arrange, read_training_data
+        from rtdetrv4.assembly.arrangement import arrange, budget_seconds, read_training_data
         from rtdetrv4.assembly.training import build_student, build_teacher, settle_course
         from rtdetrv4.run_folder import log_findings
         from rtdetrv4.training import make_accelerator
@@ -479,7 +469,7 @@ class Detector:
         given |= overrides or {}
         recipe = override(self.recipe, given)
         settled = given_settings(given) | self._settled
-        seconds = None if budget is None else _budget(budget, recipe, settled, resume=False)
+        seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=False)
         splits = read_training_data(recipe)
         assert splits.train is not None
         log_findings(splits)
@@ -493,7 +483,7 @@ class Detector:
         else:
             logger.info("Timing a few steps, because the number of epochs depends on them.")
             teacher, timed = build_teacher(recipe.distillation, accelerator.device), fitting
-        network = build_detector(_without_pretrained(recipe), splits.train.classes.num_classes)
+        network = build_detector(without_pretrained(recipe), splits.train.classes.num_classes)
         student = build_student(recipe, network, teacher, accelerator)
         _, accumulate, images, plan = settle_course(recipe, splits, student, accelerator, teacher, timed)
         path = unused_file(path)
@@ -733,61 +723,6 @@ class Detector:
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
             pictures.append(np.concatenate((shown, found.plot()), axis=1))
         contact_sheet(pictures, path)
-
-
-def _named_recipe(model: str | Path | Recipe) -> Recipe:
-    return model if isinstance(model, Recipe) else load_recipe(model)
-
-
-def _settled(model: str | Path | Recipe | None) -> frozenset[str]:
-    """The settings of a model's recipe that are the user's: those written in a file, or all of a `Recipe`."""
-    if isinstance(model, Recipe):
-        return frozenset(setting_names())
-    return frozenset() if model is None else written_settings(model)
-
-
-def _budget(budget: str | float, recipe: Recipe, settled: frozenset[str], *, resume: bool) -> float:
-    """The seconds of a budget.
-
-    Raises:
-        ConfigError: it is no duration, or the number of epochs is settled otherwise.
-    """
-    if resume:
-        raise ConfigError("A run resumes with the epochs that it began with; leave out budget.")
-    if "schedule.epochs" in settled:
-        raise ConfigError("Got both epochs and budget, which chooses the epochs. Give only one.")
-    if not recipe.run.derive or recipe.schedule.scaling == "published":
-        raise ConfigError("budget: this recipe's numbers are taken as they are; give epochs, or set run.derive=true.")
-    if isinstance(budget, int | float) and budget > 0:
-        return float(budget)
-    try:
-        return parse_duration(budget)
-    except ValueError as error:
-        raise ConfigError(f'budget: got "{budget}", {error}.') from None
-
-
-def _recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetadata) -> Recipe:
-    """The recipe to use with weights: with the backbone, image size and number of queries they were trained with."""
-    recipe = _named_recipe(model or metadata.model)
-    if recipe.model.name not in metadata.models:
-        raise WeightsError(
-            f"{metadata.source} holds {listing(metadata.models, 'or') or 'another model'}, not {recipe.model.name}. "
-            "Leave the model out, or name the one that the weights belong to."
-        )
-    if isinstance(model, Recipe):
-        return recipe
-    remembered = {
-        "model.backbone": metadata.facts.get("backbone"),
-        "model.image_size": metadata.image_size,
-        "model.resize": metadata.facts.get("resize"),
-        "model.num_queries": metadata.facts.get("num_queries"),
-    }
-    return override(recipe, {name: value for name, value in remembered.items() if value is not None})
-
-
-def _without_pretrained(recipe: Recipe) -> Recipe:
-    """The recipe without pretrained backbone weights, for networks whose weights all come from elsewhere."""
-    return override(recipe, {"model.pretrained_backbone": False})
 
 
 def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:

@@ -364,7 +364,7 @@ def test_the_network_without_weights_to_fetch(offline: str, caplog: pytest.LogCa
 def test_ranks_that_would_start_from_different_weights_stop(
     offline: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rtdetrv4.detector.texts_of_ranks", lambda text: [text, "COCO weights"])
+    monkeypatch.setattr("rtdetrv4.assembly.arrangement.texts_of_ranks", lambda text: [text, "COCO weights"])
     with pytest.raises(WeightsError, match=r"cannot all start from the same: COCO weights / nothing\. Ask for one"):
         Detector("test").train(data, **SHORT)
 
