@@ -42,6 +42,8 @@ class Example(NamedTuple):
     """The position in the records."""
     file: str
     """The image file, relative to the image folder."""
+    size_hw: tuple[int, int]
+    """The size of the image that the boxes assume."""
     score: float
     """What the gallery is sorted by, see `Galleries`; for `missed`, the confidence of the best detection of the box."""
     detail: str
@@ -109,7 +111,8 @@ def choose_examples(
                      round(float(own.scores[index]), 4), index + first_found[image] == found)
             for index in np.flatnonzero(own.scores >= confidence).tolist()
         ]  # fmt: skip
-        return Example(image, record.info.file_name, float(score), detail, (*truth, *shown))
+        info = record.info
+        return Example(image, info.file_name, (info.height, info.width), float(score), detail, (*truth, *shown))
 
     def named(found: int) -> str:
         return f"{names[overlaps.labels[found]]} {overlaps.scores[found]:.2f}"
