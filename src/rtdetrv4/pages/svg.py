@@ -241,7 +241,7 @@ def heat_map(
             _add(group, "rect", x=x + 1, y=y + 1, width=cell - 2, height=height - 2, rx=2, class_="cell")
             group[-1].set("style", f"fill-opacity:{0.04 + 0.96 * min(max(share, 0.0), 1.0) ** 0.7:.2f}")
             if text := texts[row][column]:
-                style = "label on" if share > 0.42 else "label"
+                style = "label on" if share > 0.6 else "label"
                 _text(group, x + cell / 2, y + height / 2 + 4, text, style, anchor="middle")
     if separated and num_rows > 1 and num_columns > 1:
         x, y = left + cell * (num_columns - 1), top + height * (num_rows - 1)
@@ -287,9 +287,9 @@ def _frame(
     *,
     top: float = _TOP,
     is_log: bool = False,
-    has_x_ticks: bool = False,
+    least_step_x: float | None = None,
 ) -> tuple[ElementTree.Element, _Frame]:
-    """Begin a chart with axes, grid and labels."""
+    """Begin a chart with axes, grid and labels; without ticks on the x axis if `least_step_x` is None."""
     low, high = y_range
     if is_log:
         low = max(low, 1e-12)
@@ -309,8 +309,8 @@ def _frame(
         _add(svg, "path", d=f"M{left:.1f} {y:.1f}H{frame.right}", class_="grid")
         _text(svg, left - 6, y + 4, format_y(tick), "muted", anchor="end")
     _add(svg, "path", d=f"M{left:.1f} {frame.bottom:.1f}H{frame.right}", class_="axis")
-    if has_x_ticks:
-        for tick in _ticks(*x_range, count=6):
+    if least_step_x is not None:
+        for tick in _ticks(*x_range, count=6, least=least_step_x):
             if x_range[0] <= tick <= x_range[1]:
                 _text(svg, frame.x(tick), frame.bottom + 15, plain(tick), "muted", anchor="middle")
     _text(svg, (left + frame.right) / 2, frame.bottom + 31, x_label, "muted", anchor="middle")
@@ -363,7 +363,7 @@ def _draw_bands(svg: ElementTree.Element, frame: _Frame, bands: Sequence[tuple[f
         rect.set("class", "shade" if number % 2 else "clear")
         _add(rect, "title").text = name
         if _width(name) < right - left:
-            _text(svg, (left + right) / 2, frame.bottom - 5, name, "muted", anchor="middle")
+            _text(svg, (left + right) / 2, frame.bottom - 5, name, "muted halo", anchor="middle")
 
 
 def _legend_rows(legend: Sequence[Line]) -> list[list[tuple[Line, float]]]:
@@ -380,11 +380,12 @@ def _legend_rows(legend: Sequence[Line]) -> list[list[tuple[Line, float]]]:
     return rows
 
 
-def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers that enclose low and high."""
+def _ticks(low: float, high: float, count: int = 4, least: float = 1e-9) -> list[float]:
+    """About `count` round numbers, at least `least` apart, that enclose low and high."""
     span = (high - low) or 1.0
     power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if span / (factor * power) <= count + 0.5)
+    factors = (1, 2, 2.5, 5, 10) if power < 1 or least < 1 else (1, 2, 5, 10)
+    step = max(next(factor * power for factor in factors if span / (factor * power) <= count + 0.5), least)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * number, 12) for number in range(first, last + 1)]
 

@@ -84,6 +84,11 @@ def test_long_lines_are_thinned_out_and_keep_their_ends() -> None:
     assert found[-1][1] == min(found[:, 1])
 
 
+def test_epochs_have_whole_numbers() -> None:
+    svg = lines([Line("", [1, 2, 3, 4], [10, 20, 30, 40])], "", x_label="epoch")
+    assert texts(svg) == ["0", "10", "20", "30", "40", "1", "2", "3", "4", "epoch"]
+
+
 def test_only_several_lines_have_a_legend() -> None:
     one, two = Line("first", [0, 1], [0, 1]), Line("second", [0, 1], [1, 0], 2)
     assert "first" not in texts(lines([one], "", x_label=""))
