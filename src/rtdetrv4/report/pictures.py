@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from rtdetrv4.errors import SourceError
-from rtdetrv4.pages import read_thumbnail, thumbnail
+from rtdetrv4.data.decode import read_image
+from rtdetrv4.errors import DatasetError, SourceError
+from rtdetrv4.pages import thumbnail
 from rtdetrv4.runtime.draw import Color, color_of_class
 
 SIDE = 320
@@ -65,27 +66,21 @@ def draw_galleries(galleries: Mapping[str, Any], names: Sequence[str], image_dir
 
 def _draw(example: Mapping[str, Any], numbers: Mapping[str, int], image_dir: Path) -> Shown | None:
     path = (image_dir / example["file"]).resolve()
-    pictures = []
+    height, width = example["size_hw"]
     try:
-        for kind in ("truth", "found"):
-            boxes = [box for box in example["boxes"] if box["kind"] == kind]
-            boxes.sort(key=lambda box: not box["is_marked"])  # drawn last, with the best place for its label
-            classes = [numbers[box["name"]] for box in boxes]
-            pictures.append(
-                read_thumbnail(
-                    path,
-                    [box["xyxy"] for box in boxes],
-                    classes,
-                    [_label(box) for box in boxes],
-                    max_side=SIDE,
-                    colors=[
-                        MARK if box["is_marked"] else color_of_class(number)
-                        for box, number in zip(boxes, classes, strict=True)
-                    ],
-                )
-            )
-    except SourceError:
+        image = read_image(path, (height, width), SIDE / max(height, width))
+    except DatasetError:
         return None
+    pictures = []
+    for kind in ("truth", "found"):
+        boxes = [box for box in example["boxes"] if box["kind"] == kind]
+        boxes.sort(key=lambda box: not box["is_marked"])  # the first ones are on top
+        classes = [numbers[box["name"]] for box in boxes]
+        colors = [MARK if box["is_marked"] else color_of_class(k) for box, k in zip(boxes, classes, strict=True)]
+        scale = image.shape[1] / width
+        xyxy = [[scale * side for side in box["xyxy"]] for box in boxes]
+        labels = [_label(box) for box in boxes]
+        pictures.append(thumbnail(image, xyxy, classes, labels, max_side=SIDE, colors=colors))
     return Shown(*pictures, file=example["file"], link=path.as_uri(), detail=example["detail"])
 
 
