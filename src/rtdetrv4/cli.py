@@ -150,7 +150,6 @@ def train(
     """Train a detector. Settings that are not given are chosen to fit the data and the machine."""
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
-    from rtdetrv4.report import REPORT_PAGE
 
     if resume and model is None:
         from rtdetrv4.run_folder import RunFolder
@@ -180,10 +179,13 @@ def train(
     )
     result = _detector(model, weights).train(data, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
     if _is_main_process():
+        from rtdetrv4.report import REPORT_PAGE
+
         if result.metrics is not None:
             _print_metrics(result.metrics)
         print(f"Weights: {result.weights}")
-        print(f"Report: {result.out / REPORT_PAGE}")
+        if (page := result.out / REPORT_PAGE).is_file():
+            print(f"Report: {page}")
     return EXIT_INCOMPLETE if result.problems else 0
 
 

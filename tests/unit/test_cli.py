@@ -52,7 +52,10 @@ class FakeDetector:
 
     def train(self, *args: Any, **options: Any) -> Any:
         self._note("train", args, options)
-        return SimpleNamespace(metrics=self.metrics, weights=Path("runs/x/weights.safetensors"), problems=self.problems)
+        out = Path("runs/x")
+        return SimpleNamespace(
+            out=out, metrics=self.metrics, weights=out / "weights.safetensors", problems=self.problems
+        )
 
     def val(self, *args: Any, **options: Any) -> Any:
         self._note("val", args, options)

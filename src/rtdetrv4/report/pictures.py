@@ -108,13 +108,13 @@ def draw_similarity(path: Path) -> list[Likeness]:
         SourceError: the file is damaged.
     """
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in ("cosine", "student", "teacher", "images", "names")}
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        with path.open("rb") as file, np.load(file) as saved:
+            arrays = [saved[name] for name in ("cosine", "student", "teacher", "images", "names")]
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise SourceError(f"{path} is damaged; delete it to get a report without it.") from error
     colors = colormaps["viridis"]
     drawn = []
-    for cosine, student, teacher, image, name in zip(*arrays.values(), strict=True):
+    for cosine, student, teacher, image, name in zip(*arrays, strict=True):
         picture = thumbnail(image, max_side=SIDE)
         size = (picture.shape[1], picture.shape[0])
         heat = (255 * colors(cosine.clip(0, 1))[..., :3]).astype(np.uint8)
