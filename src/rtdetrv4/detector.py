@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -347,6 +348,7 @@ class Detector:
             start=start_record,
             fitting=fitting,
             knows_classes=report is not None and report.knows_classes,
+            files_follow=True,
         )
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
@@ -390,6 +392,7 @@ class Detector:
     ) -> tuple[Metrics | None, tuple[str, ...]]:
         """Evaluate the trained weights and write the report; what fails is told, because the weights are there."""
         from rtdetrv4.report import write_report
+        from rtdetrv4.training import Tracker
 
         problems: list[str] = []
 
@@ -408,6 +411,7 @@ class Detector:
                 return None
 
         metrics, writes = None, trainer.accelerator.is_main_process
+        trackers = [observer for observer in trainer.observers if isinstance(observer, Tracker)]
         try:
             if split is not None:
                 metrics = attempt(
@@ -418,7 +422,11 @@ class Detector:
                 attempt("comparing F5 with the teacher", lambda: self._compare_with_teacher(trainer, split, folder))
             if writes:
                 attempt("writing the report", lambda: write_report(folder.path))
+            for tracker in trackers:
+                attempt(f"logging files to {tracker.name}", partial(tracker.finish, folder.pictures_and_pages))
         except KeyboardInterrupt:
+            for tracker in trackers:
+                tracker.finish(())
             raise KeyboardInterrupt(
                 f"Training is complete, with the weights in {folder.weights}; only the final report is missing."
             ) from None

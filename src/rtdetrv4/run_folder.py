@@ -114,6 +114,12 @@ class RunFolder:
         self.predictions = self.path / "predictions.jpg"
         self.evaluation = self.path / "val"
 
+    @property
+    def pictures_and_pages(self) -> list[Path]:
+        """What a complete run leaves to look at, for its tracker."""
+        names = (*REPORT_FILES, "curves.png", "predictions.jpg")
+        return [*(self.path / name for name in names), *sorted(self.path.glob("train_batch*.jpg"))]
+
     def recorded_start(self) -> dict[str, Any] | None:
         """What the run in this folder started from, as run.json says; None if it does not."""
         return self._recorded("start")

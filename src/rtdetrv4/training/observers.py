@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class Tracker(Observer):
         accelerator: the run's accelerator.
         log_every: steps between two entries.
         settings: the run's settings by name. Not sent to TensorBoard: recipe.yaml is beside its folder.
+        files_follow: whether `finish` will be called after the end of a complete run, with more to log.
 
     Raises:
         ConfigError: accelerate has no such tracker.
@@ -90,7 +91,13 @@ class Tracker(Observer):
     """
 
     def __init__(
-        self, name: str, accelerator: Accelerator, log_every: int, settings: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        accelerator: Accelerator,
+        log_every: int,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        files_follow: bool = False,
     ) -> None:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
@@ -103,6 +110,7 @@ class Tracker(Observer):
         self.accelerator = accelerator
         self.log_every = log_every
         self.settings = settings or {}
+        self.files_follow = files_follow
 
     def run_start(self, info: RunInfo) -> None:
         """Open the tracker; TensorBoard hides what an earlier run logged after the checkpoint."""
@@ -137,8 +145,31 @@ class Tracker(Observer):
         self._tracker.log(scalars, step=report.step)
 
     def run_end(self, result: RunResult) -> None:
-        """Close the tracker."""
-        self._tracker.finish()
+        """Close the tracker, unless files follow."""
+        if not (self.files_follow and result.is_complete):
+            self._tracker.finish()
+
+    def finish(self, files: Iterable[Path]) -> None:
+        """Log pictures and pages of a complete run, if the tracker takes files, and close it.
+
+        Those that are missing are left out. TensorBoard gets none: they are beside its folder.
+        """
+        send = _SENDERS.get(self.name)
+        try:
+            for file in files:
+                if send is not None and file.is_file():
+                    send(self._tracker, file)
+        finally:
+            self._tracker.finish()
+
+
+_SENDERS: Mapping[str, Callable[[Any, Path], object]] = {
+    "clearml": lambda tracker, file: tracker.tracker.upload_artifact(file.name, file),
+    "comet_ml": lambda tracker, file: tracker.tracker.log_asset(str(file), file_name=file.name),
+    "mlflow": lambda tracker, file: tracker.log_artifact(str(file)),
+    "wandb": lambda tracker, file: tracker.tracker.save(str(file), base_path=str(file.parent), policy="now"),
+}
+"""How a file is handed to the trackers of accelerate that take files."""
 
 
 class CurvePlot(Observer):

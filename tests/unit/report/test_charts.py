@@ -24,7 +24,7 @@ def curves(*, teacher: bool = True, start: float | None = None) -> dict:
     return {
         "epoch": [1, 2, 3],
         "stages": [{"name": "basic", "first": 1, "last": 3}],
-        "losses": {"total, weighted": [30, 15, 10], "mal": [1, 0.5, 0]} | ({"distill": [1, 0.5, 0.4]} if teacher else {}),
+        "losses": {"total, weighted": [30, 15, 10], "mal": [1, 0.5, 0]} | ({"distill": [1, 0.5, 0]} if teacher else {}),
         "ap": [0.1, None, 0.3],
         "ap50": [0.2, None, 0.6],
         "start": None if start is None else {"ap": start, "ap50": start},
