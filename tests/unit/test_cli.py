@@ -205,6 +205,20 @@ def test_val_prints_metrics_and_writes_a_report(
     assert capsys.readouterr().out.endswith(f"Results: {Path('a/report-2')}\n")
 
 
+def test_report_writes_a_page_for_whatever_a_folder_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(folder: Path) -> Path:
+        return folder / "report.html"
+
+    monkeypatch.setattr("rtdetrv4.report.write_report", write)
+    monkeypatch.setattr("rtdetrv4.comparison.summary.read_comparison", lambda folder: SimpleNamespace(out=folder / "c"))
+    assert run(f"report {tmp_path}") == 0
+    (tmp_path / "settings.json").touch()
+    assert run(f"report {tmp_path}") == 0
+    assert capsys.readouterr().out == f"Report: {tmp_path / 'report.html'}\nReport: {tmp_path / 'c/report.html'}\n"
+
+
 def test_predict_saves_pictures_and_records(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict photos --model w.safetensors --conf 0.5 --class cat --class dog --out found") == 0
     options = {"conf": 0.5, "classes": ["cat", "dog"], "duplicates": "drop", "stream": True}
