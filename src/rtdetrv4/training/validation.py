@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
 from rtdetrv4.data.batch import prepare_images
@@ -65,7 +67,7 @@ def validate_predictions(
     rank: int = 0,
     num_top: int = 300,
 ) -> Metrics:
-    """COCO metrics of what `predict` finds in whole images, such as by way of tiles. A collective call, as `validate`.
+    """COCO metrics of what `predict` finds in images at full size, as in tiles. A collective call, as `validate`.
 
     Args:
         predict: from an image, H×W×3 RGB, to what is found in it at any confidence.
@@ -78,7 +80,10 @@ def validate_predictions(
         DatasetError: more than 5 % of the images cannot be decoded.
     """
     evaluator.reset()
-    for index in range(rank, len(dataset), world_size()):
+    console = Console(stderr=True)
+    own = range(rank, len(dataset), world_size())
+    is_shown = rank == 0 and console.is_interactive
+    for index in track(own, "Evaluating", console=console, transient=True, disable=not is_shown):
         info, pixels = dataset.split.records[index].info, dataset.read(index)
         if pixels is None:
             info, pixels = info._replace(is_readable=False), np.zeros((32, 32, 3), np.uint8)

@@ -361,4 +361,6 @@ def test_the_dictionary_is_json() -> None:
     assert curves["f1"]["dog"][40] == pytest.approx(analysis.curves.f1[1, 400], abs=1e-5)
     ap50 = [content["metrics"]["per_class_ap50"][name] for name in NAMES]
     assert [np.mean(curves["precision_at_recall"][name]) for name in NAMES] == pytest.approx(ap50, abs=1e-4)
-    assert content["galleries"]["best"][0].keys() == {"image_index", "file", "score", "detail", "boxes"}
+    example = content["galleries"]["best"][0]
+    assert example.keys() == {"image_index", "file", "size_hw", "score", "detail", "boxes"}
+    assert example["size_hw"] == [200, 200]
