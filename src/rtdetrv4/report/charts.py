@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rtdetrv4.pages import Bar, Line, bars, heat_map, lines
+from rtdetrv4.pages.svg import Number
 
 MAX_NAMED_LINES = 8
 """With more classes, only the weakest are named, and the others gray."""
@@ -127,8 +128,12 @@ def group_charts(analysis: Mapping[str, Any]) -> list[Chart]:
 
 def operating_charts(curves: Mapping[str, Any], by_class: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Precision over recall, and F1 over the confidence threshold, by class."""
-    precision = _class_lines(curves["recalls"], curves["precision_at_recall"], curves["mean_precision_at_recall"])
-    f1 = _class_lines(curves["confidences"], curves["f1"], curves["mean_f1"], has_best=True)
+    known = [row for row in by_class if row["ap"] is not None]
+    ranked = [row["name"] for row in sorted(known, key=lambda row: -row["ap"])]
+    precision = _class_lines(
+        ranked, curves["recalls"], curves["precision_at_recall"], curves["mean_precision_at_recall"]
+    )
+    f1 = _class_lines(ranked, curves["confidences"], curves["f1"], curves["mean_f1"], has_best=True)
     note = "A detection is right from an IoU of 0.5." + _others_note(by_class)
     unit = (0.0, 1.0)
     svg = lines(precision, "Precision over recall", x_label="recall", y_label="precision", x_range=unit, y_range=unit)
@@ -214,28 +219,25 @@ def confusion_chart(confusion: Mapping[str, Any]) -> Chart:
 
 
 def _class_lines(
+    ranked: Sequence[str],
     x: Sequence[float],
-    by_class: Mapping[str, Sequence[float | None]],
-    mean: Sequence[float | None],
+    by_class: Mapping[str, Sequence[Number]],
+    mean: Sequence[Number],
     *,
     has_best: bool = False,
 ) -> list[Line]:
-    """A line for each class, named and colored or gray, and their mean."""
+    """A line for each class, the best first, and their mean; of many classes, only the weakest in color."""
 
-    def best(values: Sequence[float | None]) -> tuple[float, ...]:
+    def best(values: Sequence[Number]) -> tuple[float, ...]:
         known = [(value, at) for value, at in zip(values, x, strict=True) if value is not None]
         return (max(known, key=lambda pair: pair[0])[1],) if has_best and known else ()
 
-    defined = {name: values for name, values in by_class.items() if any(value is not None for value in values)}
-    quality = {name: float(np.mean([value or 0.0 for value in values])) for name, values in defined.items()}
-    ranked = sorted(defined, key=lambda name: -quality[name])
     named = ranked if len(ranked) <= MAX_NAMED_LINES else ranked[-NUM_WEAKEST:]
     others = [name for name in ranked if name not in named]
     others = others[:: max(1, math.ceil(len(others) / MAX_OTHERS))]
-    series = [Line("" if index else "others", x, defined[name], 0) for index, name in enumerate(others)]
-    for index, name in enumerate(named):
-        color, is_dashed = _PAIRED[index]
-        series.append(Line(name, x, defined[name], color, is_dashed, marks=best(defined[name])))
+    series = [Line("others" if index == 0 else "", x, by_class[name], 0) for index, name in enumerate(others)]
+    for name, (color, is_dashed) in zip(named, _PAIRED, strict=False):
+        series.append(Line(name, x, by_class[name], color, is_dashed, marks=best(by_class[name])))
     if len(ranked) > 1:
         series.append(Line("mean", x, mean, 0, is_dashed=True, marks=best(mean)))
     return series
