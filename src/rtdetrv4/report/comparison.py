@@ -14,6 +14,8 @@ from rtdetrv4.report.content import REPORT_PAGE, header, write_files
 
 COLORS = (0, 1, 2, 3, 4, 5, 7, 8)
 """Of the arms; the reference is gray."""
+MAX_CLASS_ROWS = 20
+"""Differences by class in the chart; compare.json has all."""
 
 Log = Sequence[Mapping[str, Any]]
 """The records of a run's epochs."""
@@ -69,11 +71,12 @@ def _charts(
             "A bar that crosses zero shows no difference."
         )
         charts.append(Chart(f"AP: difference from {summary['reference']}", svg, note))
-    by_class = [each for each in summary["class_differences"] if each["n"] > 1 or len(summary["arms"]) == 2]
-    if by_class and len({each["class"] for each in by_class}) > 1:
-        rows = [_interval(each, colors, of_class=True) for each in by_class]
+    by_class = sorted(summary["class_differences"], key=lambda each: -abs(each["mean"]))
+    if len({each["class"] for each in by_class}) > 1:
+        rows = [_interval(each, colors, of_class=True) for each in by_class[:MAX_CLASS_ROWS]]
         svg = intervals(rows, "Difference by class", x_label="points of AP")
-        charts.append(Chart(f"AP by class: difference from {summary['reference']}", svg))
+        note = "The largest differences first; among many, some are large by chance."
+        charts.append(Chart(f"AP by class: difference from {summary['reference']}", svg, note))
 
     def curve(title: str, label: str, value_of: Callable[[Mapping[str, Any]], float | None], note: str = "") -> None:
         series = _series(logs, colors, value_of)

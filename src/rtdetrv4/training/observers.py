@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -128,7 +129,7 @@ class Tracker(Observer):
         )
         self._tracker = self.accelerator.trackers[-1]
         if info.start_metrics:
-            self._tracker.log(_validation_scalars(info.start_metrics), step=info.step)
+            self._tracker.log(self._validation_scalars(info.start_metrics), step=info.step)
 
     def step_end(self, report: StepReport) -> None:
         """Log every `log_every` steps."""
@@ -139,7 +140,7 @@ class Tracker(Observer):
     def epoch_end(self, report: EpochReport) -> None:
         """Log the epoch."""
         scalars = {f"epoch/{name}": value for name, value in report.losses.items()}
-        scalars |= _validation_scalars(report.metrics)
+        scalars |= self._validation_scalars(report.metrics)
         if report.modulation is not None:
             scalars |= {"distill/weight": report.distill_weight, "distill/aifi_share": report.modulation.share}
         self._tracker.log(scalars, step=report.step)
@@ -162,7 +163,19 @@ class Tracker(Observer):
         finally:
             self._tracker.finish()
 
+    def _validation_scalars(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        per_class = {name: value for name, value in metrics.get("per_class", {}).items() if value is not None}
+        of_class = "val/ap"
+        if self.name == "mlflow":  # which refuses some characters, and may keep val/ap in a file, which is no folder
+            per_class = {_NOT_IN_MLFLOW.sub("_", name): value for name, value in per_class.items()}
+            of_class = "val/class_ap"
+        return {
+            **{f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)},
+            **{f"{of_class}/{name}": value for name, value in per_class.items()},
+        }
 
+
+_NOT_IN_MLFLOW = re.compile(r"[^\w\- :]")
 _SENDERS: Mapping[str, Callable[[Any, Path], object]] = {
     "clearml": lambda tracker, file: tracker.tracker.upload_artifact(file.name, file),
     "comet_ml": lambda tracker, file: tracker.tracker.log_asset(str(file), file_name=file.name),
@@ -215,14 +228,6 @@ def _json_line(record: Mapping[str, Any]) -> str:
         return value
 
     return json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _validation_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    per_class = metrics.get("per_class", {})
-    return {
-        **{f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)},
-        **{f"val/ap/{name}": value for name, value in per_class.items() if value is not None},
-    }
 
 
 def _scalar(value: Any) -> bool | float | str | None:

@@ -81,7 +81,7 @@ def test_of_many_classes_the_weakest_lines_are_named() -> None:
         "f1": by_class,
         "mean_f1": [0.2, 0.6, 0.1],
     }
-    rows = [result(name, 0.5) for name in names]
+    rows = [*(result(name, number / 12) for number, name in enumerate(names)), result("absent", None)]
     charts = operating_charts(content, rows)
     for chart in charts:
         named = [text for text in texts(chart.svg) if text.startswith(("class", "absent", "mean"))]

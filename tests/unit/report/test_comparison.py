@@ -29,6 +29,15 @@ def log(*scores: float) -> list[dict]:
     ]
 
 
+def test_of_many_classes_those_that_differ_most_are_drawn(tmp_path: Path) -> None:
+    difference = {**SUMMARY["differences"][0], "interval": None}
+    by_class = [{**difference, "class": f"class{number}", "mean": number / 100} for number in range(30)]
+    page = write_comparison_report(tmp_path, SUMMARY | {"class_differences": by_class}, [], {"off": {}, "<gam>": {}})
+    html = page.read_text(encoding="utf-8")
+    shown = [number for number in range(30) if f">class{number}, &lt;gam&gt;<" in html]
+    assert shown == list(range(10, 30))
+
+
 def test_a_comparison_on_one_page(tmp_path: Path) -> None:
     logs = {"off": {0: log(0.1, 0.2), 1: log(0.1, 0.4)}, "<gam>": {0: log(0.2, 0.3), 1: log(0.2, 0.5)}}
     (tmp_path / "off-seed0").mkdir()
