@@ -27,6 +27,18 @@ RECIPE_FILE, RECORD_FILE = "recipe.yaml", "run.json"
 REPORT_FILES = (REPORT_PAGE, REPORT_DATA)
 RUN_ENTRIES = ("recipe", "record", "start_of_run", "training", "curves")
 """What only the content of a run has; None otherwise."""
+ANALYSIS_ENTRIES = (
+    "by_class",
+    "by_size",
+    "by_objects",
+    "curves",
+    "confusion",
+    "lost",
+    "calibration",
+    "ece",
+    "galleries",
+)
+"""What analysis.json holds, or else it is of another version."""
 
 Content = dict[str, Any]
 
@@ -87,19 +99,22 @@ def _run(folder: Path, left_out: list[str]) -> Content:
     if record is None:
         left_out.append(f"Data, versions and seed: {RECORD_FILE} is missing, as in runs of earlier versions.")
     log = read_log(folder / LOG_FILE)
-    runs = [entry for entry in log if entry["type"] == "run"]
-    epochs = [entry for entry in log if entry["type"] == "epoch"]
-    if not epochs:
+    try:
+        runs = [entry for entry in log if entry["type"] == "run"]
+        epochs = [entry for entry in log if entry["type"] == "epoch"]
+        training = _training(epochs) if epochs else None
+        curves = _curves(log, epochs, runs[-1] if runs else None) if epochs else None
+    except (LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{folder / LOG_FILE} is damaged, or not a log of this version; "
+            f"`rtdetrv4 report {folder / 'val'}` reports on the evaluation alone."
+        ) from error
+    if curves is None:
         left_out.append("Curves: no epoch is complete yet.")
-    elif all(epoch["distill_weight"] is None for epoch in epochs):
+    elif curves["distill_weight"] is None:
         left_out.append("Distillation: the run had no teacher.")
-    return {
-        "recipe": recipe,
-        "record": record,
-        "start_of_run": runs[-1] if runs else None,
-        "training": _training(epochs) if epochs else None,
-        "curves": _curves(log, epochs, runs[-1] if runs else None) if epochs else None,
-    }
+    start = runs[-1] if runs else None
+    return {"recipe": recipe, "record": record, "start_of_run": start, "training": training, "curves": curves}
 
 
 def _training(epochs: Sequence[Mapping[str, Any]]) -> Content:
@@ -155,6 +170,8 @@ def _evaluation(folder: Path, left_out: list[str]) -> Content:
     metrics = _read(folder / METRICS_FILE, json.loads)
     analysis = _read(folder / ANALYSIS_FILE, json.loads)
     facts = _read(folder / FACTS_FILE, json.loads)
+    if analysis is not None and not analysis.keys() >= set(ANALYSIS_ENTRIES):
+        analysis = None
     if metrics is None:
         left_out.append("Results on validation images: there are none.")
     elif analysis is None:

@@ -95,6 +95,17 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         gather(tmp_path)
 
 
+def test_files_of_another_version_are_named_or_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", write_split(tmp_path / "images"))
+    (tmp_path / "run/val/analysis.json").write_text('{"by_class": []}')
+    content = gather(tmp_path / "run")
+    assert content["analysis"] is None
+    assert "of an earlier version" in content["left_out"][0]
+    (tmp_path / "run/log.jsonl").write_text('{"type": "epoch", "epoch": 1}')
+    with pytest.raises(ConfigError, match=r"log\.jsonl is damaged, or not a log of this version"):
+        gather(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["report.html", "report.json"])
 def test_files_of_others_are_not_replaced(name: str, finished: Path, tmp_path: Path) -> None:
     content = gather(finished)
