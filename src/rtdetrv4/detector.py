@@ -484,11 +484,12 @@ class Detector:
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
         require("faster_coco_eval", "train")
+        require("jinja2", "train")  # now, and not after the evaluation
         from accelerate import PartialState
 
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
-        from rtdetrv4.report import REPORT_FILES, write_report
+        from rtdetrv4.report import FACTS_FILE, REPORT_FILES, write_report
         from rtdetrv4.run_folder import log_findings
 
         classes = self._known_classes("Nothing to evaluate")
@@ -504,9 +505,8 @@ class Detector:
             raise DatasetError(f"{data} has no {split} part.")
         settings = {"imgsz": imgsz, "workers": workers}
         recipe = override(self.recipe, settings | ({} if batch is None else {"run.val_batch": batch}))
-        recipe = override(recipe, {"data.path": str(data)})
-        folder = None if out is None else unused_folder(Path(out), (*EVALUATION_FILES, *REPORT_FILES))
-        metrics = self._evaluate(part, folder, recipe, name=split, slicing=slicing)
+        folder = None if out is None else unused_folder(Path(out), (*EVALUATION_FILES, FACTS_FILE, *REPORT_FILES))
+        metrics = self._evaluate(part, folder, recipe, data=(str(data), split), slicing=slicing)
         if folder is not None and PartialState().is_main_process:
             write_report(folder)
         return metrics
@@ -517,11 +517,14 @@ class Detector:
         out: Path | None,
         recipe: Recipe | None = None,
         *,
-        name: str = "val",
+        data: tuple[str | None, str] | None = None,
         slicing: Slicing | None = None,
         weights: Path | None = None,
     ) -> Metrics:
-        """Evaluate, write the results to `out`, and have the file `weights` remember the best thresholds."""
+        """Evaluate, write the results to `out`, and have the file `weights` remember the best thresholds.
+
+        `data` are the data set and the name of the split; None: the validation part of what was trained on.
+        """
         from rtdetrv4.assembly.training import build_evaluation
         from rtdetrv4.data.dataset import DetectionDataset
         from rtdetrv4.evaluation import CocoEvaluator, write_report
@@ -552,7 +555,7 @@ class Detector:
             metrics = build_evaluation(recipe, split, accelerator, evaluator)(self._deploy())
         if out is not None and accelerator.is_main_process:
             report = write_report(evaluator, out, metrics)
-            facts = self._facts_of_evaluation(split, name, recipe, times=slicing is None)
+            facts = self._facts_of_evaluation(split, data or (recipe.data.path, "val"), recipe, times=slicing is None)
             write_text(out / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
             if weights is not None and report["thresholds"]:
                 self._remember({name: report[name] for name in ("confidence", "thresholds")}, weights)
@@ -564,7 +567,9 @@ class Detector:
         if self.metadata is not None:
             self.metadata = self.metadata._replace(facts={**self.metadata.facts, **facts})
 
-    def _facts_of_evaluation(self, split: Split, name: str, recipe: Recipe, *, times: bool) -> dict[str, Any]:
+    def _facts_of_evaluation(
+        self, split: Split, data: tuple[str | None, str], recipe: Recipe, *, times: bool
+    ) -> dict[str, Any]:
         """What is evaluated, where its images are and, if `times`, how long one takes on this machine."""
         from rtdetrv4.evaluation.speed import measure_speed
         from rtdetrv4.run_folder import package_versions
@@ -584,8 +589,8 @@ class Detector:
         return {
             "model": recipe.model.name,
             "weights": None if self.metadata is None else str(self.metadata.source),
-            "data": recipe.data.path,
-            "split": name,
+            "data": data[0],
+            "split": data[1],
             "image_dir": str(split.image_dir.resolve()),
             "num_images": len(split.records),
             "image_size": list(size),

@@ -45,7 +45,7 @@ RUN_FILES = (
     "profile/table.txt",
     "profile/trace.json",
     *REPORT_FILES,
-    *(f"val/{name}" for name in (*EVALUATION_FILES, FACTS_FILE, SIMILARITY_FILE)),
+    *(f"val/{name}" for name in (*EVALUATION_FILES, FACTS_FILE, SIMILARITY_FILE, *REPORT_FILES)),
 )
 """What a run writes, as glob patterns: a folder that holds any of it is not given to another run unasked."""
 FREE_ON_RESUME = (
