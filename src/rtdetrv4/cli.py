@@ -1,4 +1,4 @@
-"""`rtdetrv4 train | augment | val | predict | export | convert | compare | models | teachers | demo`: the commands.
+"""`rtdetrv4 train | augment | doctor | val | predict | export | convert | compare | report | models | teachers | demo`.
 
 A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130; a training
 of which only the final report failed exits with code 1. Slow imports happen inside the commands, so that help and error
@@ -33,7 +33,15 @@ EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
 # The extra that each command needs; the others need at most `torch`.
-_EXTRAS = {"train": "train", "augment": "train", "val": "train", "compare": "train", "export": "export", "demo": "demo"}
+_EXTRAS = {
+    "train": "train",
+    "augment": "train",
+    "val": "train",
+    "compare": "train",
+    "report": "train",
+    "export": "export",
+    "demo": "demo",
+}
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not every version of typer exports it
 
 
@@ -179,9 +187,13 @@ def train(
     )
     result = _detector(model, weights).train(data, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
     if _is_main_process():
+        from rtdetrv4.report import REPORT_PAGE
+
         if result.metrics is not None:
             _print_metrics(result.metrics)
         print(f"Weights: {result.weights}")
+        if (page := result.out / REPORT_PAGE).is_file():
+            print(f"Report: {page}")
     return EXIT_INCOMPLETE if result.problems else 0
 
 
@@ -230,19 +242,18 @@ def val(
     device: _Device = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder for metrics.json, the confusion matrix and the curves.", file_okay=False
-        ),
+        typer.Option("--out", "-o", help="Folder for report.html, metrics.json and the curves.", file_okay=False),
     ] = None,
     slice: _Slice = None,
     overlap: _Overlap = None,
     whole: _Whole = True,
 ) -> None:
     """Compute COCO metrics."""
-    from rtdetrv4.evaluation.report import REPORT_FILES
+    from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
     from rtdetrv4.outputs import unused_folder
+    from rtdetrv4.report import REPORT_FILES
 
-    out = None if out is None else unused_folder(out, REPORT_FILES)
+    out = None if out is None else unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
     given = _given(batch=batch, imgsz=_image_size(imgsz), out=out, **_tiles(slice, overlap, whole))
     with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
         metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
@@ -389,6 +400,22 @@ def compare(
         overrides = dict(parse_assignment(text) for text in settings or ())
         comparison = run_comparison(data, model, seeds=chosen, out=out, overrides=overrides, **given)
     _print_comparison(comparison)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of `val --out` or of a comparison.", metavar="RUN")],
+) -> None:
+    """Write report.html and report.json again, from what a folder holds."""
+    from rtdetrv4.comparison.summary import SETTINGS_FILE, read_comparison
+    from rtdetrv4.report import REPORT_PAGE, write_report
+
+    with _interruptible(lambda: "Files that were written are whole."):
+        if (folder / SETTINGS_FILE).is_file():
+            page = read_comparison(folder).out / REPORT_PAGE
+        else:
+            page = write_report(folder)
+    print(f"Report: {page}")
 
 
 @app.command()
@@ -654,7 +681,7 @@ def _print_comparison(comparison: Comparison) -> None:
         Console().print(table)
     if comparison.unfinished:
         print(f"Unfinished and left out: {', '.join(comparison.unfinished)}")
-    print(f"Results: {comparison.out / 'compare.md'}, compare.json and compare.png beside it")
+    print(f"Results: {comparison.out / 'report.html'}, compare.md, compare.json and compare.png beside it")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -29,14 +32,14 @@ from rtdetrv4.errors import ConfigError, DatasetError, RTDETRError, SourceError,
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.ops.device import find_device
 from rtdetrv4.ops.hub import is_cached
-from rtdetrv4.outputs import unused_file, unused_folder
+from rtdetrv4.outputs import unused_file, unused_folder, write_text
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.sessions import NUM_TOP
-from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
+from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, load_weights, read_checkpoint
 from rtdetrv4.weights.files import add_facts, listing
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import Metrics
     from rtdetrv4.run_folder import RunFolder
-    from rtdetrv4.training import Observer
+    from rtdetrv4.training import Observer, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,12 @@ DEFAULT_MODEL = "rtdetrv4-s"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NUM_SHOWN = 12
 """Validation images in predictions.jpg."""
+NUM_COMPARED = 4
+"""Validation images on which F5 is compared with the teacher."""
+NUM_TIMED = 8
+"""Images with which the speed is measured, one after the other."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ class TrainResult:
     """The results of a training run."""
 
     out: Path
-    """The run folder, which also holds curves.png, predictions.jpg, log.jsonl, recipe.yaml, run.json and val/."""
+    """The run folder, which also holds report.html, curves.png, predictions.jpg, log.jsonl, recipe.yaml, run.json and
+    val/."""
     weights: Path
     """The best weights, for prediction, export and fine-tuning."""
     best: Path
@@ -73,7 +83,7 @@ class TrainResult:
     """Metrics of the best weights on the validation images; None without validation images, or if computing them
     failed."""
     problems: tuple[str, ...] = ()
-    """What failed after training was complete: the final evaluation, or drawing predictions.jpg."""
+    """What failed after training was complete: the final evaluation, drawing predictions.jpg, or the report."""
 
 
 class Detector:
@@ -330,6 +340,7 @@ class Detector:
             start=start_record,
             fitting=fitting,
             knows_classes=report is not None and report.knows_classes,
+            files_follow=True,
         )
         recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
         if accelerator.is_main_process:
@@ -365,16 +376,19 @@ class Detector:
         self.recipe, self.device = recipe, accelerator.device
         accelerator.wait_for_everyone()
         self._load(read_checkpoint(folder.weights))
-        metrics, problems = None, ()
-        if splits.val is not None:
-            metrics, problems = self._show_result(splits.val, folder, draws=accelerator.is_main_process)
+        metrics, problems = self._show_result(trainer, splits.val, folder)
         return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics, problems)
 
-    def _show_result(self, split: Split, folder: RunFolder, *, draws: bool) -> tuple[Metrics | None, tuple[str, ...]]:
-        """Evaluate the trained weights and draw predictions; what fails is told, because the weights are there."""
+    def _show_result(
+        self, trainer: Trainer, split: Split | None, folder: RunFolder
+    ) -> tuple[Metrics | None, tuple[str, ...]]:
+        """Evaluate the trained weights and write the report; what fails is told, because the weights are there."""
+        from rtdetrv4.report import write_report
+        from rtdetrv4.training import Tracker
+
         problems: list[str] = []
 
-        def attempt(what: str, work: Callable[[], Metrics | None]) -> Metrics | None:
+        def attempt(what: str, work: Callable[[], Result]) -> Result | None:
             try:
                 return work()
             except Exception as error:  # of whatever kind, it must not take away what hours of training gave
@@ -388,13 +402,23 @@ class Detector:
                 )
                 return None
 
+        metrics, writes = None, trainer.accelerator.is_main_process
+        trackers = [observer for observer in trainer.observers if isinstance(observer, Tracker)]
         try:
-            metrics = attempt(
-                "the final evaluation", lambda: self._evaluate(split, folder.report, weights=folder.weights)
-            )
-            if draws:
+            if split is not None:
+                metrics = attempt(
+                    "the final evaluation", lambda: self._evaluate(split, folder.evaluation, weights=folder.weights)
+                )
+            if split is not None and writes:
                 attempt("drawing predictions.jpg", lambda: self._draw_predictions(split, folder.predictions))
+                attempt("comparing F5 with the teacher", lambda: self._compare_with_teacher(trainer, split, folder))
+            if writes:
+                attempt("writing the report", lambda: write_report(folder.path))
+            for tracker in trackers:
+                attempt(f"logging files to {tracker.name}", partial(tracker.finish, folder.pictures_and_pages))
         except KeyboardInterrupt:
+            for tracker in trackers:
+                tracker.finish(())
             raise KeyboardInterrupt(
                 f"Training is complete, with the weights in {folder.weights}; only the final report is missing."
             ) from None
@@ -516,8 +540,8 @@ class Detector:
             batch: images per batch.
             imgsz: as for `train`; by default the size the weights were trained with.
             workers: number of processes that load images.
-            out: folder for metrics.json, the confusion matrix and the curves; None writes nothing. If it holds an
-                earlier report, the new one goes to out-2, out-3, … instead.
+            out: folder for report.html, metrics.json, the confusion matrix and the curves; None writes nothing. If it
+                holds an earlier report, the new one goes to out-2, out-3, … instead.
             slice: detect in tiles, as in `predict`, and so are `overlap` and `whole`.
             overlap: see there.
             whole: see there.
@@ -528,8 +552,12 @@ class Detector:
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
         require("faster_coco_eval", "train")
+        require("jinja2", "train")  # now, and not after the evaluation
+        from accelerate import PartialState
+
         from rtdetrv4.data.formats import read_splits
-        from rtdetrv4.evaluation.report import REPORT_FILES
+        from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
+        from rtdetrv4.report import FACTS_FILE, REPORT_FILES, write_report
         from rtdetrv4.run_folder import log_findings
 
         classes = self._known_classes("Nothing to evaluate")
@@ -545,8 +573,11 @@ class Detector:
             raise DatasetError(f"{data} has no {split} part.")
         settings = {"imgsz": imgsz, "workers": workers}
         recipe = override(self.recipe, settings | ({} if batch is None else {"run.val_batch": batch}))
-        folder = None if out is None else unused_folder(Path(out), REPORT_FILES)
-        return self._evaluate(part, folder, recipe, slicing=slicing)
+        folder = None if out is None else unused_folder(Path(out), (*EVALUATION_FILES, FACTS_FILE, *REPORT_FILES))
+        metrics = self._evaluate(part, folder, recipe, data=(str(data), split), slicing=slicing)
+        if folder is not None and PartialState().is_main_process:
+            write_report(folder)
+        return metrics
 
     def _evaluate(
         self,
@@ -554,13 +585,18 @@ class Detector:
         out: Path | None,
         recipe: Recipe | None = None,
         *,
+        data: tuple[str | None, str] | None = None,
         slicing: Slicing | None = None,
         weights: Path | None = None,
     ) -> Metrics:
-        """Evaluate, write a report to `out`, and have the file `weights` remember the best thresholds."""
+        """Evaluate, write the results to `out`, and have the file `weights` remember the best thresholds.
+
+        `data` are the data set and the name of the split; None: the validation part of what was trained on.
+        """
         from rtdetrv4.assembly.training import build_evaluation
         from rtdetrv4.data.dataset import DetectionDataset
         from rtdetrv4.evaluation import CocoEvaluator, write_report
+        from rtdetrv4.report import FACTS_FILE
         from rtdetrv4.training import make_accelerator, validate_predictions
 
         recipe = recipe or self.recipe
@@ -587,6 +623,8 @@ class Detector:
             metrics = build_evaluation(recipe, split, accelerator, evaluator)(self._deploy())
         if out is not None and accelerator.is_main_process:
             report = write_report(evaluator, out, metrics)
+            facts = self._facts_of_evaluation(split, data or (recipe.data.path, "val"), recipe, times=slicing is None)
+            write_text(out / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
             if weights is not None and report["thresholds"]:
                 self._remember({name: report[name] for name in ("confidence", "thresholds")}, weights)
         return metrics
@@ -596,6 +634,38 @@ class Detector:
         add_facts(weights, facts)
         if self.metadata is not None:
             self.metadata = self.metadata._replace(facts={**self.metadata.facts, **facts})
+
+    def _facts_of_evaluation(
+        self, split: Split, data: tuple[str | None, str], recipe: Recipe, *, times: bool
+    ) -> dict[str, Any]:
+        """What is evaluated, where its images are and, if `times`, how long one takes on this machine."""
+        from rtdetrv4.evaluation.speed import measure_speed
+        from rtdetrv4.run_folder import package_versions
+        from rtdetrv4.training.machine import processor_name
+
+        size = recipe.model.image_size
+        images = list(_first_images(split, NUM_TIMED).values()) if times else []
+        speed = None
+        if images:
+            timed = measure_speed(lambda number: self._run([images[number % len(images)]], size))
+            is_cuda = self.device.type == "cuda"
+            speed = {
+                **timed._asdict(),
+                "processor": torch.cuda.get_device_name(self.device) if is_cuda else processor_name(),
+                "device": str(self.device),
+            }
+        return {
+            "model": recipe.model.name,
+            "weights": None if self.metadata is None else str(self.metadata.source),
+            "data": data[0],
+            "split": data[1],
+            "image_dir": str(split.image_dir.resolve()),
+            "num_images": len(split.records),
+            "image_size": list(size),
+            "resize": recipe.model.resize,
+            "speed": speed,
+            "versions": package_versions(),
+        }
 
     @overload
     def predict(
@@ -779,6 +849,21 @@ class Detector:
             )
         return self.classes
 
+    def _compare_with_teacher(self, trainer: Trainer, split: Split, folder: RunFolder) -> None:
+        """Save how the best student's F5 resembles the teacher on the first validation images; nothing without one."""
+        from rtdetrv4.distillation.similarity import SIMILARITY_FILE, save_similarity, similarity
+        from rtdetrv4.training.checkpoint import load_checkpoint
+
+        images = _first_images(split, NUM_COMPARED)
+        if trainer.teacher is None or not images:
+            return
+        student = trainer.ema.module
+        student.load_state_dict(load_checkpoint(folder.best)["ema"]["module"])
+        pixels = preprocess(list(images.values()), self.recipe.model.image_size, self.recipe.model.resize)
+        found = similarity(student, trainer.teacher, torch.from_numpy(pixels).to(self.device))
+        shown = [(255 * each).round().astype(np.uint8).transpose(1, 2, 0) for each in pixels]
+        save_similarity(folder.evaluation / SIMILARITY_FILE, found, shown, list(images))
+
     def _draw_predictions(self, split: Split, path: Path) -> None:
         """Draw the first validation images: ground truth on the left, detections on the right."""
         pictures = []
@@ -794,6 +879,19 @@ class Detector:
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
             pictures.append(np.concatenate((shown, found.plot()), axis=1))
         contact_sheet(pictures, path)
+
+
+def _first_images(split: Split, count: int) -> dict[str, np.ndarray]:
+    """The first images that can be read, H×W×3 uint8 RGB, by file name."""
+    from rtdetrv4.data.decode import read_image
+
+    images: dict[str, np.ndarray] = {}
+    for info in (record.info for record in split.records):
+        if len(images) == count:
+            break
+        with suppress(DatasetError):  # the evaluation has named it
+            images[info.file_name] = read_image(split.image_dir / info.file_name, (info.height, info.width))
+    return images
 
 
 def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:

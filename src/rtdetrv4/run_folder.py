@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
+from rtdetrv4.distillation.similarity import SIMILARITY_FILE
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.evaluation.report import REPORT_FILES
+from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
 from rtdetrv4.outputs import numbered_folders, unused_folder, write_text
+from rtdetrv4.report import FACTS_FILE, REPORT_FILES
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE
 from rtdetrv4.training.observers import LOG_FILE
 from rtdetrv4.weights.files import listing
@@ -42,7 +44,8 @@ RUN_FILES = (
     "tensorboard/events.*",
     "profile/table.txt",
     "profile/trace.json",
-    *(f"val/{name}" for name in REPORT_FILES),
+    *REPORT_FILES,
+    *(f"val/{name}" for name in (*EVALUATION_FILES, FACTS_FILE, SIMILARITY_FILE, *REPORT_FILES)),
 )
 """What a run writes, as glob patterns: a folder that holds any of it is not given to another run unasked."""
 FREE_ON_RESUME = (
@@ -109,7 +112,13 @@ class RunFolder:
         """The validation images, if the data had no validation part and some were taken from training."""
         self.log = self.path / LOG_FILE
         self.predictions = self.path / "predictions.jpg"
-        self.report = self.path / "val"
+        self.evaluation = self.path / "val"
+
+    @property
+    def pictures_and_pages(self) -> list[Path]:
+        """What a complete run leaves to look at, for its tracker."""
+        names = (*REPORT_FILES, "curves.png", "predictions.jpg")
+        return [*(self.path / name for name in names), *sorted(self.path.glob("train_batch*.jpg"))]
 
     def recorded_start(self) -> dict[str, Any] | None:
         """What the run in this folder started from, as run.json says; None if it does not."""
@@ -133,10 +142,7 @@ class RunFolder:
         parts = splits.parts
         names, ids = parts["train"].classes
         record = {
-            "versions": {
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in _RECORDED_PACKAGES},
-            },
+            "versions": package_versions(),
             "seed": recipe.run.seed,
             "start": start,
             "classes": dict(zip(names, ids, strict=True)),
@@ -249,6 +255,14 @@ def _changed_data(record: Mapping[str, Any], splits: Splits) -> str:
         elif old["fingerprint"] != part.fingerprint:
             return f"file names, sizes or boxes of its {name} part have changed"
     return ""
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _RECORDED_PACKAGES},
+    }
 
 
 def log_findings(splits: Splits) -> None:

@@ -121,6 +121,8 @@ def test_the_results_of_all_runs_are_together(runs: Runs) -> None:
     assert json.loads((runs.out / "compare.json").read_text()) == json.loads(json.dumps(comparison.to_dict()))
     assert (runs.out / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "| fixed | AP | 2 |" in (runs.out / "compare.md").read_text()
+    page = (runs.out / "report.html").read_text(encoding="utf-8")
+    assert all(f'href="{name}/report.html"' in page for pair in PAIRS for name in pair)
 
 
 def test_other_settings_are_refused_and_named(

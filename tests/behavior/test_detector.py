@@ -51,13 +51,39 @@ def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     expected = {"weights.safetensors", "best.pt", "last.pt", "curves.png", "predictions.jpg", "log.jsonl"}
     expected |= {"train_batch.jpg", "train_batch-dense.jpg", "train_batch-refinement.jpg"}
-    assert expected | {"recipe.yaml", "run.json", "val", "tensorboard"} <= {path.name for path in trained.iterdir()}
+    expected |= {"recipe.yaml", "run.json", "report.html", "report.json", "val", "tensorboard"}
+    assert expected <= {path.name for path in trained.iterdir()}
     assert {path.name for path in (trained / "val").iterdir()} >= {"metrics.json", "confusion_matrix.png"}
     facts = json.loads((trained / "run.json").read_text())
     assert facts["data"]["train"]["images"] == 8
     assert len(facts["data"]["train"]["fingerprint"]) == 64
     assert facts["start"] == {"kind": "none", "source": None, "sha256": None}
     assert torch.__version__.startswith(facts["versions"]["torch"])
+
+
+def test_the_report_of_a_run_is_complete(trained: Path, shapes: Path) -> None:
+    content = json.loads((trained / "report.json").read_text(encoding="utf-8"))
+    assert content["left_out"] == []
+    assert content["curves"]["epoch"] == [1, 2, 3, 4]
+    assert [each["file"] for each in content["similarity"]] == sorted(p.name for p in (shapes / "valid").glob("*.jpg"))
+    assert all(-1 <= each["mean_cosine"] <= 1 for each in content["similarity"])
+    assert content["evaluation"]["speed"]["median_ms"] > 0
+    assert content["evaluation"]["image_dir"] == str((shapes / "valid").resolve())
+    html = (trained / "report.html").read_text(encoding="utf-8")
+    assert "Student and teacher" in html
+    assert "Where AP is lost" in html
+
+
+def test_val_leaves_a_report_where_it_is_asked_to(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    detector = Detector(trained / "weights.safetensors")
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen/report.html").write_text("mine")
+    detector.val(shapes, split="train", out=tmp_path / "seen")
+    assert (tmp_path / "seen/report.html").read_text() == "mine"
+    content = json.loads((tmp_path / "seen-2/report.json").read_text(encoding="utf-8"))
+    assert (content["kind"], content["evaluation"]["split"]) == ("evaluation", "train")
+    assert content["evaluation"]["data"] == str(shapes)
+    assert content["metrics"]["num_images"] == 8
 
 
 def test_distillation_is_logged_and_moves_its_weight(trained: Path) -> None:

@@ -86,7 +86,8 @@ def test_every_page_is_in_the_navigation() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_files_of_the_package_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    parts = "assembly|config|data|distillation|evaluation|export|losses|models|ops|runtime|training|weights"
+    parts = "assembly|config|data|distillation|evaluation|export|losses|models|ops|pages|report|runtime"
+    parts += "|training|weights"
     files = set(re.findall(rf"`((?:{parts})(?:/\w+)*\.py)`", text))
     assert [file for file in sorted(files) if not (ROOT / "src/rtdetrv4" / file).is_file()] == []
     names = re.findall(rf"`((?:{parts})(?:/\w+)*\.py)` `([\w.]+)`", text)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 PAGES = ("README.md", "docs/index.md", "docs/quickstart.md", "docs/guides/training.md")
-PAGES_AFTER_TRAINING = tuple(f"docs/guides/{name}.md" for name in ("predict", "evaluate", "deploy"))
+PAGES_AFTER_TRAINING = tuple(f"docs/guides/{name}.md" for name in ("predict", "evaluate", "deploy", "report"))
 
 
 class Small(rtdetrv4.Detector):

@@ -52,7 +52,10 @@ class FakeDetector:
 
     def train(self, *args: Any, **options: Any) -> Any:
         self._note("train", args, options)
-        return SimpleNamespace(metrics=self.metrics, weights=Path("runs/x/weights.safetensors"), problems=self.problems)
+        out = Path("runs/x")
+        return SimpleNamespace(
+            out=out, metrics=self.metrics, weights=out / "weights.safetensors", problems=self.problems
+        )
 
     def augment(self, *args: Any, **options: Any) -> Any:
         self._note("augment", args, options)
@@ -233,6 +236,20 @@ def test_val_prints_metrics_and_writes_a_report(
     assert run("val --data d --model w.safetensors --out a/report") == 0
     assert detector.calls[-1][2]["out"] == Path("a/report-2")
     assert capsys.readouterr().out.endswith(f"Results: {Path('a/report-2')}\n")
+
+
+def test_report_writes_a_page_for_whatever_a_folder_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(folder: Path) -> Path:
+        return folder / "report.html"
+
+    monkeypatch.setattr("rtdetrv4.report.write_report", write)
+    monkeypatch.setattr("rtdetrv4.comparison.summary.read_comparison", lambda folder: SimpleNamespace(out=folder / "c"))
+    assert run(f"report {tmp_path}") == 0
+    (tmp_path / "settings.json").touch()
+    assert run(f"report {tmp_path}") == 0
+    assert capsys.readouterr().out == f"Report: {tmp_path / 'report.html'}\nReport: {tmp_path / 'c/report.html'}\n"
 
 
 def test_tiles_and_the_best_thresholds_are_passed_on(detector: type[FakeDetector]) -> None:

@@ -113,7 +113,7 @@ def test_a_run_resumes_with_the_same_data_elsewhere(folder: RunFolder) -> None:
     folder.check_data(Splits(TRAIN, None, None))
 
 
-@pytest.mark.parametrize("file", ["recipe.yaml", "weights.safetensors", "best.pt", "val/metrics.json"])
+@pytest.mark.parametrize("file", ["recipe.yaml", "weights.safetensors", "best.pt", "report.html", "val/metrics.json"])
 def test_a_new_run_gets_a_folder_of_its_own(file: str, tmp_path: Path) -> None:
     path, accelerator = tmp_path / "mine", make_accelerator("cpu", "off")
     assert RunFolder.for_new_run(path, accelerator).path == path

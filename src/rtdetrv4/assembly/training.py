@@ -207,6 +207,7 @@ def build_trainer(
     start: Mapping[str, Any] | None = None,
     fitting: Fitting | None = None,
     knows_classes: bool = False,
+    files_follow: bool = False,
 ) -> Trainer:
     """A training run.
 
@@ -221,6 +222,7 @@ def build_trainer(
         fitting: adjusts the length of the run to its pace; None keeps the recipe's.
         knows_classes: `detector` starts from weights that are trained for some of the classes, so that it is evaluated
             before the first step, unless that would take long.
+        files_follow: whether the caller will finish the run's tracker, see `rtdetrv4.training.Tracker`.
 
     Raises:
         ConfigError: settings that contradict each other or the machine.
@@ -243,7 +245,10 @@ def build_trainer(
     if evaluates_start or not knows_classes:  # a detector that may be trained already need not get any better
         observers.append(LossWatch())
     if recipe.run.tracker != "none":
-        observers.append(Tracker(recipe.run.tracker, accelerator, recipe.run.log_every, flat_settings(recipe)))
+        tracker = Tracker(
+            recipe.run.tracker, accelerator, recipe.run.log_every, flat_settings(recipe), files_follow=files_follow
+        )
+        observers.append(tracker)
     if recipe.run.profile:
         observers.append(Profiler(out / "profile"))
     return Trainer(

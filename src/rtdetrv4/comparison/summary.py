@@ -12,6 +12,7 @@ from typing import Any
 from rtdetrv4.comparison.picture import draw_comparison
 from rtdetrv4.comparison.results import METRICS, ArmSummary, Comparison, Difference, Spread, markdown
 from rtdetrv4.errors import ConfigError, did_you_mean
+from rtdetrv4.report import write_comparison_report
 from rtdetrv4.run_folder import RECIPE_FILE, RunFolder
 from rtdetrv4.training.observers import read_log
 
@@ -20,7 +21,7 @@ RESULT_FILE = "result.json"
 
 
 def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Comparison:
-    """Compare the finished runs in a folder, and write compare.md, compare.json and compare.png there.
+    """Compare the finished runs in a folder, and write report.html, compare.md, .json and .png there.
 
     Args:
         out: folder of the comparison.
@@ -79,6 +80,7 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
     write_text(out / "compare.json", json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
     write_text(out / "compare.md", markdown(comparison))
     draw_comparison(comparison, {name: list(by_seed.values()) for name, by_seed in logs.items()}, out / "compare.png")
+    write_comparison_report(out, comparison.to_dict(), comparison.tables, logs)
     return comparison
 
 

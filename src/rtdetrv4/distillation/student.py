@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rtdetrv4.distillation.injector import Injector
-from rtdetrv4.types import DetectorOutput, Targets
+from rtdetrv4.types import DetectorOutput, EncoderOutput, Targets
 
 
 class DistillationStudent(nn.Module):
@@ -32,3 +32,11 @@ class DistillationStudent(nn.Module):
         if self.injector is None or output.training is None:
             return output, None
         return output, self.injector(output.training.f5)
+
+    def projected_f5(self, images: Tensor) -> Tensor:
+        """B×3×H×W images in [0, 1] → F5 in the teacher's space (B×D×h×w), without the decoder and in either mode."""
+        assert self.injector is not None, "a student without a projector"
+        encoded: EncoderOutput = self.detector.get_submodule("hybrid_encoder")(
+            self.detector.get_submodule("backbone")(images)
+        )
+        return self.injector(encoded.f5)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+_CPU_INFO = Path("/proc/cpuinfo")
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -18,6 +21,18 @@ def free_host_memory() -> int:
     psutil sees the memory of the whole machine, while the kernel kills a container's process at the container's limit.
     """
     return min([psutil.virtual_memory().available, *_free_in_cgroups(_CGROUPS, _OWN_CGROUP)])
+
+
+def processor_name() -> str:
+    """The processor, "AMD EPYC 9B14, 2 cores", as far as the system tells."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    cores = num_cores()
+    return f"{name}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def num_cores() -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class Tracker(Observer):
         accelerator: the run's accelerator.
         log_every: steps between two entries.
         settings: the run's settings by name. Not sent to TensorBoard: recipe.yaml is beside its folder.
+        files_follow: whether `finish` will be called after the end of a complete run, with more to log.
 
     Raises:
         ConfigError: accelerate has no such tracker.
@@ -90,7 +92,13 @@ class Tracker(Observer):
     """
 
     def __init__(
-        self, name: str, accelerator: Accelerator, log_every: int, settings: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        accelerator: Accelerator,
+        log_every: int,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        files_follow: bool = False,
     ) -> None:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
@@ -103,6 +111,7 @@ class Tracker(Observer):
         self.accelerator = accelerator
         self.log_every = log_every
         self.settings = settings or {}
+        self.files_follow = files_follow
 
     def run_start(self, info: RunInfo) -> None:
         """Open the tracker; TensorBoard hides what an earlier run logged after the checkpoint."""
@@ -120,7 +129,7 @@ class Tracker(Observer):
         )
         self._tracker = self.accelerator.trackers[-1]
         if info.start_metrics:
-            self._tracker.log(_validation_scalars(info.start_metrics), step=info.step)
+            self._tracker.log(self._validation_scalars(info.start_metrics), step=info.step)
 
     def step_end(self, report: StepReport) -> None:
         """Log every `log_every` steps."""
@@ -131,14 +140,49 @@ class Tracker(Observer):
     def epoch_end(self, report: EpochReport) -> None:
         """Log the epoch."""
         scalars = {f"epoch/{name}": value for name, value in report.losses.items()}
-        scalars |= _validation_scalars(report.metrics)
+        scalars |= self._validation_scalars(report.metrics)
         if report.modulation is not None:
             scalars |= {"distill/weight": report.distill_weight, "distill/aifi_share": report.modulation.share}
         self._tracker.log(scalars, step=report.step)
 
     def run_end(self, result: RunResult) -> None:
-        """Close the tracker."""
-        self._tracker.finish()
+        """Close the tracker, unless files follow."""
+        if not (self.files_follow and result.is_complete):
+            self._tracker.finish()
+
+    def finish(self, files: Iterable[Path]) -> None:
+        """Log pictures and pages of a complete run, if the tracker takes files, and close it.
+
+        Those that are missing are left out. TensorBoard gets none: they are beside its folder.
+        """
+        send = _SENDERS.get(self.name)
+        try:
+            for file in files:
+                if send is not None and file.is_file():
+                    send(self._tracker, file)
+        finally:
+            self._tracker.finish()
+
+    def _validation_scalars(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        per_class = {name: value for name, value in metrics.get("per_class", {}).items() if value is not None}
+        of_class = "val/ap"
+        if self.name == "mlflow":  # which refuses some characters, and may keep val/ap in a file, which is no folder
+            per_class = {_NOT_IN_MLFLOW.sub("_", name): value for name, value in per_class.items()}
+            of_class = "val/class_ap"
+        return {
+            **{f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)},
+            **{f"{of_class}/{name}": value for name, value in per_class.items()},
+        }
+
+
+_NOT_IN_MLFLOW = re.compile(r"[^\w\- :]")
+_SENDERS: Mapping[str, Callable[[Any, Path], object]] = {
+    "clearml": lambda tracker, file: tracker.tracker.upload_artifact(file.name, file),
+    "comet_ml": lambda tracker, file: tracker.tracker.log_asset(str(file), file_name=file.name),
+    "mlflow": lambda tracker, file: tracker.log_artifact(str(file)),
+    "wandb": lambda tracker, file: tracker.tracker.save(str(file), base_path=str(file.parent), policy="now"),
+}
+"""How a file is handed to the trackers of accelerate that take files."""
 
 
 class CurvePlot(Observer):
@@ -184,14 +228,6 @@ def _json_line(record: Mapping[str, Any]) -> str:
         return value
 
     return json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _validation_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    per_class = metrics.get("per_class", {})
-    return {
-        **{f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)},
-        **{f"val/ap/{name}": value for name, value in per_class.items() if value is not None},
-    }
 
 
 def _scalar(value: Any) -> bool | float | str | None:

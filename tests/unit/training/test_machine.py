@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rtdetrv4.training.machine import _cores_of_cgroups, _free_in_cgroups, free_host_memory, num_cores
+from rtdetrv4.training import machine
+from rtdetrv4.training.machine import (
+    _cores_of_cgroups,
+    _free_in_cgroups,
+    free_host_memory,
+    num_cores,
+    processor_name,
+)
 
 GB = 10**9
 
@@ -52,3 +59,15 @@ def test_no_limits(tmp_path: Path, quota: str) -> None:
 def test_this_machine_has_memory_and_cores() -> None:
     assert 2**24 < free_host_memory() < 2**45
     assert 1 <= num_cores() < 10_000
+
+
+def test_the_processor_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A fast one\nprocessor\t: 1\nmodel name\t: other\n")
+    monkeypatch.setattr(machine, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "num_cores", lambda: 2)
+    assert processor_name() == "A fast one, 2 cores"
+    monkeypatch.setattr(machine, "_CPU_INFO", tmp_path / "none")
+    monkeypatch.setattr(machine, "num_cores", lambda: 1)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert processor_name() == "arm64, 1 core"

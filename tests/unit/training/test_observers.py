@@ -143,6 +143,42 @@ def test_any_tracker_of_accelerate(tmp_path, monkeypatch):
     assert tracker.is_finished
 
 
+def test_files_go_to_trackers_that_take_them(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", FakeTracker)
+    monkeypatch.setattr("rtdetrv4.training.observers.get_available_trackers", lambda: [LoggerType.MLFLOW])
+    monkeypatch.setattr(FakeTracker, "log_artifact", sent.append, raising=False)
+    monkeypatch.setattr("made_up_run.CLASS_AP", {"cat": 0.1, "../c++": 0.2})
+    (tmp_path / "report.html").touch()
+    files = [tmp_path / "report.html", tmp_path / "missing.png"]
+    tracker = Tracker("mlflow", make_accelerator("cpu"), 2, files_follow=True)
+    play([tracker], tmp_path)
+    assert not FakeTracker.last.is_finished
+    names = {name for _, values in FakeTracker.last.logged for name in values}
+    assert {"val/ap", "val/class_ap/cat", "val/class_ap/___c__"} <= names
+    assert "val/ap/cat" not in names, "val/ap would be a file and a folder"
+    tracker.finish(files)
+    assert FakeTracker.last.is_finished
+    assert sent == [str(files[0])]
+
+    def fail(path):
+        raise OSError(f"no connection for {path}")
+
+    monkeypatch.setattr(FakeTracker, "log_artifact", staticmethod(fail))
+    play([tracker], tmp_path)
+    with pytest.raises(OSError, match="no connection"):
+        tracker.finish(files)
+    assert FakeTracker.last.is_finished
+
+
+def test_a_run_that_was_stopped_closes_its_tracker(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "fake", FakeTracker)
+    tracker = Tracker("fake", make_accelerator("cpu"), 2, files_follow=True)
+    play([tracker], tmp_path)
+    tracker.run_end(RunResult(tmp_path, None, None, {}, False))
+    assert FakeTracker.last.is_finished
+
+
 def test_a_tracker_that_is_not_there(monkeypatch):
     monkeypatch.setattr("rtdetrv4.training.observers.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     with pytest.raises(MissingDependencyError, match=r"^wandb is not installed; install it with: pip install wandb$"):
