@@ -122,7 +122,7 @@ def match(found: ImageDetections, truth: Record, *, same_class: bool) -> np.ndar
     """
     matches = np.full(len(found.scores), _UNMATCHED)
     is_own = found.labels[:, None] == truth.labels
-    overlap = _overlaps(found.boxes_xyxy_px, truth.boxes_xyxy_px, truth.is_crowd)
+    overlap = overlaps(found.boxes_xyxy_px, truth.boxes_xyxy_px, truth.is_crowd)
     matches[(overlap >= IOU_THRESHOLD)[:, truth.is_crowd].any(axis=1, where=is_own[:, truth.is_crowd])] = _IGNORED
 
     iou = np.where(truth.is_crowd | ~(is_own | (not same_class)), 0, overlap)
@@ -135,7 +135,7 @@ def match(found: ImageDetections, truth: Record, *, same_class: bool) -> np.ndar
     return matches
 
 
-def _overlaps(boxes: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
+def overlaps(boxes: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
     """Return n×m: intersection over union or, for crowd regions, over the area of the detection."""
     boxes, truth = boxes.astype(np.float64), truth.astype(np.float64)
     top_left = np.maximum(boxes[:, None, :2], truth[:, :2])
