@@ -71,3 +71,7 @@ class Inspection(NamedTuple):
     facts: Mapping[Path, ImageFacts]
     """By path as `Part.folder / file_name` and `tree.path(file)` give it; missing images have none. Empty in a quick
     check, which looks into no file."""
+    input_hw: tuple[int, int] = (640, 640)
+    """The size to which training will resize images."""
+    num_queries: int = 300
+    """The most objects that the detector can find in an image."""

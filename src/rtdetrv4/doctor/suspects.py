@@ -32,7 +32,7 @@ class Suspect(NamedTuple):
     kind: Kind
     score: float
     """In [0, 1], the higher the more suspicious. It orders suspects; it is not a probability."""
-    index: int
+    image: int
     """The image, as the index of its record."""
     box: int | None
     """The label, as the index of its box in the record; None for an object without one."""
@@ -192,7 +192,7 @@ def _suspects_in(
         return Suspect(
             kind=kind,
             score=round(float(score), 4),
-            index=index,
+            image=index,
             box=None if label is None else int(image.boxes[label]),
             given=None if label is None else int(image.labels[label]),
             given_xyxy_px=None if label is None else _box(truth.boxes_xyxy_px[image.boxes[label]]),
