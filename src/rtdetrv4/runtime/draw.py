@@ -41,7 +41,13 @@ def color_of_class(class_id: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+def draw_boxes(
+    image: np.ndarray,
+    xyxy: np.ndarray,
+    class_ids: np.ndarray,
+    labels: Sequence[str],
+    colors: Sequence[Color] | None = None,
+) -> np.ndarray:
     """Draw boxes with their labels; line width and font size grow with the image.
 
     A label goes to a corner of its box where it hides neither another label nor an object. Where boxes are too dense
@@ -51,7 +57,8 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
         image: H×W×3 uint8 RGB; not changed.
         xyxy: (n, 4), pixels; labels of earlier boxes get the better places.
         class_ids: (n,), which determine the colors.
-        labels: n texts.
+        labels: n texts; an empty one leaves the box without a label.
+        colors: n colors instead of those of the classes.
 
     Returns:
         H×W×3 uint8 RGB.
@@ -59,7 +66,7 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
     labels = [" ".join(label.split()) for label in labels]  # on one line, whatever a class is called
     height, width = image.shape[:2]
     boxes = np.asarray(xyxy, dtype=np.float64).reshape(-1, 4).round().clip(0, [width - 1, height - 1] * 2)
-    colors = [color_of_class(int(class_id)) for class_id in class_ids]
+    colors = [color_of_class(int(class_id)) for class_id in class_ids] if colors is None else colors
     scale = (height * width) ** 0.5
     typical_box = float(np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1))) if len(boxes) else scale
     line = max(1, round(min(scale / 300, typical_box / 15)))
@@ -74,6 +81,8 @@ def draw_boxes(image: np.ndarray, xyxy: np.ndarray, class_ids: np.ndarray, label
     pad = max(1, round((below - above) / 7))
     placed = np.zeros((0, 4))
     for box, color, label in zip(boxes, colors, labels, strict=True):
+        if not label:
+            continue
         size = (math.ceil(draw.textlength(label, font=font)) + 2 * pad, math.ceil(below - above) + pad)
         place = _free_place(box, size, (height, width), placed, boxes)
         if place is None:
