@@ -15,6 +15,7 @@ from rtdetrv4.data.records import RecordTable
 from rtdetrv4.doctor.finding import Example
 from rtdetrv4.doctor.inspection import ImageFacts, Inspection, Part
 from rtdetrv4.doctor.lookalikes import copies, groups_alike, nearest_alike
+from rtdetrv4.doctor.overview import box_sides
 
 MIN_BOXES_OF_CLASS = 20
 """Boxes below which a class is rare: too few to learn from, and to measure with."""
@@ -75,7 +76,7 @@ def tiny_boxes(inspection: Inspection) -> Found:
     """Images with boxes that are smaller than a cell of the finest map at the input size, if they are many."""
     height, width = inspection.input_hw
     for part, table in _tables(inspection):
-        owners, sides = _owners(table), _sides_at(table, inspection.input_hw)
+        owners, sides = _owners(table), box_sides(table, inspection.input_hw)
         counted = ~table.is_crowd
         tiny = counted & (sides < MIN_SIDE_PX)
         share = tiny.sum() / max(counted.sum(), 1)
@@ -316,13 +317,6 @@ def _num_objects(table: RecordTable) -> NDArray[np.int64]:
     return np.bincount(_owners(table)[~table.is_crowd], minlength=len(table))
 
 
-def _sides_at(table: RecordTable, input_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """(N,): √area of each box in pixels when its image is stretched to the input size."""
-    scale_hw = np.array(input_hw) / table.sizes_hw[_owners(table)]
-    wh = (table.boxes_xyxy_px[:, 2:] - table.boxes_xyxy_px[:, :2]).astype(np.float64)
-    return np.sqrt(np.prod(wh * scale_hw[:, ::-1], axis=1))
-
-
 def _labels_of(table: RecordTable, index: int) -> list[tuple[float, ...]]:
     """What an image teaches, in an order of its own: rows of label and box in tenths of pixels."""
     own = slice(table.first_box[index], table.first_box[index + 1])
@@ -343,7 +337,7 @@ def _features(inspection: Inspection, part: Part, table: RecordTable) -> Mapping
     height, width = table.sizes_hw.astype(np.float64).T
     facts = _Looked.at(inspection, part.name).facts
     first_boxed = np.flatnonzero(np.diff(table.first_box) > 0)
-    sides = _sides_at(table, (1, 1)) * 100
+    sides = box_sides(table, (1, 1)) * 100
     means = np.add.reduceat(sides, table.first_box[first_boxed]) if len(first_boxed) else np.zeros(0)
     return {
         "longer side in pixels": np.maximum(height, width),
