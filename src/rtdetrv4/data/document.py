@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from rtdetrv4.data.box_units import sides_in_pixels
 from rtdetrv4.data.decode import read_size, same_aspect
+from rtdetrv4.data.faults import Unit
 from rtdetrv4.data.records import MAX_LEFT_OUT_SHARE, RecordTable, Split, too_many
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
@@ -19,6 +21,31 @@ CLIP_TOLERANCE = 1.0
 """Pixels by which a box may exceed its image before clipping it is reported; exporters round."""
 NUM_SIZES_CHECKED = 200
 """Images, evenly spread, whose annotated size is compared with the file's; all of them if one is wrong."""
+
+
+class Form(IntEnum):
+    """How the place of an object was written."""
+
+    BOX = 0
+    POLYGON = 1
+    """Or a rotated box, or another shape: the upright box around it is used."""
+    KEYPOINTS = 2
+    """A box, followed by key points."""
+    PREDICTION = 3
+    """A box, followed by a confidence."""
+
+
+class Origin(NamedTuple):
+    """Where annotations stand in their files, and how they are written."""
+
+    files: tuple[Path | None, ...]
+    """(M,): the annotation file of each image; None if it has none."""
+    unit: Unit
+    """What `numbers` counts."""
+    numbers: NDArray[np.int64]
+    """(N,), from 1."""
+    forms: NDArray[np.uint8]
+    """(N,) values of `Form`."""
 
 
 class Document(NamedTuple):
@@ -48,6 +75,8 @@ class Document(NamedTuple):
     """What was corrected while reading, one sentence each."""
     in_fractions: bool = False
     """The format gives boxes as fractions, and sizes are those of the files: neither is in doubt."""
+    origin: Origin | None = None
+    """None once images or boxes have been left out."""
 
 
 def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
@@ -314,6 +343,7 @@ def _leave_out(document: Document, keep: NDArray[np.bool_], reason: str, problem
         boxes_xywh_px=document.boxes_xywh_px[boxes],
         is_crowd=document.is_crowd[boxes],
         areas=document.areas[boxes],
+        origin=None,
     )
 
 

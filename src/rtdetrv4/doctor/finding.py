@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 Severity = Literal["info", "warning", "error"]
-"""With an error, training stops or learns something wrong; with a warning, it loses something; with an info, nothing."""
+"""Error: training stops or learns something wrong. Warning: it loses something. Info: it does not, but you may care."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 """The gravest first."""
 MAX_EXAMPLES = 20
