@@ -168,7 +168,15 @@ def lines(
     legend = [line for line in series if line.name] if len(series) > 1 else []
     rows = _legend_rows(legend)
     svg, frame = _frame(
-        title, x_range, y_range, y_label, x_label, format_y, top=_TOP + 18 * len(rows), is_log=is_log, has_x_ticks=True
+        title,
+        x_range,
+        y_range,
+        y_label,
+        x_label,
+        format_y,
+        top=_TOP + 18 * len(rows),
+        is_log=is_log,
+        least_step_x=1.0 if np.array_equal(x_all, x_all.round()) else 1e-9,
     )
     _draw_bands(svg, frame, bands)
     for number, row in enumerate(rows):
