@@ -181,7 +181,7 @@ def _draw_sample(sample: Labeled, names: Sequence[str]) -> np.ndarray | None:
         return None
     boxes = sample.boxes_xyxy_px * np.tile([pixels.shape[1] / width, pixels.shape[0] / height], 2)
     # A few classes are told apart by their colors; names would hide what is to be looked at.
-    texts = ["" if len(names) <= MAX_KEYS else names[label] for label in sample.labels.tolist()]
+    texts = ["" if len(names) <= MAX_KEYS else names[label] for label in map(int, sample.labels)]
     return thumbnail(pixels, boxes, sample.labels, texts)
 
 
@@ -279,7 +279,7 @@ def _histogram(values: Histogram, title: str, x_label: str, y_label: str) -> str
 
 def _class_bars(names: Sequence[str], counts: Sequence[int]) -> list[Bar]:
     """The classes by descending count; of very many, the most frequent and the rarest."""
-    order = np.argsort(-np.array(counts), kind="stable").tolist()
+    order: list[int] = np.argsort(-np.array(counts), kind="stable").tolist()
     if len(order) > MAX_CLASSES:
         left_out = order[MAX_CLASSES // 2 : -MAX_CLASSES // 2]
         between = Bar(f"… {len(left_out)} classes …", sum(counts[label] for label in left_out) / len(left_out), "")
