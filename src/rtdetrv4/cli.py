@@ -1,8 +1,8 @@
-"""`rtdetrv4 train | val | predict | export | convert | compare | models | teachers | demo`: the command line.
+"""`rtdetrv4 train | val | predict | export | doctor | convert | compare | …`: the command line.
 
 A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130; a training
-of which only the final report failed exits with code 1. Slow imports happen inside the commands, so that help and error
-messages appear quickly.
+of which only the final report failed exits with code 1, and so does `doctor` if it finds something. Slow imports happen
+inside the commands, so that help and error messages appear quickly.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rtdetrv4.errors import ConfigError, RTDETRError
 if TYPE_CHECKING:
     from rtdetrv4 import Detections, Detector
     from rtdetrv4.comparison import Comparison
+    from rtdetrv4.doctor import Findings
     from rtdetrv4.evaluation import Metrics
 
 EXIT_INCOMPLETE = 1
@@ -33,7 +34,7 @@ EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
 # The extra that each command needs; the others need at most `torch`.
-_EXTRAS = {"train": "train", "val": "train", "compare": "train", "export": "export", "demo": "demo"}
+_EXTRAS = {"train": "train", "val": "train", "compare": "train", "doctor": "train", "export": "export", "demo": "demo"}
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not every version of typer exports it
 
 
@@ -259,6 +260,29 @@ def export(
 
 
 @app.command()
+def doctor(
+    data: Annotated[
+        str, typer.Argument(help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file.")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for an info, too.")] = False,
+) -> int:
+    """Find what is wrong with a data set, and say what training does about it and what to do.
+
+    Exits with 0 if there is nothing worse than an info, 1 if there is, 2 if there is no data set.
+    """
+    from rtdetrv4.doctor import doctor as examine_data
+
+    with _interruptible(lambda: "Nothing was changed."):
+        findings = examine_data(data)
+    if json:
+        print(findings.to_json())
+    else:
+        _print_findings(findings)
+    return findings.exit_code(strict=strict)
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="A released .pth, a transformers folder, or weights of this package.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
@@ -429,7 +453,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the arguments; None: those of the process.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 130 if interrupted, or 1 if only the report on a training failed.
+        The exit code: 0, 2 for a user's mistake, 130 if interrupted, or 1 if only the report on a training failed or
+        `doctor` found something.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not UTF-8
@@ -563,6 +588,46 @@ def _print_metrics(metrics: Metrics) -> None:
         # Text, because brackets in a class name are not markup.
         table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
     Console().print(table)
+
+
+def _print_findings(findings: Findings) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console()
+
+    def show(text: str, style: str = "") -> None:
+        # Names of files that are not UTF-8 hold what no terminal can show.
+        console.print(Text(text.encode(errors="backslashreplace").decode(), style), soft_wrap=True)
+
+    for note in findings.notes:
+        show(note)
+    if findings.parts:
+        table = Table("part", *(Column(name, justify="right") for name in ("images", "boxes", "classes")), box=None)
+        for name, counts in findings.parts.items():
+            table.add_row(name, *map(str, counts))
+        console.print(table)
+    styles = {"error": "bold red", "warning": "yellow", "info": "dim"}
+    table = Table("code", "", Column("count", justify="right"), "finding", box=None)
+    for finding in findings.findings:
+        severity = Text(finding.severity, styles[finding.severity])
+        table.add_row(finding.code, severity, str(finding.count), finding.title)
+    for finding in findings.findings:
+        show(f"\n{finding.code} {finding.title} ({finding.count})", styles[finding.severity])
+        show(f"  Training: {finding.effect}")
+        show(f"  To do: {finding.remedy}")
+        for example in finding.examples:
+            line = "" if example.line is None else f":{example.line}"
+            part = f"[{example.part}] " if example.part else ""
+            show(f"    {part}{example.file}{line}  {example.detail}")
+        if finding.count > len(finding.examples):
+            show(f"    and {finding.count - len(finding.examples)} more")
+    if findings.findings:
+        console.print()
+        console.print(table)
+    else:
+        show("Nothing found.")
 
 
 def _print_comparison(comparison: Comparison) -> None:

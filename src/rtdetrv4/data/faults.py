@@ -20,6 +20,7 @@ FaultKind = Literal[
     "box in pixels",
     "no area",
     "file left out",
+    "other image",
 ]
 
 

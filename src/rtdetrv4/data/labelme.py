@@ -14,6 +14,7 @@ from rtdetrv4.data.document import Document, Form, Origin, count_of
 from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.text import printable, read_text
 from rtdetrv4.data.tree import Tree, parts_of, split_of
+from rtdetrv4.data.voc import note_other_image
 from rtdetrv4.errors import DatasetError
 
 BOX_FORMAT = '"points" should be a list of [x, y] in pixels'
@@ -52,10 +53,14 @@ def read_labelme(files: Sequence[str], tree: Tree, faults: Faults | None = None)
             faults.add("no area", tree.path(file), "shapes", number, f"a {kind}")
     names = sorted({label for _, _, label, _ in shapes})
     number_of = {name: number for number, name in enumerate(names)}
+    images = [_image(file, content, tree) for file, content in zip(files, contents, strict=True)]
+    if faults is not None:
+        for file, content, image in zip(files, contents, images, strict=True):
+            note_other_image(str(content.get("imagePath") or ""), image, tree.path(file), faults)
     return Document(
         path=tree.path(files[0]).parent,
         image_ids=np.arange(len(files)),
-        file_names=[_image(file, content, tree) for file, content in zip(files, contents, strict=True)],
+        file_names=images,
         sizes_hw=np.array([_size_hw(content) for content in contents], dtype=np.int64),
         categories=dict(enumerate(names)),
         parents=frozenset(),

@@ -13,7 +13,7 @@ import numpy as np
 from rtdetrv4.data.document import Document, Form, Origin, count_of, some_of
 from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.records import too_many
-from rtdetrv4.data.tree import Tree, folder_of, parts_of, split_of
+from rtdetrv4.data.tree import Tree, folder_of, name_of, parts_of, split_of
 from rtdetrv4.errors import DatasetError
 
 ANNOTATION_FOLDERS = frozenset({"annotations", "annotation", "annots", "xmls", "xml", "labels"})
@@ -73,6 +73,9 @@ def read_voc(
         problems.append(f"{count_of(len(swapped), 'box', 'boxes')} turned round: a minimum was above its maximum")
     image_folders = [folder for folder in tree.folders if PurePosixPath(folder).name.lower() in IMAGE_FOLDERS]
     images = [_image(file, root, tree, image_folders) for file, root in zip(files, roots, strict=True)]
+    if faults is not None:
+        for file, root, image in zip(files, roots, images, strict=True):
+            note_other_image((root.findtext("filename") or "").strip(), image, tree.path(file), faults)
     sizes_hw = [*map(_size_hw, roots), *((0, 0) for _ in background)]
     return Document(
         path=tree.path(files[0]).parent,
@@ -149,6 +152,14 @@ def _image(file: str, root: ElementTree.Element, tree: Tree, image_folders: Sequ
         if parts_of(name) and (image := tree.nearest(name, prefer, split=split_of(folder_of(file)))):
             return image
     return "/".join(parts_of(annotated)) or stem
+
+
+def note_other_image(annotated: str, image: str, file: Path, faults: Faults) -> None:
+    """Note that an annotation file names another image than the one that it is taken to belong to."""
+    named = (parts_of(annotated) or [""])[-1]
+    if named != name_of(image):
+        what = f'names "{named}"' if named else "names no image"
+        faults.add("other image", file, "file", 0, f"{what}, taken for {name_of(image)}")
 
 
 def _size_hw(tree: ElementTree.Element) -> tuple[int, int]:

@@ -1,1 +1,115 @@
-"""The doctor: what is wrong with a data set, where, what training does about it, and what to do."""
+"""The doctor: what is wrong with a data set, where, what training does about it, and what to do.
+
+A check is a function that takes an `Inspection` and yields the code of a fault with an `Example`, once for each time it
+occurs. Each module of checks lists its own in `CHECKS`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rtdetrv4.data.formats import LoadedData
+from rtdetrv4.doctor import annotation_checks, file_checks
+from rtdetrv4.doctor.codes import CODES
+from rtdetrv4.doctor.finding import MAX_EXAMPLES, SEVERITIES, Example, Finding, Findings, PartCounts, Severity
+from rtdetrv4.doctor.inspection import ImageFacts, Inspection, Part, inspect, inspect_quickly
+
+__all__ = [
+    "CODES",
+    "Example",
+    "Finding",
+    "Findings",
+    "ImageFacts",
+    "Inspection",
+    "Part",
+    "PartCounts",
+    "Severity",
+    "doctor",
+    "examine",
+    "quick_findings",
+]
+
+Check = Callable[[Inspection], Iterator[tuple[str, Example]]]
+QUICK_CHECKS: tuple[Check, ...] = annotation_checks.CHECKS
+"""Those that have something to say if no image was opened."""
+CHECKS: tuple[Check, ...] = (*file_checks.CHECKS, *QUICK_CHECKS)
+
+
+def doctor(data: str | Path) -> Findings:
+    """Find what is wrong with a data set; nothing is changed.
+
+    Everything that `train` reads is checked, and every image is decoded; the first fault does not end the search.
+
+    Args:
+        data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file.
+
+    Raises:
+        DatasetError: there is nothing at the path.
+    """
+    return examine(inspect(data))
+
+
+def quick_findings(data: str | Path, loaded: LoadedData) -> Findings:
+    """What can be found in the annotations alone, once they have been read for training.
+
+    Args:
+        data: the data set, as given.
+        loaded: what was read.
+    """
+    return examine(inspect_quickly(data, loaded))
+
+
+def examine(inspection: Inspection) -> Findings:
+    """Run the checks.
+
+    Args:
+        inspection: the data set; of a quick one, only `QUICK_CHECKS` are run.
+    """
+    counts: defaultdict[str, int] = defaultdict(int)
+    kept: defaultdict[str, defaultdict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
+    for check in QUICK_CHECKS if inspection.is_quick else CHECKS:
+        for code, example in check(inspection):
+            counts[code] += 1
+            of_part = kept[code][example.part]
+            if len(of_part) < MAX_EXAMPLES:
+                of_part.append(example)
+    findings = [
+        Finding(
+            code=code,
+            title=CODES[code].title,
+            severity=CODES[code].severity,
+            count=count,
+            examples=tuple(_spread(kept[code].values())),
+            effect=CODES[code].effect,
+            remedy=CODES[code].remedy,
+        )
+        for code, count in counts.items()
+    ]
+    reading = inspection.reading
+    return Findings(
+        data=inspection.data,
+        is_readable=reading is not None,
+        findings=tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
+        notes=() if reading is None else (f"Data read as {reading.what}", *reading.notes),
+        parts={part.name: counted for part in inspection.parts.values() if (counted := _counts(part)) is not None},
+    )
+
+
+def _spread(by_part: Iterable[list[Example]]) -> list[Example]:
+    """At most `MAX_EXAMPLES` examples, as evenly from the parts as they allow."""
+    groups = list(by_part)
+    turns = [example for number in range(MAX_EXAMPLES) for group in groups for example in group[number : number + 1]]
+    chosen = {id(example) for example in turns[:MAX_EXAMPLES]}
+    return [example for group in groups for example in group if id(example) in chosen]
+
+
+def _counts(part: Part) -> PartCounts | None:
+    document = part.document
+    if document is None:
+        return None
+    classes = {document.categories[id_] for id_ in np.unique(document.category_ids).tolist()}
+    return PartCounts(len(document.file_names), len(document.annotation_ids), len(classes))

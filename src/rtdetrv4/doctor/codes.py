@@ -377,6 +377,18 @@ ANNOTATIONS: dict[str, Code] = {
         "Training stops.",
         'Annotate objects; set "iscrowd" to 0 where a box is one object.',
     ),
+    "D236": Code(
+        "Annotation files that name another image",
+        "info",
+        "The image that is called like the file is used.",
+        "Look at one of them with its boxes, and correct the name.",
+    ),
+    "D237": Code(
+        "Folders of images that are of no part",
+        "info",
+        "They are not used.",
+        "Name them in the description of the data set, or give such a folder as data to check it.",
+    ),
 }
 THE_SET: dict[str, Code] = {
     "D301": Code(

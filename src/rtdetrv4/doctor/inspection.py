@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rtdetrv4.data.document import Document
-from rtdetrv4.data.layouts import Reading
-from rtdetrv4.data.records import Split
+from rich.console import Console
+from rich.progress import track
+
+from rtdetrv4.data.document import Document, build_split, make_class_map
+from rtdetrv4.data.faults import Fault, Faults
+from rtdetrv4.data.formats import SPLITS, LoadedData
+from rtdetrv4.data.layouts import AbsentPartError, Reading, describe, recognize
+from rtdetrv4.data.records import Split, require_objects
 from rtdetrv4.data.tree import Tree
+from rtdetrv4.doctor.image_facts import ImageFacts, look_at_all
+from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap
 
+__all__ = ["ImageFacts", "Inspection", "Part", "inspect", "inspect_quickly"]
 
-class ImageFacts(NamedTuple):
-    """What one look at an image file told; of the pixels, only these numbers are kept."""
-
-    path: Path
-    num_bytes: int
-    size_hw: tuple[int, int]
-    """As stored, before the orientation tag is followed; (0, 0) if the file is no image."""
-    mode: str
-    """Pillow's name of the pixel type, such as RGB, L, CMYK or I;16; "" if the file is no image."""
-    format: str
-    """Pillow's name of the file format, such as JPEG; "" if the file is no image."""
-    num_frames: int
-    """Pictures in the file: animations and documents have several."""
-    orientation: int
-    """The value of the orientation tag, which may be invalid; 1 without one."""
-    digest: bytes
-    """BLAKE2b of the bytes: files with equal digests are copies."""
-    dhash: int
-    """64 bits: whether each of 8×8 cells of the upright image is darker than the one to its right. Images that look
-    alike differ in few bits. 0 if the image cannot be decoded."""
-    brightness: float
-    """The mean gray value, 0 to 255; NaN if the image cannot be decoded."""
-    blur: float
-    """The variance of the Laplacian of the image scaled to 256×256 gray pixels: low if it is blurred; NaN if the image
-    cannot be decoded."""
-    problem: str | None
-    """Why the image cannot be decoded; None if it can."""
+logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -48,30 +32,177 @@ class Part(NamedTuple):
     name: str
     """"train", "val" or "test"."""
     document: Document | None
-    """The annotations as given, before anything is dropped or corrected; None if they cannot be read."""
+    """The annotations as given, before boxes are dropped or corrected; None if they cannot be read."""
     folder: Path
     """What the file names of the document are relative to."""
     split: Split | None
     """What training makes of it; None if it stops instead."""
+    faults: tuple[Fault, ...]
+    """What could not even become part of the document."""
+    stop: str | None
+    """Why training stops; None if it does not."""
+    is_absent: bool = False
+    """Whether the part is named, but not there."""
+
+    @property
+    def image_paths(self) -> list[Path]:
+        """The absolute path of each image of the document, whether it is there or not; a key of `Inspection.facts`."""
+        names = self.document.file_names if self.document is not None else ()
+        folder = _absolute(self.folder)
+        return [Path(folder, name) for name in names]
 
 
 class Inspection(NamedTuple):
     """A data set as the checks see it."""
 
+    data: str
+    """As given."""
     root: Path
-    """The folder that was given, or that of the file that was given."""
-    tree: Tree
-    """The files below `root`."""
+    """The absolute path of the folder that was given, or of that of the file that was given."""
+    tree: Tree | None
+    """The files below `root`; None in a quick check."""
     reading: Reading | None
     """None if no annotations were recognized."""
+    stop: str | None
+    """Why nothing was recognized."""
     classes: ClassMap | None
     """None if no part could be read."""
     parts: Mapping[str, Part]
     """By name, in the order train, val, test; those that are described, whether they can be read or not."""
     facts: Mapping[Path, ImageFacts]
-    """By path as `Part.folder / file_name` and `tree.path(file)` give it; missing images have none. Empty in a quick
-    check, which looks into no file."""
+    """By absolute path; missing images have none. Empty in a quick check, which opens no image."""
+    part_of: Mapping[Path, str]
+    """The part of each image, by absolute path; of an image in several parts, the last."""
     input_hw: tuple[int, int] = (640, 640)
-    """The size to which training will resize images."""
+    """The size to which training scales images."""
     num_queries: int = 300
     """The most objects that the detector can find in an image."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether no image was opened."""
+        return self.tree is None
+
+    def relative(self, path: Path) -> str:
+        """A path relative to the root if it is below it, with forward slashes."""
+        absolute = _absolute(path)
+        return (absolute.relative_to(self.root) if absolute.is_relative_to(self.root) else absolute).as_posix()
+
+
+def inspect(data: str | Path) -> Inspection:
+    """Read a data set without stopping at what would stop training, and look at every image of it.
+
+    Args:
+        data: a folder, a YAML file or a COCO file, as for training.
+
+    Raises:
+        DatasetError: there is nothing at the path.
+    """
+    given = _absolute(Path(data).expanduser())
+    if not given.exists():
+        raise DatasetError(f"{data} does not exist; give the folder of the data set or a .yaml file that describes it")
+    root = given if given.is_dir() else given.parent
+    tree = Tree(root)
+    reading, stop = None, None
+    try:
+        reading = recognize(given) if given.is_dir() else describe(given)
+    except DatasetError as error:
+        stop = str(error)
+    parts, classes = ({}, None) if reading is None else _read_parts(reading)
+    part_of = {path: part.name for part in parts.values() for path in part.image_paths}
+    # Of a file that describes a data set, what else lies beside it is no part of that.
+    others = map(tree.path, tree.images) if given.is_dir() else ()
+    paths = sorted({*others, *(path for path in part_of if path.is_file())})
+    logger.info("Looking at %d images", len(paths))
+    console = Console(stderr=True)
+    facts = track(
+        look_at_all(paths),
+        "Looking at images",
+        total=len(paths),
+        console=console,
+        transient=True,
+        disable=not console.is_interactive,
+    )
+    return Inspection(
+        data=str(data),
+        root=root,
+        tree=tree,
+        reading=reading,
+        stop=stop,
+        classes=classes,
+        parts=parts,
+        facts={each.path: each for each in facts},
+        part_of=part_of,
+    )
+
+
+def inspect_quickly(data: str | Path, loaded: LoadedData) -> Inspection:
+    """What is known of a data set once it has been read for training.
+
+    Args:
+        data: as given.
+        loaded: what was read.
+    """
+    given = _absolute(Path(data).expanduser())
+    splits = loaded.splits.parts
+    parts = {
+        name: Part(name, document, folder, splits.get(name), (), None)
+        for name, (document, folder) in loaded.documents.items()
+    }
+    return Inspection(
+        data=str(data),
+        root=given if given.is_dir() else given.parent,
+        tree=None,
+        reading=loaded.reading,
+        stop=None,
+        classes=loaded.classes,
+        parts=parts,
+        facts={},
+        part_of={},
+    )
+
+
+def _absolute(path: Path) -> Path:
+    """The path without "..", and with its links."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def _read_parts(reading: Reading) -> tuple[dict[str, Part], ClassMap | None]:
+    parts: dict[str, Part] = {}
+    for name in SPLITS:
+        if name in reading.parts:
+            parts[name] = _read_part(name, reading)
+    documents = [part.document for part in parts.values() if part.document is not None]
+    if not documents:
+        return parts, None
+    owner = next(part for part in parts.values() if part.document is not None)
+    assert owner.document is not None
+    try:
+        classes = make_class_map(owner.document, documents)
+    except DatasetError as error:
+        parts[owner.name] = owner._replace(stop=owner.stop or str(error))
+        return parts, None
+    return {name: _with_split(part, classes) for name, part in parts.items()}, classes
+
+
+def _read_part(name: str, reading: Reading) -> Part:
+    faults = Faults()
+    try:
+        document, folder = reading.parts[name](faults=faults)
+    except DatasetError as error:
+        absent = isinstance(error, AbsentPartError) and name != "train"
+        return Part(name, None, Path(), None, tuple(faults.found), str(error), absent)
+    stop = str(faults.stops[0]) if faults.stops else None
+    return Part(name, document, folder, None, tuple(faults.found), stop)
+
+
+def _with_split(part: Part, classes: ClassMap) -> Part:
+    if part.document is None:
+        return part
+    try:
+        split = build_split(part.document, (part.folder,), classes)
+        if part.name == "train":
+            require_objects(split)
+    except DatasetError as error:
+        return part._replace(stop=part.stop or str(error))
+    return part._replace(split=split)
