@@ -49,9 +49,13 @@ def split_of(
 
 
 def inspected(
-    parts: Mapping[str, Sequence[Shown]], names: tuple[str, ...] = ("cat", "dog"), root: Path = Path("set"), **given: Any
+    parts: Mapping[str, Sequence[Shown]],
+    names: tuple[str, ...] = ("cat", "dog"),
+    root: Path = Path("set"),
+    **given: Any,
 ) -> Inspection:
     """What the checks get for these images."""
+    root = root.absolute()
     splits = {name: split_of(images, root / name, names) for name, images in parts.items()}
     facts = {
         root / name / image.name: ImageFacts(
@@ -72,11 +76,14 @@ def inspected(
         for image in images
     }
     return Inspection(
+        data="set",
         root=root,
         tree=Tree(root),
         reading=None,
+        stop=None,
         classes=ClassMap(names, tuple(range(1, len(names) + 1))),
-        parts={name: Part(name, None, root / name, split) for name, split in splits.items()},
+        parts={name: Part(name, None, root / name, split, (), None) for name, split in splits.items()},
         facts=facts,
+        part_of={},
         **given,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rtdetrv4.data.formats import LoadedData
-from rtdetrv4.doctor import annotation_checks, file_checks
+from rtdetrv4.doctor import annotation_checks, file_checks, set_checks
 from rtdetrv4.doctor.codes import CODES
 from rtdetrv4.doctor.finding import MAX_EXAMPLES, SEVERITIES, Example, Finding, Findings, PartCounts, Severity
 from rtdetrv4.doctor.inspection import ImageFacts, Inspection, Part, inspect, inspect_quickly
@@ -34,9 +34,9 @@ __all__ = [
 ]
 
 Check = Callable[[Inspection], Iterator[tuple[str, Example]]]
-QUICK_CHECKS: tuple[Check, ...] = annotation_checks.CHECKS
+QUICK_CHECKS: tuple[Check, ...] = (*annotation_checks.CHECKS, *set_checks.QUICK_CHECKS)
 """Those that have something to say if no image was opened."""
-CHECKS: tuple[Check, ...] = (*file_checks.CHECKS, *QUICK_CHECKS)
+CHECKS: tuple[Check, ...] = (*file_checks.CHECKS, *QUICK_CHECKS, *set_checks.CHECKS)
 
 
 def doctor(data: str | Path) -> Findings:

@@ -10,11 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from rtdetrv4.data.records import RecordTable, Split
+from rtdetrv4.doctor.file_checks import upright_size
+from rtdetrv4.doctor.image_facts import ImageFacts
 from rtdetrv4.doctor.inspection import Inspection
 
 NUM_SAMPLES = 24
 SEED = 0
 MAX_SIZES = 10
+
+Box = tuple[float, float, float, float]
 
 
 class Labeled(NamedTuple):
@@ -78,6 +82,28 @@ def box_sides(table: RecordTable, input_hw: tuple[int, int]) -> np.ndarray:
     scale_hw = np.array(input_hw) / table.sizes_hw[owners]
     wh = (table.boxes_xyxy_px[:, 2:] - table.boxes_xyxy_px[:, :2]).astype(np.float64)
     return np.sqrt(np.prod(wh * scale_hw[:, ::-1], axis=1))
+
+
+def boxes_on_file(
+    inspection: Inspection, path: Path, annotated_hw: Sequence[int] | np.ndarray, boxes_xyxy_px: np.ndarray
+) -> tuple[Box, ...]:
+    """Boxes in pixels of the file as it is shown, which may be a resized copy of what was annotated."""
+    scale = np.tile(scale_of(inspection.facts.get(path), annotated_hw), 2)
+    return tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in (boxes_xyxy_px * scale).tolist())
+
+
+def shown_hw(facts: ImageFacts, annotated_hw: tuple[int, int]) -> tuple[int, int]:
+    """The size at which an image is shown and trained on: upright, unless it is annotated as stored."""
+    return annotated_hw if facts.size_hw == annotated_hw else upright_size(facts)
+
+
+def scale_of(facts: ImageFacts | None, annotated_hw: Sequence[int] | np.ndarray) -> tuple[float, float]:
+    """How much wider and higher the file is than its annotations say."""
+    height, width = map(int, annotated_hw)
+    if facts is None or facts.problem is not None:
+        return 1.0, 1.0
+    shown = shown_hw(facts, (height, width))
+    return shown[1] / width, shown[0] / height
 
 
 def _table(split: Split) -> RecordTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,9 @@ from rtdetrv4.data.decode import read_image
 from rtdetrv4.data.document import count_of
 from rtdetrv4.data.records import Split
 from rtdetrv4.doctor.finding import SEVERITIES, Example, Finding, Findings
+from rtdetrv4.doctor.image_facts import ImageFacts
 from rtdetrv4.doctor.inspection import Inspection
-from rtdetrv4.doctor.overview import Histogram, Labeled, Overview, labeled, overview
+from rtdetrv4.doctor.overview import Histogram, Labeled, Overview, labeled, overview, scale_of
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.outputs import unused_folder, write_text
 from rtdetrv4.pages import Bar, bars, encode, histogram, render, thumbnail, write_page
@@ -95,7 +96,7 @@ def page(findings: Findings, inspection: Inspection) -> str:
         (finding.code, number): picture
         for finding in findings.findings
         for number, example in enumerate(finding.examples[:MAX_PICTURES])
-        if (picture := _draw_example(finding.code, example, images)) is not None
+        if (picture := _draw_example(finding.code, example, images, inspection.facts)) is not None
     }
     sheets = {
         (part, number): picture
@@ -131,10 +132,10 @@ def _summary(findings: Findings) -> str:
 def _images(inspection: Inspection) -> dict[str, tuple[Split, int]]:
     """Where to find the labels of an image, by its absolute path."""
     return {
-        str((part.split.image_dir / record.info.file_name).absolute()): (part.split, index)
+        str(path): (part.split, index)
         for part in inspection.parts.values()
         if part.split is not None
-        for index, record in enumerate(part.split.records)
+        for index, path in enumerate(part.paths(record.info.file_name for record in part.split.records))
     }
 
 
@@ -185,7 +186,9 @@ def _draw_sample(sample: Labeled, names: Sequence[str]) -> np.ndarray | None:
     return thumbnail(pixels, boxes, sample.labels, texts)
 
 
-def _draw_example(code: str, example: Example, images: dict[str, tuple[Split, int]]) -> np.ndarray | None:
+def _draw_example(
+    code: str, example: Example, images: Mapping[str, tuple[Split, int]], facts: Mapping[Path, ImageFacts]
+) -> np.ndarray | None:
     """What an example shows: the boxes in question, large enough to be seen, among the others of the image."""
     if example.image is None:
         return None
@@ -194,9 +197,13 @@ def _draw_example(code: str, example: Example, images: dict[str, tuple[Split, in
     faulty = faulty[np.isfinite(faulty).all(axis=1)]
     if example.image in images:
         sample = labeled(*images[example.image])
-        size_hw, others = sample.size_hw, sample.boxes_xyxy_px.astype(np.float64)
+        wide, high = scale_of(facts.get(path), sample.size_hw)
+        size_hw, others = (
+            (sample.size_hw[0] * high, sample.size_hw[1] * wide),
+            sample.boxes_xyxy_px * np.array([wide, high] * 2),
+        )
         left, top, right, bottom = _region(faulty, size_hw)
-        pixels = _pixels(path, size_hw, 2 * MAX_SIDE / max(right - left, bottom - top))
+        pixels = _pixels(path, sample.size_hw, 2 * MAX_SIDE / max(right - left, bottom - top))
     else:
         pixels, others = _pixels(path, None, 1.0), np.zeros((0, 4))
         size_hw = (1, 1) if pixels is None else pixels.shape[:2]
@@ -224,7 +231,7 @@ def _pixels(path: Path, size_hw: tuple[int, int] | None, scale: float) -> np.nda
         return None
 
 
-def _region(faulty: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+def _region(faulty: np.ndarray, size_hw: tuple[float, float]) -> np.ndarray:
     """The rectangle (x1, y1, x2, y2) to show: around the boxes if they are small, else the image and what leaves it."""
     limit = np.array(size_hw[::-1], dtype=np.float64)
     whole = np.concatenate([np.zeros(2), limit])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from rtdetrv4.data.records import RecordTable
 from rtdetrv4.doctor.finding import Example
 from rtdetrv4.doctor.inspection import ImageFacts, Inspection, Part
 from rtdetrv4.doctor.lookalikes import copies, groups_alike, nearest_alike
-from rtdetrv4.doctor.overview import box_sides
+from rtdetrv4.doctor.overview import box_sides, boxes_on_file
 
 MIN_BOXES_OF_CLASS = 20
 """Boxes below which a class is rare: too few to learn from, and to measure with."""
@@ -225,20 +224,24 @@ def validation_part(inspection: Inspection) -> Found:
             yield "D315", Example("val", "", None, detail)
 
 
-CHECKS: tuple[Callable[[Inspection], Found], ...] = (
+QUICK_CHECKS: tuple[Callable[[Inspection], Found], ...] = (
     rare_classes,
     crowded_images,
     tiny_boxes,
     stretched_images,
     background,
+    validation_part,
+)
+"""Those that look at annotations alone."""
+CHECKS: tuple[Callable[[Inspection], Found], ...] = (
     unusual_light,
     unusual_blur,
     copies_in_part,
     lookalikes_in_part,
     leaks,
     differing_parts,
-    validation_part,
 )
+"""Those that need a look at the images."""
 
 
 class _Looked(NamedTuple):
@@ -253,8 +256,8 @@ class _Looked(NamedTuple):
     def at(cls, inspection: Inspection, name: str | None = None) -> _Looked:
         looked = cls([], [], [])
         for part, table in _tables(inspection, name):
-            for index in range(len(table)):
-                facts = inspection.facts.get(part.folder / _name(table, index))
+            for index, path in enumerate(part.paths(_file_names(table))):
+                facts = inspection.facts.get(path)
                 if facts is not None and facts.problem is None:
                     looked.parts.append(part)
                     looked.indices.append(index)
@@ -266,11 +269,10 @@ class _Looked(NamedTuple):
         return np.array([facts.dhash for facts in self.facts], dtype=np.uint64)
 
     def file(self, inspection: Inspection, each: int) -> str:
-        return _below_root(inspection, self.facts[each].path)
+        return inspection.relative(self.facts[each].path)
 
     def example(self, inspection: Inspection, each: int, detail: str) -> Example:
-        path = self.facts[each].path
-        return Example(self.parts[each].name, self.file(inspection, each), None, detail, str(path.absolute()))
+        return Example(self.parts[each].name, self.file(inspection, each), None, detail, str(self.facts[each].path))
 
 
 def _tables(inspection: Inspection, name: str | None = None) -> Iterator[tuple[Part, RecordTable]]:
@@ -290,17 +292,15 @@ def _image(
     boxes: NDArray[np.int64] | None = None,
 ) -> Example:
     """An example that shows an image and those of its boxes that are given as indices into all boxes of the part."""
-    path = part.folder / _name(table, index)
-    chosen = () if boxes is None else tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in table.boxes_xyxy_px[boxes].tolist())
-    return Example(part.name, _below_root(inspection, path), None, detail, str(path.absolute()), chosen)
+    [path] = part.paths(_file_names(table, index))
+    chosen = () if boxes is None else boxes_on_file(inspection, path, table.sizes_hw[index], table.boxes_xyxy_px[boxes])
+    return Example(part.name, inspection.relative(path), None, detail, str(path), chosen)
 
 
-def _name(table: RecordTable, index: int) -> str:
-    return table.file_names[index].decode(errors="surrogatepass")
-
-
-def _below_root(inspection: Inspection, path: Path) -> str:
-    return path.relative_to(inspection.root).as_posix() if path.is_relative_to(inspection.root) else path.as_posix()
+def _file_names(table: RecordTable, index: int | None = None) -> list[str]:
+    """The names of all images, or of one."""
+    chosen = table.file_names if index is None else table.file_names[index : index + 1]
+    return [name.decode(errors="surrogatepass") for name in chosen.tolist()]
 
 
 def _names(inspection: Inspection) -> tuple[str, ...]:

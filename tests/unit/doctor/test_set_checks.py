@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from made_up_set import Shown, inspected
 
+from made_up_set import Shown, inspected
 from rtdetrv4.doctor import set_checks
 from rtdetrv4.doctor.finding import Example
 from rtdetrv4.doctor.inspection import Inspection
@@ -184,5 +184,5 @@ def test_a_missing_or_small_validation_part_is_told(
 
 def test_a_quick_look_into_no_file_finds_what_annotations_tell() -> None:
     inspection = inspected({"train": [Shown("a.jpg", (BIG,)), Shown("b.jpg", (BIG,))]})._replace(facts={})
-    codes = {code for check in set_checks.CHECKS for code, *_ in found(check, inspection)}
+    codes = {code for check in (*set_checks.QUICK_CHECKS, *set_checks.CHECKS) for code, *_ in found(check, inspection)}
     assert codes == {"D301", "D314"}
