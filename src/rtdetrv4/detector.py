@@ -255,10 +255,11 @@ class Detector:
 
         from rtdetrv4.assembly.fitting import Fitting
         from rtdetrv4.assembly.training import build_trainer
-        from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.data.formats import load_data
         from rtdetrv4.data.loader import is_lost_worker
         from rtdetrv4.data.records import require_objects
         from rtdetrv4.distillation.teacher import teacher_name
+        from rtdetrv4.doctor import quick_findings
         from rtdetrv4.run_folder import RunFolder, log_findings
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
         from rtdetrv4.training.fit import is_out_of_memory
@@ -297,7 +298,9 @@ class Detector:
         if recipe.data.path is None:
             raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
-        splits = read_splits(recipe.data.path, parts=("train", "val"), make_val=True)
+        loaded = load_data(recipe.data.path, parts=("train", "val"), make_val=True)
+        splits, findings = loaded.splits, quick_findings(recipe.data.path, loaded)
+        del loaded  # the annotations as they were given
         if splits.train is None:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
         require_objects(splits.train)
@@ -342,7 +345,7 @@ class Detector:
         if accelerator.is_main_process:
             if not resume:
                 folder.claim(exist_ok=exist_ok)
-            log_findings(splits)
+            log_findings(splits, findings)
             if fitting is not None:
                 fitting.report(recipe)
             derived = None if resume else () if fitting is None else fitting.choices

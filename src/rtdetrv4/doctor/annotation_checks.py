@@ -17,7 +17,7 @@ from rtdetrv4.data.document import CLIP_TOLERANCE, Document, Form, Origin, count
 from rtdetrv4.data.faults import FaultKind
 from rtdetrv4.data.tree import Tree, folder_of, spelling, stem_of
 from rtdetrv4.doctor.file_checks import upright_size
-from rtdetrv4.doctor.finding import Example
+from rtdetrv4.doctor.finding import MAX_EXAMPLES, Example
 from rtdetrv4.doctor.inspection import Inspection, Part
 from rtdetrv4.doctor.lines import line_of, text_of
 
@@ -105,7 +105,7 @@ def class_names(inspection: Inspection) -> Iterator[tuple[str, Example]]:
                 yield "D211", Example(part.name, where, None, f'"{name}" is {" and ".join(map(str, own))}')
             if name not in named:
                 named[name] = part.name
-                if name.strip().isdecimal():
+                if name.isdecimal():
                     yield "D213", Example(part.name, where, None, f'"{name}"')
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for name in named:
@@ -199,14 +199,17 @@ def _unused_images(inspection: Inspection, tree: Tree) -> Iterator[tuple[str, Ex
     """Images that no part mentions, in folders of which it mentions others: a README has pictures as well."""
     folders = {path.parent for path in inspection.part_of}
     unused: Counter[str] = Counter()
+    damaged = {spelling(file.stem) for file in _damaged_files(inspection)}
     is_complete = all(part.document is not None for part in inspection.parts.values())
     for file in tree.images if is_complete else ():
         path = tree.path(file)
         facts = inspection.facts.get(path)
-        if path not in inspection.part_of and path.parent in folders and facts is not None and facts.problem is None:
-            yield "D202", Example("", file, None, "no annotation", str(path))
-        elif path.parent not in folders:
+        if path in inspection.part_of or facts is None:
+            continue
+        if path.parent not in folders:
             unused[folder_of(file)] += 1
+        elif facts.problem is None and spelling(stem_of(file)) not in damaged:
+            yield "D202", Example("", file, None, "no annotation", str(path))
     for folder, count in unused.items():
         yield "D237", Example("", folder or ".", None, count_of(count, "image", "images"))
 
@@ -221,7 +224,7 @@ def _orphans(inspection: Inspection, tree: Tree, format: str) -> Iterator[tuple[
     }
     if suffix is None or not used:
         return
-    damaged = {fault.file for part in inspection.parts.values() for fault in part.faults if fault.unit == "file"}
+    damaged = _damaged_files(inspection)
     folders = {file.parent for file in used}
     # The label of an image that cannot be read, or of a part that could not be read, has its image.
     stems = {spelling(stem_of(file)) for file in tree.images if tree.path(file) not in inspection.part_of}
@@ -231,6 +234,10 @@ def _orphans(inspection: Inspection, tree: Tree, format: str) -> Iterator[tuple[
             continue
         if suffix != ".txt" or _holds_boxes(path):
             yield "D204", Example("", file, None, "no image")
+
+
+def _damaged_files(inspection: Inspection) -> set[Path]:
+    return {fault.file for part in inspection.parts.values() for fault in part.faults if fault.kind == "damaged file"}
 
 
 def _holds_boxes(path: Path) -> bool:
@@ -259,13 +266,18 @@ class _Placed(NamedTuple):
     """(N, 4); NaN if unreadable."""
     sizes_hw: NDArray[np.int64]
     """(N, 2) of the image of each box; zeros if unknown."""
-    converted: tuple[str, ...]
-    """How the unit of all boxes was converted, one sentence each."""
+    is_converted: bool
+    """Whether all boxes are given in another unit than the format prescribes."""
+
+    @property
+    def is_readable(self) -> NDArray[np.bool_]:
+        """(N,): whether the box is four numbers."""
+        return np.asarray(~np.isnan(self.xyxy).any(axis=1))
 
     @property
     def is_known(self) -> NDArray[np.bool_]:
         """(N,): whether the box is four numbers and its image has a size."""
-        return ~np.isnan(self.xyxy).any(axis=1) & (self.sizes_hw > 0).all(axis=1)
+        return self.is_readable & np.asarray((self.sizes_hw > 0).all(axis=1))
 
     @property
     def sides(self) -> NDArray[np.float64]:
@@ -276,8 +288,12 @@ class _Placed(NamedTuple):
         self, code: str, affected: NDArray[np.bool_], detail: Callable[[int], str]
     ) -> Iterator[tuple[str, Example]]:
         """An example for each affected box."""
-        for index in np.flatnonzero(affected).tolist():
-            yield code, self.example(index, detail(index))
+        example = None
+        for position, index in enumerate(np.flatnonzero(affected).tolist()):
+            # A data set may have a million polygons; beyond those that are kept, examples are only counted.
+            if example is None or position < MAX_EXAMPLES:
+                example = self.example(index, detail(index))
+            yield code, example
 
     def example(self, index: int, detail: str) -> Example:
         """One box, where it stands."""
@@ -286,7 +302,7 @@ class _Placed(NamedTuple):
         origin = self.document.origin
         if origin is not None:
             file = origin.files[self.document.image_index[index]] or file
-            line = line_of(file, origin.unit, int(origin.numbers[index]))
+            line = None if self.inspection.is_quick else line_of(file, origin.unit, int(origin.numbers[index]))
         if origin is None or origin.unit == "annotations":
             name = self.document.file_names[self.document.image_index[index]]
             detail = f"annotation {self.document.annotation_ids[index]} of {name}: {detail}"
@@ -323,7 +339,7 @@ def _placed(inspection: Inspection, part: Part, document: Document) -> _Placed:
         xywh, _, converted = sides_in_pixels(xywh, document.areas, sizes_wh, CLIP_TOLERANCE)
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     xyxy = xyxy * np.tile(scales[document.image_index], 2)
-    return _Placed(inspection, part, document, paths, xyxy, actual_hw[document.image_index], tuple(converted))
+    return _Placed(inspection, part, document, paths, xyxy, actual_hw[document.image_index], bool(converted))
 
 
 def _malformed(placed: _Placed) -> Iterator[tuple[str, Example]]:
@@ -335,7 +351,7 @@ def _malformed(placed: _Placed) -> Iterator[tuple[str, Example]]:
         text = text_of(file, int(origin.numbers[index])) if file is not None else ""
         return f'"{text.strip()[:MAX_TEXT]}"'
 
-    return placed.examples("D207", np.isnan(placed.xyxy).any(axis=1), detail)
+    return placed.examples("D207", ~placed.is_readable, detail)
 
 
 def _flat(placed: _Placed) -> Iterator[tuple[str, Example]]:
@@ -398,9 +414,12 @@ def _repeated(placed: _Placed) -> Iterator[tuple[str, Example]]:
 
 
 def _units(placed: _Placed) -> Iterator[tuple[str, Example]]:
-    for sentence in placed.converted:
-        for index in range(len(placed.xyxy)):
-            yield "D226", placed.example(index, sentence)
+    def detail(index: int) -> str:
+        given = ", ".join(f"{value:.6g}" for value in placed.document.boxes_xywh_px[index].tolist())
+        return f"[{given}] taken as {placed.values(index)}"
+
+    if placed.is_converted:
+        yield from placed.examples("D226", placed.is_readable, detail)
 
 
 def _forms(placed: _Placed) -> Iterator[tuple[str, Example]]:
@@ -413,8 +432,9 @@ def _forms(placed: _Placed) -> Iterator[tuple[str, Example]]:
         (Form.KEYPOINTS, "D229", "the box alone"),
         (Form.PREDICTION, "D230", "without the confidence"),
     ):
-        affected = (forms == form) & ~np.isnan(placed.xyxy).any(axis=1)
-        yield from placed.examples(code, affected, lambda index, what=what: f"{what}: {placed.values(index)}")
+        yield from placed.examples(
+            code, (forms == form) & placed.is_readable, lambda index, what=what: f"{what}: {placed.values(index)}"
+        )
 
 
 _BOX_CHECKS: tuple[Callable[[_Placed], Iterator[tuple[str, Example]]], ...] = (

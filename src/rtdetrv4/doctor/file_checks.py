@@ -179,8 +179,12 @@ def _annotated(inspection: Inspection) -> Iterator[tuple[Path, tuple[int, int]]]
     """Path and annotated size of each image whose size is annotated."""
     for part in inspection.parts.values():
         if part.document is not None and not part.document.in_fractions:
-            sizes_hw = ((height, width) for height, width in part.document.sizes_hw.tolist())
-            yield from zip(part.image_paths, sizes_hw, strict=True)
+            files = part.document.origin.files if part.document.origin is not None else part.image_paths
+            for path, file, (height, width) in zip(
+                part.image_paths, files, part.document.sizes_hw.tolist(), strict=True
+            ):
+                if file is not None:
+                    yield path, (height, width)
 
 
 def _is_annotated_as_stored(inspection: Inspection, path: Path, given_hw: tuple[int, int]) -> bool:

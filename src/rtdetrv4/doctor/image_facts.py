@@ -94,7 +94,7 @@ def look(path: Path) -> ImageFacts:
     gray = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return facts._replace(
         size_hw=size_hw,
-        dhash=_dhash(turn(gray, orientation)),
+        dhash=_dhash(turn(gray[..., None], orientation)),
         brightness=float(gray.mean()),
         blur=float(cv2.Laplacian(gray, cv2.CV_32F).var()),
     )
@@ -131,5 +131,5 @@ def _orientation_tag(image: Image.Image) -> int:
 
 
 def _dhash(gray: NDArray[np.uint8]) -> int:
-    cells = cv2.resize(np.ascontiguousarray(gray), (9, 8), interpolation=cv2.INTER_AREA)
+    cells = cv2.resize(np.ascontiguousarray(gray[..., 0]), (9, 8), interpolation=cv2.INTER_AREA)
     return int.from_bytes(np.packbits(cells[:, :-1] < cells[:, 1:]).tobytes(), "big")
