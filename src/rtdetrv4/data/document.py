@@ -234,7 +234,7 @@ def _without_missing(document: Document, image_dir: Path, problems: list[str]) -
             f"{document.path} lists {len(keep)} images and {len(missing)} are missing, the first is {missing[0]}; "
             f"looked in {image_dir}{example}. Put the images there, or delete their entries from the file"
         )
-    return _leave_out(document, np.array(keep), "missing", problems)
+    return leave_out(document, np.array(keep), "missing", problems)
 
 
 def _with_sizes(document: Document, image_dir: Path, problems: list[str]) -> Document:
@@ -257,7 +257,7 @@ def _with_sizes(document: Document, image_dir: Path, problems: list[str]) -> Doc
     if read:
         problems.append(f"{count_of(read, 'image size', 'image sizes')} read from the files: not in the annotations")
     readable = np.array([index not in unreadable for index in range(len(sizes_hw))])
-    return _leave_out(document._replace(sizes_hw=sizes_hw), readable, "cannot be read", problems)
+    return leave_out(document._replace(sizes_hw=sizes_hw), readable, "cannot be read", problems)
 
 
 def _with_true_sizes(document: Document, image_dir: Path, problems: list[str]) -> Document:
@@ -308,7 +308,7 @@ def _with_true_sizes(document: Document, image_dir: Path, problems: list[str]) -
             f"boxes that leave them: {contradicting[0]}; use the images that were annotated"
         )
     keep = sizes_hw[:, 0] > 0
-    return _leave_out(document._replace(sizes_hw=sizes_hw), keep, "of another shape than annotated", problems)
+    return leave_out(document._replace(sizes_hw=sizes_hw), keep, "of another shape than annotated", problems)
 
 
 def _wrong_sizes(document: Document, image_dir: Path, indices: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
@@ -325,8 +325,15 @@ def _wrong_sizes(document: Document, image_dir: Path, indices: NDArray[np.int64]
     return wrong
 
 
-def _leave_out(document: Document, keep: NDArray[np.bool_], reason: str, problems: list[str]) -> Document:
-    """The document without some of its images and their boxes."""
+def leave_out(document: Document, keep: NDArray[np.bool_], reason: str, problems: list[str]) -> Document:
+    """The document without some of its images and their boxes.
+
+    Args:
+        document: as read.
+        keep: (M,), which images stay.
+        reason: why the others do not, as a phrase.
+        problems: gets a sentence about them.
+    """
     if keep.all():
         return document
     dropped = [document.file_names[index] for index in np.flatnonzero(~keep)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,14 @@ from rtdetrv4.data.formats import LoadedData
 from rtdetrv4.doctor import annotation_checks, file_checks, set_checks
 from rtdetrv4.doctor.codes import CODES
 from rtdetrv4.doctor.finding import MAX_EXAMPLES, SEVERITIES, Example, Finding, Findings, PartCounts, Severity
-from rtdetrv4.doctor.inspection import ImageFacts, Inspection, Part, inspect, inspect_quickly
+from rtdetrv4.doctor.inspection import INPUT_HW, ImageFacts, Inspection, Part, inspect, inspect_quickly
+from rtdetrv4.doctor.page import write_pages
+from rtdetrv4.doctor.repair import check_destination, repair
+from rtdetrv4.doctor.suspects import Detect, suspected
 
 __all__ = [
     "CODES",
+    "Detect",
     "Example",
     "Finding",
     "Findings",
@@ -30,7 +35,12 @@ __all__ = [
     "Severity",
     "doctor",
     "examine",
+    "found_in",
+    "inspect",
     "quick_findings",
+    "repair",
+    "suspected",
+    "write_pages",
 ]
 
 Check = Callable[[Inspection], Iterator[tuple[str, Example]]]
@@ -39,18 +49,40 @@ QUICK_CHECKS: tuple[Check, ...] = (*annotation_checks.CHECKS, *set_checks.QUICK_
 CHECKS: tuple[Check, ...] = (*file_checks.CHECKS, *QUICK_CHECKS, *set_checks.CHECKS)
 
 
-def doctor(data: str | Path) -> Findings:
-    """Find what is wrong with a data set; nothing is changed.
+def doctor(
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    fix: str | Path | None = None,
+    detect: Detect | None = None,
+    input_hw: tuple[int, int] = INPUT_HW,
+) -> Findings:
+    """Find what is wrong with a data set, which is not changed.
 
     Everything that `train` reads is checked, and every image is decoded; the first fault does not end the search.
 
     Args:
         data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file.
+        out: folder for doctor.html, a page with pictures of the findings, and doctor.json; out-2, out-3, … if it holds
+            earlier ones. None writes nothing.
+        fix: folder for a repaired copy, see `rtdetrv4.doctor.repair`; it must be new or empty.
+        detect: finds objects in the images of a split, as `Detector.detections_in` does: labels that it contradicts
+            are findings, too.
+        input_hw: the image size to train at, by which small boxes are judged.
 
     Raises:
-        DatasetError: there is nothing at the path.
+        ConfigError: `fix` holds something, or lies in the data set.
+        DatasetError: there is nothing at the path, or `fix` is given and nothing can be repaired.
     """
-    return examine(inspect(data))
+    if fix is not None:
+        check_destination(fix, data)
+    inspection = inspect(data)._replace(input_hw=input_hw)
+    findings = examine(inspection, () if detect is None else suspected(inspection, detect))
+    if out is not None:
+        write_pages(out, findings, inspection)
+    if fix is not None:
+        repair(inspection, found_in(inspection), fix)
+    return findings
 
 
 def quick_findings(data: str | Path, loaded: LoadedData) -> Findings:
@@ -63,20 +95,30 @@ def quick_findings(data: str | Path, loaded: LoadedData) -> Findings:
     return examine(inspect_quickly(data, loaded))
 
 
-def examine(inspection: Inspection) -> Findings:
-    """Run the checks.
+def found_in(inspection: Inspection) -> Iterator[tuple[str, Example]]:
+    """Run the checks, and yield every single fault.
 
     Args:
         inspection: the data set; of a quick one, only `QUICK_CHECKS` are run.
     """
+    for check in QUICK_CHECKS if inspection.is_quick else CHECKS:
+        yield from check(inspection)
+
+
+def examine(inspection: Inspection, more: Iterable[tuple[str, Example]] = ()) -> Findings:
+    """Run the checks, and sum up what they find.
+
+    Args:
+        inspection: the data set.
+        more: what was found otherwise.
+    """
     counts: defaultdict[str, int] = defaultdict(int)
     kept: defaultdict[str, defaultdict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
-    for check in QUICK_CHECKS if inspection.is_quick else CHECKS:
-        for code, example in check(inspection):
-            counts[code] += 1
-            of_part = kept[code][example.part]
-            if len(of_part) < MAX_EXAMPLES:
-                of_part.append(example)
+    for code, example in chain(found_in(inspection), more):
+        counts[code] += 1
+        of_part = kept[code][example.part]
+        if len(of_part) < MAX_EXAMPLES:
+            of_part.append(example)
     findings = [
         Finding(
             code=code,

@@ -23,6 +23,8 @@ from rtdetrv4.types import ClassMap
 
 __all__ = ["ImageFacts", "Inspection", "Part", "inspect", "inspect_quickly"]
 
+INPUT_HW = (640, 640)
+
 logger = logging.getLogger(__name__)
 
 
@@ -76,7 +78,7 @@ class Inspection(NamedTuple):
     """By absolute path; missing images have none. Empty in a quick check, which opens no image."""
     part_of: Mapping[Path, str]
     """The part of each image, by absolute path; of an image in several parts, the last."""
-    input_hw: tuple[int, int] = (640, 640)
+    input_hw: tuple[int, int] = INPUT_HW
     """The size to which training scales images."""
     num_queries: int = 300
     """The most objects that the detector can find in an image."""

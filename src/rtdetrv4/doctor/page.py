@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from rtdetrv4.pages import Bar, bars, encode, histogram, render, thumbnail, writ
 from rtdetrv4.pages.pictures import MAX_SIDE
 from rtdetrv4.runtime.draw import Color, color_of_class
 from rtdetrv4.runtime.pixels import PixelsError, decode_image
+
+logger = logging.getLogger(__name__)
 
 PAGE_FILE, JSON_FILE = "doctor.html", "doctor.json"
 DOCTOR_FILES = (PAGE_FILE, JSON_FILE)
@@ -62,7 +65,7 @@ class _Section(NamedTuple):
     """Whether boxes in question are drawn."""
 
 
-def write_pages(folder: Path, findings: Findings, inspection: Inspection) -> Path:
+def write_pages(folder: str | Path, findings: Findings, inspection: Inspection) -> Path:
     """Write doctor.html and doctor.json, in folder-2, folder-3, … if the folder holds earlier ones.
 
     Args:
@@ -78,9 +81,10 @@ def write_pages(folder: Path, findings: Findings, inspection: Inspection) -> Pat
         ConfigError: the folder holds an earlier page, and is the current folder or one above it.
     """
     html = page(findings, inspection)
-    folder = unused_folder(folder, DOCTOR_FILES)
+    folder = unused_folder(Path(folder).expanduser(), DOCTOR_FILES)
     write_text(folder / JSON_FILE, findings.to_json(), errors="backslashreplace")
     write_page(folder / PAGE_FILE, html)
+    logger.info("Page: %s", folder / PAGE_FILE)
     return folder / PAGE_FILE
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetrv4.data.records import Record, Split
+from rtdetrv4.data.records import Record, RecordTable, Split
+from rtdetrv4.doctor.finding import Example
+from rtdetrv4.doctor.inspection import Inspection
+from rtdetrv4.doctor.overview import boxes_on_file
 from rtdetrv4.evaluation import ImageDetections
 from rtdetrv4.evaluation.operating_curves import best_confidence, match, operating_curves, overlaps
 
 Kind = Literal["unlabeled", "not found", "other class", "misplaced"]
 Box = tuple[float, float, float, float]
+Detect = Callable[[Split], Sequence[ImageDetections | None]]
+"""Finds objects in the images of a split: the detections in each, unsure ones too, or None if it cannot be read."""
+CODE_OF: dict[Kind, str] = {"unlabeled": "D401", "not found": "D402", "other class": "D403", "misplaced": "D404"}
+MIN_SCORE = 0.5
+"""From here on, a suspect is a finding."""
 
 SAME_OBJECT_IOU = 0.5
 MIN_TOUCHING_IOU = 0.1
@@ -62,7 +70,39 @@ class _Image(NamedTuple):
     """(m,) in [0, 1]: the same for detections of any class."""
 
 
-def suspects(split: Split, detections: Sequence[ImageDetections]) -> tuple[Suspect, ...]:
+def suspected(inspection: Inspection, detect: Detect) -> Iterator[tuple[str, Example]]:
+    """Ask a trained model about every part, and yield what it contradicts, the most suspicious first.
+
+    Args:
+        inspection: the data set.
+        detect: the model, with the classes of the data set.
+    """
+    for part in inspection.parts.values():
+        if part.split is None:
+            continue
+        names = part.split.classes.names
+        paths = part.paths(record.info.file_name for record in part.split.records)
+        for each in suspects(part.split, detect(part.split)):
+            if each.score < MIN_SCORE:
+                break
+            info = part.split.records[each.image].info
+            path, drawn = paths[each.image], [box for box in (each.given_xyxy_px, each.seen_xyxy_px) if box is not None]
+            boxes = boxes_on_file(inspection, path, (info.height, info.width), np.array(drawn))
+            detail = f"{_in_words(each, names)} (suspicion {each.score:.2f})"
+            yield CODE_OF[each.kind], Example(part.name, inspection.relative(path), None, detail, str(path), boxes)
+
+
+def _in_words(suspect: Suspect, names: Sequence[str]) -> str:
+    given = "" if suspect.given is None else f'"{names[suspect.given]}"'
+    seen = "" if suspect.seen is None else f'"{names[suspect.seen]}" with a confidence of {suspect.confidence:.2f}'
+    if suspect.kind == "unlabeled":
+        return f"{seen}, not labeled"
+    if suspect.kind == "not found":
+        return f"{given}, not found"
+    return f"labeled {given}, looks like {seen}" if suspect.kind == "other class" else f"{given}, off {seen}"
+
+
+def suspects(split: Split, detections: Sequence[ImageDetections | None]) -> tuple[Suspect, ...]:
     """Rank the labels that confident detections contradict.
 
     A detection is confident from the threshold of its class with the best F1 on these images. Four kinds are told
@@ -75,20 +115,26 @@ def suspects(split: Split, detections: Sequence[ImageDetections]) -> tuple[Suspe
 
     Args:
         split: the images and labels.
-        detections: the detections in each image, in the order of the records, unsure ones included.
+        detections: the detections in each image, in the order of the records, unsure ones included; None for images
+            that could not be read.
 
     Returns:
         All suspects by descending score; each label and each detection appears once at most.
     """
     num_classes = split.classes.num_classes
-    thresholds = _thresholds(split.records, detections, num_classes)
-    images = [_compare(truth, found, thresholds) for truth, found in zip(split.records, detections, strict=True)]
+    looked_at = [index for index, found in enumerate(detections) if found is not None]
+    if not looked_at:
+        return ()
+    assert isinstance(split.records, RecordTable), "splits are read as tables"
+    records = split.records.subset(looked_at)
+    seen = [found for found in detections if found is not None]
+    thresholds = _thresholds(records, seen, num_classes)
+    images = [_compare(truth, found, thresholds) for truth, found in zip(records, seen, strict=True)]
     trust = _Trust(images, num_classes)
-    risks = _risks(split.records, images)
     ranked = [
         suspect
-        for index, image in enumerate(images)
-        for suspect in _suspects_in(index, image, split.records[index], trust, risks[index])
+        for index, image, truth, risks in zip(looked_at, images, records, _risks(records, images), strict=True)
+        for suspect in _suspects_in(index, image, truth, trust, risks)
     ]
     return tuple(sorted(ranked, key=lambda suspect: -suspect.score))
 
@@ -97,8 +143,6 @@ def _thresholds(
     records: Sequence[Record], detections: Sequence[ImageDetections], num_classes: int
 ) -> NDArray[np.float64]:
     """(K,): the confidence with the best F1; infinite for a class that is never found."""
-    if not detections:
-        return np.full(num_classes, np.inf)
     curves = operating_curves(records, detections, num_classes)
     best = [best_confidence(f1) for f1 in curves.f1]
     return np.array([np.inf if each is None else max(each, 1e-6) for each in best])
