@@ -393,7 +393,7 @@ ANNOTATIONS: dict[str, Code] = {
 THE_SET: dict[str, Code] = {
     "D301": Code(
         "Rare classes",
-        "warning",
+        "info",
         "The class is hardly learned, and its AP says little.",
         "Label more of it, merge it into another class, or leave it out.",
     ),
@@ -477,7 +477,7 @@ THE_SET: dict[str, Code] = {
     ),
     "D315": Code(
         "A small validation part",
-        "warning",
+        "info",
         "The AP depends on few images, and so on chance.",
         "Move images from training to validation, about a fifth of all.",
     ),

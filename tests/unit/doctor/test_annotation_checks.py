@@ -170,7 +170,8 @@ def test_what_stops_training_does_not_stop_the_doctor(tmp_path: Path) -> None:
     assert message.part == "train"
     assert message.detail.startswith("train/_annotations.coco.json: annotation 0 has category 7")
     assert found.parts["train"].boxes == 7
-    assert [finding.severity for finding in found.findings] == ["error", "error", "warning"]
+    severities = [finding.severity for finding in found.findings if not finding.code.startswith("D3")]
+    assert severities == ["error", "error", "warning"]
 
 
 # YOLO --------------------------------------------------------------------------------------------------------------
