@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -266,19 +267,50 @@ def doctor(
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for an info, too.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for doctor.html, a page with pictures, and doctor.json."),
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="New folder for a repaired copy, in COCO format; the data set stays as it is.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Weights, to look for wrong labels with a trained model.")
+    ] = None,
+    weights: _Weights = None,
+    imgsz: Annotated[
+        str | None, typer.Option(help="Image size to train at, by which small boxes are judged: 640, or 480x640.")
+    ] = None,
+    device: _Device = None,
 ) -> int:
     """Find what is wrong with a data set, and say what training does about it and what to do.
 
     Exits with 0 if there is nothing worse than an info, 1 if there is, 2 if there is no data set.
     """
-    from rtdetrv4.doctor import doctor as examine_data
+    from rtdetrv4.doctor import examine, found_in, inspect, repair, suspected, write_pages
+    from rtdetrv4.doctor.inspection import INPUT_HW
+    from rtdetrv4.doctor.repair import check_destination
 
+    if fix is not None:
+        check_destination(fix, data)
+    size_hw, detector = _image_size(imgsz), None
+    if model is not None:
+        detector = _detector(model, weights, _device(device))
+        size_hw = size_hw or detector.recipe.model.image_size
+    elif weights or device:
+        raise ConfigError("--weights and --device say how to look for wrong labels; give --model, too.")
     with _interruptible(lambda: "Nothing was changed."):
-        findings = examine_data(data)
-    if json:
-        print(findings.to_json())
-    else:
-        _print_findings(findings)
+        inspection = inspect(data)._replace(input_hw=size_hw or INPUT_HW)
+        doubts = () if detector is None else suspected(inspection, partial(detector.detections_in, imgsz=size_hw))
+        findings = examine(inspection, doubts)
+        if json:
+            print(findings.to_json())
+        else:
+            _print_findings(findings)
+        if out is not None:
+            write_pages(out, findings, inspection)
+        if fix is not None:
+            repair(inspection, found_in(inspection), fix)
     return findings.exit_code(strict=strict)
 
 

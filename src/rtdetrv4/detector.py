@@ -42,7 +42,7 @@ from rtdetrv4.weights.files import listing
 if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
-    from rtdetrv4.evaluation import Metrics
+    from rtdetrv4.evaluation import ImageDetections, Metrics
     from rtdetrv4.run_folder import RunFolder
     from rtdetrv4.training import Observer
 
@@ -471,6 +471,52 @@ class Detector:
         settings = {"imgsz": imgsz, "workers": workers}
         recipe = override(self.recipe, settings | ({} if batch is None else {"run.val_batch": batch}))
         return self._evaluate(part, None if out is None else unused_folder(Path(out), REPORT_FILES), recipe)
+
+    def detections_in(
+        self, split: Split, *, imgsz: int | str | tuple[int, int] | None = None, workers: int | None = None
+    ) -> list[ImageDetections | None]:
+        """Find objects in all images of a split, as `val` does: the 300 best pairs of query and class in each.
+
+        Args:
+            split: with any classes, which are matched with the model's by name.
+            imgsz: as for `train`; by default the size the weights were trained with.
+            workers: number of processes that load images.
+
+        Returns:
+            The detections in each image, in the order of the records, labeled by the classes of the split; those of
+            other classes are left out. None for images that cannot be read.
+
+        Raises:
+            DatasetError: the split has none of the model's classes.
+            WeightsError: nothing was trained or loaded, and weights cannot be had by name.
+        """
+        require("faster_coco_eval", "train")
+        from rtdetrv4.assembly.training import build_evaluation
+        from rtdetrv4.evaluation import CocoEvaluator, ImageDetections
+        from rtdetrv4.training import make_accelerator
+
+        known = self._known_classes("Nothing to detect with")
+        own = [split.classes.names.index(name) if name in split.classes.names else -1 for name in known.names]
+        if max(own) < 0:
+            raise DatasetError(
+                f"the model finds {', '.join(known.names[:6])}, and the data set has none of these classes, but "
+                f"{', '.join(split.classes.names[:6])}; give weights that were trained for it"
+            )
+        # Only the images count: an evaluation needs labels that the model knows.
+        records = [
+            record._replace(labels=np.zeros_like(record.labels), info=record.info._replace(image_id=index))
+            for index, record in enumerate(split.records)
+        ]
+        images = split._replace(records=records, classes=known)
+        evaluator = CocoEvaluator(records, known)
+        recipe = override(self.recipe, {"imgsz": imgsz, "workers": workers})
+        build_evaluation(recipe, images, make_accelerator(str(self.device), "off"), evaluator)(self._deploy())
+        found: list[ImageDetections | None] = [None] * len(records)
+        for record, detections in zip(evaluator.records, evaluator.detections, strict=True):
+            labels = np.array(own)[detections.labels]
+            kept = ImageDetections(detections.boxes_xyxy_px, detections.scores, labels)
+            found[record.info.image_id] = ImageDetections(*(array[labels >= 0] for array in kept))
+        return found
 
     def _evaluate(self, split: Split, out: Path | None, recipe: Recipe | None = None) -> Metrics:
         from rtdetrv4.assembly.training import build_evaluation

@@ -83,8 +83,8 @@ DONE = {
     "D234": "left out",
     "D236": "as training reads it",
     "D237": "left out",
-    "D308": "left out",
-    "D309": "the copy with the most boxes kept",
+    "D308": "one of them kept",
+    "D309": "the one with the most boxes kept",
     "D311": "left out of the other part",
     "D314": "taken from the training images",
 }
@@ -165,9 +165,11 @@ def repair(inspection: Inspection, found: Iterable[tuple[str, Example]], dest: s
     entries = _without_copies(entries)
     if not any(len(entry.labels) for entry in entries["train"]):
         raise DatasetError(f"{inspection.data} cannot be repaired: no training image with a box is left")
+    changes = [_change(code, example) for code, example in found if code in DONE]
     if "val" not in entries:
         entries = _with_validation(entries, inspection.classes)
-    changes = [_change(code, example) for code, example in found if code in DONE]
+        if all(change["code"] != "D314" for change in changes) and "val" in entries:
+            changes.append(_change("D314", Example("val", "", None, "no validation image was left")))
     dest.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent))
     try:

@@ -173,14 +173,16 @@ def leaks(inspection: Inspection) -> Found:
         ours, theirs = _Looked.at(inspection, owner), _Looked.at(inspection, part)
         if not ours.facts or not theirs.facts:
             continue
-        original = {facts.digest: index for index, facts in reversed(list(enumerate(ours.facts)))}
-        same = [original.get(facts.digest, -1) for facts in theirs.facts]
+        first = {facts.digest: index for index, facts in reversed(list(enumerate(ours.facts)))}
+        same = [first.get(facts.digest, -1) for facts in theirs.facts]
         alike = np.where(np.array(same) >= 0, -1, nearest_alike(theirs.hashes, ours.hashes))
         for code, how, found in (("D311", "the same bytes as", same), ("D312", "looks like", alike.tolist())):
             shared = [(each, index) for each, index in enumerate(found) if index >= 0]
             summary = f"; so {len(shared)} of {len(found)} {part} images ({len(shared) / len(found):.0%})"
             for each, index in shared:
-                yield code, theirs.example(inspection, each, f"{how} {ours.file(inspection, index)}{summary}")
+                is_same_file = theirs.facts[each].path == ours.facts[index].path
+                original = f"is in {owner}, too" if is_same_file else f"{how} {ours.file(inspection, index)}"
+                yield code, theirs.example(inspection, each, f"{original}{summary}")
                 summary = ""
 
 
