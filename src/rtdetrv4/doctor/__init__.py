@@ -39,18 +39,19 @@ QUICK_CHECKS: tuple[Check, ...] = annotation_checks.CHECKS
 CHECKS: tuple[Check, ...] = (*file_checks.CHECKS, *QUICK_CHECKS)
 
 
-def doctor(data: str | Path) -> Findings:
+def doctor(data: str | Path, *, quick: bool = False) -> Findings:
     """Find what is wrong with a data set; nothing is changed.
 
     Everything that `train` reads is checked, and every image is decoded; the first fault does not end the search.
 
     Args:
         data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file.
+        quick: check only what can be found without opening an image.
 
     Raises:
         DatasetError: there is nothing at the path.
     """
-    return examine(inspect(data))
+    return examine(inspect(data, quick=quick))
 
 
 def quick_findings(data: str | Path, loaded: LoadedData) -> Findings:
