@@ -298,13 +298,16 @@ class _Placed(NamedTuple):
         return self.xyxy[:, 2:] - self.xyxy[:, :2]
 
     def examples(
-        self, code: str, affected: NDArray[np.bool_], detail: Callable[[int], str]
+        self, code: str, affected: NDArray[np.bool_], detail: Callable[[int], str], *, is_usual: bool = False
     ) -> Iterator[tuple[str, Example]]:
-        """An example for each affected box."""
+        """An example for each affected box.
+
+        Of what is usual, and in a quick check, only the first are described, and those after them are counted by
+        repeating the last: a data set may have a million polygons.
+        """
         example = None
         for position, index in enumerate(np.flatnonzero(affected).tolist()):
-            # A data set may have a million polygons; beyond those that are kept, examples are only counted.
-            if example is None or position < MAX_EXAMPLES:
+            if example is None or position < MAX_EXAMPLES or not (is_usual or self.inspection.is_quick):
                 example = self.example(index, detail(index))
             yield code, example
 
@@ -436,7 +439,7 @@ def _units(placed: _Placed) -> Iterator[tuple[str, Example]]:
 
 
 def _forms(placed: _Placed) -> Iterator[tuple[str, Example]]:
-    yield from placed.examples("D227", placed.document.is_crowd, lambda index: "iscrowd")
+    yield from placed.examples("D227", placed.document.is_crowd, lambda index: "iscrowd", is_usual=True)
     if placed.document.origin is None:
         return
     forms = placed.document.origin.forms
@@ -445,8 +448,9 @@ def _forms(placed: _Placed) -> Iterator[tuple[str, Example]]:
         (Form.KEYPOINTS, "D229", "the box alone"),
         (Form.PREDICTION, "D230", "without the confidence"),
     ):
+        affected = (forms == form) & placed.is_readable
         yield from placed.examples(
-            code, (forms == form) & placed.is_readable, lambda index, what=what: f"{what}: {placed.values(index)}"
+            code, affected, lambda index, what=what: f"{what}: {placed.values(index)}", is_usual=True
         )
 
 

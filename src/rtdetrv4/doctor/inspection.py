@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.console import Console
@@ -37,12 +38,12 @@ class Part(NamedTuple):
     """What training makes of it; None if it stops instead."""
     faults: tuple[Fault, ...]
     """What could not even become part of the document, up to `MAX_KEPT` of a kind."""
-    fault_counts: Mapping[FaultKind, int]
-    """All of them."""
     stop: str | None
     """Why training stops; None if it does not."""
     is_absent: bool = False
     """Whether the part is named, but not there."""
+    fault_counts: Mapping[FaultKind, int] = MappingProxyType({})
+    """How many there were of each kind of `faults`."""
 
     @property
     def image_paths(self) -> list[Path]:
@@ -145,7 +146,7 @@ def inspect_quickly(data: str | Path, loaded: LoadedData) -> Inspection:
     given = _absolute(Path(data).expanduser())
     splits = loaded.splits.parts
     parts = {
-        name: Part(name, document, folder, splits.get(name), (), {}, None)
+        name: Part(name, document, folder, splits.get(name), (), None)
         for name, (document, folder) in loaded.documents.items()
     }
     return Inspection(
@@ -190,9 +191,9 @@ def _read_part(name: str, reading: Reading) -> Part:
         document, folder = reading.parts[name](faults=faults)
     except DatasetError as error:
         absent = isinstance(error, AbsentPartError) and name != "train"
-        return Part(name, None, Path(), None, tuple(faults.found), faults.counts, str(error), absent)
+        return Part(name, None, Path(), None, tuple(faults.found), str(error), absent, faults.counts)
     stop = None if faults.stop is None else str(faults.stop)
-    return Part(name, document, folder, None, tuple(faults.found), faults.counts, stop)
+    return Part(name, document, folder, None, tuple(faults.found), stop, fault_counts=faults.counts)
 
 
 def _with_split(part: Part, classes: ClassMap) -> Part:
