@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,9 @@ FaultKind = Literal[
     "file left out",
     "other image",
 ]
+
+MAX_KEPT = 10_000
+"""Faults of one kind that are kept; where every line is wrong, the others are only counted."""
 
 
 class Fault(NamedTuple):
@@ -44,20 +48,23 @@ class Faults:
 
     def __init__(self) -> None:
         self.found: list[Fault] = []
-        self.stops: list[DatasetError] = []
-        """What would have been raised."""
+        self.counts: Counter[FaultKind] = Counter()
+        self.stop: DatasetError | None = None
+        """What would have been raised first."""
 
     def add(self, kind: FaultKind, file: Path, unit: Unit, number: int, detail: str) -> None:
         """Note one fault."""
-        self.found.append(Fault(kind, file, unit, number, detail))
+        self.counts[kind] += 1
+        if self.counts[kind] <= MAX_KEPT:
+            self.found.append(Fault(kind, file, unit, number, detail))
 
 
 def stop(error: DatasetError, faults: Faults | None) -> None:
-    """Raise an error, or only note it where faults are collected.
+    """Raise an error, or only keep it where faults are collected, if it is the first.
 
     Raises:
         DatasetError: nothing is collected.
     """
     if faults is None:
         raise error
-    faults.stops.append(error)
+    faults.stop = faults.stop or error

@@ -100,8 +100,8 @@ def _parse_all(files: Sequence[str], tree: Tree, faults: Faults | None) -> tuple
                 raise
             stop(error, faults)
             faults.add("damaged file", tree.path(file), "file", 0, "no LabelMe file")
-    if not contents and faults is not None:
-        raise faults.stops[-1]
+    if not contents and faults is not None and faults.stop is not None:
+        raise faults.stop
     return list(contents), list(contents.values())
 
 

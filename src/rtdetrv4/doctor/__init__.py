@@ -21,6 +21,7 @@ from rtdetrv4.doctor.inspection import INPUT_HW, ImageFacts, Inspection, Part, i
 from rtdetrv4.doctor.page import write_pages
 from rtdetrv4.doctor.repair import check_destination, repair
 from rtdetrv4.doctor.suspects import Detect, suspected
+from rtdetrv4.errors import ConfigError
 
 __all__ = [
     "CODES",
@@ -52,6 +53,7 @@ CHECKS: tuple[Check, ...] = (*file_checks.CHECKS, *QUICK_CHECKS, *set_checks.CHE
 def doctor(
     data: str | Path,
     *,
+    quick: bool = False,
     out: str | Path | None = None,
     fix: str | Path | None = None,
     detect: Detect | None = None,
@@ -63,6 +65,7 @@ def doctor(
 
     Args:
         data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file.
+        quick: check only what can be found without opening an image.
         out: folder for doctor.html, a page with pictures of the findings, and doctor.json; out-2, out-3, … if it holds
             earlier ones. None writes nothing.
         fix: folder for a repaired copy, see `rtdetrv4.doctor.repair`; it must be new or empty.
@@ -71,12 +74,14 @@ def doctor(
         input_hw: the image size to train at, by which small boxes are judged.
 
     Raises:
-        ConfigError: `fix` holds something, or lies in the data set.
+        ConfigError: `fix` holds something, lies in the data set, or is asked for in a quick check.
         DatasetError: there is nothing at the path, or `fix` is given and nothing can be repaired.
     """
     if fix is not None:
+        if quick:
+            raise ConfigError("A repair needs a look at every image; leave out quick=True.")
         check_destination(fix, data)
-    inspection = inspect(data)._replace(input_hw=input_hw)
+    inspection = inspect(data, quick=quick)._replace(input_hw=input_hw)
     findings = examine(inspection, () if detect is None else suspected(inspection, detect))
     if out is not None:
         write_pages(out, findings, inspection)

@@ -63,9 +63,14 @@ def _short(inspection: Inspection, message: str) -> str:
 def single_faults(inspection: Inspection) -> Iterator[tuple[str, Example]]:
     """What the readers could not use at all."""
     for part in inspection.parts.values():
+        num_kept: Counter[FaultKind] = Counter()
         for fault in part.faults:
-            line = line_of(fault.file, fault.unit, fault.number)
+            num_kept[fault.kind] += 1
+            line = line_of(fault.file, fault.unit, fault.number) if num_kept[fault.kind] <= MAX_EXAMPLES else None
             yield _CODE_OF[fault.kind], Example(part.name, inspection.relative(fault.file), line, fault.detail)
+        for kind, count in part.fault_counts.items():
+            counted = Example(part.name, ".", None, "not shown")
+            yield from ((_CODE_OF[kind], counted) for _ in range(count - num_kept[kind]))
 
 
 def images_and_files(inspection: Inspection) -> Iterator[tuple[str, Example]]:
@@ -75,7 +80,7 @@ def images_and_files(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         for index, path in enumerate(part.image_paths):
             if path not in inspection.facts and not inspection.is_quick and not path.is_file():
                 file = origin.files[index] if origin is not None else None
-                is_numbered = origin is not None and origin.unit == "annotations" and not part.faults
+                is_numbered = _is_coco(document) and not part.faults
                 line = line_of(file, "images", index + 1) if file is not None and is_numbered else None
                 shown = inspection.relative(file or part.folder)
                 yield "D203", Example(part.name, shown, line, f"{document.file_names[index]} does not exist")
@@ -85,7 +90,7 @@ def images_and_files(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         for name in (name for name, count in counts.items() if count > 1):
             path = part.folder / name
             yield "D232", Example(part.name, inspection.relative(path), None, f"{counts[name]} entries", str(path))
-        if origin is not None and origin.unit != "annotations":
+        if origin is not None and not _is_coco(document):
             yield from _shared_files(inspection, part, document, origin)
     if inspection.tree is not None and inspection.reading is not None:
         yield from _unused_images(inspection, inspection.tree)
@@ -100,9 +105,13 @@ def class_names(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         ids: defaultdict[str, list[int]] = defaultdict(list)
         for id_, name in document.categories.items():
             ids[name].append(id_)
+        used = set(np.unique(document.category_ids).tolist())
         for name, own in ids.items():
+            # Roboflow calls a group like the project, which may be called like its only class.
+            is_group = _is_coco(document) and len(used.intersection(own)) < 2
             if len(own) > 1:
-                yield "D211", Example(part.name, where, None, f'"{name}" is {" and ".join(map(str, own))}')
+                detail = f'"{name}" is {" and ".join(map(str, own))}'
+                yield "D214" if is_group else "D211", Example(part.name, where, None, detail)
             if name not in named:
                 named[name] = part.name
                 if name.isdecimal():
@@ -179,6 +188,10 @@ def boxes_per_class(document: Document) -> Counter[str]:
 
 def _documents(inspection: Inspection) -> Iterator[tuple[Part, Document]]:
     return ((part, part.document) for part in inspection.parts.values() if part.document is not None)
+
+
+def _is_coco(document: Document) -> bool:
+    return document.origin is not None and document.origin.unit == "annotations"
 
 
 def _shared_files(
@@ -285,13 +298,16 @@ class _Placed(NamedTuple):
         return self.xyxy[:, 2:] - self.xyxy[:, :2]
 
     def examples(
-        self, code: str, affected: NDArray[np.bool_], detail: Callable[[int], str]
+        self, code: str, affected: NDArray[np.bool_], detail: Callable[[int], str], *, is_usual: bool = False
     ) -> Iterator[tuple[str, Example]]:
-        """An example for each affected box."""
+        """An example for each affected box.
+
+        Of what is usual, and in a quick check, only the first are described, and those after them are counted by
+        repeating the last: a data set may have a million polygons.
+        """
         example = None
         for position, index in enumerate(np.flatnonzero(affected).tolist()):
-            # A data set may have a million polygons; beyond those that are kept, examples are only counted.
-            if example is None or position < MAX_EXAMPLES:
+            if example is None or position < MAX_EXAMPLES or not (is_usual or self.inspection.is_quick):
                 example = self.example(index, detail(index))
             yield code, example
 
@@ -423,7 +439,7 @@ def _units(placed: _Placed) -> Iterator[tuple[str, Example]]:
 
 
 def _forms(placed: _Placed) -> Iterator[tuple[str, Example]]:
-    yield from placed.examples("D227", placed.document.is_crowd, lambda index: "iscrowd")
+    yield from placed.examples("D227", placed.document.is_crowd, lambda index: "iscrowd", is_usual=True)
     if placed.document.origin is None:
         return
     forms = placed.document.origin.forms
@@ -432,8 +448,9 @@ def _forms(placed: _Placed) -> Iterator[tuple[str, Example]]:
         (Form.KEYPOINTS, "D229", "the box alone"),
         (Form.PREDICTION, "D230", "without the confidence"),
     ):
+        affected = (forms == form) & placed.is_readable
         yield from placed.examples(
-            code, (forms == form) & placed.is_readable, lambda index, what=what: f"{what}: {placed.values(index)}"
+            code, affected, lambda index, what=what: f"{what}: {placed.values(index)}", is_usual=True
         )
 
 

@@ -267,7 +267,7 @@ ANNOTATIONS: dict[str, Code] = {
     "D214": Code(
         "Classes without a box",
         "info",
-        "In COCO, a group of classes is omitted; other classes are never learned.",
+        "Groups of classes and entries called like another one are omitted; other classes are never learned.",
         "Delete them, or annotate them.",
     ),
     "D215": Code(

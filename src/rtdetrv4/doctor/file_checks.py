@@ -132,6 +132,7 @@ def links_and_copies(inspection: Inspection) -> Iterator[tuple[str, Example]]:
     if inspection.tree is None:
         return
     real_root = inspection.root.resolve()
+    with_images = set(map(folder_of, inspection.tree.images))
     pending: list[tuple[str, bool]] = [("", False)]
     while pending:
         folder, is_hidden = pending.pop()
@@ -149,7 +150,9 @@ def links_and_copies(inspection: Inspection) -> Iterator[tuple[str, Example]]:
                 elif not Path(entry.path).resolve().is_relative_to(real_root):
                     yield "D125", _named(inspection, file, f"link to {target}")
             if entry.is_dir(follow_symlinks=False):
-                pending.append((file, hides))
+                # Other hidden folders, such as .git, may hold anything.
+                if not hides or is_hidden or folder in with_images:
+                    pending.append((file, hides))
             elif hides and suffix_of(entry.name) in IMAGE_SUFFIXES:
                 yield "D127", Example("", file, None, f"in {folder_of(file) or 'the folder itself'}")
 

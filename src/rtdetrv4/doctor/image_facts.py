@@ -26,7 +26,7 @@ SIDE = 256
 MAX_THREADS = 4
 """Decoding is what takes time, and it does not hold Python's lock."""
 _CHUNK = 256
-"""Images that are handed to the threads at a time; few enough to stop at once."""
+"""Images that are handed to the threads at a time."""
 _LARGE_PIXELS = 2**26
 """Images of more pixels are decoded one at a time, because each takes hundreds of megabytes."""
 _one_at_a_time = threading.Lock()
@@ -102,9 +102,12 @@ def look(path: Path) -> ImageFacts:
 
 def look_at_all(paths: Sequence[Path]) -> Iterator[ImageFacts]:
     """Look at many files, in their order, in a few threads."""
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+    try:
         for start in range(0, len(paths), _CHUNK):
             yield from pool.map(look, paths[start : start + _CHUNK])
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _mode(image: Image.Image, data: bytes) -> str:

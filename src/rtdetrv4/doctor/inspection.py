@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import track
 
 from rtdetrv4.data.document import Document, build_split, make_class_map
-from rtdetrv4.data.faults import Fault, Faults
+from rtdetrv4.data.faults import Fault, FaultKind, Faults
 from rtdetrv4.data.formats import SPLITS, LoadedData
 from rtdetrv4.data.layouts import AbsentPartError, Reading, describe, recognize
 from rtdetrv4.data.records import Split, require_objects
@@ -24,8 +25,6 @@ from rtdetrv4.types import ClassMap
 __all__ = ["ImageFacts", "Inspection", "Part", "inspect", "inspect_quickly"]
 
 INPUT_HW = (640, 640)
-
-logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -40,11 +39,13 @@ class Part(NamedTuple):
     split: Split | None
     """What training makes of it; None if it stops instead."""
     faults: tuple[Fault, ...]
-    """What could not even become part of the document."""
+    """What could not even become part of the document, up to `MAX_KEPT` of a kind."""
     stop: str | None
     """Why training stops; None if it does not."""
     is_absent: bool = False
     """Whether the part is named, but not there."""
+    fault_counts: Mapping[FaultKind, int] = MappingProxyType({})
+    """How many there were of each kind of `faults`."""
 
     @property
     def image_paths(self) -> list[Path]:
@@ -94,11 +95,12 @@ class Inspection(NamedTuple):
         return (absolute.relative_to(self.root) if absolute.is_relative_to(self.root) else absolute).as_posix()
 
 
-def inspect(data: str | Path) -> Inspection:
+def inspect(data: str | Path, *, quick: bool = False) -> Inspection:
     """Read a data set without stopping at what would stop training, and look at every image of it.
 
     Args:
         data: a folder, a YAML file or a COCO file, as for training.
+        quick: look at no image.
 
     Raises:
         DatasetError: there is nothing at the path.
@@ -107,27 +109,29 @@ def inspect(data: str | Path) -> Inspection:
     if not given.exists():
         raise DatasetError(f"{data} does not exist; give the folder of the data set or a .yaml file that describes it")
     root = given if given.is_dir() else given.parent
-    tree = Tree(root)
-    reading, stop = None, None
-    try:
-        reading = recognize(given) if given.is_dir() else describe(given)
-    except DatasetError as error:
-        stop = str(error)
-    parts, classes = ({}, None) if reading is None else _read_parts(reading)
-    part_of = {path: part.name for part in parts.values() for path in part.image_paths}
-    # Of a file that describes a data set, what else lies beside it is no part of that.
-    others = map(tree.path, tree.images) if given.is_dir() else ()
-    paths = sorted({*others, *(path for path in part_of if path.is_file())})
-    logger.info("Looking at %d images", len(paths))
     console = Console(stderr=True)
-    facts = track(
-        look_at_all(paths),
-        "Looking at images",
-        total=len(paths),
-        console=console,
-        transient=True,
-        disable=not console.is_interactive,
-    )
+    tree = None if quick else Tree(root)
+    reading, stop = None, None
+    with console.status("Reading annotations") if console.is_interactive else nullcontext():
+        try:
+            reading = recognize(given) if given.is_dir() else describe(given)
+        except DatasetError as error:
+            stop = str(error)
+        parts, classes = ({}, None) if reading is None else _read_parts(reading)
+    part_of = {path: part.name for part in parts.values() for path in part.image_paths}
+    facts = ()
+    if tree is not None:
+        # Of a file that describes a data set, what else lies beside it is no part of that.
+        others = map(tree.path, tree.images) if given.is_dir() else ()
+        paths = sorted({*others, *(path for path in part_of if path.is_file())})
+        facts = track(
+            look_at_all(paths),
+            "Looking at images",
+            total=len(paths),
+            console=console,
+            transient=True,
+            disable=not console.is_interactive,
+        )
     return Inspection(
         data=str(data),
         root=root,
@@ -196,9 +200,9 @@ def _read_part(name: str, reading: Reading) -> Part:
         document, folder = reading.parts[name](faults=faults)
     except DatasetError as error:
         absent = isinstance(error, AbsentPartError) and name != "train"
-        return Part(name, None, Path(), None, tuple(faults.found), str(error), absent)
-    stop = str(faults.stops[0]) if faults.stops else None
-    return Part(name, document, folder, None, tuple(faults.found), stop)
+        return Part(name, None, Path(), None, tuple(faults.found), str(error), absent, faults.counts)
+    stop = None if faults.stop is None else str(faults.stop)
+    return Part(name, document, folder, None, tuple(faults.found), stop, fault_counts=faults.counts)
 
 
 def _with_split(part: Part, classes: ClassMap) -> Part:

@@ -64,6 +64,12 @@ def category(content: dict[str, Any], **row: Any) -> None:
     content["categories"].append(row)
 
 
+def two_ids(content: dict[str, Any], *, is_used: bool) -> None:
+    category(content, id=2, name="cat")
+    if is_used:
+        content["annotations"][0]["category_id"] = 2
+
+
 def rename_class(content: dict[str, Any], name: str) -> None:
     content["categories"][0]["name"] = name
 
@@ -87,7 +93,8 @@ def fractions(content: dict[str, Any]) -> None:
         pytest.param(
             lambda content: content["images"][1].update(id=0), {"D001": 1, "D210": 1, "D205": 2, "D202": 1}, id="id"
         ),
-        pytest.param(lambda content: category(content, id=2, name="cat"), {"D211": 1}, id="two ids of a name"),
+        pytest.param(lambda content: two_ids(content, is_used=True), {"D211": 1}, id="two ids of a name"),
+        pytest.param(lambda content: two_ids(content, is_used=False), {"D214": 1}, id="a group called like a class"),
         pytest.param(
             lambda content: category(content, id=2, name=" Cat"), {"D212": 1, "D214": 1}, id="another spelling"
         ),
@@ -206,6 +213,9 @@ POLYGON = "1 0.2 0.2 0.4 0.2 0.4 0.5 0.2 0.5\n"
     ("plant", "expected"),
     [
         pytest.param(lambda folder: (folder / "images/val/f.jpg").unlink(), {"D204": 1}, id="no image"),
+        pytest.param(
+            lambda folder: (folder / "images/train/a.jpg").write_text("no"), {"D102": 1}, id="no image at all"
+        ),
         pytest.param(lambda folder: (folder / "labels/train/a.txt").unlink(), {"D201": 1}, id="no label file"),
         pytest.param(lambda folder: lines(folder, "1 0.5 0.5 0.1\n"), {"D207": 1}, id="three numbers"),
         pytest.param(lambda folder: lines(folder, "1 0.5 0.5 x 0.1\n"), {"D207": 1}, id="a letter"),

@@ -12,6 +12,7 @@ import pytest
 import rtdetrv4.doctor
 from clean_data import coco_file, edit_coco, write_coco, write_yolo
 from rtdetrv4.cli import main
+from rtdetrv4.data import faults
 from rtdetrv4.data.formats import load_data
 from rtdetrv4.doctor import CODES, Example, Inspection, doctor, quick_findings
 from rtdetrv4.doctor.finding import MAX_EXAMPLES, Finding, Findings, Severity
@@ -70,6 +71,12 @@ def test_codes_are_in_order_and_say_what_to_do() -> None:
         assert code.effect.endswith(".")
         assert code.remedy.endswith(".")
         assert not code.title.endswith(".")
+
+
+def test_the_guide_lists_every_code(pytestconfig: pytest.Config) -> None:
+    guide = (pytestconfig.rootpath / "docs/guides/doctor.md").read_text(encoding="utf-8")
+    for code, (title, severity, effect, remedy) in CODES.items():
+        assert f"| {code} | {severity} | {title} | {effect} | {remedy} |" in guide
 
 
 def test_json_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,6 +220,25 @@ def test_lines_of_entries(tmp_path: Path) -> None:
     damaged.write_text('{"annotations": [{},\n {')
     assert line_of(damaged, "annotations", 1) is None
     assert line_of(tmp_path / "none.json", "annotations", 1) is None
+
+
+def test_a_quick_look(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path / "data")
+    (folder / "images/train/a.jpg").write_bytes((folder / "images/train/a.jpg").read_bytes()[:-200])
+    (folder / "labels/train/b.txt").write_text("7 0.5 0.5 0.2 0.2\n")
+    assert {"D101", "D208"} <= {each.code for each in doctor(folder).findings}
+    found = {each.code for each in doctor(folder, quick=True).findings}
+    assert "D208" in found
+    assert "D101" not in found
+
+
+def test_where_every_line_is_wrong_all_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "MAX_KEPT", 30)
+    folder = write_yolo(tmp_path / "data")
+    (folder / "labels/train/a.txt").write_text("7 0.5 0.5 0.2 0.2\n" * 50)
+    (unknown,) = (each for each in doctor(folder).findings if each.code == "D208")
+    assert unknown.count == 50
+    assert [example.line for example in unknown.examples] == list(range(1, MAX_EXAMPLES + 1))
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:

@@ -281,8 +281,8 @@ def _assigned(tree: Tree) -> dict[str, _Labeled]:
     faults = {split: Faults() for split in SPLIT_WORDS}
     for split, file in _lists(tree).items():
         images[split] = _listed(tree, file, problems.setdefault(split, []), faults[split])
-        if stops := faults[split].stops:
-            raise stops[0]
+        if error := faults[split].stop:
+            raise error
     if not images:
         # Pictures of a README and the like have no labels beside them.
         used = {folder_of(image) for image, label in labels.items() if label is not None}
@@ -443,7 +443,8 @@ def _available(files: Iterable[_Files]) -> Iterable[_Labeled]:
 
 def _found(part: _Labeled, *, faults: Faults | None = None) -> _Labeled:
     if faults is not None:
-        faults.found += part.missing
+        for fault in part.missing:
+            faults.add(*fault)
     return part
 
 
