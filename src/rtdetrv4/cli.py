@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 EXIT_INCOMPLETE = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+NUM_EXAMPLES = 5
+"""Of each finding of `doctor`, on the console."""
 
 # The extra that each command needs; the others need at most `torch`.
 _EXTRAS = {"train": "train", "val": "train", "compare": "train", "doctor": "train", "export": "export", "demo": "demo"}
@@ -649,12 +651,12 @@ def _print_findings(findings: Findings) -> None:
         show(f"\n{finding.code} {finding.title} ({finding.count})", styles[finding.severity])
         show(f"  Training: {finding.effect}")
         show(f"  To do: {finding.remedy}")
-        for example in finding.examples:
+        for example in finding.examples[:NUM_EXAMPLES]:
             line = "" if example.line is None else f":{example.line}"
             part = f"[{example.part}] " if example.part else ""
             show(f"    {part}{example.file}{line}  {example.detail}")
-        if finding.count > len(finding.examples):
-            show(f"    and {finding.count - len(finding.examples)} more")
+        if finding.count > NUM_EXAMPLES:
+            show(f"    and {finding.count - NUM_EXAMPLES} more")
     if findings.findings:
         console.print()
         console.print(table)

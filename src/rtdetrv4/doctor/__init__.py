@@ -147,11 +147,10 @@ def examine(inspection: Inspection, more: Iterable[tuple[str, Example]] = ()) ->
 
 
 def _spread(by_part: Iterable[list[Example]]) -> list[Example]:
-    """At most `MAX_EXAMPLES` examples, as evenly from the parts as they allow."""
+    """At most `MAX_EXAMPLES` examples, from the parts by turns."""
     groups = list(by_part)
     turns = [example for number in range(MAX_EXAMPLES) for group in groups for example in group[number : number + 1]]
-    chosen = {id(example) for example in turns[:MAX_EXAMPLES]}
-    return [example for group in groups for example in group if id(example) in chosen]
+    return turns[:MAX_EXAMPLES]
 
 
 def _counts(part: Part) -> PartCounts | None:

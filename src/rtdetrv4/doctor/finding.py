@@ -41,7 +41,7 @@ class Finding(NamedTuple):
     severity: Severity
     count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     examples: tuple[Example, ...]
-    """At most `MAX_EXAMPLES`, spread over the parts."""
+    """At most `MAX_EXAMPLES`, from the parts by turns."""
     effect: str
     """What training does about it, one sentence."""
     remedy: str

@@ -61,7 +61,7 @@ def test_examples_come_from_every_part(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(info.examples) == MAX_EXAMPLES == 20
     by_part = [example.part for example in info.examples]
     assert (by_part.count(""), by_part.count("train"), by_part.count("val")) == (1, 14, 5)
-    assert [example.file for example in info.examples[:3]] == ["z.jpg", "0.jpg", "1.jpg"]
+    assert [example.file for example in info.examples[:5]] == ["z.jpg", "0.jpg", "0.jpg", "1.jpg", "1.jpg"]
     assert info.title == CODES["D109"].title
 
 
@@ -117,6 +117,18 @@ def test_the_table_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "D207 Malformed boxes (1)" in shown
     assert '[train] labels/train/a.txt:2  "1 0.5 0.5 [/b]"' in shown
     assert "Training: They are dropped." in shown
+
+
+def test_the_table_shows_a_few_of_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_yolo(tmp_path / "data")
+    for part in ("train", "val"):
+        for file in (folder / "labels" / part).glob("*.txt"):
+            file.write_text(file.read_text() + "1 0.5 0.5\n1 0.5\n")
+    assert main(["doctor", str(folder)]) == 1
+    shown = capsys.readouterr().out
+    assert "D207 Malformed boxes (12)" in shown
+    assert (shown.count("[train] labels"), shown.count("[val] labels")) == (3, 2)
+    assert "and 7 more" in shown
 
 
 def test_strict_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
