@@ -55,6 +55,23 @@ class Line(NamedTuple):
     """Values of x at which a dot is drawn."""
     is_step: bool = False
     """Whether a value holds until the next one."""
+    is_thin: bool = False
+    """Whether it is one of several behind a line that matters more; it has no place in the legend."""
+
+
+class Interval(NamedTuple):
+    """A row of `intervals`."""
+
+    name: str
+    mean: float
+    low: Number
+    """None: there is no interval."""
+    high: Number
+    points: Sequence[float]
+    """The values behind the mean."""
+    text: str
+    """What stands beside it."""
+    color: int = 1
 
 
 def plain(value: float) -> str:
@@ -165,7 +182,7 @@ def lines(
     if y_range is None:
         low = float(y_all.min()) if is_log and len(y_all) else min(0.0, float(y_all.min(initial=0)))
         y_range = (low, float(y_all.max(initial=low)) if len(y_all) else 1.0)
-    legend = [line for line in series if line.name] if len(series) > 1 else []
+    legend = [line for line in series if line.name and not line.is_thin] if len(series) > 1 else []
     rows = _legend_rows(legend)
     svg, frame = _frame(
         title,
@@ -189,6 +206,43 @@ def lines(
         _draw_line(svg, frame, line, x, y)
     if not len(x_all):
         _text(svg, (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2, "no data", "muted", anchor="middle")
+    return _string(svg)
+
+
+def intervals(rows: Sequence[Interval], title: str, *, x_label: str) -> str:
+    """Draw means with their intervals, one row each, against a line at zero.
+
+    Args:
+        rows: from top to bottom.
+        title: what the chart shows, for readers who do not see it.
+        x_label: the quantity, with its unit.
+    """
+    values = [0.0]
+    for row in rows:
+        values += [row.mean, *row.points, *(end for end in (row.low, row.high) if end is not None)]
+    ticks = _ticks(min(values), max(values) if max(values) > min(values) else min(values) + 1, count=5)
+    left = min(max((_width(_short(row.name)) for row in rows), default=0.0) + 12, 190)
+    right = max((_width(row.text) for row in rows), default=0.0) + 14
+    height = 30.0
+    bottom = height * max(len(rows), 1) + 4
+    frame = _Frame(left, WIDTH - right, 0, bottom, (ticks[0], ticks[-1]), (0, 1), False)
+    svg = _svg(WIDTH, bottom + _BOTTOM, title)
+    for tick in ticks:
+        style = "grid" if tick else "axis"
+        _add(svg, "path", d=f"M{frame.x(tick):.1f} 0V{bottom:.1f}", class_=style)
+        _text(svg, frame.x(tick), bottom + 15, plain(tick), "muted", anchor="middle")
+    _text(svg, (frame.left + frame.right) / 2, bottom + 31, x_label, "muted", anchor="middle")
+    for index, row in enumerate(rows):
+        y = height * (index + 0.5) + 2
+        group = _add(svg, "g", class_=f"c{row.color}")
+        _add(group, "title").text = f"{row.name}: {row.text}"
+        _text(group, left - 8, y + 4, _short(row.name), "label", anchor="end")
+        if row.low is not None and row.high is not None:
+            _add(group, "path", d=f"M{frame.x(row.low):.1f} {y:.1f}H{frame.x(row.high):.1f}", class_="line")
+        for point in row.points:
+            _add(group, "circle", cx=frame.x(point), cy=y - 7, r=2.5, class_="dot")
+        _add(group, "path", d=f"M{frame.x(row.mean):.1f} {y - 6:.1f}v12", class_="line")
+        _text(group, WIDTH - right + 8, y + 4, row.text, "label")
     return _string(svg)
 
 
@@ -351,7 +405,7 @@ def _draw_line(svg: ElementTree.Element, frame: _Frame, line: Line, x: np.ndarra
     group = _add(svg, "g", class_=f"c{line.color}")
     if line.name:
         _add(group, "title").text = line.name
-    style = "line" + (" dashed" if line.is_dashed else "")
+    style = "line" + (" dashed" if line.is_dashed else "") + (" thin" if line.is_thin else "")
     _add(group, "path", d="".join(path) or "M0 0", class_=style)
     finite = np.isfinite(y)
     dots = x[finite] if finite.sum() == 1 else np.array(line.marks)
@@ -367,9 +421,11 @@ def _draw_bands(svg: ElementTree.Element, frame: _Frame, bands: Sequence[tuple[f
         left, right = frame.x(max(begin, frame.x_range[0])), frame.x(min(end, frame.x_range[1]))
         if right <= left:
             continue
-        rect = _add(svg, "rect", x=left, y=frame.top, width=right - left, height=frame.bottom - frame.top)
-        rect.set("class", "shade" if number % 2 else "clear")
-        _add(rect, "title").text = name
+        if number % 2:
+            shade = _add(svg, "rect", x=left, y=frame.top, width=right - left, height=frame.bottom - frame.top)
+            shade.set("class", "shade")
+            svg.remove(shade)
+            svg.insert(0, shade)  # below the grid
         if _width(name) < right - left:
             _text(svg, (left + right) / 2, frame.bottom - 5, name, "muted halo", anchor="middle")
 
