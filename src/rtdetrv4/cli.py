@@ -77,6 +77,14 @@ _DATA = typer.Option(
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
 
+# Options of both `val` and `predict`.
+_Slice = Annotated[
+    str | None,
+    typer.Option(help="Detect in tiles of this many pixels of the image: 640, or HEIGHTxWIDTH such as 480x640."),
+]
+_Overlap = Annotated[float | None, typer.Option(help="Share of a tile that its neighbor shows too. Default: 0.2.")]
+_Whole = Annotated[bool, typer.Option(help="With --slice, detect in the whole image as well.")]
+
 # Options of both `train` and `compare`.
 _Start = Annotated[
     str | None,
@@ -196,13 +204,16 @@ def val(
             "--out", "-o", help="Folder for metrics.json, the confusion matrix and the curves.", file_okay=False
         ),
     ] = None,
+    slice: _Slice = None,
+    overlap: _Overlap = None,
+    whole: _Whole = True,
 ) -> None:
     """Compute COCO metrics."""
     from rtdetrv4.evaluation.report import REPORT_FILES
     from rtdetrv4.outputs import unused_folder
 
     out = None if out is None else unused_folder(out, REPORT_FILES)
-    given = _given(batch=batch, imgsz=_image_size(imgsz), out=out)
+    given = _given(batch=batch, imgsz=_image_size(imgsz), out=out, **_tiles(slice, overlap, whole))
     with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
         metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
     if not _is_main_process():
@@ -217,12 +228,22 @@ def predict(
     source: Annotated[str, typer.Argument(help="Image, video, folder, glob pattern, or camera index.")],
     model: Annotated[str | None, _TrainedOption] = None,
     weights: _Weights = None,
-    conf: Annotated[float, typer.Option(help="Minimum confidence.", min=0, max=1)] = 0.25,
+    conf: Annotated[
+        str,
+        typer.Option(
+            help="Minimum confidence; best: for each class the one that was best in its validation.",
+            metavar="NUMBER|best",
+        ),
+    ] = "0.25",
     classes: Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")] = None,
     duplicates: Annotated[
         Literal["drop", "keep"], typer.Option(help="Second labels and nearly identical boxes of one object.")
     ] = "drop",
     imgsz: _ImageSize = None,
+    batch: Annotated[int | None, typer.Option(help="Images, or tiles of them, at once. Default: 1.")] = None,
+    slice: _Slice = None,
+    overlap: _Overlap = None,
+    whole: _Whole = True,
     device: _Device = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for annotated pictures and predictions.jsonl.")
@@ -235,7 +256,8 @@ def predict(
     from rtdetrv4.runtime import PredictionFolder
 
     results = PredictionFolder(out)
-    options = {"conf": conf, "duplicates": duplicates, **_given(classes=classes)}
+    given = _given(classes=classes, batch=batch, **_tiles(slice, overlap, whole))
+    options = {"conf": _confidence(conf), "duplicates": duplicates, **given}
     with _interruptible(lambda: f"Complete: {results}."):
         for detections in _predictions(model, weights, source, _image_size(imgsz), _device(device), options):
             picture = results.add(detections)
@@ -553,6 +575,25 @@ def _batch(text: str | None) -> int | str | None:
     if not text.isdecimal() or text == "0":
         raise ConfigError(f'--batch: got "{text}", expected a number of images or auto.')
     return int(text)
+
+
+def _confidence(text: str) -> float | str:
+    try:
+        value = text if text == "best" else float(text)
+    except ValueError:
+        value = -1.0
+    if isinstance(value, float) and not 0 <= value <= 1:
+        raise ConfigError(f'--conf: got "{text}", expected a number from 0 to 1, or best.')
+    return value
+
+
+def _tiles(slice: str | None, overlap: float | None, whole: bool) -> dict[str, Any]:
+    from rtdetrv4.runtime.slicing import Slicing
+
+    if slice is None and (overlap is not None or not whole):
+        raise ConfigError("--overlap and --no-whole belong to tiles; give their size, such as --slice 640.")
+    Slicing.of(slice, **_given(overlap=overlap))  # before weights are read
+    return _given(slice=slice, overlap=overlap, whole=None if whole else False)
 
 
 def _device(text: str | None) -> str | None:

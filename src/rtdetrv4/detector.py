@@ -33,11 +33,12 @@ from rtdetrv4.outputs import unused_folder
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.draw import contact_sheet
-from rtdetrv4.runtime.selection import Duplicates, Selection
+from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.sessions import NUM_TOP
+from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, load_weights, read_checkpoint
-from rtdetrv4.weights.files import listing
+from rtdetrv4.weights.files import add_facts, listing
 
 if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split
@@ -399,7 +400,9 @@ class Detector:
                 return None
 
         try:
-            metrics = attempt("the final evaluation", lambda: self._evaluate(split, folder.report))
+            metrics = attempt(
+                "the final evaluation", lambda: self._evaluate(split, folder.report, weights=folder.weights)
+            )
             if draws:
                 attempt("drawing predictions.jpg", lambda: self._draw_predictions(split, folder.predictions))
         except KeyboardInterrupt:
@@ -434,6 +437,9 @@ class Detector:
         imgsz: int | str | tuple[int, int] | None = None,
         workers: int | None = None,
         out: str | Path | None = None,
+        slice: int | str | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        whole: bool = True,
     ) -> Metrics:
         """Compute COCO metrics on a split of a data set, matching its classes by name.
 
@@ -447,9 +453,12 @@ class Detector:
             workers: number of processes that load images.
             out: folder for metrics.json, the confusion matrix and the curves; None writes nothing. If it holds an
                 earlier report, the new one goes to out-2, out-3, … instead.
+            slice: detect in tiles, as in `predict`, and so are `overlap` and `whole`.
+            overlap: see there.
+            whole: see there.
 
         Raises:
-            ConfigError: `split` is none of these.
+            ConfigError: `split` is none of these, or tiles cannot be like this.
             DatasetError: the data set has no such split, or its classes are not the model's.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
@@ -461,6 +470,7 @@ class Detector:
         classes = self._known_classes("Nothing to evaluate")
         if split not in ("train", "val", "test"):
             raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
+        slicing = Slicing.of(slice, overlap, whole)
         # The training images of a data set without a validation part are those that training leaves for training.
         parts = ("train", "val") if split == "train" else (split,)
         splits = read_splits(data, classes, parts, make_val=True)
@@ -470,7 +480,8 @@ class Detector:
             raise DatasetError(f"{data} has no {split} part.")
         settings = {"imgsz": imgsz, "workers": workers}
         recipe = override(self.recipe, settings | ({} if batch is None else {"run.val_batch": batch}))
-        return self._evaluate(part, None if out is None else unused_folder(Path(out), REPORT_FILES), recipe)
+        folder = None if out is None else unused_folder(Path(out), REPORT_FILES)
+        return self._evaluate(part, folder, recipe, slicing=slicing)
 
     def detections_in(
         self, split: Split, *, imgsz: int | str | tuple[int, int] | None = None, workers: int | None = None
@@ -518,30 +529,70 @@ class Detector:
             found[record.info.image_id] = ImageDetections(*(array[labels >= 0] for array in kept))
         return found
 
-    def _evaluate(self, split: Split, out: Path | None, recipe: Recipe | None = None) -> Metrics:
+    def _evaluate(
+        self,
+        split: Split,
+        out: Path | None,
+        recipe: Recipe | None = None,
+        *,
+        slicing: Slicing | None = None,
+        weights: Path | None = None,
+    ) -> Metrics:
+        """Evaluate, write a report to `out`, and have the file `weights` remember the best thresholds."""
         from rtdetrv4.assembly.training import build_evaluation
+        from rtdetrv4.data.dataset import DetectionDataset
         from rtdetrv4.evaluation import CocoEvaluator, write_report
-        from rtdetrv4.training import make_accelerator
+        from rtdetrv4.training import make_accelerator, validate_predictions
 
+        recipe = recipe or self.recipe
         accelerator = make_accelerator(str(self.device), "off")
         evaluator = CocoEvaluator(split.records, split.classes)
-        metrics = build_evaluation(recipe or self.recipe, split, accelerator, evaluator)(self._deploy())
+        size, batch = recipe.model.image_size, recipe.run.val_batch or recipe.schedule.batch
+        if slicing is not None and any(slicing.cuts((each.info.height, each.info.width)) for each in split.records):
+            metrics = validate_predictions(
+                lambda image: self.predict(
+                    image,
+                    conf=0.0,
+                    imgsz=size,
+                    batch=batch,
+                    duplicates="keep",
+                    slice=slicing.size_hw,
+                    overlap=slicing.overlap,
+                    whole=slicing.whole,
+                )[0],
+                DetectionDataset(split, size),
+                evaluator,
+                rank=accelerator.process_index,
+            )
+        else:
+            metrics = build_evaluation(recipe, split, accelerator, evaluator)(self._deploy())
         if out is not None and accelerator.is_main_process:
-            write_report(evaluator, out, metrics)
+            report = write_report(evaluator, out, metrics)
+            if weights is not None and report["thresholds"]:
+                self._remember({name: report[name] for name in ("confidence", "thresholds")}, weights)
         return metrics
+
+    def _remember(self, facts: Mapping[str, Any], weights: Path) -> None:
+        """Add to the metadata, of the file too."""
+        add_facts(weights, facts)
+        if self.metadata is not None:
+            self.metadata = self.metadata._replace(facts={**self.metadata.facts, **facts})
 
     @overload
     def predict(
         self,
         source: Any,
         *,
-        conf: float | Mapping[str, float] = ...,
+        conf: Confidence = ...,
         imgsz: int | str | tuple[int, int] | None = ...,
         batch: int = ...,
         stream: Literal[False] = ...,
         duplicates: Duplicates = ...,
         classes: Sequence[str | int] | str | int | None = ...,
         max_det: int | None = ...,
+        slice: int | str | tuple[int, int] | None = ...,
+        overlap: float = ...,
+        whole: bool = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -549,39 +600,50 @@ class Detector:
         self,
         source: Any,
         *,
-        conf: float | Mapping[str, float] = ...,
+        conf: Confidence = ...,
         imgsz: int | str | tuple[int, int] | None = ...,
         batch: int = ...,
         stream: Literal[True],
         duplicates: Duplicates = ...,
         classes: Sequence[str | int] | str | int | None = ...,
         max_det: int | None = ...,
+        slice: int | str | tuple[int, int] | None = ...,
+        overlap: float = ...,
+        whole: bool = ...,
     ) -> Iterator[Detections]: ...
 
     def predict(
         self,
         source: Any,
         *,
-        conf: float | Mapping[str, float] = 0.25,
+        conf: Confidence = 0.25,
         imgsz: int | str | tuple[int, int] | None = None,
         batch: int = 1,
         stream: bool = False,
         duplicates: Duplicates = "drop",
         classes: Sequence[str | int] | str | int | None = None,
         max_det: int | None = None,
+        slice: int | str | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        whole: bool = True,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
         Args:
             source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array, PIL image or 3×H×W tensor.
-            conf: minimum confidence, or a mapping from class name to minimum confidence.
+            conf: minimum confidence, a mapping from class name to minimum confidence, or "best": the threshold of each
+                class that was best in the validation after training.
             imgsz: as for `train`; by default the size the weights were trained with.
-            batch: images per forward pass.
+            batch: images, or tiles of them, per forward pass.
             stream: yield results one by one instead of returning a list, so that long videos fit in memory.
             duplicates: "drop": one label per query, and of nearly identical boxes of one class only the best; "keep":
                 everything the model lists, as `val` counts it.
             classes: the classes to return, by name or index.
             max_det: the most objects per image.
+            slice: detect in tiles of this size, a side or (height, width) in pixels of the image, and join what is
+                found; an image that fits a tile is not cut. None: no tiles.
+            overlap: the share of a tile that its neighbor shows too.
+            whole: with tiles, detect in the whole image as well, for objects that are larger than a tile.
 
         Raises:
             ConfigError: an option is invalid, or names a class that the model does not have.
@@ -597,7 +659,15 @@ class Detector:
             size_hw=size,
             mode=self.recipe.model.resize,
             batch=batch,
-            selection=Selection(known.names, conf=conf, classes=classes, max_det=max_det, duplicates=duplicates),
+            selection=Selection(
+                known.names,
+                conf=conf,
+                best=None if self.metadata is None else self.metadata.thresholds,
+                classes=classes,
+                max_det=max_det,
+                duplicates=duplicates,
+            ),
+            slicing=Slicing.of(slice, overlap, whole),
         )
         return found if stream else list(found)
 
@@ -663,6 +733,7 @@ class Detector:
             postprocess=postprocess,
             num_top=max(NUM_TOP, self.recipe.model.num_queries),
             facts=self._provenance(),
+            thresholds=None if self.metadata is None else self.metadata.thresholds,
         )
 
     def _provenance(self) -> dict[str, str]:

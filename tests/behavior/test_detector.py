@@ -18,11 +18,14 @@ from PIL import Image
 from rtdetrv4 import ConfigError, DatasetError, Detector, Observer, SourceError, WeightsError
 from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.config import load_recipe, override
+from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
+from rtdetrv4.evaluation import CocoEvaluator, ImageDetections
 from rtdetrv4.training import Trainer
 from rtdetrv4.training.observers import EpochReport, StepReport, read_log
 from rtdetrv4.training.symptoms import LossWatch
+from rtdetrv4.weights import read_metadata
 
 
 def small_teacher() -> Teacher:
@@ -124,6 +127,76 @@ def test_the_detector_in_memory_is_the_one_on_disk(shapes: Path, tmp_path: Path)
     (mine,), (theirs,) = (each.predict(image, conf=0.0) for each in (detector, Detector(result.weights)))
     np.testing.assert_allclose(mine.confidence, theirs.confidence, rtol=1e-5)
     assert detector.val(shapes).ap == pytest.approx(result.metrics.ap, abs=1e-9)
+    assert detector.metadata is not None
+    assert detector.metadata.facts == read_metadata(result.weights).facts
+
+
+def test_the_best_thresholds_are_remembered(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is too bad to have any, so the report makes them up."""
+    best = {"disc": 0.9, "square": 0.01, "triangle": 0.02, "star": 1.0, "cross": 0.0}
+    report = {"confidence": 0.2, "thresholds": best, "ap": 0.0}
+    monkeypatch.setattr("rtdetrv4.evaluation.write_report", lambda *_: report)
+    detector = Detector("test")
+    weights = detector.train(shapes, epochs=1, out=tmp_path, tracker="none").weights
+    photos = sorted((shapes / "valid").glob("*.jpg"))
+    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, thresholds, **__: thresholds)
+    convert_weights(weights, tmp_path / "again.safetensors")
+    for each in (detector, Detector(weights), Detector(tmp_path / "again.safetensors")):
+        assert each.metadata is not None
+        assert each.metadata.thresholds == best
+        assert each.metadata.facts["confidence"] == 0.2
+        assert each.export() == best
+        found, expected, everything = (
+            [len(one) for one in each.predict(photos, conf=conf, duplicates="keep")] for conf in ("best", best, 0.0)
+        )
+        assert found == expected
+        assert 0 < sum(found) < sum(everything)
+    with pytest.raises(ConfigError, match="remembers no thresholds; training stores them in its weights"):
+        Detector(tmp_path / "best.pt").predict(photos, conf="best")
+    monkeypatch.setattr("rtdetrv4.evaluation.write_report", lambda *_: {"confidence": None, "thresholds": {}})
+    detector.train(shapes, epochs=1, out=tmp_path / "worse", tracker="none")
+    assert detector.metadata is not None
+    assert detector.metadata.thresholds is None, "those of the weights that it started from are not its own"
+
+
+def test_evaluation_in_tiles_counts_what_prediction_in_tiles_finds(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    """What the model finds in tiles is taken for the truth."""
+    detector = Detector(trained / "weights.safetensors")
+    options: dict[str, Any] = {"slice": (32, 64), "overlap": 0.5, "whole": False}
+    folder = shutil.copytree(shapes, tmp_path / "data")
+    annotations = next((folder / "valid").glob("*.json"))
+    content = json.loads(annotations.read_text())
+    content["annotations"] = []
+    for image in content["images"]:
+        (found,) = detector.predict(folder / "valid" / image["file_name"], conf=0.0, **options)
+        for left, top, right, bottom in found.xyxy[:3].tolist():
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": int(found.category_id[0]),
+                    "bbox": [left, top, right - left, bottom - top],
+                    "iscrowd": 0,
+                }
+            )
+    annotations.write_text(json.dumps(content))
+    split = read_splits(folder, detector.classes, ("val",)).val
+    assert split is not None
+    results = []
+    for given in ({"slice": 48}, options):
+        evaluator = CocoEvaluator(split.records, split.classes)
+        for record in split.records:
+            path = split.image_dir / record.info.file_name
+            (found,) = detector.predict(path, conf=0.0, duplicates="keep", batch=3, **given)
+            kept = ImageDetections(found.xyxy[:300], found.confidence[:300], found.class_id[:300])
+            evaluator.merge([{record.info.image_id: kept}])
+        results.append(detector.val(folder, **given))
+        assert results[-1].ap == pytest.approx(evaluator.compute().ap, abs=1e-6)
+        assert results[-1].ar100 == pytest.approx(evaluator.compute().ar100, abs=1e-6)
+    assert results[1].ar100 > 0.5 > results[0].ar100
+    assert detector.val(folder, slice=64).to_dict() == detector.val(folder).to_dict()
+    with pytest.raises(ConfigError, match="slice: got 10, expected the side of a square"):
+        detector.val(folder, slice=10)
 
 
 def test_a_letterbox_is_remembered(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +236,8 @@ def test_prediction_is_checked_before_it_starts(trained: Path) -> None:
         ({"imgsz": 100}, "imgsz: got .100., expected multiples of 32"),
         ({"classes": ["moon"]}, 'no class "moon"'),
         ({"duplicates": False}, "expected drop or keep"),
+        ({"slice": 16}, "slice: got 16, expected the side of a square"),
+        ({"slice": 64, "overlap": 1}, "overlap: got 1, expected a share of a tile"),
     ):
         with pytest.raises(ConfigError, match=message):
             detector.predict([], stream=True, **options)

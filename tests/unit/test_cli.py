@@ -202,6 +202,18 @@ def test_val_prints_metrics_and_writes_a_report(
     assert capsys.readouterr().out.endswith(f"Results: {Path('a/report-2')}\n")
 
 
+def test_tiles_and_the_best_thresholds_are_passed_on(detector: type[FakeDetector]) -> None:
+    tiles = "--slice 480x640 --overlap 0.3 --no-whole"
+    assert run(f"predict photos --model w.safetensors --conf best --batch 8 {tiles}") == 0
+    given = {"slice": "480x640", "overlap": 0.3, "whole": False}
+    options = {"conf": "best", "duplicates": "drop", "batch": 8, "stream": True, **given}
+    assert detector.calls[1] == ("predict", ("photos",), options)
+    assert run(f"val --data d --model w.safetensors {tiles}") == 0
+    assert detector.calls[3] == ("val", ("d",), {"split": "val", **given})
+    assert run("val --data d --model w.safetensors --slice 640") == 0
+    assert detector.calls[5][2] == {"split": "val", "slice": "640"}
+
+
 def test_predict_saves_pictures_and_records(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict photos --model w.safetensors --conf 0.5 --class cat --class dog --out found") == 0
     options = {"conf": 0.5, "classes": ["cat", "dog"], "duplicates": "drop", "stream": True}
@@ -337,7 +349,13 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("train --data d --device gpu", '--device: got "gpu", expected auto, cpu, cuda, cuda:INDEX, mps or xpu.'),
         ("train --data d --set epochs", 'Got "epochs", expected NAME=VALUE'),
         ("val --data d", "--model"),
-        ("predict a --model w.safetensors --conf 3", "'--conf'"),
+        ("predict a --model w.safetensors --conf 3", '--conf: got "3", expected a number from 0 to 1, or best.'),
+        ("predict a --model w.safetensors --conf high", '--conf: got "high", expected a number'),
+        ("predict a --model w.safetensors --conf nan", '--conf: got "nan", expected a number'),
+        ("predict a --model w.safetensors --slice big", "slice: got big, expected the side of a square"),
+        ("predict a --model w.safetensors --slice 640 --overlap 1", "overlap: got 1.0, expected a share"),
+        ("predict a --model w.safetensors --overlap 0.1", "belong to tiles; give their size, such as --slice 640"),
+        ("val --data d --model w.safetensors --no-whole", "belong to tiles; give their size, such as --slice 640"),
         ("predict a --model w.onnx --imgsz 320", "do not apply to an exported model"),
         ("predict a --model w.onnx --weights coco", "do not apply to an exported model"),
         ("models rtdetrv4_s", 'Did you mean "rtdetrv4-s"?'),

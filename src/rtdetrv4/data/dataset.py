@@ -117,6 +117,19 @@ class DetectionDataset(Dataset[Sample]):
         """Switch to the random numbers of `epoch` and the augmentation of `stage`, in running workers too."""
         self._state.copy_(torch.tensor([epoch, *stage], dtype=torch.float64))
 
+    def read(self, index: int) -> NDArray[np.uint8] | None:
+        """The pixels of image `index`, H×W×3 RGB, or None if it cannot be decoded.
+
+        They are at full resolution, as in prediction, so that metrics describe what users will run.
+
+        Raises:
+            DatasetError: more than 5 % of the images cannot be decoded.
+        """
+        try:
+            return self._read(index, scale=1.0)
+        except _UnreadableError:
+            return None
+
     @property
     def num_unreadable(self) -> int:
         """The number of images that could not be decoded so far, over all workers."""
@@ -126,11 +139,10 @@ class DetectionDataset(Dataset[Sample]):
         record = self.split.records[index]
         size_hw = (record.info.height, record.info.width)
         content = content_of(size_hw, self.image_size, self.resize)
-        try:
-            # Decoded at full resolution, as in prediction, so that metrics describe what users will run.
-            shown = resize(self._read(index, scale=1.0), (content.height, content.width))
-            image = pad(shown, content, self.image_size)
-        except _UnreadableError:
+        pixels = self.read(index)
+        if pixels is not None:
+            image = pad(resize(pixels, (content.height, content.width)), content, self.image_size)
+        else:
             image = np.zeros((*self.image_size, 3), np.uint8)
             record = record._replace(info=record.info._replace(is_readable=False))
         boxes, labels = _trained_boxes(record)

@@ -13,7 +13,8 @@ from rtdetrv4.doctor.finding import Example
 from rtdetrv4.doctor.inspection import Inspection
 from rtdetrv4.doctor.overview import boxes_on_file
 from rtdetrv4.evaluation import ImageDetections
-from rtdetrv4.evaluation.operating_curves import best_confidence, match, operating_curves, overlaps
+from rtdetrv4.evaluation.matching import UNMATCHED, box_overlaps, find_overlaps, match
+from rtdetrv4.evaluation.operating_curves import best_confidence, operating_curves
 
 Kind = Literal["unlabeled", "not found", "other class", "misplaced"]
 Box = tuple[float, float, float, float]
@@ -62,7 +63,7 @@ class _Image(NamedTuple):
     sure: ImageDetections
     iou: NDArray[np.float64]
     """n×m."""
-    matches: NDArray[np.int64]
+    matches: NDArray[np.int32]
     """(n,) into `boxes`, -1 for none, -2 for a crowd."""
     support: NDArray[np.float64]
     """(m,) in [0, 1]: how well the best detection of the label's class fits it, unsure ones included."""
@@ -129,7 +130,7 @@ def suspects(split: Split, detections: Sequence[ImageDetections | None]) -> tupl
     records = split.records.subset(looked_at)
     seen = [found for found in detections if found is not None]
     thresholds = _thresholds(records, seen, num_classes)
-    images = [_compare(truth, found, thresholds) for truth, found in zip(records, seen, strict=True)]
+    images = _compare(records, seen, thresholds)
     trust = _Trust(images, num_classes)
     ranked = [
         suspect
@@ -143,31 +144,42 @@ def _thresholds(
     records: Sequence[Record], detections: Sequence[ImageDetections], num_classes: int
 ) -> NDArray[np.float64]:
     """(K,): the confidence with the best F1; infinite for a class that is never found."""
-    curves = operating_curves(records, detections, num_classes)
+    curves = operating_curves(find_overlaps(records, detections), num_classes)
     best = [best_confidence(f1) for f1 in curves.f1]
     return np.array([np.inf if each is None else max(each, 1e-6) for each in best])
 
 
-def _compare(truth: Record, found: ImageDetections, thresholds: NDArray[np.float64]) -> _Image:
-    boxes = np.flatnonzero(~truth.is_crowd)
-    number = np.full(len(truth.labels) + 2, -1)  # of a box without crowds; -1 and -2 are the last two
-    number[boxes] = np.arange(len(boxes))
-    number[-2] = -2
-    labels = truth.labels[boxes]
-    is_sure = found.scores >= thresholds[found.labels]
-    sure = ImageDetections(*(array[is_sure] for array in found))
-    all_iou = overlaps(found.boxes_xyxy_px, truth.boxes_xyxy_px[boxes], np.zeros(len(boxes), dtype=np.bool_))
-    fits = np.minimum(found.scores / thresholds[found.labels], 1)[:, None] * all_iou
-    same = found.labels[:, None] == labels
-    return _Image(
-        boxes=boxes,
-        labels=labels,
-        sure=sure,
-        iou=all_iou[is_sure],
-        matches=number[match(sure, truth, same_class=True)],
-        support=np.max(fits, axis=0, initial=0, where=same),
-        notice=np.max(fits, axis=0, initial=0),
-    )
+def _compare(
+    records: RecordTable, detections: Sequence[ImageDetections], thresholds: NDArray[np.float64]
+) -> list[_Image]:
+    are_sure = [found.scores >= thresholds[found.labels] for found in detections]
+    sure = [
+        ImageDetections(*(array[chosen] for array in found)) for found, chosen in zip(detections, are_sure, strict=True)
+    ]
+    matches = match(find_overlaps(records, sure))[:, 0]
+    bounds = np.cumsum([len(found.scores) for found in sure])[:-1]
+    images: list[_Image] = []
+    for index, own_matches in enumerate(np.split(matches, bounds)):
+        truth, found = records[index], detections[index]
+        boxes = np.flatnonzero(~truth.is_crowd)
+        number = np.cumsum(~truth.is_crowd) - 1  # of each box among those that are no crowd
+        is_matched = own_matches >= 0
+        own_matches[is_matched] = number[own_matches[is_matched] - records.first_box[index]]
+        labels = truth.labels[boxes]
+        iou = _iou(found.boxes_xyxy_px, truth.boxes_xyxy_px[boxes])
+        fits = np.minimum(found.scores / thresholds[found.labels], 1)[:, None] * iou
+        images.append(
+            _Image(
+                boxes=boxes,
+                labels=labels,
+                sure=sure[index],
+                iou=iou[are_sure[index]],
+                matches=own_matches,
+                support=np.max(fits, axis=0, initial=0, where=found.labels[:, None] == labels),
+                notice=np.max(fits, axis=0, initial=0),
+            )
+        )
+    return images
 
 
 class _Trust:
@@ -229,7 +241,7 @@ def _suspects_in(
     """The suspects of one image; detections choose first, the most confident before the others."""
     is_open = ~_is_found(image)
     sure, iou = image.sure, image.iou
-    free = np.flatnonzero(image.matches == -1)
+    free = np.flatnonzero(image.matches == UNMATCHED)
     taken: list[int] = []
 
     def suspect(kind: Kind, score: float, label: int | None, found: int | None) -> Suspect:
@@ -249,7 +261,7 @@ def _suspects_in(
         own_class, trusted = int(sure.labels[found]), trust.of(float(sure.scores[found]), int(sure.labels[found]))
         same = image.labels == own_class
         nearest = float(iou[found].max(initial=0))
-        if taken and _iou_with(sure.boxes_xyxy_px[found], sure.boxes_xyxy_px[taken]).max() >= SAME_OBJECT_IOU:
+        if taken and _iou(sure.boxes_xyxy_px[[found]], sure.boxes_xyxy_px[taken]).max() >= SAME_OBJECT_IOU:
             continue
         if nearest >= SAME_OBJECT_IOU:
             on = np.flatnonzero(is_open & ~same & (iou[found] >= SAME_OBJECT_IOU))
@@ -273,8 +285,9 @@ def _suspects_in(
         yield suspect("not found", float(risks[label] * (1 - image.notice[label])), label, None)
 
 
-def _iou_with(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-    return overlaps(box[None], others, np.zeros(len(others), dtype=np.bool_))[0]
+def _iou(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n, m)."""
+    return box_overlaps(boxes, others, np.zeros(len(others), dtype=np.bool_))
 
 
 def _box(xyxy: NDArray[np.float32]) -> Box:

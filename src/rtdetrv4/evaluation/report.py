@@ -12,22 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rtdetrv4.errors import require
+from rtdetrv4.evaluation.analysis import analyze, mean_of_rows
+from rtdetrv4.evaluation.average_precision import RECALLS
 from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, Metrics
-from rtdetrv4.evaluation.operating_curves import (
-    CONFIDENCES,
-    IOU_THRESHOLD,
-    RECALLS,
-    OperatingCurves,
-    best_confidence,
-    confusion_matrix,
-    operating_curves,
-)
+from rtdetrv4.evaluation.matching import IOU_THRESHOLD
+from rtdetrv4.evaluation.operating_curves import CONFIDENCES, OperatingCurves, best_confidence
 from rtdetrv4.outputs import write_text, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REPORT_FILES = ("metrics.json", "precision_recall.png", "f1_confidence.png", "confusion_matrix.png")
+REPORT_FILES = ("metrics.json", "analysis.json", "precision_recall.png", "f1_confidence.png", "confusion_matrix.png")
 # Okabe and Ito's colors, distinguishable with any color vision, except for two that are hard to see on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Arial Unicode MS")
@@ -37,7 +32,9 @@ _MAX_CLASSES_WITH_COUNTS = 20
 
 
 def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics | None = None) -> dict[str, Any]:
-    """Write metrics.json, confusion_matrix.png, precision_recall.png and f1_confidence.png.
+    """Write metrics.json, analysis.json, confusion_matrix.png, precision_recall.png and f1_confidence.png.
+
+    analysis.json holds `Analysis.to_dict()`.
 
     Args:
         evaluator: an evaluator that has seen all images.
@@ -45,44 +42,42 @@ def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics 
         metrics: the result of `evaluator.compute()`, if already computed.
 
     Returns:
-        The contents of metrics.json: the fields of `Metrics`; "confidence", the threshold with the best mean F1; and
-        "classes", with each class's best threshold and its precision, recall and F1 there.
+        The contents of metrics.json: the fields of `Metrics`; "confidence", the threshold with the best mean F1;
+        "thresholds", the best one for each class; and "classes", with precision, recall and F1 of each class there.
     """
     folder = Path(folder)
     names = evaluator.classes.names
-    images = (evaluator.records, evaluator.detections, len(names))
     metrics = metrics or evaluator.compute()
-    curves = operating_curves(*images)
-    mean_f1 = _mean_of_rows(curves.f1)
-    confidence = best_confidence(mean_f1)
+    analysis = analyze(evaluator.records, evaluator.detections, evaluator.classes, metrics)
     content = metrics.to_dict() | {
         "iou_threshold": IOU_THRESHOLD,
-        "confidence": confidence,
-        "classes": {name: _operating_point(curves, k) for k, name in enumerate(names)},
+        "confidence": analysis.confidence,
+        "thresholds": dict(analysis.thresholds),
+        "classes": {
+            each.name: {
+                "num_boxes": each.num_boxes,
+                "confidence": each.confidence,
+                "precision": each.precision,
+                "recall": each.recall,
+                "f1": each.f1,
+            }
+            for each in analysis.by_class
+        },
     }
     write_text(folder / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "analysis.json", json.dumps(analysis.to_dict()) + "\n")
 
-    shown_confidence = 0.5 if confidence is None else confidence
-    counts = confusion_matrix(*images, shown_confidence)
     with require("matplotlib", "train").rc_context({"font.family": _fonts()}):
-        _save(draw_precision_recall(curves, names), folder / "precision_recall.png")
-        _save(draw_f1_confidence(curves, names), folder / "f1_confidence.png")
-        _save(draw_confusion_matrix(counts, names, shown_confidence), folder / "confusion_matrix.png")
+        _save(draw_precision_recall(analysis.curves, names), folder / "precision_recall.png")
+        _save(draw_f1_confidence(analysis.curves, names), folder / "f1_confidence.png")
+        picture = draw_confusion_matrix(analysis.confusion, names, analysis.confusion_confidence)
+        _save(picture, folder / "confusion_matrix.png")
     return content
-
-
-def _operating_point(curves: OperatingCurves, k: int) -> dict[str, Any]:
-    confidence = best_confidence(curves.f1[k])
-    point: dict[str, Any] = {"num_boxes": int(curves.num_boxes[k]), "confidence": confidence}
-    for name in ("precision", "recall", "f1"):
-        value = math.nan if confidence is None else getattr(curves, name)[k, round(confidence * (len(CONFIDENCES) - 1))]
-        point[name] = None if math.isnan(value) else float(value)
-    return point
 
 
 def draw_precision_recall(curves: OperatingCurves, names: Sequence[str]) -> Figure:
     """Draw precision over recall, a line per class and their mean."""
-    lines = np.vstack([curves.precision_at_recall, _mean_of_rows(curves.precision_at_recall)])
+    lines = np.vstack([curves.precision_at_recall, mean_of_rows(curves.precision_at_recall)])
     ap50 = lines.mean(axis=1)
     return _draw_lines(
         RECALLS,
@@ -97,7 +92,7 @@ def draw_precision_recall(curves: OperatingCurves, names: Sequence[str]) -> Figu
 
 def draw_f1_confidence(curves: OperatingCurves, names: Sequence[str]) -> Figure:
     """Draw F1 over the confidence threshold, a line per class and their mean, with a dot at the best threshold."""
-    lines = np.vstack([curves.f1, _mean_of_rows(curves.f1)])
+    lines = np.vstack([curves.f1, mean_of_rows(curves.f1)])
     best = [best_confidence(f1) for f1 in lines]
     quality = np.array([math.nan if np.isnan(f1).all() else f1.max() for f1 in lines])
     labels = [
@@ -237,12 +232,6 @@ def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():  # characters missing from every font are drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
-
-
-def _mean_of_rows(rows: np.ndarray) -> np.ndarray:
-    """Return the mean over the classes that have boxes, or zeros if none has."""
-    defined = rows[~np.isnan(rows).all(axis=1)]
-    return defined.mean(axis=0) if len(defined) else np.zeros(rows.shape[1])
 
 
 def _short(name: str) -> str:

@@ -64,6 +64,7 @@ def export_onnx(
     num_top: int = 300,
     simplify: bool = True,
     facts: Mapping[str, str] | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Path:
     """Write an ONNX file, after checking that onnxruntime computes the same with it as PyTorch.
 
@@ -81,6 +82,7 @@ def export_onnx(
         num_top: N.
         simplify: simplify the graph with onnxslim.
         facts: further entries to store, such as the teacher and its license.
+        thresholds: the best confidence threshold of each class, by name; stored in the file.
 
     Returns:
         `path`.
@@ -109,6 +111,7 @@ def export_onnx(
         outputs="postprocessed" if postprocess else "raw",
         version=importlib.metadata.version("rtdetrv4"),
         resize=resize,
+        thresholds=thresholds,
     )
     _finish(graph, {METADATA_KEY: metadata.to_json(), **(facts or {})})
 

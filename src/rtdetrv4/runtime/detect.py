@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.selection import Selection
+from rtdetrv4.runtime.slicing import Slicing, Tile, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import Frame, read_source
 from rtdetrv4.types import ClassMap
 
@@ -32,6 +33,7 @@ def detect(
     mode: ResizeMode,
     batch: int,
     selection: Selection,
+    slicing: Slicing | None = None,
 ) -> Iterator[Detections]:
     """Detect objects in every image of a source.
 
@@ -41,8 +43,9 @@ def detect(
         classes: the network's K classes.
         size_hw: height and width of the network's input.
         mode: how images fill it.
-        batch: images per run.
+        batch: images, or tiles of them, per run.
         selection: which predictions to return.
+        slicing: how to cut images into tiles; None for no tiles.
 
     Raises:
         ConfigError: `batch` is not a number of images.
@@ -52,7 +55,28 @@ def detect(
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
     frames = read_source(source)
-    return _stream(frames, run, classes, size_hw, mode, batch, selection)
+    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing)
+
+
+class _Piece(NamedTuple):
+    """A tile of a frame, or all of it."""
+
+    frame: Frame
+    tiles: tuple[Tile, ...]
+    number: int
+
+    @property
+    def tile(self) -> Tile:
+        return self.tiles[self.number]
+
+
+class _Found(NamedTuple):
+    """The predictions chosen in a tile."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    boxes_xyxy_px: np.ndarray
+    """Pixels of the tile."""
 
 
 def _stream(
@@ -63,23 +87,57 @@ def _stream(
     mode: ResizeMode,
     batch: int,
     selection: Selection,
+    slicing: Slicing | None,
 ) -> Iterator[Detections]:
     has_warned = False
-    while chunk := list(itertools.islice(frames, batch)):
-        for frame, scores, labels, boxes in zip(chunk, *run([frame.image for frame in chunk]), strict=True):
+    pieces = _pieces(frames, slicing)
+    parts: list[_Found] = []
+    while chunk := list(itertools.islice(pieces, batch)):
+        images = [piece.frame.image[piece.tile.slices] for piece in chunk]
+        for piece, scores, labels, boxes in zip(chunk, *run(images), strict=True):
             if np.isnan(scores).any() and not has_warned:
                 has_warned = True
                 logger.warning(
                     "the network returns NaN instead of scores, so nothing is found; are its weights damaged?"
                 )
             chosen = selection(scores, labels, boxes)
-            view = view_of(frame.image.shape[:2], size_hw, mode)  # pyright: ignore[reportArgumentType]
+            view = view_of((piece.tile.height, piece.tile.width), size_hw, mode)
+            parts.append(_Found(scores[chosen], labels[chosen], view.boxes_px(boxes[chosen].astype(np.float32))))
+            if len(parts) < len(piece.tiles):
+                continue
+            found = _joined(parts, piece.tiles)
+            parts.clear()
             yield Detections.from_predictions(
-                scores[chosen],
-                labels[chosen],
-                view.boxes_px(boxes[chosen].astype(np.float32)),
+                *(each[: selection.max_det] for each in found),
                 names=classes.names,
                 category_ids=classes.category_ids,
-                image=frame.image,
-                path=frame.path,
+                image=piece.frame.image,
+                path=piece.frame.path,
             )
+
+
+def _pieces(frames: Iterator[Frame], slicing: Slicing | None) -> Iterator[_Piece]:
+    for frame in frames:
+        height, width = frame.image.shape[:2]
+        tiles = tiles_of((height, width), slicing)
+        yield from (_Piece(frame, tiles, number) for number in range(len(tiles)))
+
+
+def _joined(parts: Sequence[_Found], tiles: tuple[Tile, ...]) -> _Found:
+    """What was found in a frame, in its pixels; if it has several tiles, clipped to them and without second boxes."""
+    if len(parts) == 1:
+        return parts[0]
+    boxes, indices = [], []
+    for index, (part, tile) in enumerate(zip(parts, tiles, strict=True)):
+        size = np.array([tile.width, tile.height] * 2, dtype=np.float32)
+        boxes.append(part.boxes_xyxy_px.clip(0, size) + np.array([tile.left, tile.top] * 2, dtype=np.float32))
+        indices.append(np.full(len(part.scores), index))
+    found = _Found(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(boxes),
+    )
+    has_area = (found.boxes_xyxy_px[:, 2:] > found.boxes_xyxy_px[:, :2]).all(axis=1)  # False outside the tile
+    found, tile_of = _Found(*(each[has_area] for each in found)), np.concatenate(indices)[has_area]
+    chosen = merge_tiles(*found, tile_of, tiles)
+    return _Found(*(each[chosen] for each in found))

@@ -10,6 +10,8 @@ import numpy as np
 from rtdetrv4.errors import ConfigError, did_you_mean
 
 Duplicates = Literal["drop", "keep"]
+Confidence = float | Mapping[str, float] | Literal["best"]
+"""The minimum confidence: one number, one for each class name, or the thresholds that the weights remember."""
 
 SAME_OBJECT_IOU = 0.9
 """Two boxes of one class that overlap this much are one object.
@@ -25,7 +27,8 @@ class Selection:
     Args:
         names: K class names.
         conf: minimum confidence, or a mapping from class name to minimum confidence, which leaves out the classes that
-            it does not name.
+            it does not name, or "best" for `best`.
+        best: the threshold of each class that was best in validation, by name; None if it is not known.
         classes: the classes to return, by name or index; None returns all.
         max_det: the most objects per image, the most confident first; None sets no limit.
         duplicates: see `drop_duplicates`; "keep" returns every (query, class) pair, as evaluation does.
@@ -38,7 +41,8 @@ class Selection:
         self,
         names: tuple[str, ...],
         *,
-        conf: float | Mapping[str, float] = 0.25,
+        conf: Confidence = 0.25,
+        best: Mapping[str, float] | None = None,
         classes: Sequence[str | int] | str | int | None = None,
         max_det: int | None = None,
         duplicates: Duplicates = "drop",
@@ -47,15 +51,16 @@ class Selection:
             raise ConfigError(f'duplicates: got "{duplicates}", expected drop or keep.')
         if max_det is not None and (not isinstance(max_det, int | np.integer) or max_det < 1):
             raise ConfigError(f"max_det: got {max_det}, expected a whole number from 1, or None for no limit.")
-        self._thresholds = thresholds(conf, names)
+        self._thresholds = thresholds(_numbers(conf, best), names)
         if classes is not None:
             others = np.setdiff1d(np.arange(len(names)), _class_indices(classes, names))
             self._thresholds[others] = np.inf
-        self._max_det = max_det
+        self.max_det = max_det
+        """How many of the chosen predictions of an image to return, at most."""
         self._drops_duplicates = duplicates == "drop"
 
     def __call__(self, scores: np.ndarray, labels: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
-        """Indices (m,) of the predictions chosen for an image, in their order.
+        """Indices (m,) of the predictions chosen for an image or a tile of one, however many, in their order.
 
         Duplicates go first, so that a choice of classes never brings up a second label of an object.
 
@@ -67,7 +72,7 @@ class Selection:
         possible = np.flatnonzero(scores >= self._thresholds.min(initial=np.inf))
         if self._drops_duplicates:
             possible = possible[drop_duplicates(labels[possible], boxes_xyxy[possible])]
-        return possible[scores[possible] >= self._thresholds[labels[possible]]][: self._max_det]
+        return possible[scores[possible] >= self._thresholds[labels[possible]]]
 
 
 def drop_duplicates(labels: np.ndarray, boxes_xyxy: np.ndarray, iou: float = SAME_OBJECT_IOU) -> np.ndarray:
@@ -130,6 +135,19 @@ def thresholds(conf: float | Mapping[str, float], names: tuple[str, ...]) -> np.
         if not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
             raise ConfigError(f"conf: got {value}, expected a number from 0 to 1, or one for each class name.")
     return np.array([by_name.get(name, np.inf) for name in names], dtype=np.float32)
+
+
+def _numbers(conf: Confidence, best: Mapping[str, float] | None) -> float | Mapping[str, float]:
+    if not isinstance(conf, str):
+        return conf
+    if conf != "best":
+        raise ConfigError(f'conf: got "{conf}", expected a number from 0 to 1, one for each class name, or "best".')
+    if best is None:
+        raise ConfigError(
+            'conf: got "best", but this model remembers no thresholds; training stores them in its weights, if there '
+            "are validation images. Give a number, such as 0.25, or the thresholds that `rtdetrv4 val --out` writes."
+        )
+    return best
 
 
 def _class_indices(classes: Sequence[str | int] | str | int, names: tuple[str, ...]) -> list[int]:

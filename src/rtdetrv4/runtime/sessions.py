@@ -13,7 +13,8 @@ from rtdetrv4.errors import ExportError, require
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, preprocess
-from rtdetrv4.runtime.selection import Duplicates, Selection
+from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
+from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.types import ClassMap
 
 METADATA_KEY = "rtdetrv4"
@@ -40,10 +41,15 @@ class ExportMetadata(NamedTuple):
     """How images fill the input; `rtdetrv4.runtime.preprocess.view_of` maps boxes back."""
     scale: str = "1/255"
     channels: str = "RGB"
+    thresholds: Mapping[str, float] | None = None
+    """The best confidence threshold of each class in validation; absent if it is not known."""
 
     def to_json(self) -> str:
         """Return the value to store under the key "rtdetrv4"."""
-        return json.dumps(self._asdict(), ensure_ascii=False)
+        fields = self._asdict()
+        if self.thresholds is None:
+            del fields["thresholds"]
+        return json.dumps(fields, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> ExportMetadata:
@@ -117,12 +123,15 @@ class OnnxSession:
         self,
         source: Any,
         *,
-        conf: float | Mapping[str, float] = ...,
+        conf: Confidence = ...,
         batch: int = ...,
         stream: Literal[False] = ...,
         duplicates: Duplicates = ...,
         classes: Sequence[str | int] | str | int | None = ...,
         max_det: int | None = ...,
+        slice: int | str | tuple[int, int] | None = ...,
+        overlap: float = ...,
+        whole: bool = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -130,36 +139,47 @@ class OnnxSession:
         self,
         source: Any,
         *,
-        conf: float | Mapping[str, float] = ...,
+        conf: Confidence = ...,
         batch: int = ...,
         stream: Literal[True],
         duplicates: Duplicates = ...,
         classes: Sequence[str | int] | str | int | None = ...,
         max_det: int | None = ...,
+        slice: int | str | tuple[int, int] | None = ...,
+        overlap: float = ...,
+        whole: bool = ...,
     ) -> Iterator[Detections]: ...
 
     def predict(
         self,
         source: Any,
         *,
-        conf: float | Mapping[str, float] = 0.25,
+        conf: Confidence = 0.25,
         batch: int = 1,
         stream: bool = False,
         duplicates: Duplicates = "drop",
         classes: Sequence[str | int] | str | int | None = None,
         max_det: int | None = None,
+        slice: int | str | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        whole: bool = True,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
         Args:
             source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array or PIL image.
-            conf: minimum confidence, or a mapping from class name to minimum confidence.
-            batch: images per run. Files exported with a fixed batch size always use that.
+            conf: minimum confidence, a mapping from class name to minimum confidence, or "best": the threshold of each
+                class that was best in the validation after training.
+            batch: images, or tiles of them, per run. Files exported with a fixed batch size always use that.
             stream: yield results one by one instead of returning a list, so that long videos fit in memory.
             duplicates: "drop": one label per query, and of nearly identical boxes of one class only the best; "keep":
                 everything the model lists.
             classes: the classes to return, by name or index.
             max_det: the most objects per image.
+            slice: detect in tiles of this size, a side or (height, width) in pixels of the image, and join what is
+                found; an image that fits a tile is not cut. None: no tiles.
+            overlap: the share of a tile that its neighbor shows too.
+            whole: with tiles, detect in the whole image as well, for objects that are larger than a tile.
 
         Raises:
             ConfigError: an option is invalid, or names a class that the model does not have.
@@ -173,7 +193,15 @@ class OnnxSession:
             size_hw=metadata.image_size,
             mode=metadata.resize,
             batch=self._fixed_batch or batch,
-            selection=Selection(metadata.names, conf=conf, classes=classes, max_det=max_det, duplicates=duplicates),
+            selection=Selection(
+                metadata.names,
+                conf=conf,
+                best=metadata.thresholds,
+                classes=classes,
+                max_det=max_det,
+                duplicates=duplicates,
+            ),
+            slicing=Slicing.of(slice, overlap, whole),
         )
         return found if stream else list(found)
 

@@ -10,7 +10,7 @@ from rtdetrv4.training.plan import Plan, auto_patience, few_steps_advice, scale_
 from rtdetrv4.training.profile import Profiler
 from rtdetrv4.training.reports import Observer
 from rtdetrv4.training.training_data import TrainingData
-from rtdetrv4.training.validation import validate
+from rtdetrv4.training.validation import validate, validate_predictions
 
 __all__ = [
     "BatchSheets",
@@ -30,4 +30,5 @@ __all__ = [
     "scale_plan",
     "split_batch",
     "validate",
+    "validate_predictions",
 ]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
 from rtdetrv4.data.batch import prepare_images
+from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.models.postprocess import postprocess
 from rtdetrv4.ops.collectives import world_size
+from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
-from rtdetrv4.types import Batch, DetectorOutput
+from rtdetrv4.types import Batch, DetectorOutput, PostprocessedBatch
 
 
 @torch.no_grad()
@@ -51,6 +56,47 @@ def validate(
         best = postprocess(output.logits, output.boxes, sizes_hw, num_top)
         evaluator.update(batch.infos, best._replace(boxes_xyxy_px=best.boxes_xyxy_px + origins))
     detector.train(was_training)
+    return _over_all_ranks(evaluator)
+
+
+def validate_predictions(
+    predict: Callable[[np.ndarray], Detections],
+    dataset: DetectionDataset,
+    evaluator: CocoEvaluator,
+    *,
+    rank: int = 0,
+    num_top: int = 300,
+) -> Metrics:
+    """COCO metrics of what `predict` finds in images at full size, as in tiles. A collective call, as `validate`.
+
+    Args:
+        predict: from an image, H×W×3 RGB, to what is found in it at any confidence.
+        dataset: the images.
+        evaluator: knows all of them; reset first.
+        rank: of this process, which takes every n-th image of the n ranks.
+        num_top: detections per image.
+
+    Raises:
+        DatasetError: more than 5 % of the images cannot be decoded.
+    """
+    evaluator.reset()
+    console = Console(stderr=True)
+    own = range(rank, len(dataset), world_size())
+    is_shown = rank == 0 and console.is_interactive
+    for index in track(own, "Evaluating", console=console, transient=True, disable=not is_shown):
+        info, pixels = dataset.split.records[index].info, dataset.read(index)
+        if pixels is None:
+            info, pixels = info._replace(is_readable=False), np.zeros((32, 32, 3), np.uint8)
+        found = predict(pixels)[:num_top]
+        # The file may be a resized copy of what was annotated.
+        scale = np.array([info.width / pixels.shape[1], info.height / pixels.shape[0]] * 2, np.float32)
+        arrays = (found.confidence, found.class_id, found.xyxy * scale)
+        evaluator.update([info], PostprocessedBatch(*(torch.from_numpy(array)[None] for array in arrays)))
+    return _over_all_ranks(evaluator)
+
+
+def _over_all_ranks(evaluator: CocoEvaluator) -> Metrics:
+    """The metrics of what all ranks have evaluated."""
     ranks = world_size()
     if ranks == 1:
         return evaluator.compute()

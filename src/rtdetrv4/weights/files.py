@@ -65,6 +65,11 @@ class WeightsMetadata(NamedTuple):
     """Everything that the file says, such as the teacher and its license; empty for checkpoints of the authors."""
 
     @property
+    def thresholds(self) -> Mapping[str, float] | None:
+        """The confidence threshold of each class that was best in validation, by name; None if it is not known."""
+        return self.facts.get("thresholds")
+
+    @property
     def model(self) -> str:
         """The one model that the weights are for.
 
@@ -179,6 +184,16 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     tensors = {name: tensor.detach().cpu().clone(memory_format=kept) for name, tensor in state.items()}
     header = {"format": "pt", METADATA_KEY: json.dumps(dict(metadata), ensure_ascii=False)}
     write_whole(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header))
+
+
+def add_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Add entries to the metadata of a file that `save_weights` wrote; its tensors stay as they are.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    tensors, known = _read_safetensors(path)
+    save_weights(tensors, path, {**known, **facts})
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from rtdetrv4.data.records import Record
 from rtdetrv4.evaluation import CocoEvaluator, ImageDetections, write_report
-from rtdetrv4.evaluation.operating_curves import best_confidence, confusion_matrix, match, operating_curves
+from rtdetrv4.evaluation.matching import find_overlaps, match
+from rtdetrv4.evaluation.operating_curves import best_confidence, confusion_matrix, operating_curves
 from rtdetrv4.evaluation.report import draw_f1_confidence, draw_precision_recall
 from rtdetrv4.types import ClassMap, ImageInfo
 
@@ -61,21 +62,21 @@ def random_evaluator(num_classes: int, num_images: int = 20, seed: int = 0) -> C
 def test_detections_take_the_free_box_they_overlap_most_by_descending_score() -> None:
     truth = make_record([LEFT, [0, 0, 40, 36]], [0, 0])
     found = make_found([LEFT, LEFT, LEFT, FAR], [0.7, 0.9, 0.8, 0.6], [0, 0, 0, 0])
-    assert match(found, truth, same_class=True).tolist() == [-1, 0, 1, -1]
+    assert match(find_overlaps([truth], [found]))[:, 0].tolist() == [-1, 0, 1, -1]
 
 
 def test_detections_in_a_crowd_of_their_class_are_set_aside() -> None:
     truth = make_record([[0, 0, 100, 100], LEFT], [0, 1], [True, False])
     found = make_found([RIGHT, LEFT, LEFT, RIGHT], [0.9, 0.8, 0.7, 0.6], [0, 0, 1, 1])
-    assert match(found, truth, same_class=True).tolist() == [-2, -2, 1, -1]
-    assert match(found, truth, same_class=False).tolist() == [-2, 1, -1, -1]
+    assert match(find_overlaps([truth], [found]))[:, 0].tolist() == [-2, -2, 1, -1]
+    assert match(find_overlaps([truth], [found]), same_class=False)[:, 0].tolist() == [-2, 1, -1, -1]
 
 
 def test_operating_curves_of_a_small_case() -> None:
     """Two boxes of class 0; found: right at 0.9, wrong at 0.6, right at 0.3. Class 1 has no box."""
     truth = make_record([LEFT, RIGHT], [0, 0])
     found = make_found([LEFT, FAR, RIGHT, FAR], [0.9, 0.6, 0.3, 0.5], [0, 0, 0, 1])
-    curves = operating_curves([truth], [found], 2)
+    curves = operating_curves(find_overlaps([truth], [found]), 2)
     at = [300, 301, 600, 601, 900, 901]
     assert curves.precision[0, at] == pytest.approx([2 / 3, 1 / 2, 1 / 2, 1, 1, np.nan], nan_ok=True)
     assert curves.recall[0, at] == pytest.approx([1, 0.5, 0.5, 0.5, 0.5, 0])
@@ -97,7 +98,7 @@ def test_best_confidence_is_the_middle_of_the_first_plateau() -> None:
 
 def test_mean_precision_over_recalls_is_ap50() -> None:
     evaluator = random_evaluator(3)
-    curves = operating_curves(evaluator.records, evaluator.detections, 3)
+    curves = operating_curves(find_overlaps(evaluator.records, evaluator.detections), 3)
     ap50 = list(evaluator.compute().per_class_ap50.values())
     np.testing.assert_allclose(curves.precision_at_recall.mean(axis=1), ap50, rtol=0, atol=1e-9)
 
@@ -106,11 +107,13 @@ def test_confusion_matrix_of_a_small_case() -> None:
     """Right, taken for another class, missed, invented, too unsure, and in a crowd."""
     truth = make_record([LEFT, RIGHT, LOW, [100, 100, 200, 200]], [0, 1, 1, 0], [False, False, False, True])
     found = make_found([LEFT, RIGHT, [60, 60, 90, 90], LOW, FAR], [0.9, 0.8, 0.7, 0.3, 0.6], [0, 0, 1, 1, 0])
-    assert confusion_matrix([truth], [found], 2, confidence=0.5).tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
-    nothing = make_found([], [], [])
-    assert confusion_matrix([truth], [nothing], 2, confidence=0.5).tolist() == [[0, 0, 1], [0, 0, 2], [0, 0, 0]]
-    no_boxes = make_record([], [])
-    assert confusion_matrix([no_boxes], [found], 2, confidence=0.5).tolist() == [[0, 0, 0], [0, 0, 0], [3, 1, 0]]
+
+    def counts(truth: Record, found: ImageDetections) -> list[list[int]]:
+        return confusion_matrix(find_overlaps([truth], [found]), 2, confidence=0.5).tolist()
+
+    assert counts(truth, found) == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
+    assert counts(truth, make_found([], [], [])) == [[0, 0, 1], [0, 0, 2], [0, 0, 0]]
+    assert counts(make_record([], []), found) == [[0, 0, 0], [0, 0, 0], [3, 1, 0]]
 
 
 def read_strictly(path: Path) -> dict:
@@ -142,7 +145,7 @@ def test_legends_tell_quality_threshold_and_name() -> None:
     """As they are written, though matplotlib hides labels that begin with an underscore."""
     truth = make_record([LEFT, RIGHT, LOW], [0, 0, 1])
     found = make_found([LEFT, FAR, RIGHT, LOW], [0.9, 0.6, 0.3, 0.5], [0, 0, 0, 1])
-    curves = operating_curves([truth], [found], 3)
+    curves = operating_curves(find_overlaps([truth], [found]), 3)
 
     def legend(figure: Figure) -> list[str]:
         return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]

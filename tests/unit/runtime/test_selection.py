@@ -79,7 +79,6 @@ def test_confidence_classes_and_number() -> None:
     assert select(scores, labels, boxes, classes="cat") == [0]
     assert select(scores, labels, boxes, classes=np.array([0, 2]), conf=0) == [0, 3]
     assert select(scores, labels, boxes, classes=[]) == []
-    assert select(scores, labels, boxes, max_det=2) == [0, 1]
 
 
 def test_a_choice_of_classes_brings_up_no_second_label() -> None:
@@ -108,3 +107,15 @@ def test_thresholds_that_are_none() -> None:
         Selection(NAMES, classes="dgo")
     with pytest.raises(ConfigError, match=r"are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, … \(0 to 79\)\."):
         Selection(tuple(map(str, range(80))), classes="dog")
+
+
+def test_best_thresholds_are_those_that_are_remembered() -> None:
+    scores, labels = [0.9, 0.6, 0.3, 0.1], [0, 1, 1, 2]
+    boxes = [shifted(2 * i) for i in range(4)]
+    best = {"cat": 0.95, "dog": 0.2, "bird": 0.1}
+    assert select(scores, labels, boxes, conf="best", best=best) == [1, 2, 3]
+    assert select(scores, labels, boxes, conf=0.5, best=best) == [0, 1]
+    with pytest.raises(ConfigError, match=r'conf: got "best", but this model remembers no thresholds.*such as 0\.25'):
+        Selection(NAMES, conf="best")
+    with pytest.raises(ConfigError, match=r'conf: got "bets", expected a number .*, or "best"\.'):
+        Selection(NAMES, conf="bets", best=best)  # type: ignore[arg-type]

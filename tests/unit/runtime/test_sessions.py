@@ -125,6 +125,35 @@ def test_a_letterbox_is_undone(outputs: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(view.boxes_px(box)[0, [0, 2]], [-50, 150], atol=1e-4)
 
 
+def test_best_thresholds_come_with_the_file(tmp_path: Path) -> None:
+    images = [plain_image(255, 0, 102), plain_image(0, 128, 0)]
+    best = METADATA._replace(thresholds={"red": 0.9, "green": 0.6, "blue": 0.4})
+    session = OnnxSession(write_model(tmp_path, metadata=best.to_json()))
+    assert session.metadata == best
+    found = session.predict(images, conf="best", duplicates="keep")
+    assert [each.class_name for each in found] == [["red", "blue"], []]
+    assert "thresholds" not in METADATA.to_json(), "earlier versions refuse what they do not know"
+    with pytest.raises(ConfigError, match='conf: got "best", but this model remembers no thresholds'):
+        OnnxSession(write_model(tmp_path)).predict(images, conf="best")
+
+
+@pytest.mark.parametrize("batch", ["batch", "4"])
+def test_tiles_are_joined(batch: str, tmp_path: Path) -> None:
+    """Every tile has a box from (1/4, 1/2) to (3/4, 1): 32 × 64 tiles of a red image of 32 × 112 pixels, and itself.
+
+    The tiles begin at 0 and 48. Their boxes are 32 wide, that of the whole is 56 wide and overlaps each by 16 / 72.
+    """
+    session = OnnxSession(write_model(tmp_path, batch=batch))
+    image = plain_image(255, 0, 0, 32, 112)
+    (found,) = session.predict(image, slice=(32, 64), overlap=0.25, batch=2, conf=0.5)
+    np.testing.assert_allclose(found.xyxy, [[16, 16, 48, 32], [64, 16, 96, 32], [28, 16, 84, 32]])
+    (parts,) = session.predict(image, slice="32x64", overlap=0.25, whole=False, conf=0.5)
+    np.testing.assert_allclose(parts.xyxy, found.xyxy[:2])
+    (plain,), (uncut,) = session.predict(image, conf=0.5), session.predict(image, conf=0.5, slice=112)
+    np.testing.assert_array_equal(plain.xyxy, uncut.xyxy)
+    np.testing.assert_allclose(plain.xyxy, [[28, 16, 84, 32]])
+
+
 def test_nan_scores_find_nothing_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     graph = RAW.replace("centered = Sub(mean, half)", "none = Sub(half, half)\n        centered = Div(none, none)")
     graph = graph.replace(

@@ -14,8 +14,9 @@ from rtdetrv4.data.formats import read_coco
 from rtdetrv4.data.loader import build_loader
 from rtdetrv4.data.records import Split
 from rtdetrv4.evaluation import CocoEvaluator
+from rtdetrv4.runtime import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode
-from rtdetrv4.training import validate
+from rtdetrv4.training import validate, validate_predictions
 from rtdetrv4.types import DetectorOutput
 
 SIZES_HW = ((48, 64), (64, 48), (30, 97), (50, 50))
@@ -67,3 +68,26 @@ def test_boxes_are_mapped_back_to_the_original_images(split: Split, size_hw: tup
     if mode == "letterbox":
         wrong = validate(FindsWhite(), loader, evaluator, image_size=size_hw, resize="stretch")
         assert wrong.ap75 < 0.9
+
+
+def test_predictions_in_images_of_any_size(split: Split) -> None:
+    """The first file is a copy at half the annotated size, the last one is damaged and left out."""
+    first = split.image_dir / "0.png"
+    cv2.imwrite(str(first), cv2.imread(str(first))[::2, ::2])
+    (split.image_dir / "3.png").write_bytes(b"damaged")
+    sizes: list[tuple[int, ...]] = []
+
+    def find_white(image: np.ndarray) -> Detections:
+        sizes.append(image.shape[:2])
+        rows, columns = np.nonzero(image[..., 0] > 128)
+        if not len(rows):
+            return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ("thing",))
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        return Detections(np.array([box], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), ("thing",))
+
+    evaluator = CocoEvaluator(split.records, split.classes)
+    metrics = validate_predictions(find_white, DetectionDataset(split, (32, 32)), evaluator)
+    assert sizes[:3] == [(24, 32), (64, 48), (30, 97)], "at full size, whatever the size of the network"
+    assert metrics.num_images == 3
+    assert metrics.ap75 == 1
+    assert metrics.ar100 > 0.9

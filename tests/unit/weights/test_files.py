@@ -16,8 +16,9 @@ from rtdetrv4.assembly import create_model
 from rtdetrv4.config import VARIANTS
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.outputs import write_whole
-from rtdetrv4.weights import find_weights, read_metadata, save_weights, to_released
+from rtdetrv4.weights import find_weights, read_checkpoint, read_metadata, save_weights, to_released
 from rtdetrv4.weights.catalog import COCO, MODELS, fitting_models
+from rtdetrv4.weights.files import add_facts
 
 
 class Trap:
@@ -108,6 +109,24 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int) ->
     write_whole(tmp_path / "copy", lambda path: shutil.copy(private, path))  # with its mode
     for name in ("weights.safetensors", "last.pt", "copy"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask, name
+
+
+def test_facts_are_added_and_tensors_stay(tmp_path: Path) -> None:
+    path, model = tmp_path / "weights.safetensors", create_model("test", 2)
+    save_weights(model.state_dict(), path, {"model": "test", "names": ["Fuß", "手"], "confidence": 0.1})
+    assert read_metadata(path).thresholds is None
+    add_facts(path, {"thresholds": {"Fuß": 0.25, "手": 0.5}, "confidence": 0.4})
+    metadata, tensors = read_checkpoint(path)
+    assert metadata.thresholds == {"Fuß": 0.25, "手": 0.5}
+    assert metadata.facts == {
+        "model": "test", "names": ["Fuß", "手"], "confidence": 0.4, "thresholds": metadata.thresholds
+    }  # fmt: skip
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=0)
+    path.write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="is damaged"):
+        add_facts(path, {})
+    assert path.read_bytes() == b"damaged"
 
 
 def test_models_that_cannot_be_told_apart(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Large images in overlapping tiles, and what is found in the tiles as the objects of one image."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from rtdetrv4.errors import ConfigError
+
+OVERLAP = 0.2
+MIN_SIDE, MAX_OVERLAP = 32, 0.9
+SAME_OBJECT_IOU = 0.5
+"""Boxes of one class, found in different tiles, that overlap this much are one object."""
+PART_SHARE = 0.7
+"""A box that a tile cuts off, and of which this share lies in another box of its class, is a part of that object."""
+CUT_WEIGHT = 0.5
+"""What a box that a tile cuts off is worth against whole ones."""
+SEAM = 0.01
+"""A box this close to a side of its tile, as a share of the tile, may be cut off there."""
+
+
+class Tile(NamedTuple):
+    """A rectangle of an image, in whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+class Slicing(NamedTuple):
+    """How images are cut."""
+
+    size_hw: tuple[int, int]
+    """Height and width of a tile, in pixels of the image."""
+    overlap: float
+    """The share of a tile that its neighbor shows too, at least."""
+    whole: bool
+    """Whether to detect in the whole image as well, for objects that are larger than a tile."""
+
+    @classmethod
+    def of(
+        cls, size: int | str | tuple[int, int] | None, overlap: float = OVERLAP, whole: bool = True
+    ) -> Slicing | None:
+        """Check what a user asks for; None for no tiles.
+
+        Args:
+            size: the side of a square, "HEIGHTxWIDTH" or (height, width), from 32 pixels.
+            overlap: from 0 to 0.9.
+            whole: see `Slicing.whole`.
+
+        Raises:
+            ConfigError: a value is none of these.
+        """
+        if size is None:
+            return None
+        sides: tuple[object, ...] = (size, size)
+        if isinstance(size, str) and re.fullmatch(r"\d+(x\d+)?", size):
+            sides = tuple(map(int, size.split("x"))) if "x" in size else (int(size), int(size))
+        elif isinstance(size, tuple | list):
+            sides = tuple(size)
+        if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side >= MIN_SIDE for side in sides):
+            raise ConfigError(
+                f"slice: got {size}, expected the side of a square, such as 640, or (height, width), from {MIN_SIDE} "
+                "pixels."
+            )
+        if not (isinstance(overlap, int | float | np.number) and 0 <= overlap <= MAX_OVERLAP):
+            raise ConfigError(f"overlap: got {overlap}, expected a share of a tile from 0 to {MAX_OVERLAP}.")
+        height, width = (int(side) for side in sides)  # pyright: ignore[reportArgumentType]
+        return cls((height, width), float(overlap), whole)
+
+    def cuts(self, image_hw: tuple[int, int]) -> bool:
+        """Whether an image is larger than a tile."""
+        return image_hw[0] > self.size_hw[0] or image_hw[1] > self.size_hw[1]
+
+
+def tiles_of(image_hw: tuple[int, int], slicing: Slicing | None) -> tuple[Tile, ...]:
+    """The tiles of an image, row by row, and the image itself if that is wanted; only that if it fits a tile.
+
+    Tiles lie at equal distances, but the last of a row or column ends with the image. A side that is shorter than a
+    tile is shown whole.
+
+    Args:
+        image_hw: height and width of the image.
+        slicing: None: no tiles.
+    """
+    height, width = image_hw
+    image = Tile(0, 0, height, width)
+    if slicing is None or not slicing.cuts(image_hw):
+        return (image,)
+    tall, wide = min(height, slicing.size_hw[0]), min(width, slicing.size_hw[1])
+    tiles = tuple(
+        Tile(top, left, tall, wide)
+        for top in _starts(height, tall, slicing.overlap)
+        for left in _starts(width, wide, slicing.overlap)
+    )
+    return (*tiles, image) if slicing.whole else tiles
+
+
+def merge_tiles(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    boxes_xyxy_px: np.ndarray,
+    tile_of: np.ndarray,
+    tiles: tuple[Tile, ...],
+) -> np.ndarray:
+    """Choose from what was found in all tiles, so that no object has two boxes.
+
+    In the order of their confidence, where boxes that end at a seam count half of theirs, a box is dropped if a box of
+    its class stays that was found in another tile and either overlaps it by an IoU of 0.5, or shows more of what the
+    seam cuts off: 70 % of a box that ends at a seam lie in it. Boxes of one tile never drop each other: the model has
+    seen them side by side.
+
+    Args:
+        scores: (n,).
+        labels: (n,).
+        boxes_xyxy_px: (n, 4), pixels of the image.
+        tile_of: (n,), the index of the tile that each was found in.
+        tiles: those of `tiles_of`.
+
+    Returns:
+        Indices (m,) of those that stay, by descending score.
+    """
+    boxes = boxes_xyxy_px.astype(np.float64)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    is_cut = _ends_at_seam(boxes, tile_of, tiles)
+    ranking = np.argsort(-scores * np.where(is_cut, CUT_WEIGHT, 1), kind="stable")
+    kept: list[int] = []
+    for label in np.unique(labels):
+        rest = ranking[labels[ranking] == label]
+        while len(rest):
+            best, rest = rest[0], rest[1:]
+            kept.append(int(best))
+            sides = np.minimum(boxes[rest, 2:], boxes[best, 2:]) - np.maximum(boxes[rest, :2], boxes[best, :2])
+            inner = sides.clip(min=0).prod(axis=1)
+            is_same = (inner > 0) & (inner >= SAME_OBJECT_IOU * (areas[rest] + areas[best] - inner))
+            is_part = is_cut[rest] & (inner > 0) & (inner >= PART_SHARE * areas[rest])
+            rest = rest[~((is_same | is_part) & (tile_of[rest] != tile_of[best]))]
+    chosen = np.array(kept, dtype=np.int64)
+    return chosen[np.lexsort((chosen, -scores[chosen]))]
+
+
+def _starts(length: int, size: int, overlap: float) -> list[int]:
+    """Where tiles begin that cover a side."""
+    step = max(int(size * (1 - overlap)), 1)
+    return [*range(0, length - size, step), length - size]
+
+
+def _ends_at_seam(boxes: np.ndarray, tile_of: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+    """(n,) bool: a side of the box is at a side of its tile that is not one of the image."""
+    edges = np.array([(t.left, t.top, t.left + t.width, t.top + t.height) for t in tiles], dtype=np.float64)
+    image = np.concatenate([edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)])
+    margin = SEAM * np.array([(t.width, t.height) * 2 for t in tiles], dtype=np.float64)[tile_of]
+    is_near = np.abs(boxes - edges[tile_of]) <= margin
+    return (is_near & (edges != image)[tile_of]).any(axis=1)
