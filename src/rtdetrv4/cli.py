@@ -311,7 +311,7 @@ def doctor(
 
     Exits with 0 if there is nothing worse than an info, 1 if there is, 2 if there is no data set.
     """
-    from rtdetrv4.doctor import examine, found_in, inspect, repair, suspected, write_pages
+    from rtdetrv4.doctor import examine, found_in, inspect, suspected, write_pages, write_repaired_copy
     from rtdetrv4.doctor.inspection import INPUT_HW
     from rtdetrv4.doctor.repair import check_destination
 
@@ -334,7 +334,7 @@ def doctor(
         if out is not None:
             write_pages(out, findings, inspection)
         if fix is not None:
-            repair(inspection, found_in(inspection), fix)
+            write_repaired_copy(inspection, found_in(inspection), fix)
     return findings.exit_code(strict=strict)
 
 

@@ -19,7 +19,7 @@ from rtdetrv4.doctor.codes import CODES
 from rtdetrv4.doctor.finding import MAX_EXAMPLES, SEVERITIES, Example, Finding, Findings, PartCounts, Severity
 from rtdetrv4.doctor.inspection import INPUT_HW, ImageFacts, Inspection, Part, inspect, inspect_quickly
 from rtdetrv4.doctor.page import write_pages
-from rtdetrv4.doctor.repair import check_destination, repair
+from rtdetrv4.doctor.repair import check_destination, write_repaired_copy
 from rtdetrv4.doctor.suspects import Detect, suspected
 from rtdetrv4.errors import ConfigError
 
@@ -39,9 +39,9 @@ __all__ = [
     "found_in",
     "inspect",
     "quick_findings",
-    "repair",
     "suspected",
     "write_pages",
+    "write_repaired_copy",
 ]
 
 Check = Callable[[Inspection], Iterator[tuple[str, Example]]]
@@ -86,7 +86,7 @@ def doctor(
     if out is not None:
         write_pages(out, findings, inspection)
     if fix is not None:
-        repair(inspection, found_in(inspection), fix)
+        write_repaired_copy(inspection, found_in(inspection), fix)
     return findings
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from rtdetrv4.data.decode import same_aspect
+from rtdetrv4.data.decode import JPEG_MAGIC, same_aspect
 from rtdetrv4.data.document import build_split, count_of, leave_out
 from rtdetrv4.data.formats import ROBOFLOW_FILE
 from rtdetrv4.data.holdout import hold_out
@@ -92,6 +92,7 @@ DONE = {
 MIN_SIDE = 0.99
 """Pixels; boxes with a smaller side are left out. Fractions are rounded when they are written."""
 JPEG_QUALITY = 95
+_START_OF_SCAN, _APP1 = b"\xff\xda", b"\xff\xe1"
 _SUFFIX_OF_FORMAT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
 _KEPT_CHARACTERS = frozenset(" ._-()+,=@#&!")
 _MAX_NAME = 120
@@ -134,7 +135,7 @@ class _Entry(NamedTuple):
     areas: np.ndarray
 
 
-def repair(inspection: Inspection, found: Iterable[tuple[str, Example]], dest: str | Path) -> Repair:
+def write_repaired_copy(inspection: Inspection, found: Iterable[tuple[str, Example]], dest: str | Path) -> Repair:
     """Write a copy of a data set as training should read it.
 
     What training would correct or leave out is corrected or left out for good, and so are copies: of several in one
@@ -351,14 +352,14 @@ def _write_image(entry: _Entry, path: Path) -> None:
     if facts.orientation == 1:
         shutil.copyfile(facts.path, path)
         return
+    data = facts.path.read_bytes()
+    if entry.turn == 1 and data.startswith(JPEG_MAGIC):
+        path.write_bytes(_without_tags(data))
+        return
     with Image.open(facts.path) as image:
         image.load()
         profile = image.info.get("icc_profile")
         kept: dict[str, Any] = {} if profile is None else {"icc_profile": profile}
-        if image.format == "JPEG" and entry.turn == 1:
-            image.info.pop("xmp", None)  # which may hold the orientation, too
-            image.save(path, "JPEG", quality="keep", **kept)
-            return
         # Pillow turns TIFF files while it loads them.
         turned = image.copy() if entry.turn == 1 or image.format == "TIFF" else image.transpose(_TURNS[entry.turn])
         turned.info = {}
@@ -366,6 +367,17 @@ def _write_image(entry: _Entry, path: Path) -> None:
             turned.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0, **kept)
         else:
             turned.save(path, image.format, **kept)
+
+
+def _without_tags(data: bytes) -> bytes:
+    """A JPEG file without the segments that hold EXIF and XMP data; what is decoded stays bit for bit."""
+    kept, start = [data[:2]], 2
+    while (marker := data[start : start + 2]) != _START_OF_SCAN and marker[:1] == b"\xff":
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if marker != _APP1:
+            kept.append(data[start:end])
+        start = end
+    return b"".join([*kept, data[start:]])
 
 
 def _coco(entries: Sequence[_Entry], names: Sequence[str], classes: ClassMap) -> dict[str, Any]:
