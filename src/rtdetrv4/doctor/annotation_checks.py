@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +77,8 @@ def images_and_files(inspection: Inspection) -> Iterator[tuple[str, Example]]:
     """Images without annotations, annotations without an image, and images that are listed twice."""
     for part, document in _documents(inspection):
         origin = document.origin
-        for index, path in enumerate(part.image_paths):
+        paths = part.image_paths
+        for index, path in enumerate(paths):
             if path not in inspection.facts and not inspection.is_quick and not path.is_file():
                 file = origin.files[index] if origin is not None else None
                 is_numbered = _is_coco(document) and not part.faults
@@ -86,12 +87,11 @@ def images_and_files(inspection: Inspection) -> Iterator[tuple[str, Example]]:
                 yield "D203", Example(part.name, shown, line, f"{document.file_names[index]} does not exist")
             elif origin is not None and origin.files[index] is None:
                 yield "D201", Example(part.name, inspection.relative(path), None, "background", str(path))
-        counts = Counter(document.file_names)
-        for name in (name for name, count in counts.items() if count > 1):
-            path = part.folder / name
-            yield "D232", Example(part.name, inspection.relative(path), None, f"{counts[name]} entries", str(path))
+        for path, count in Counter(paths).items():
+            if count > 1:
+                yield "D232", Example(part.name, inspection.relative(path), None, f"{count} entries", str(path))
         if origin is not None and not _is_coco(document):
-            yield from _shared_files(inspection, part, document, origin)
+            yield from _shared_files(inspection, part.name, paths, origin)
     if inspection.tree is not None and inspection.reading is not None:
         yield from _unused_images(inspection, inspection.tree)
         yield from _orphans(inspection, inspection.tree, inspection.reading.format)
@@ -137,14 +137,11 @@ def class_use(inspection: Inspection) -> Iterator[tuple[str, Example]]:
                 detail = f'"{name}"' + (", a group of other classes" if name in document.parents else "")
                 yield "D214", Example(part.name, inspection.relative(document.path), None, detail)
     for part, document in _documents(inspection):
-        if part.name != "train" and "train" in used:
-            for name in used[part.name].keys() - used["train"].keys():
-                count = count_of(used[part.name][name], "box", "boxes")
-                yield "D215", Example(part.name, inspection.relative(document.path), None, f'"{name}" with {count}')
-        if part.name == "train" and "val" in used:
-            for name in used["train"].keys() - used["val"].keys():
-                count = count_of(used["train"][name], "box", "boxes")
-                yield "D216", Example(part.name, inspection.relative(document.path), None, f'"{name}" with {count}')
+        code, other = ("D216", "val") if part.name == "train" else ("D215", "train")
+        for name, count in used[part.name].items() if other in used else ():
+            if name not in used[other]:
+                detail = f'"{name}" with {count_of(count, "box", "boxes")}'
+                yield code, Example(part.name, inspection.relative(document.path), None, detail)
 
 
 def boxes(inspection: Inspection) -> Iterator[tuple[str, Example]]:
@@ -195,17 +192,16 @@ def _is_coco(document: Document) -> bool:
 
 
 def _shared_files(
-    inspection: Inspection, part: Part, document: Document, origin: Origin
+    inspection: Inspection, part: str, paths: Sequence[Path], origin: Origin
 ) -> Iterator[tuple[str, Example]]:
-    owners: defaultdict[Path, list[int]] = defaultdict(list)
-    for index, file in enumerate(origin.files):
+    images_of: defaultdict[Path, dict[Path, None]] = defaultdict(dict)
+    for file, path in zip(origin.files, paths, strict=True):
         if file is not None:
-            owners[file].append(index)
-    for file, indices in owners.items():
-        names = dict.fromkeys(document.file_names[index] for index in indices)
-        if len(names) > 1:
-            image = str(part.folder / document.file_names[indices[-1]])
-            yield "D233", Example(part.name, inspection.relative(file), None, f"of {' and '.join(names)}", image)
+            images_of[file][path] = None
+    for file, images in images_of.items():
+        if len(images) > 1:
+            names = " and ".join(image.name for image in images)
+            yield "D233", Example(part, inspection.relative(file), None, f"of {names}", str(next(iter(images))))
 
 
 def _unused_images(inspection: Inspection, tree: Tree) -> Iterator[tuple[str, Example]]:
@@ -222,7 +218,7 @@ def _unused_images(inspection: Inspection, tree: Tree) -> Iterator[tuple[str, Ex
         if path.parent not in folders:
             unused[folder_of(file)] += 1
         elif facts.problem is None and spelling(stem_of(file)) not in damaged:
-            yield "D202", Example("", file, None, "no annotation", str(path))
+            yield "D202", Example("", file, None, "in no annotation file and no list", str(path))
     for folder, count in unused.items():
         yield "D237", Example("", folder or ".", None, count_of(count, "image", "images"))
 
@@ -262,7 +258,7 @@ def _holds_boxes(path: Path) -> bool:
 def _bare(name: str) -> str:
     """A class name without case, accents, and what separates words."""
     plain = "".join(char for char in unicodedata.normalize("NFKD", name) if not unicodedata.combining(char))
-    return "".join(char for char in plain.casefold() if char not in " _-.")
+    return "".join(char for char in plain.casefold() if char not in " _-")
 
 
 # Boxes -------------------------------------------------------------------------------------------------------------

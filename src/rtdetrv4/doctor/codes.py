@@ -198,10 +198,10 @@ ANNOTATIONS: dict[str, Code] = {
         "Label them; where there is nothing to label, add an empty label file to say so.",
     ),
     "D202": Code(
-        "Images that no annotation mentions",
+        "Images that are of no part",
         "warning",
         "They are left out.",
-        "Annotate or delete them.",
+        "Annotate, list or delete them.",
     ),
     "D203": Code("Annotated images that are missing", "warning", _LEFT_OUT, "Restore them, or delete their entries."),
     "D204": Code(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -416,7 +416,8 @@ def _label_studio_names(path: Path) -> dict[int, str]:
         return {}
     rows = content.get("categories") if isinstance(content, dict) else None
     rows = rows if isinstance(rows, list) else []
-    return {row["id"]: row["name"] for row in rows if isinstance(row, dict) and {"id", "name"} <= row.keys()}
+    rows = [row for row in rows if isinstance(row, dict) and {"id", "name"} <= row.keys()]
+    return {row["id"]: row["name"] for row in rows if isinstance(row["id"], Hashable)}
 
 
 def _numbered(parts: Iterable[_Labeled], count: Any) -> dict[int, str]:
