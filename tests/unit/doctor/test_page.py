@@ -90,6 +90,7 @@ def test_the_page_stands_alone_and_shows_every_finding(tmp_path: Path) -> None:
 
 def test_boxes_in_question_stand_out_even_beyond_the_image(tmp_path: Path) -> None:
     folder = faulty_set(tmp_path / "data")
+    Image.new("RGB", (96, 64), "green").save(folder / "train/b.jpg")
     html = page(examine(inspection := inspect(folder)), inspection)
     (image,) = (image for image in parsed(html).all("img") if "annotation 99" in (image["alt"] or ""))
     pixels = pixels_of(image["src"])
@@ -155,11 +156,11 @@ def test_many_pictures_keep_to_the_size(tmp_path: Path) -> None:
     inspection = inspected({"train": images}, root=tmp_path / "set")
     examples = [
         (code, Example("train", "0.jpg", None, "x", str(folder / f"{index % 4}.jpg")))
-        for code in ("D101", "D105", "D106", "D109", "D110", "D115", "D116", "D217", "D218", "D306")
+        for code in ("D105", "D106", "D109", "D110", "D115")
         for index in range(12)
     ]
     html = page(examine(inspection, examples), inspection)
-    assert len(re.findall("data:image/jpeg", html)) > 60
+    assert len(re.findall("data:image/jpeg", html)) > 50
     assert len(html) < MAX_BYTES
 
 
