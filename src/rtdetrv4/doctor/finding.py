@@ -30,6 +30,8 @@ class Example(NamedTuple):
     """The absolute path of the image to draw."""
     boxes_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()
     """The faulty boxes, to draw; in pixels of the upright image, which they may leave."""
+    beside: str | None = None
+    """The absolute path of the image that it is a copy of or looks like."""
 
 
 class Finding(NamedTuple):

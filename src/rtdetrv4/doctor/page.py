@@ -37,11 +37,15 @@ FAULTY: Color = (255, 0, 110)
 OTHER: Color = (95, 175, 255)
 SEEN: Color = (0, 200, 120)
 _COLORS_OF_CODE = {"D401": (SEEN,), "D402": (FAULTY,), "D403": (FAULTY, SEEN), "D404": (FAULTY, SEEN)}
-_LEAST_REGION = 24.0
-"""Pixels that are shown around a faulty box at least, in each direction."""
+_LEAST_MARGIN, _MARGIN_SHARE = 24.0, 0.08
+"""What is shown around a faulty box at least, in pixels and as a fraction of the longer side of the image."""
+_LEAST_SIDE = 8.0
+"""Pixels of a picture that a faulty box takes at least, so that one without area is seen."""
 _MAX_BEYOND = 0.3
 """How far a picture extends beyond its image to show boxes that leave it, as a fraction of its sides."""
 _OUTSIDE = 128
+"""The gray value beyond an image and between two."""
+_GAP = 6
 
 
 class _Shown(NamedTuple):
@@ -63,6 +67,8 @@ class _Section(NamedTuple):
     listed: list[_Shown]
     has_boxes: bool
     """Whether boxes in question are drawn."""
+    has_pairs: bool
+    """Whether two images are shown beside each other."""
 
 
 def write_pages(folder: str | Path, findings: Findings, inspection: Inspection) -> Path:
@@ -100,7 +106,7 @@ def page(findings: Findings, inspection: Inspection) -> str:
         (finding.code, number): picture
         for finding in findings.findings
         for number, example in enumerate(finding.examples[:MAX_PICTURES])
-        if (picture := _draw_example(finding.code, example, images, inspection.facts)) is not None
+        if (picture := _draw_with_other(finding.code, example, images, inspection.facts)) is not None
     }
     sheets = {
         (part, number): picture
@@ -112,6 +118,8 @@ def page(findings: Findings, inspection: Inspection) -> str:
     return render(
         "doctor/doctor.html.jinja",
         findings=findings,
+        name=inspection.root.name or str(inspection.root),
+        path=inspection.root,
         summary=_summary(findings),
         sections=[_section(finding, uris, inspection.root) for finding in findings.findings],
         samples={
@@ -150,6 +158,7 @@ def _section(finding: Finding, uris: dict[tuple[str, int], str], root: Path) -> 
         pictures=[each for each in shown if each.uri is not None],
         listed=[each for each in shown if each.uri is None],
         has_boxes=any(example.boxes_xyxy_px for example in finding.examples),
+        has_pairs=any(example.beside is not None for example in finding.examples),
     )
 
 
@@ -190,6 +199,23 @@ def _draw_sample(sample: Labeled, names: Sequence[str]) -> np.ndarray | None:
     return thumbnail(pixels, boxes, sample.labels, texts)
 
 
+def _draw_with_other(
+    code: str, example: Example, images: Mapping[str, tuple[Split, int]], facts: Mapping[Path, ImageFacts]
+) -> np.ndarray | None:
+    """What an example shows and, at its right, the image that it is compared with."""
+    picture = _draw_example(code, example, images, facts)
+    if example.beside is None or picture is None:
+        return picture
+    other = _draw_example(code, example._replace(image=example.beside), images, facts)
+    if other is None:
+        return picture
+    height = min(picture.shape[0], other.shape[0])
+    pair = [thumbnail(each, max_side=round(height * max(each.shape[:2]) / each.shape[0])) for each in (picture, other)]
+    height = min(each.shape[0] for each in pair)
+    gap = np.full((height, _GAP, 3), _OUTSIDE, dtype=np.uint8)
+    return np.concatenate([pair[0][:height], gap, pair[1][:height]], axis=1)
+
+
 def _draw_example(
     code: str, example: Example, images: Mapping[str, tuple[Split, int]], facts: Mapping[Path, ImageFacts]
 ) -> np.ndarray | None:
@@ -218,7 +244,10 @@ def _draw_example(
     others = others[(np.abs(others[:, None] - faulty).max(axis=2) > 1).all(axis=1)] * scale - np.tile(corner, 2)
     others = others[(others[:, 2:] > 0).all(axis=1) & (others[:, :2] < [cut.shape[1], cut.shape[0]]).all(axis=1)]
     faulty = faulty * scale - np.tile(corner, 2)
-    wider = faulty + np.array([-1, -1, 1, 1]) * max(cut.shape[:2]) / MAX_SIDE  # a second line, so that it is thicker
+    pixel = max(cut.shape[:2]) / MAX_SIDE  # of the picture
+    centers, sides = (faulty[:, :2] + faulty[:, 2:]) / 2, np.maximum(faulty[:, 2:] - faulty[:, :2], _LEAST_SIDE * pixel)
+    faulty = np.concatenate([centers - sides / 2, centers + sides / 2], axis=1)
+    wider = faulty + np.array([-1, -1, 1, 1]) * pixel  # a second line, so that it is thicker
     boxes = np.concatenate([wider, faulty, others])
     in_question = _COLORS_OF_CODE.get(code, (FAULTY,) * len(faulty))[: len(faulty)]
     colors = [*in_question, *in_question, *[OTHER] * len(others)]
@@ -242,15 +271,19 @@ def _region(faulty: np.ndarray, size_hw: tuple[float, float]) -> np.ndarray:
     if not len(faulty):
         return whole
     low, high = faulty[:, :2].min(axis=0), faulty[:, 2:].max(axis=0)
-    with_boxes = np.concatenate([np.minimum(low, 0), np.maximum(high, limit)])
-    margin = max((high - low).max(), _LEAST_REGION)
-    near = np.clip(
-        np.concatenate([low - margin, high + margin]), np.tile(with_boxes[:2], 2), np.tile(with_boxes[2:], 2)
-    )
-    is_small = (near[2:] - near[:2] <= limit / 2).all()
-    beyond = np.tile(limit * _MAX_BEYOND, 2) * [-1, -1, 1, 1]
-    reach = whole + beyond
-    return np.clip(near if is_small else with_boxes, np.tile(reach[:2], 2), np.tile(reach[2:], 2))
+    margin = max((high - low).max(), _LEAST_MARGIN, _MARGIN_SHARE * limit.max())
+    is_small = (high - low + 2 * margin <= limit / 2).all()
+    region = np.concatenate([low - margin, high + margin]) if is_small else whole
+    # A box at the border is seen only with a little of what is beyond it.
+    rim = (region[2:] - region[:2]).max() / 20
+    with_boxes = np.concatenate([np.where(low < 1, low - rim, 0), np.where(high > limit - 1, high + rim, limit)])
+    region = _within(region, with_boxes) if is_small else with_boxes
+    return _within(region, whole + np.tile(limit * _MAX_BEYOND, 2) * [-1, -1, 1, 1])
+
+
+def _within(rectangle: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """A rectangle (x1, y1, x2, y2) clipped to another."""
+    return np.clip(rectangle, np.tile(limits[:2], 2), np.tile(limits[2:], 2))
 
 
 def _cut(pixels: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

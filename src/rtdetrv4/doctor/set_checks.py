@@ -150,9 +150,10 @@ def copies_in_part(inspection: Inspection) -> Found:
             for other in others:
                 named = f"the same bytes as {looked.file(inspection, first)}"
                 if _labels_of(table, looked.indices[first]) != _labels_of(table, looked.indices[other]):
-                    yield "D309", looked.example(inspection, other, f"{named}, other labels")
+                    named, code = f"{named}, other labels", "D309"
                 else:
-                    yield "D308", looked.example(inspection, other, named)
+                    code = "D308"
+                yield code, looked.example(inspection, other, named, looked.facts[first])
 
 
 def lookalikes_in_part(inspection: Inspection) -> Found:
@@ -164,7 +165,8 @@ def lookalikes_in_part(inspection: Inspection) -> Found:
             for other in group[1:].tolist():
                 if looked.facts[other].digest not in digests:
                     digests.add(looked.facts[other].digest)
-                    yield "D310", looked.example(inspection, other, f"looks like {looked.file(inspection, first)}")
+                    detail = f"looks like {looked.file(inspection, first)}"
+                    yield "D310", looked.example(inspection, other, detail, looked.facts[first])
 
 
 def leaks(inspection: Inspection) -> Found:
@@ -182,7 +184,7 @@ def leaks(inspection: Inspection) -> Found:
             for each, index in shared:
                 is_same_file = theirs.facts[each].path == ours.facts[index].path
                 original = f"is in {owner}, too" if is_same_file else f"{how} {ours.file(inspection, index)}"
-                yield code, theirs.example(inspection, each, f"{original}{summary}")
+                yield code, theirs.example(inspection, each, f"{original}{summary}", ours.facts[index])
                 summary = ""
 
 
@@ -273,8 +275,10 @@ class _Looked(NamedTuple):
     def file(self, inspection: Inspection, each: int) -> str:
         return inspection.relative(self.facts[each].path)
 
-    def example(self, inspection: Inspection, each: int, detail: str) -> Example:
-        return Example(self.parts[each].name, self.file(inspection, each), None, detail, str(self.facts[each].path))
+    def example(self, inspection: Inspection, each: int, detail: str, beside: ImageFacts | None = None) -> Example:
+        path = self.facts[each].path
+        other = None if beside is None or beside.path == path else str(beside.path)
+        return Example(self.parts[each].name, self.file(inspection, each), None, detail, str(path), beside=other)
 
 
 def _tables(inspection: Inspection, name: str | None = None) -> Iterator[tuple[Part, RecordTable]]:

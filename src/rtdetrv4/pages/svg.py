@@ -17,7 +17,7 @@ import numpy as np
 
 WIDTH = 420
 FONT = 12
-CHARACTER = 0.57 * FONT
+CHARACTER = 0.65 * FONT
 """Width of an average character, for what has to fit."""
 MAX_POINTS = 300
 NUM_COLORS = 8
@@ -272,11 +272,12 @@ def heat_map(
     num_rows, num_columns = shares.shape
     left = max((_width(_short(name)) for name in row_names), default=0.0) + 28
     longest = max((_width(_short(name)) for name in column_names), default=0.0)
-    cell = min(max((WIDTH - left - 2) / max(num_columns, 1), 22.0), 76.0)
-    is_slanted = longest > cell - 4
-    top = (longest * 0.72 + 30) if is_slanted else 38.0
+    room = WIDTH - left - 2
+    is_slanted = longest > min(room / max(num_columns, 1), 76.0) - 4
+    overhang = longest * 0.72 if is_slanted else 0.0  # at 45°
+    cell = min(max((room - overhang) / max(num_columns, 1), 22.0), 76.0)
+    top = overhang + 30 if is_slanted else 38.0
     height = min(cell, 44.0)
-    overhang = longest * 0.72 if is_slanted else 0.0
     svg = _svg(
         max(WIDTH, math.ceil(left + cell * num_columns + overhang + 2)), math.ceil(top + height * num_rows + 4), title
     )

@@ -105,6 +105,7 @@ def test_json_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
             "detail": "annotation 3 of b.jpg: (80, 20) to (110, 40) in 96×64",
             "image": str(folder / "train/b.jpg"),
             "boxes_xyxy_px": [[80, 20, 110, 40]],
+            "beside": None,
         }
     ]
 

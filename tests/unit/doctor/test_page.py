@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clean_data import edit_coco, write_coco
+from clean_data import edit_coco, picture, write_coco
 from made_up_set import Shown, inspected
 from rtdetrv4.doctor import doctor, examine
 from rtdetrv4.doctor.finding import Example
@@ -94,13 +94,13 @@ def test_boxes_in_question_stand_out_even_beyond_the_image(tmp_path: Path) -> No
     html = page(examine(inspection := inspect(folder)), inspection)
     (image,) = (image for image in parsed(html).all("img") if "annotation 99" in (image["alt"] or ""))
     pixels = pixels_of(image["src"])
-    # The box reaches 14 pixels beyond 96, so the picture shows 110 of 64: its right edge is drawn on gray.
-    assert pixels.shape[:2] == (round(320 * 64 / 110), 320)
-    beyond = pixels[:, round(320 * 98 / 110) :]
+    # The box reaches 14 pixels beyond 96, and the picture 5 % of 96 more: its right edge is drawn on gray.
+    assert pixels.shape[:2] == (round(320 * 64 / 115), 320)
+    beyond = pixels[:, round(320 * 98 / 115) :]
     assert np.abs(np.median(beyond.reshape(-1, 3), axis=0) - 128).max() < 6
-    assert num_near(pixels[:, round(320 * 105 / 110) :], FAULTY) > 20
-    assert num_near(pixels[:, : round(320 * 60 / 110)], FAULTY) == 0
-    assert num_near(pixels[:, : round(320 * 45 / 110)], OTHER) > 40
+    assert num_near(pixels[:, round(320 * 105 / 115) :], FAULTY) > 20
+    assert num_near(pixels[:, : round(320 * 60 / 115)], FAULTY) == 0
+    assert num_near(pixels[:, : round(320 * 45 / 115)], OTHER) > 40
 
 
 def test_a_tiny_box_is_shown_from_near(tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_a_tiny_box_is_shown_from_near(tmp_path: Path) -> None:
     html = page(examine(inspection, [("D220", tiny)]), inspection)
     (image,) = (image for image in parsed(html).all("img") if (image["alt"] or "").endswith("tiny"))
     pixels = pixels_of(image["src"])
-    # 24 pixels around it: 50 pixels fill 320, and the box is 13 wide, with lines around it.
+    # 8 % of 1200 pixels around it: 194 pixels fill 320, and the box is drawn 8 wide, with lines around it.
     assert pixels.shape[:2] == (320, 320)
     rows, columns = np.nonzero(np.abs(pixels - FAULTY).max(axis=2) < 90)
-    assert 12 <= np.ptp(rows) <= 22
+    assert 9 <= np.ptp(rows) <= 11
     assert abs(np.median(columns) - 160) < 10
 
 
@@ -184,3 +184,16 @@ def test_objects_per_image_are_counted_in_at_most_thirty_bins(number: int) -> No
     assert len(histogram.counts) <= 31
     assert sum(histogram.counts) == 2
     assert histogram.counts[0] == 1
+
+
+def test_copies_are_shown_beside_each_other(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "data")
+    for name, quality in (("train/a.jpg", 95), ("val/e.jpg", 80)):
+        picture("a").save(folder / name, quality=quality)
+    html = page(examine(inspection := inspect(folder)), inspection)
+    (image,) = (image for image in parsed(html).all("img") if "looks like train/a.jpg" in (image["alt"] or ""))
+    pixels = pixels_of(image["src"])
+    half = (pixels.shape[1] - 6) // 2
+    assert pixels.shape[:2] == (213, 2 * 320 + 6)
+    assert np.abs(pixels[:, half + 1 : half + 5] - 128).mean() < 20
+    assert np.abs(pixels[:, : half - 2] - pixels[:, -half:-2]).mean() < 8
