@@ -1,8 +1,8 @@
 """`rtdetrv4 train | augment | doctor | val | predict | export | convert | compare | report | models | teachers | demo`.
 
 A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130; a training
-of which only the final report failed exits with code 1. Slow imports happen inside the commands, so that help and error
-messages appear quickly.
+of which only the final report failed exits with code 1, and so does `doctor` if it finds something. Slow imports happen
+inside the commands, so that help and error messages appear quickly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -26,16 +27,20 @@ from rtdetrv4.errors import ConfigError, RTDETRError
 if TYPE_CHECKING:
     from rtdetrv4 import Detections, Detector
     from rtdetrv4.comparison import Comparison
+    from rtdetrv4.doctor import Findings
     from rtdetrv4.evaluation import Metrics
 
 EXIT_INCOMPLETE = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+NUM_EXAMPLES = 5
+"""Of each finding of `doctor`, on the console."""
 
 # The extra that each command needs; the others need at most `torch`.
 _EXTRAS = {
     "train": "train",
     "augment": "train",
+    "doctor": "train",
     "val": "train",
     "compare": "train",
     "report": "train",
@@ -326,6 +331,60 @@ def export(
 
 
 @app.command()
+def doctor(
+    data: Annotated[
+        str, typer.Argument(help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file.")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for an info, too.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for doctor.html, a page with pictures, and doctor.json."),
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="New folder for a repaired copy, in COCO format; the data set stays as it is.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Weights, to look for wrong labels with a trained model.")
+    ] = None,
+    weights: _Weights = None,
+    imgsz: Annotated[
+        str | None, typer.Option(help="Image size to train at, by which small boxes are judged: 640, or 480x640.")
+    ] = None,
+    device: _Device = None,
+) -> int:
+    """Find what is wrong with a data set, and say what training does about it and what to do.
+
+    Exits with 0 if there is nothing worse than an info, 1 if there is, 2 if there is no data set.
+    """
+    from rtdetrv4.doctor import examine, found_in, inspect, suspected, write_pages, write_repaired_copy
+    from rtdetrv4.doctor.inspection import INPUT_HW
+    from rtdetrv4.doctor.repair import check_destination
+
+    if fix is not None:
+        check_destination(fix, data)
+    size_hw, detector = _image_size(imgsz), None
+    if model is not None:
+        detector = _detector(model, weights, _device(device))
+        size_hw = size_hw or detector.recipe.model.image_size
+    elif weights or device:
+        raise ConfigError("--weights and --device say how to look for wrong labels; give --model, too.")
+    with _interruptible(lambda: "Nothing was changed."):
+        inspection = inspect(data)._replace(input_hw=size_hw or INPUT_HW)
+        doubts = () if detector is None else suspected(inspection, partial(detector.detections_in, imgsz=size_hw))
+        findings = examine(inspection, doubts)
+        if json:
+            print(findings.to_json())
+        else:
+            _print_findings(findings)
+        if out is not None:
+            write_pages(out, findings, inspection)
+        if fix is not None:
+            write_repaired_copy(inspection, found_in(inspection), fix)
+    return findings.exit_code(strict=strict)
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="A released .pth, a transformers folder, or weights of this package.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
@@ -512,7 +571,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the arguments; None: those of the process.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 130 if interrupted, or 1 if only the report on a training failed.
+        The exit code: 0, 2 for a user's mistake, 130 if interrupted, or 1 if only the report on a training failed or
+        `doctor` found something.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not UTF-8
@@ -665,6 +725,46 @@ def _print_metrics(metrics: Metrics) -> None:
         # Text, because brackets in a class name are not markup.
         table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
     Console().print(table)
+
+
+def _print_findings(findings: Findings) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console()
+
+    def show(text: str, style: str = "") -> None:
+        # Names of files that are not UTF-8 hold what no terminal can show.
+        console.print(Text(text.encode(errors="backslashreplace").decode(), style), soft_wrap=True)
+
+    for note in findings.notes:
+        show(note)
+    if findings.parts:
+        table = Table("part", *(Column(name, justify="right") for name in ("images", "boxes", "classes")), box=None)
+        for name, counts in findings.parts.items():
+            table.add_row(name, *map(str, counts))
+        console.print(table)
+    styles = {"error": "bold red", "warning": "yellow", "info": "dim"}
+    table = Table("code", "", Column("count", justify="right"), "finding", box=None)
+    for finding in findings.findings:
+        severity = Text(finding.severity, styles[finding.severity])
+        table.add_row(finding.code, severity, str(finding.count), finding.title)
+    for finding in findings.findings:
+        show(f"\n{finding.code} {finding.title} ({finding.count})", styles[finding.severity])
+        show(f"  Training: {finding.effect}")
+        show(f"  To do: {finding.remedy}")
+        for example in finding.examples[:NUM_EXAMPLES]:
+            line = "" if example.line is None else f":{example.line}"
+            part = f"[{example.part}] " if example.part else ""
+            show(f"    {part}{example.file}{line}  {example.detail}")
+        if finding.count > NUM_EXAMPLES:
+            show(f"    and {finding.count - NUM_EXAMPLES} more")
+    if findings.findings:
+        console.print()
+        console.print(table)
+    else:
+        show("Nothing found.")
 
 
 def _print_comparison(comparison: Comparison) -> None:

@@ -47,7 +47,7 @@ from rtdetrv4.weights.files import add_facts, listing
 if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
-    from rtdetrv4.evaluation import Metrics
+    from rtdetrv4.evaluation import ImageDetections, Metrics
     from rtdetrv4.run_folder import RunFolder
     from rtdetrv4.training import Observer, Trainer
 
@@ -268,10 +268,11 @@ class Detector:
 
         from rtdetrv4.assembly.arrangement import arrange, budget_seconds
         from rtdetrv4.assembly.training import build_trainer
-        from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.data.formats import load_data
         from rtdetrv4.data.loader import is_lost_worker
         from rtdetrv4.data.records import require_objects
         from rtdetrv4.distillation.teacher import teacher_name
+        from rtdetrv4.doctor import quick_findings
         from rtdetrv4.run_folder import RunFolder, log_findings
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
         from rtdetrv4.training.fit import is_out_of_memory
@@ -310,7 +311,9 @@ class Detector:
         if recipe.data.path is None:
             raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
-        splits = read_splits(recipe.data.path, parts=("train", "val"), make_val=True)
+        loaded = load_data(recipe.data.path, parts=("train", "val"), make_val=True)
+        splits, findings = loaded.splits, quick_findings(recipe.data.path, loaded)
+        del loaded  # the annotations as they were given
         if splits.train is None:
             raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
         require_objects(splits.train)
@@ -346,7 +349,7 @@ class Detector:
         if accelerator.is_main_process:
             if not resume:
                 folder.claim(exist_ok=exist_ok)
-            log_findings(splits)
+            log_findings(splits, findings)
             if fitting is not None:
                 fitting.report(recipe)
             derived = None if resume else () if fitting is None else fitting.choices
@@ -578,6 +581,52 @@ class Detector:
         if folder is not None and PartialState().is_main_process:
             write_report(folder)
         return metrics
+
+    def detections_in(
+        self, split: Split, *, imgsz: int | str | tuple[int, int] | None = None, workers: int | None = None
+    ) -> list[ImageDetections | None]:
+        """Find objects in all images of a split, as `val` does: the 300 best pairs of query and class in each.
+
+        Args:
+            split: with any classes, which are matched with the model's by name.
+            imgsz: as for `train`; by default the size the weights were trained with.
+            workers: number of processes that load images.
+
+        Returns:
+            The detections in each image, in the order of the records, labeled by the classes of the split; those of
+            other classes are left out. None for images that cannot be read.
+
+        Raises:
+            DatasetError: the split has none of the model's classes.
+            WeightsError: nothing was trained or loaded, and weights cannot be had by name.
+        """
+        require("faster_coco_eval", "train")
+        from rtdetrv4.assembly.training import build_evaluation
+        from rtdetrv4.evaluation import CocoEvaluator, ImageDetections
+        from rtdetrv4.training import make_accelerator
+
+        known = self._known_classes("Nothing to detect with")
+        own = [split.classes.names.index(name) if name in split.classes.names else -1 for name in known.names]
+        if max(own) < 0:
+            raise DatasetError(
+                f"the model finds {', '.join(known.names[:6])}, and the data set has none of these classes, but "
+                f"{', '.join(split.classes.names[:6])}; give weights that were trained for it"
+            )
+        # Only the images count: an evaluation needs labels that the model knows.
+        records = [
+            record._replace(labels=np.zeros_like(record.labels), info=record.info._replace(image_id=index))
+            for index, record in enumerate(split.records)
+        ]
+        images = split._replace(records=records, classes=known)
+        evaluator = CocoEvaluator(records, known)
+        recipe = override(self.recipe, {"imgsz": imgsz, "workers": workers})
+        build_evaluation(recipe, images, make_accelerator(str(self.device), "off"), evaluator)(self._deploy())
+        found: list[ImageDetections | None] = [None] * len(records)
+        for record, detections in zip(evaluator.records, evaluator.detections, strict=True):
+            labels = np.array(own)[detections.labels]
+            kept = ImageDetections(detections.boxes_xyxy_px, detections.scores, labels)
+            found[record.info.image_id] = ImageDetections(*(array[labels >= 0] for array in kept))
+        return found
 
     def _evaluate(
         self,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
 from rtdetrv4.distillation.similarity import SIMILARITY_FILE
+from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
 from rtdetrv4.outputs import numbered_folders, unused_folder, write_text
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from rtdetrv4.assembly.derive import Choice
     from rtdetrv4.data.formats import Splits
+    from rtdetrv4.doctor import Findings
 
 logger = logging.getLogger(__name__)
 
@@ -265,13 +267,20 @@ def package_versions() -> dict[str, str]:
     }
 
 
-def log_findings(splits: Splits) -> None:
-    """Log how a data set was read, and what was dropped, corrected or looks wrong."""
+def log_findings(splits: Splits, findings: Findings | None = None) -> None:
+    """Log how a data set was read, and what was dropped, corrected or looks wrong.
+
+    Args:
+        splits: what was read.
+        findings: of a quick check.
+    """
     for note in splits.notes:
         logger.info(note)
     for name, part in splits.parts.items():
         for problem in part.problems:
             logger.warning("%s: %s", name, problem)
+    for line in () if findings is None else summarize(findings):
+        logger.warning("%s", line)
 
 
 def fixed_changes(before: Recipe, now: Recipe, free: tuple[str, ...] = FREE_ON_RESUME) -> str:

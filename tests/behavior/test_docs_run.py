@@ -26,7 +26,7 @@ from rtdetrv4.weights import read_checkpoint, read_metadata, save_weights
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
-PAGES = ("README.md", "docs/index.md", "docs/quickstart.md", "docs/guides/training.md")
+PAGES = ("README.md", "docs/index.md", "docs/quickstart.md", "docs/guides/doctor.md", "docs/guides/training.md")
 PAGES_AFTER_TRAINING = tuple(f"docs/guides/{name}.md" for name in ("predict", "evaluate", "deploy", "report"))
 
 

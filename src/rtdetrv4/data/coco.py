@@ -11,19 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from rtdetrv4.data.document import Document, count_of, some_of
+from rtdetrv4.data.document import Document, Form, Origin, count_of, some_of
+from rtdetrv4.data.faults import Faults, Unit, stop
 from rtdetrv4.data.records import MAX_LEFT_OUT_SHARE
 from rtdetrv4.data.text import printable
 from rtdetrv4.errors import DatasetError
 
+_Numbered = tuple[int, dict[str, Any]]
+"""An entry of a list, with its number from 1."""
 MAX_NUMBER = 1e12
 MAX_SIDE = 2**31 - 1
 MAX_DIGITS = 19
 """Ids of more digits stay text, so that 64 bits suffice for the others."""
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, faults: Faults | None = None) -> Document:
     """Read one COCO file.
+
+    Args:
+        path: the file.
+        faults: collects what is wrong with single entries, instead of raising at the first one.
 
     Raises:
         DatasetError: the file is missing or damaged, or contradicts itself.
@@ -63,32 +70,32 @@ def read_document(path: Path) -> Document:
         raise DatasetError(f"{path} lists no images")
 
     problems: list[str] = []
-    image_keys = _unique_keys(images, path, "images")
-    category_keys = _unique_keys(categories, path, "categories")
+    images, image_keys = _with_unique_keys(images, path, "images", faults)
+    categories, category_keys = _with_unique_keys(categories, path, "categories", faults)
+    images, image_keys = _with_file_names(images, image_keys, path, faults)
     image_ids = _numbered(image_keys, "image", problems)
     category_ids = _numbered(category_keys, "category", problems)
     names = _category_names(categories, path, problems)
     position: dict[Any, int] = {key: index for index, key in enumerate(image_keys)}
     id_of: dict[Any, int] = dict(zip(category_keys, category_ids, strict=True))
-    annotations = _of_listed_images(rows_of["annotations"], position, path, problems)
-    for annotation in annotations:
-        if _key(annotation.get("category_id")) not in id_of:
-            raise DatasetError(
-                f"{path}: annotation {annotation.get('id')} has category {annotation.get('category_id')!r}, which is "
-                f'not under "categories" ({some_of(id_of) or "none"}); add the category or correct the annotation'
-            )
+    numbered = _of_listed_images(rows_of["annotations"], position, path, problems, faults)
+    numbered = _of_known_categories(numbered, id_of, path, faults)
+    annotations = [annotation for _, annotation in numbered]
     boxes = [_box(annotation) for annotation in annotations]
-    from_polygons = sum(
-        annotation.get("bbox") in (None, []) and box[0] == box[0]
-        for annotation, box in zip(annotations, boxes, strict=True)
+    from_polygons = np.array(
+        [
+            annotation.get("bbox") in (None, []) and box[0] == box[0]
+            for annotation, box in zip(annotations, boxes, strict=True)
+        ],
+        dtype=np.bool_,
     )
-    if from_polygons:
-        problems.append(f"{count_of(from_polygons, 'box', 'boxes')} drawn around polygons: no bbox is given")
+    if num := int(from_polygons.sum()):
+        problems.append(f"{count_of(num, 'box', 'boxes')} drawn around polygons: no bbox is given")
     return Document(
         path=path,
         image_ids=np.array(image_ids, dtype=np.int64),
-        file_names=[_file_name(image, path) for image in images],
-        sizes_hw=np.array([_size_hw(image) for image in images], dtype=np.int64),
+        file_names=[image["file_name"] for image in images],
+        sizes_hw=np.array([_size_hw(image) for image in images], dtype=np.int64).reshape(-1, 2),
         categories=dict(zip(category_ids, names, strict=True)),
         parents=frozenset(
             parent.strip()
@@ -103,27 +110,63 @@ def read_document(path: Path) -> Document:
         areas=np.array([_number(annotation.get("area")) for annotation in annotations], dtype=np.float64),
         box_format='"bbox" should be [left, top, width, height] in pixels',
         problems=tuple(problems),
+        origin=Origin(
+            files=(path,) * len(images),
+            unit="annotations",
+            numbers=np.array([number for number, _ in numbered], dtype=np.int64),
+            forms=np.where(from_polygons, Form.POLYGON, Form.BOX).astype(np.uint8),
+        ),
     )
 
 
 def _of_listed_images(
-    annotations: list[dict[str, Any]], position: Mapping[Any, int], path: Path, problems: list[str]
-) -> list[dict[str, Any]]:
+    annotations: list[dict[str, Any]],
+    position: Mapping[Any, int],
+    path: Path,
+    problems: list[str],
+    faults: Faults | None,
+) -> list[_Numbered]:
     """The annotations whose image is listed; a few strays, of deleted images, are left out."""
-    kept = [annotation for annotation in annotations if _key(annotation.get("image_id")) in position]
-    num_strays = len(annotations) - len(kept)
-    if not num_strays:
-        return annotations
-    stray = next(each for each in annotations if _key(each.get("image_id")) not in position)
+    kept: list[_Numbered] = []
+    strays: list[_Numbered] = []
+    for number, annotation in enumerate(annotations, start=1):
+        (kept if _key(annotation.get("image_id")) in position else strays).append((number, annotation))
+    if not strays:
+        return kept
+    num_strays, (_, stray) = len(strays), strays[0]
     if num_strays > MAX_LEFT_OUT_SHARE * len(annotations):
-        raise DatasetError(
+        error = DatasetError(
             f"{path}: annotation {stray.get('id')} belongs to image {stray.get('image_id')!r}, which is not under "
             f'"images", and so do {num_strays} of {len(annotations)}; add the images or delete their annotations'
         )
+        stop(error, faults)
+    if faults is not None:
+        for number, each in strays:
+            what = f"annotation {each.get('id')!r} of image {each.get('image_id')!r}, which is not listed"
+            faults.add("unlisted image", path, "annotations", number, what)
     problems.append(
         f"{count_of(num_strays, 'annotation', 'annotations')} left out: of images that are not listed (first: "
         f"annotation {stray.get('id')} of image {stray.get('image_id')!r})"
     )
+    return kept
+
+
+def _of_known_categories(
+    annotations: list[_Numbered], known: Mapping[Any, int], path: Path, faults: Faults | None
+) -> list[_Numbered]:
+    kept: list[_Numbered] = []
+    for number, annotation in annotations:
+        if _key(annotation.get("category_id")) in known:
+            kept.append((number, annotation))
+            continue
+        what = f"annotation {annotation.get('id')} has category {annotation.get('category_id')!r}, which is "
+        error = DatasetError(
+            f'{path}: {what}not under "categories" ({some_of(known) or "none"}); add the category or correct the '
+            "annotation"
+        )
+        stop(error, faults)
+        if faults is not None:
+            faults.add("unknown class", path, "annotations", number, f"{what}not listed")
     return kept
 
 
@@ -137,21 +180,61 @@ def _key(value: Any) -> int | str | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _unique_keys(rows: Sequence[Mapping[str, Any]], path: Path, key: str) -> list[int | str]:
+def _with_unique_keys(
+    rows: Sequence[Mapping[str, Any]], path: Path, key: Unit, faults: Faults | None
+) -> tuple[list[Mapping[str, Any]], list[int | str]]:
+    """The rows with their ids; of several rows of one id, where that does not raise, the first."""
+    kept: list[Mapping[str, Any]] = []
     ids: list[int | str] = []
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         value = _key(row.get("id"))
         if value is None:
-            raise DatasetError(f'{path}: every entry of "{key}" needs a number or text as id; got {row.get("id")!r}')
+            error = DatasetError(f'{path}: every entry of "{key}" needs a number or text as id; got {row.get("id")!r}')
+            stop(error, faults)
+            if faults is not None:
+                faults.add("repeated id", path, key, number, f"an entry of {key} without an id")
+            continue
+        kept.append(row)
         ids.append(value)
     repeated = [value for value, count in Counter(ids).items() if count > 1]
     if repeated:
-        raise DatasetError(
+        error = DatasetError(
             f'{path}: {count_of(len(repeated), "id occurs", "ids occur")} more than once under "{key}" (first: '
             f"{repeated[0]}), so annotations cannot be assigned; give every entry an id of its own (were two exports "
             "merged by hand?)"
         )
-    return ids
+        stop(error, faults)
+        if faults is not None:
+            return _without_repetitions(kept, ids, path, key, faults)
+    return kept, ids
+
+
+def _without_repetitions(
+    rows: Sequence[Mapping[str, Any]], ids: Sequence[int | str], path: Path, key: Unit, faults: Faults
+) -> tuple[list[Mapping[str, Any]], list[int | str]]:
+    first: dict[int | str, Mapping[str, Any]] = {}
+    for number, (id_, row) in enumerate(zip(ids, rows, strict=True), start=1):
+        if first.setdefault(id_, row) is not row:
+            faults.add("repeated id", path, key, number, f"the id {id_!r} once more under {key}")
+    return list(first.values()), list(first)
+
+
+def _with_file_names(
+    images: Sequence[Mapping[str, Any]], ids: Sequence[int | str], path: Path, faults: Faults | None
+) -> tuple[list[Mapping[str, Any]], list[int | str]]:
+    """The images with a `file_name`; `layouts` finds the files, inside the folder of the data set only."""
+    kept: list[Mapping[str, Any]] = []
+    kept_ids: list[int | str] = []
+    for number, (image, id_) in enumerate(zip(images, ids, strict=True), start=1):
+        name = image.get("file_name")
+        if isinstance(name, str) and name:
+            kept.append(image)
+            kept_ids.append(id_)
+            continue
+        stop(DatasetError(f"{path}: image {image.get('id')} has no file_name"), faults)
+        if faults is not None:
+            faults.add("missing image", path, "images", number, f"image {image.get('id')!r} has no file_name")
+    return kept, kept_ids
 
 
 def _numbered(keys: Sequence[int | str], what: str, problems: list[str]) -> list[int]:
@@ -182,14 +265,6 @@ def _category_names(categories: Sequence[Mapping[str, Any]], path: Path, problem
 def _name(value: Any) -> str:
     """A class name, which may be written as a number; empty if there is none."""
     return printable(str(value).strip()) if isinstance(value, (str, int, float)) else ""
-
-
-def _file_name(image: Mapping[str, Any], path: Path) -> str:
-    """The `file_name` of an image as it stands there; `layouts` finds the file, inside the data set's folder only."""
-    name = image.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise DatasetError(f"{path}: image {image.get('id')} has no file_name")
-    return name
 
 
 def _size_hw(image: Mapping[str, Any]) -> tuple[int, int]:

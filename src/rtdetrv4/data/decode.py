@@ -44,7 +44,7 @@ def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDAr
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
 
     try:
-        image, full_hw, orientation = _decode(data, reduction_for(scale))
+        image, full_hw, orientation = decode_reduced(data, reduction_for(scale))
     except PixelsError as error:
         raise DatasetError(f"{path} {error}") from error
 
@@ -98,8 +98,19 @@ def reduction_for(scale: float) -> int:
     return reduction
 
 
-def _decode(data: bytes, reduction: int) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
-    """The pixels as stored, H×W×3 at 1/`reduction` of the resolution, the full size (h, w) and the orientation."""
+def decode_reduced(data: bytes, reduction: int) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
+    """Decode an image file without turning it.
+
+    Args:
+        data: the content of the file.
+        reduction: 1, 2, 4 or 8.
+
+    Returns:
+        The pixels as stored, H×W×3 at 1/`reduction` of the resolution, the full size (h, w) and the orientation.
+
+    Raises:
+        PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
+    """
     if data.startswith(JPEG_MAGIC):
         # Pillow tells what is wrong, and reads odd files, such as those with bytes after the end.
         with contextlib.suppress(ValueError, MemoryError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from rtdetrv4.data.box_units import sides_in_pixels
 from rtdetrv4.data.decode import read_size, same_aspect
+from rtdetrv4.data.faults import Unit
 from rtdetrv4.data.records import MAX_LEFT_OUT_SHARE, RecordTable, Split, too_many
 from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap
@@ -19,6 +21,31 @@ CLIP_TOLERANCE = 1.0
 """Pixels by which a box may exceed its image before clipping it is reported; exporters round."""
 NUM_SIZES_CHECKED = 200
 """Images, evenly spread, whose annotated size is compared with the file's; all of them if one is wrong."""
+
+
+class Form(IntEnum):
+    """How the place of an object was written."""
+
+    BOX = 0
+    POLYGON = 1
+    """Or a rotated box, or another shape: the upright box around it is used."""
+    KEYPOINTS = 2
+    """A box, followed by key points."""
+    PREDICTION = 3
+    """A box, followed by a confidence."""
+
+
+class Origin(NamedTuple):
+    """Where annotations stand in their files, and how they are written."""
+
+    files: tuple[Path | None, ...]
+    """(M,): the annotation file of each image; None if it has none."""
+    unit: Unit
+    """What `numbers` counts."""
+    numbers: NDArray[np.int64]
+    """(N,), from 1."""
+    forms: NDArray[np.uint8]
+    """(N,) values of `Form`."""
 
 
 class Document(NamedTuple):
@@ -48,6 +75,8 @@ class Document(NamedTuple):
     """What was corrected while reading, one sentence each."""
     in_fractions: bool = False
     """The format gives boxes as fractions, and sizes are those of the files: neither is in doubt."""
+    origin: Origin | None = None
+    """None once images or boxes have been left out."""
 
 
 def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
@@ -205,7 +234,7 @@ def _without_missing(document: Document, image_dir: Path, problems: list[str]) -
             f"{document.path} lists {len(keep)} images and {len(missing)} are missing, the first is {missing[0]}; "
             f"looked in {image_dir}{example}. Put the images there, or delete their entries from the file"
         )
-    return _leave_out(document, np.array(keep), "missing", problems)
+    return leave_out(document, np.array(keep), "missing", problems)
 
 
 def _with_sizes(document: Document, image_dir: Path, problems: list[str]) -> Document:
@@ -228,7 +257,7 @@ def _with_sizes(document: Document, image_dir: Path, problems: list[str]) -> Doc
     if read:
         problems.append(f"{count_of(read, 'image size', 'image sizes')} read from the files: not in the annotations")
     readable = np.array([index not in unreadable for index in range(len(sizes_hw))])
-    return _leave_out(document._replace(sizes_hw=sizes_hw), readable, "cannot be read", problems)
+    return leave_out(document._replace(sizes_hw=sizes_hw), readable, "cannot be read", problems)
 
 
 def _with_true_sizes(document: Document, image_dir: Path, problems: list[str]) -> Document:
@@ -279,7 +308,7 @@ def _with_true_sizes(document: Document, image_dir: Path, problems: list[str]) -
             f"boxes that leave them: {contradicting[0]}; use the images that were annotated"
         )
     keep = sizes_hw[:, 0] > 0
-    return _leave_out(document._replace(sizes_hw=sizes_hw), keep, "of another shape than annotated", problems)
+    return leave_out(document._replace(sizes_hw=sizes_hw), keep, "of another shape than annotated", problems)
 
 
 def _wrong_sizes(document: Document, image_dir: Path, indices: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
@@ -296,8 +325,15 @@ def _wrong_sizes(document: Document, image_dir: Path, indices: NDArray[np.int64]
     return wrong
 
 
-def _leave_out(document: Document, keep: NDArray[np.bool_], reason: str, problems: list[str]) -> Document:
-    """The document without some of its images and their boxes."""
+def leave_out(document: Document, keep: NDArray[np.bool_], reason: str, problems: list[str]) -> Document:
+    """The document without some of its images and their boxes.
+
+    Args:
+        document: as read.
+        keep: (M,), which images stay.
+        reason: why the others do not, as a phrase.
+        problems: gets a sentence about them.
+    """
     if keep.all():
         return document
     dropped = [document.file_names[index] for index in np.flatnonzero(~keep)]
@@ -314,6 +350,7 @@ def _leave_out(document: Document, keep: NDArray[np.bool_], reason: str, problem
         boxes_xywh_px=document.boxes_xywh_px[boxes],
         is_crowd=document.is_crowd[boxes],
         areas=document.areas[boxes],
+        origin=None,
     )
 
 

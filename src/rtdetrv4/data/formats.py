@@ -6,8 +6,9 @@ name, missing images. Whatever can be corrected without guessing is corrected, c
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from rtdetrv4.data.coco import read_document
 from rtdetrv4.data.document import Document, build_split, make_class_map
@@ -19,10 +20,21 @@ from rtdetrv4.data.tree import Tree
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap
 
-__all__ = ["Record", "RecordTable", "Split", "Splits", "read_coco", "read_splits"]
+__all__ = ["LoadedData", "Record", "RecordTable", "Split", "Splits", "load_data", "read_coco", "read_splits"]
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 SPLITS = ("train", "val", "test")
+
+
+class LoadedData(NamedTuple):
+    """A data set, and how it came about."""
+
+    reading: Reading
+    documents: Mapping[str, tuple[Document, Path]]
+    """By part: the annotations before anything was dropped or corrected, and the folder of their images."""
+    classes: ClassMap | None
+    """None if no part was read."""
+    splits: Splits
 
 
 def read_splits(
@@ -48,6 +60,17 @@ def read_splits(
     Raises:
         DatasetError: there is no data set, or its annotations contradict themselves.
     """
+    return load_data(path, classes, parts, make_val=make_val).splits
+
+
+def load_data(
+    path: str | Path,
+    classes: ClassMap | None = None,
+    parts: Collection[str] = SPLITS,
+    *,
+    make_val: bool = False,
+) -> LoadedData:
+    """Read a data set as `read_splits` does, and keep what the splits were made of."""
     root = Path(path).expanduser()
     if not root.exists():
         raise DatasetError(f"{root} does not exist; give the folder of the data set or a .yaml file that describes it")
@@ -66,7 +89,7 @@ def read_splits(
     if "train" in reading.parts and "train" not in found and (makes_val or classes is None):
         found |= _read_for_names(reading, notes) if found and not makes_val else {"train": reading.parts["train"]()}
     if not found:
-        return Splits(None, None, None, tuple(notes))
+        return LoadedData(reading, {}, None, Splits(None, None, None, tuple(notes)))
 
     documents = [document for document, _ in found.values()]
     if classes is None:
@@ -85,13 +108,14 @@ def read_splits(
         notes.append(note)
     elif "train" in splits and "val" in splits:
         notes += find_copies(splits["train"], splits["val"])
-    return Splits(
+    read = Splits(
         splits.get("train") if "train" in parts else None,
         splits.get("val"),
         splits.get("test"),
         tuple(notes),
         is_val_made=makes_val and "val" in splits,
     )
+    return LoadedData(reading, found, classes, read)
 
 
 def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classes: ClassMap | None = None) -> Split:

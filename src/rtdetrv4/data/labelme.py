@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from rtdetrv4.data.document import Document, count_of
+from rtdetrv4.data.document import Document, Form, Origin, count_of
+from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.text import printable, read_text
 from rtdetrv4.data.tree import Tree, parts_of, split_of
+from rtdetrv4.data.voc import note_other_image
 from rtdetrv4.errors import DatasetError
 
 BOX_FORMAT = '"points" should be a list of [x, y] in pixels'
 AREALESS = ("point", "points", "line", "linestrip")
 
 
-def read_labelme(files: Sequence[str], tree: Tree) -> Document:
+def read_labelme(files: Sequence[str], tree: Tree, faults: Faults | None = None) -> Document:
     """Read the annotations of one part; its file names are relative to the folder of the data set.
 
     Every shape becomes the box around it, shapes of one class and group (`group_id`) in a file the box around all of
@@ -28,23 +30,37 @@ def read_labelme(files: Sequence[str], tree: Tree) -> Document:
     Args:
         files: the JSON files.
         tree: the files of the data set.
+        faults: collects what is wrong with single files and shapes, instead of raising at the first one.
 
     Raises:
         DatasetError: a file is not LabelMe's, or a shape has no label.
     """
-    contents = [_parse(tree.path(file)) for file in files]
+    files, contents = _parse_all(files, tree, faults)
     shapes = [
         (index, number, label, box)
         for index, (file, content) in enumerate(zip(files, contents, strict=True))
-        for number, label, box in _boxes(tree.path(file), content["shapes"])
+        for number, label, box in _boxes(tree.path(file), content["shapes"], faults)
     ]
-    num_left_out = sum(shape.get("shape_type") in AREALESS for content in contents for shape in content["shapes"])
+    without_area = [
+        (file, number, shape["shape_type"])
+        for file, content in zip(files, contents, strict=True)
+        for number, shape in enumerate(content["shapes"], start=1)
+        if shape.get("shape_type") in AREALESS
+    ]
+    num_left_out = len(without_area)
+    if faults is not None:
+        for file, number, kind in without_area:
+            faults.add("no area", tree.path(file), "shapes", number, f"a {kind}")
     names = sorted({label for _, _, label, _ in shapes})
     number_of = {name: number for number, name in enumerate(names)}
+    images = [_image(file, content, tree) for file, content in zip(files, contents, strict=True)]
+    if faults is not None:
+        for file, content, image in zip(files, contents, images, strict=True):
+            note_other_image(str(content.get("imagePath") or ""), image, tree.path(file), faults)
     return Document(
         path=tree.path(files[0]).parent,
         image_ids=np.arange(len(files)),
-        file_names=[_image(file, content, tree) for file, content in zip(files, contents, strict=True)],
+        file_names=images,
         sizes_hw=np.array([_size_hw(content) for content in contents], dtype=np.int64),
         categories=dict(enumerate(names)),
         parents=frozenset(),
@@ -58,7 +74,35 @@ def read_labelme(files: Sequence[str], tree: Tree) -> Document:
         problems=(f"{count_of(num_left_out, 'point or line', 'points or lines')} left out: no area",)
         if num_left_out
         else (),
+        origin=Origin(
+            files=tuple(map(tree.path, files)),
+            unit="shapes",
+            numbers=np.array([number for _, number, _, _ in shapes], dtype=np.int64),
+            forms=np.array(
+                [_form(contents[index]["shapes"][number - 1]) for index, number, _, _ in shapes], dtype=np.uint8
+            ),
+        ),
     )
+
+
+def _form(shape: Mapping[str, Any]) -> Form:
+    return Form.BOX if shape.get("shape_type") == "rectangle" else Form.POLYGON
+
+
+def _parse_all(files: Sequence[str], tree: Tree, faults: Faults | None) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """The files with their content; those that cannot be parsed are left out where that does not raise."""
+    contents: dict[str, dict[str, Any]] = {}
+    for file in files:
+        try:
+            contents[file] = _parse(tree.path(file))
+        except DatasetError as error:
+            if faults is None:
+                raise
+            stop(error, faults)
+            faults.add("damaged file", tree.path(file), "file", 0, "no LabelMe file")
+    if not contents and faults is not None and faults.stop is not None:
+        raise faults.stop
+    return list(contents), list(contents.values())
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -73,7 +117,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _boxes(
-    path: Path, shapes: Sequence[Mapping[str, Any]]
+    path: Path, shapes: Sequence[Mapping[str, Any]], faults: Faults | None
 ) -> Iterator[tuple[int, str, tuple[float, float, float, float]]]:
     """Number, label, and left, top, width and height of each object; NaNs if its points are none."""
     objects: dict[Any, tuple[int, str, list[tuple[float, float]]]] = {}
@@ -82,7 +126,10 @@ def _boxes(
             continue
         label = shape.get("label")
         if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
-            raise DatasetError(f'{path}: shape {number} has no text as "label"; got {label!r}')
+            stop(DatasetError(f'{path}: shape {number} has no text as "label"; got {label!r}'), faults)
+            if faults is not None:
+                faults.add("no class", path, "shapes", number, f"shape {number} has the label {label!r}")
+            continue
         label = printable(str(label).strip())
         group = shape.get("group_id")
         key = (label, group) if isinstance(group, int | str) else number

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from rtdetrv4.data.document import Document, count_of, some_of
+from rtdetrv4.data.document import Document, Form, Origin, count_of, some_of
+from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.records import too_many
-from rtdetrv4.data.tree import Tree, folder_of, parts_of, split_of
+from rtdetrv4.data.tree import Tree, folder_of, name_of, parts_of, split_of
 from rtdetrv4.errors import DatasetError
 
 ANNOTATION_FOLDERS = frozenset({"annotations", "annotation", "annots", "xmls", "xml", "labels"})
@@ -20,7 +21,9 @@ IMAGE_FOLDERS = frozenset({"jpegimages", "images", "image", "imgs", "img"})
 BOX_FORMAT = "<bndbox> should hold <xmin>, <ymin>, <xmax> and <ymax> in pixels"
 
 
-def read_voc(files: Sequence[str], tree: Tree, background: Sequence[str] = ()) -> Document:
+def read_voc(
+    files: Sequence[str], tree: Tree, background: Sequence[str] = (), faults: Faults | None = None
+) -> Document:
     """Read the annotations of one part; its file names are relative to the folder of the data set.
 
     Classes are numbered from 0 in the order of their names. Boxes are used as given, including difficult ones.
@@ -29,12 +32,13 @@ def read_voc(files: Sequence[str], tree: Tree, background: Sequence[str] = ()) -
         files: the XML files.
         tree: the files of the data set.
         background: images of the part without an XML file.
+        faults: collects what is wrong with single files and objects, instead of raising at the first one.
 
     Raises:
         DatasetError: a file is not a Pascal VOC annotation.
     """
     problems: list[str] = []
-    files, roots = _parse_all(files, tree, problems)
+    files, roots = _parse_all(files, tree, problems, faults)
     objects = [
         (index, number, each)
         for index, root in enumerate(roots)
@@ -44,7 +48,12 @@ def read_voc(files: Sequence[str], tree: Tree, background: Sequence[str] = ()) -
     if len(named) < len(objects):
         index, number, _ = next(each for each in objects if not _name(each[2]))
         if not named:
-            raise DatasetError(f"{tree.path(files[index])}: object {number} has no <name>, nor has any other object")
+            error = DatasetError(f"{tree.path(files[index])}: object {number} has no <name>, nor has any other object")
+            stop(error, faults)
+        if faults is not None:
+            for index, number, each in objects:
+                if not _name(each):
+                    faults.add("no class", tree.path(files[index]), "object", number, f"object {number} has no <name>")
         problems.append(
             f"{count_of(len(objects) - len(named), 'box', 'boxes')} dropped: no <name> (first: object {number} of "
             f"{PurePosixPath(files[index]).name})"
@@ -55,11 +64,18 @@ def read_voc(files: Sequence[str], tree: Tree, background: Sequence[str] = ()) -
     number_of = {name: number for number, name in enumerate(names)}
     corners = np.array([_corners(each) for _, _, each in objects], dtype=np.float64).reshape(-1, 2, 2)
     low, high = corners.min(axis=1), corners.max(axis=1)
-    swapped = int((corners[:, 0] > corners[:, 1]).any(axis=1).sum())
+    swapped = np.flatnonzero((corners[:, 0] > corners[:, 1]).any(axis=1)).tolist()
     if swapped:
-        problems.append(f"{count_of(swapped, 'box', 'boxes')} turned round: a minimum was above its maximum")
+        if faults is not None:
+            for index, number, each in map(objects.__getitem__, swapped):
+                values = " ".join(f"{value:g}" for value in _corners(each))
+                faults.add("inverted box", tree.path(files[index]), "object", number, f"xmin ymin xmax ymax {values}")
+        problems.append(f"{count_of(len(swapped), 'box', 'boxes')} turned round: a minimum was above its maximum")
     image_folders = [folder for folder in tree.folders if PurePosixPath(folder).name.lower() in IMAGE_FOLDERS]
     images = [_image(file, root, tree, image_folders) for file, root in zip(files, roots, strict=True)]
+    if faults is not None:
+        for file, root, image in zip(files, roots, images, strict=True):
+            note_other_image((root.findtext("filename") or "").strip(), image, tree.path(file), faults)
     sizes_hw = [*map(_size_hw, roots), *((0, 0) for _ in background)]
     return Document(
         path=tree.path(files[0]).parent,
@@ -76,10 +92,18 @@ def read_voc(files: Sequence[str], tree: Tree, background: Sequence[str] = ()) -
         areas=np.full(len(objects), math.nan),
         box_format=BOX_FORMAT,
         problems=tuple(problems),
+        origin=Origin(
+            files=(*map(tree.path, files), *(None for _ in background)),
+            unit="object",
+            numbers=np.array([number for _, number, _ in objects], dtype=np.int64),
+            forms=np.full(len(objects), Form.BOX, dtype=np.uint8),
+        ),
     )
 
 
-def _parse_all(files: Sequence[str], tree: Tree, problems: list[str]) -> tuple[list[str], list[ElementTree.Element]]:
+def _parse_all(
+    files: Sequence[str], tree: Tree, problems: list[str], faults: Faults | None
+) -> tuple[list[str], list[ElementTree.Element]]:
     """The files that can be parsed, with their content; a few others are left out."""
     roots: dict[str, ElementTree.Element] = {}
     damaged: dict[str, DatasetError] = {}
@@ -89,7 +113,12 @@ def _parse_all(files: Sequence[str], tree: Tree, problems: list[str]) -> tuple[l
         except DatasetError as error:
             damaged[file] = error
     if too_many(len(damaged), len(files)):
-        raise next(iter(damaged.values()))
+        if not roots:
+            raise next(iter(damaged.values()))
+        stop(next(iter(damaged.values())), faults)
+    if faults is not None:
+        for file, error in damaged.items():
+            faults.add("damaged file", tree.path(file), "file", 0, str(error.__cause__))
     if damaged:
         problems.append(
             f"{count_of(len(damaged), 'image', 'images')} left out: annotations cannot be read ({some_of(damaged)})"
@@ -123,6 +152,14 @@ def _image(file: str, root: ElementTree.Element, tree: Tree, image_folders: Sequ
         if parts_of(name) and (image := tree.nearest(name, prefer, split=split_of(folder_of(file)))):
             return image
     return "/".join(parts_of(annotated)) or stem
+
+
+def note_other_image(annotated: str, image: str, file: Path, faults: Faults) -> None:
+    """Note that an annotation file names another image than the one that it is taken to belong to."""
+    named = (parts_of(annotated) or [""])[-1]
+    if named != name_of(image):
+        what = f'names "{named}"' if named else "names no image"
+        faults.add("other image", file, "file", 0, f"{what}, taken for {name_of(image)}")
 
 
 def _size_hw(tree: ElementTree.Element) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rtdetrv4.data.decode import read_size as _size_hw
-from rtdetrv4.data.document import Document, count_of, some_of
+from rtdetrv4.data.document import Document, Origin, count_of, some_of
+from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.records import too_many
 from rtdetrv4.data.yolo_labels import BOX_FORMAT, read_label_files
 from rtdetrv4.errors import DatasetError
@@ -49,6 +50,7 @@ def read_labels(
     files: Sequence[Path | None],
     names: dict[int, str],
     keypoints: tuple[int, int] | None = None,
+    faults: Faults | None = None,
 ) -> Document:
     """Read the annotations of one part.
 
@@ -61,6 +63,7 @@ def read_labels(
         files: the label file of each image.
         names: the class names by number.
         keypoints: the number of key points and of values for each, if every box is followed by them.
+        faults: collects what is wrong with single files and lines, instead of raising at the first one.
 
     Raises:
         DatasetError: images cannot be read, or a label is of an unknown class.
@@ -73,13 +76,17 @@ def read_labels(
         except DatasetError:
             unreadable.append(image)
     if too_many(len(unreadable), len(images)):
-        raise DatasetError(
+        error = DatasetError(
             f"{len(unreadable)} of {len(images)} images in {folder} cannot be read, the first is {unreadable[0]}; "
             "replace or delete them"
         )
+        if not sizes:
+            raise error
+        stop(error, faults)
     label_of = dict(zip(images, files, strict=True))
-    labels = read_label_files([label_of[image] for image in sizes], names, keypoints)
     images = list(sizes)
+    label_files = tuple(label_of[image] for image in images)
+    labels = read_label_files(label_files, names, keypoints, faults)
     sizes_hw = np.array(list(sizes.values()), dtype=np.int64)
     left_out = f"{count_of(len(unreadable), 'image', 'images')} left out: cannot be read ({some_of(unreadable)})"
     return Document(
@@ -98,4 +105,5 @@ def read_labels(
         box_format=BOX_FORMAT,
         problems=(left_out, *labels.problems) if unreadable else labels.problems,
         in_fractions=True,
+        origin=Origin(label_files, "line", labels.numbers, labels.forms),
     )

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetrv4.data.document import count_of, some_of
+from rtdetrv4.data.document import Form, count_of, some_of
+from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.errors import DatasetError
 
 BOX_FORMAT = (
@@ -30,15 +31,22 @@ class Labels(NamedTuple):
 
     where: list[str]
     """File and line of each object, for messages."""
+    numbers: NDArray[np.int64]
+    """The line of each object, from 1."""
     file_index: NDArray[np.int64]
     class_ids: NDArray[np.int64]
     boxes_xywh: NDArray[np.float64]
     """(N, 4) left, top, width and height as fractions of the image size; NaN if the line holds none."""
+    forms: NDArray[np.uint8]
+    """(N,) values of `Form`."""
     problems: tuple[str, ...]
 
 
 def read_label_files(
-    files: Sequence[Path | None], names: Mapping[int, str], keypoints: tuple[int, int] | None = None
+    files: Sequence[Path | None],
+    names: Mapping[int, str],
+    keypoints: tuple[int, int] | None = None,
+    faults: Faults | None = None,
 ) -> Labels:
     """Read label files; polygons and rotated boxes become the upright boxes around them, key points are left out.
 
@@ -46,38 +54,66 @@ def read_label_files(
         files: a file for each image; None for an image without one.
         names: the classes.
         keypoints: the number of key points and of values for each, if every box is followed by them.
+        faults: collects files and lines that cannot be used, instead of raising at the first one.
 
     Raises:
         DatasetError: a file is no text, a class is not one of `names`, or boxes are in pixels.
     """
     where: list[str] = []
+    numbers: list[int] = []
     file_index: list[int] = []
     class_ids: list[int] = []
     rows: list[list[float]] = []
     for index, file in enumerate(files):
         if file is None:
             continue
-        for number, line in enumerate(_text(file).splitlines(), start=1):
-            if fields := line.split():
+        for number, line in enumerate(_text(file, faults).splitlines(), start=1):
+            if (fields := line.split()) and (label := _class(file, number, fields[0], names, faults)) is not None:
                 where.append(f"{file.name}:{number}")
+                numbers.append(number)
                 file_index.append(index)
-                class_ids.append(_class(file, number, fields[0], names))
+                class_ids.append(label)
                 rows.append(_numbers(fields[1:]))
     problems: list[str] = []
-    boxes = _boxes(rows, keypoints, problems)
+    boxes, forms = _boxes(rows, keypoints, problems)
     in_pixels = np.flatnonzero((np.abs(boxes) > MAX_FRACTION).any(axis=1))
     if len(in_pixels) > MAX_PIXEL_SHARE * len(boxes):
         first = int(in_pixels[0])
-        raise DatasetError(
+        error = DatasetError(
             f"{files[file_index[first]]}: boxes seem to be in pixels ({len(in_pixels)} of {len(boxes)}, first: "
             f"{some_of(f'{value:g}' for value in rows[first][:4])} in {where[first]}); {BOX_FORMAT}"
         )
-    return Labels(
+        stop(error, faults)
+    labels = Labels(
         where,
+        np.array(numbers, dtype=np.int64),
         np.array(file_index, dtype=np.int64),
         np.array(class_ids, dtype=np.int64),
         boxes,
+        forms,
         tuple(problems),
+    )
+    return labels if faults is None or not len(in_pixels) else _without(labels, in_pixels.tolist(), files, rows, faults)
+
+
+def _without(
+    labels: Labels, in_pixels: Sequence[int], files: Sequence[Path | None], rows: list[list[float]], faults: Faults
+) -> Labels:
+    """The labels without those in pixels, which are noted."""
+    for index in in_pixels:
+        if file := files[labels.file_index[index]]:
+            values = " ".join(f"{value:g}" for value in rows[index][:4])
+            faults.add("box in pixels", file, "line", int(labels.numbers[index]), f"{values}, not fractions")
+    left_out = set(in_pixels)
+    keep = np.array([index not in left_out for index in range(len(rows))])
+    return Labels(
+        [where for where, kept in zip(labels.where, keep, strict=True) if kept],
+        labels.numbers[keep],
+        labels.file_index[keep],
+        labels.class_ids[keep],
+        labels.boxes_xywh[keep],
+        labels.forms[keep],
+        labels.problems,
     )
 
 
@@ -95,23 +131,32 @@ def keypoint_shape(path: Path, content: Mapping[str, Any]) -> tuple[int, int] | 
     raise DatasetError(f'{path}: "kpt_shape" should be [number of key points, 2 or 3], such as [17, 3]; got {given!r}')
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, faults: Faults | None) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file} cannot be read as text: {error}") from error
+        unreadable = DatasetError(f"{file} cannot be read as text: {error}")
+        if faults is None:
+            raise unreadable from error
+        stop(unreadable, faults)
+        faults.add("damaged file", file, "file", 0, "no UTF-8 text")
+        return ""
 
 
-def _class(file: Path, number: int, text: str, names: Mapping[int, str]) -> int:
+def _class(file: Path, number: int, text: str, names: Mapping[int, str], faults: Faults | None) -> int | None:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if value not in names:
-        raise DatasetError(
+        error = DatasetError(
             f"{file}, line {number}: class {text} is not one of the {len(names)} in the YAML file "
             f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}"
         )
+        stop(error, faults)
+        if faults is not None:
+            faults.add("unknown class", file, "line", number, f"class {text}, of {len(names)} from 0")
+        return None
     return int(value)
 
 
@@ -124,23 +169,27 @@ def _numbers(fields: Sequence[str]) -> list[float]:
     return values if all(map(math.isfinite, values)) else []
 
 
-def _boxes(rows: list[list[float]], keypoints: tuple[int, int] | None, problems: list[str]) -> NDArray[np.float64]:
-    """The box of each line, from what all lines have in common."""
+def _boxes(
+    rows: list[list[float]], keypoints: tuple[int, int] | None, problems: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """The box of each line and the form it has, from what all lines have in common."""
     boxes = np.full((len(rows), 4), math.nan)
+    forms = np.full(len(rows), Form.BOX, dtype=np.uint8)
     with_confidence = bool(rows) and all(len(row) == 5 and 0 <= row[4] <= 1 for row in rows)
     pose = (4 + keypoints[0] * keypoints[1]) if keypoints else _pose_length(rows)
-    num_poses = num_polygons = 0
     for index, row in enumerate(rows):
         if len(row) == 4 or with_confidence:
             boxes[index] = _upright(row)
         elif len(row) == pose:
             boxes[index] = _upright(row)
-            num_poses += 1
+            forms[index] = Form.KEYPOINTS
         elif len(row) >= 6 and len(row) % 2 == 0:
             left, top = min(row[::2]), min(row[1::2])
             boxes[index] = left, top, max(row[::2]) - left, max(row[1::2]) - top
-            num_polygons += 1
+            forms[index] = Form.POLYGON
+    num_poses, num_polygons = int((forms == Form.KEYPOINTS).sum()), int((forms == Form.POLYGON).sum())
     if with_confidence:
+        forms[:] = Form.PREDICTION
         problems.append("every line ends with a confidence, as predictions do; it is ignored")
     if num_poses:
         reason = "kpt_shape says so" if keypoints else "the key points lie in their boxes"
@@ -150,7 +199,7 @@ def _boxes(rows: list[list[float]], keypoints: tuple[int, int] | None, problems:
             f"{count_of(num_polygons, 'polygon or rotated box', 'polygons or rotated boxes')} replaced by the upright "
             "boxes around them"
         )
-    return boxes
+    return boxes, forms
 
 
 def _upright(row: Sequence[float]) -> tuple[float, float, float, float]:

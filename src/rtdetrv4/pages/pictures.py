@@ -112,5 +112,6 @@ def encode(pictures: Sequence[np.ndarray], max_bytes: int = MAX_PICTURE_BYTES) -
 
 def _uri(picture: np.ndarray, quality: int) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=quality, optimize=True)
+    # Thin lines keep their color only without subsampling.
+    Image.fromarray(picture).save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

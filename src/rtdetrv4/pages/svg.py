@@ -17,7 +17,7 @@ import numpy as np
 
 WIDTH = 420
 FONT = 12
-CHARACTER = 0.57 * FONT
+CHARACTER = 0.65 * FONT
 """Width of an average character, for what has to fit."""
 MAX_POINTS = 300
 NUM_COLORS = 8

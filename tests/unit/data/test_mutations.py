@@ -1,5 +1,7 @@
 """Damaged annotation files: images and a warning, or one `DatasetError`; nothing else, and never silence.
 
+The doctor finds what stops training, and nothing stops the doctor.
+
 RTDETRV4_MUTATIONS=3000 tries that many damages of each format instead of a few.
 """
 
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rtdetrv4.data.formats import read_splits
+from rtdetrv4.doctor import doctor
 from rtdetrv4.errors import DatasetError
 
 NUM_EXAMPLES = int(os.environ.get("RTDETRV4_MUTATIONS", "30"))
@@ -181,16 +184,22 @@ def test_damaged_files(tmp_path_factory: pytest.TempPathFactory, write: Callable
     def check(change: tuple[str, bytes]) -> None:
         name, content = change
         (root / name).write_bytes(content)
+        findings = doctor(root)
+        json.loads(findings.to_json())
+        stops = {"D001", "D003"}.intersection(finding.code for finding in findings.findings)
         try:
             splits = read_splits(root)
         except DatasetError as error:
             assert "\n" not in str(error)  # noqa: PT017
+            assert stops, "the doctor does not say that training stops"
         else:
             assert sum(len(part.records) for part in splits.parts.values()) > 0
             told = [*splits.notes, *(problem for part in splits.parts.values() for problem in part.problems)]
             assert all("\n" not in each for each in told)
             num_boxes = sum(len(record.labels) for part in splits.parts.values() for record in part.records)
             assert num_boxes or len(told) > 1, "all boxes are gone, and nothing says so"
+            is_trained_on = splits.train is not None and any(len(record.labels) for record in splits.train.records)
+            assert bool(stops) != is_trained_on, "the doctor says that training stops, and it does not, or the reverse"
         finally:
             (root / name).write_text(files[name], encoding="utf-8")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rtdetrv4.data.coco import read_document
 from rtdetrv4.data.document import Document, some_of
+from rtdetrv4.data.faults import Faults
 from rtdetrv4.data.layouts.joining import join_documents
 from rtdetrv4.data.layouts.reading import AbsentPartError, Reading
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, name_of, parts_of, split_of, stem_of
@@ -160,9 +161,13 @@ def locate(document: Document, tree: Tree, folders: Sequence[str], split: str | 
     return document._replace(file_names=found), tree.root
 
 
-def _read_files(tree: Tree, files: Sequence[str], split: str | None) -> tuple[Document, Path]:
-    located = [locate(read_document(tree.path(file)), tree, _image_folders(file, split), split) for file in files]
-    return located[0] if len(located) == 1 else join_documents(located)
+def _read_files(
+    tree: Tree, files: Sequence[str], split: str | None, *, faults: Faults | None = None
+) -> tuple[Document, Path]:
+    located = [
+        locate(read_document(tree.path(file), faults), tree, _image_folders(file, split), split) for file in files
+    ]
+    return located[0] if len(located) == 1 else join_documents(located, faults)
 
 
 def _image_folders(file: str, split: str | None) -> list[str]:
@@ -175,13 +180,15 @@ def _image_folders(file: str, split: str | None) -> list[str]:
     return [f"{base}/{place}".strip("/") for base in bases for place in usual]
 
 
-def _read_named(path: Path, entries: Sequence[str], folder: str | None, split: str) -> tuple[Document, Path]:
+def _read_named(
+    path: Path, entries: Sequence[str], folder: str | None, split: str, *, faults: Faults | None = None
+) -> tuple[Document, Path]:
     files = [path.parent / entry.replace("\\", "/") for entry in entries]
     if not any(file.is_file() for file in files):
         raise AbsentPartError(f'{path}: "{split}" is {some_of(entries)}, which does not exist; looked for {files[0]}')
     located = []
     for file in files:
-        document = read_document(file)
+        document = read_document(file, faults)
         if folder is not None:
             located.append(locate(document, Tree(path.parent / folder), [""]))
         elif file.is_relative_to(path.parent):
@@ -189,4 +196,4 @@ def _read_named(path: Path, entries: Sequence[str], folder: str | None, split: s
             located.append(locate(document, Tree(path.parent), _image_folders(relative, split), split))
         else:
             located.append(locate(document, Tree(file.parent), [""]))
-    return located[0] if len(located) == 1 else join_documents(located)
+    return located[0] if len(located) == 1 else join_documents(located, faults)

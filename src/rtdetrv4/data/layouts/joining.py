@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from rtdetrv4.data.document import Document, count_of
+from rtdetrv4.data.document import Document, Origin, count_of
+from rtdetrv4.data.faults import Faults
 
 
-def join_documents(located: Sequence[tuple[Document, Path]]) -> tuple[Document, Path]:
+def join_documents(located: Sequence[tuple[Document, Path]], faults: Faults | None = None) -> tuple[Document, Path]:
     """Join the annotations of one part; images are numbered anew, and classes are matched by name.
 
     A document that lists images of a larger one is another version of it, and is left out.
 
     Args:
         located: the documents, each with the folder that its file names are relative to.
+        faults: collects the documents that are left out.
     """
     root = Path(os.path.commonpath([folder for _, folder in located]))
     documents: list[Document] = []
@@ -31,6 +33,10 @@ def join_documents(located: Sequence[tuple[Document, Path]]) -> tuple[Document, 
                 f"{min(shared)}) are also in another file of this part, with at least as many boxes; give the file to "
                 "use as data"
             )
+            if faults is not None:
+                faults.add(
+                    "file left out", document.path, "file", 0, f"lists {len(shared)} images that another file lists too"
+                )
             continue
         documents.append(document)
         names += own
@@ -57,7 +63,20 @@ def join_documents(located: Sequence[tuple[Document, Path]]) -> tuple[Document, 
         is_crowd=np.concatenate([document.is_crowd for document in documents]),
         areas=np.concatenate([document.areas for document in documents]),
         problems=(*problems, *(problem for document in documents for problem in document.problems)),
+        origin=_joined(documents),
     ), root
+
+
+def _joined(documents: Sequence[Document]) -> Origin | None:
+    origins = [document.origin for document in documents if document.origin is not None]
+    if len(origins) < len(documents):
+        return None
+    return Origin(
+        files=tuple(file for origin in origins for file in origin.files),
+        unit=origins[0].unit,
+        numbers=np.concatenate([origin.numbers for origin in origins]),
+        forms=np.concatenate([origin.forms for origin in origins]),
+    )
 
 
 def _shared_ids(documents: Sequence[Document]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rtdetrv4.data.document import Document, count_of
+from rtdetrv4.data.faults import Faults
 from rtdetrv4.data.labelme import read_labelme
 from rtdetrv4.data.layouts.coco import peek
 from rtdetrv4.data.layouts.reading import Reading, below_common_folder
@@ -43,7 +44,9 @@ def _is_labelme(path: Path) -> bool:
     return bool(_SHAPES.search(text) and _IMAGE.search(text))
 
 
-def _read(tree: Tree, files: Sequence[str], annotated: frozenset[str]) -> tuple[Document, Path]:
-    document = read_labelme(files, tree)
+def _read(
+    tree: Tree, files: Sequence[str], annotated: frozenset[str], *, faults: Faults | None = None
+) -> tuple[Document, Path]:
+    document = read_labelme(files, tree, faults)
     problems = (*left_out(document, tree, annotated), *document.problems)
     return below_common_folder(document._replace(problems=problems), tree)

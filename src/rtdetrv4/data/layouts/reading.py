@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rtdetrv4.data.document import Document
+from rtdetrv4.data.faults import Faults
 from rtdetrv4.data.tree import Tree, folder_of
 from rtdetrv4.errors import DatasetError
 
-Part = Callable[[], tuple[Document, Path]]
-"""Reads one part; returns its annotations and the folder that their file names are relative to."""
+
+class Part(Protocol):
+    """Reads one part of a data set."""
+
+    def __call__(self, *, faults: Faults | None = None) -> tuple[Document, Path]:
+        """Read the part.
+
+        Args:
+            faults: collects what is wrong with single annotations, instead of raising at the first one.
+
+        Returns:
+            The annotations, and the folder that their file names are relative to.
+
+        Raises:
+            DatasetError: the part cannot be read.
+        """
+        ...
 
 
 class Reading(NamedTuple):

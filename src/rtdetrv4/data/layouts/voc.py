@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rtdetrv4.data.document import Document, count_of
+from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.layouts.reading import Part, Reading, below_common_folder
 from rtdetrv4.data.records import too_many
 from rtdetrv4.data.text import read_lines
@@ -72,7 +73,7 @@ def _lists(tree: Tree) -> dict[str, list[str]]:
     return {split: found[split] for split in SPLIT_WORDS if split in found}
 
 
-def _read_listed(tree: Tree, lists: Sequence[str]) -> tuple[Document, Path]:
+def _read_listed(tree: Tree, lists: Sequence[str], *, faults: Faults | None = None) -> tuple[Document, Path]:
     files: list[str] = []
     background: list[str] = []
     problems: list[str] = []
@@ -82,7 +83,7 @@ def _read_listed(tree: Tree, lists: Sequence[str]) -> tuple[Document, Path]:
         # A tree may hold several sets of the challenges, each with lists of its own.
         prefer = [file[: len(base)].rstrip("/")]
         missing = []
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
             stems = list(_stems(line))
             if xml := next(filter(None, (tree.nearest(f"{stem}.xml", prefer, (".xml",)) for stem in stems)), None):
                 files.append(xml)
@@ -90,11 +91,14 @@ def _read_listed(tree: Tree, lists: Sequence[str]) -> tuple[Document, Path]:
                 background.append(image)
             else:
                 missing.append(f"{stems[-1]}.xml")
+                if faults is not None:
+                    faults.add("missing image", tree.path(file), "line", number, f"{line} has no image and no XML file")
         if too_many(len(missing), len(lines)):
-            raise DatasetError(
+            error = DatasetError(
                 f"{tree.path(file)} lists {count_of(len(missing), 'image', 'images')} without annotations; the first "
                 f"missing file is {missing[0]}"
             )
+            stop(error, faults)
         if missing:
             problems.append(
                 f"{count_of(len(missing), 'image', 'images')} of {file} left out: no annotations and no image (first: "
@@ -107,7 +111,7 @@ def _read_listed(tree: Tree, lists: Sequence[str]) -> tuple[Document, Path]:
             f"{count_of(len(background), 'image', 'images')} listed without an XML file, taken as background (first: "
             f"{background[0]})"
         )
-    document = read_voc(list(dict.fromkeys(files)), tree, list(dict.fromkeys(background)))
+    document = read_voc(list(dict.fromkeys(files)), tree, list(dict.fromkeys(background)), faults)
     return below_common_folder(document._replace(problems=(*problems, *document.problems)), tree)
 
 
@@ -121,8 +125,10 @@ def _stems(line: str) -> Iterator[str]:
             yield text.rpartition(".")[0]
 
 
-def _read(tree: Tree, files: Sequence[str], annotated: frozenset[str]) -> tuple[Document, Path]:
-    document = read_voc(files, tree)
+def _read(
+    tree: Tree, files: Sequence[str], annotated: frozenset[str], *, faults: Faults | None = None
+) -> tuple[Document, Path]:
+    document = read_voc(files, tree, faults=faults)
     problems = (*left_out(document, tree, annotated), *document.problems)
     return below_common_folder(document._replace(problems=problems), tree)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rtdetrv4.data.document import Document, count_of, some_of
+from rtdetrv4.data.faults import Fault, Faults, stop
 from rtdetrv4.data.layouts.coco import EXAMPLE, describe_coco_yaml, names_coco_files
 from rtdetrv4.data.layouts.reading import AbsentPartError, Part, Reading
 from rtdetrv4.data.records import too_many
@@ -40,9 +41,14 @@ class _Labeled(NamedTuple):
     folder: Path
     """What the names of the images are relative to."""
     problems: tuple[str, ...] = ()
+    missing: tuple[Fault, ...] = ()
+    """Lines of a list that name no image, where they are collected."""
 
 
-_Files = Callable[[], _Labeled]
+class _Files(Protocol):
+    """Finds the files of one part."""
+
+    def __call__(self, *, faults: Faults | None = None) -> _Labeled: ...
 
 
 def recognize_yaml(tree: Tree) -> Reading | None:
@@ -106,7 +112,7 @@ def describe_yaml(path: Path, content: Mapping[str, Any], tree: Tree | None = No
             split: partial(_described, path, base, tree, split, entry) for split, entry in entries.items()
         }
     else:
-        files = {split: lambda found=found: found for split, found in _assigned(tree).items()}
+        files = {split: partial(_found, found) for split, found in _assigned(tree).items()}
     if not files:
         raise DatasetError(f'{path} names no images; expected entries such as "train: images/train", "val: images/val"')
     if names is None:
@@ -135,7 +141,7 @@ def recognize_yolo(tree: Tree) -> Reading | None:
         names = _numbered(files.values(), None)
         notes = (_numbers_note("classes.txt", names),)
     parts: dict[str, Part] = {
-        split: partial(_read, tree.root, lambda found=found: found, names) for split, found in files.items()
+        split: partial(_read, tree.root, partial(_found, found), names) for split, found in files.items()
     }
     what = f"YOLO label files with the class names in {source}" if source else "YOLO label files"
     return Reading("YOLO", what, parts, "a data.yaml with train, val and names", notes)
@@ -172,7 +178,7 @@ def _base(path: Path, content: Mapping[str, Any]) -> Path:
     return Path(os.path.normpath(found)) if found != path.parent else found
 
 
-def _described(path: Path, base: Path, tree: Tree, split: str, entry: Any) -> _Labeled:
+def _described(path: Path, base: Path, tree: Tree, split: str, entry: Any, *, faults: Faults | None = None) -> _Labeled:
     entries = entry if isinstance(entry, list) else [entry]
     if not entries or not all(isinstance(each, str) for each in entries):
         raise DatasetError(f'{path}: "{split}" should be a folder of images or a list of folders; got {entry!r}')
@@ -187,7 +193,7 @@ def _described(path: Path, base: Path, tree: Tree, split: str, entry: Any) -> _L
             prefix = "" if relative == "." else f"{relative}/"
             found = [image for image in own_tree.images if image.startswith(prefix)]
         else:
-            found = _listed(own_tree, relative, problems)
+            found = _listed(own_tree, relative, problems, faults)
         images += map(own_tree.path, found)
         labels += (None if label is None else own_tree.path(label) for label in _labels_of(own_tree, found))
     if not images:
@@ -228,7 +234,7 @@ def _data_folder(place: Path) -> Path:
     return folder if above is None else Path(*folder.parts[:above])
 
 
-def _listed(tree: Tree, file: str, problems: list[str]) -> list[str]:
+def _listed(tree: Tree, file: str, problems: list[str], faults: Faults | None) -> list[str]:
     """The images that a text file lists."""
     place = tree.path(file)
     if suffix_of(file) != ".txt":
@@ -238,10 +244,17 @@ def _listed(tree: Tree, file: str, problems: list[str]) -> list[str]:
     found = {line: _image_at(tree, folder, line) for line in lines}
     missing = [line for line in lines if found[line] is None]
     if too_many(len(missing), len(lines)):
-        raise DatasetError(
+        error = DatasetError(
             f"{place} lists {count_of(len(lines), 'image', 'images')}, and {len(missing)} of them are not below "
             f"{tree.root}, the first is {missing[0]}; write paths relative to that folder"
         )
+        if len(missing) == len(lines):
+            raise error
+        stop(error, faults)
+    if faults is not None:
+        for number, line in enumerate(lines, start=1):
+            if found[line] is None:
+                faults.add("missing image", place, "line", number, f"{line} does not exist")
     if missing:
         count = count_of(len(missing), "image", "images")
         problems.append(f"{count} of {file} left out: missing (first: {missing[0]})")
@@ -265,8 +278,11 @@ def _assigned(tree: Tree) -> dict[str, _Labeled]:
         return {}
     images: dict[str, list[str]] = {}
     problems: dict[str, list[str]] = {}
+    faults = {split: Faults() for split in SPLIT_WORDS}
     for split, file in _lists(tree).items():
-        images[split] = _listed(tree, file, problems.setdefault(split, []))
+        images[split] = _listed(tree, file, problems.setdefault(split, []), faults[split])
+        if error := faults[split].stop:
+            raise error
     if not images:
         # Pictures of a README and the like have no labels beside them.
         used = {folder_of(image) for image, label in labels.items() if label is not None}
@@ -286,6 +302,7 @@ def _assigned(tree: Tree) -> dict[str, _Labeled]:
             [None if (label := labels[image]) is None else tree.path(label) for image in found],
             tree.root,
             tuple(problems.get(split, ())),
+            tuple(faults[split].found),
         )
         for split, found in images.items()
         if any(labels[image] for image in found)
@@ -392,14 +409,15 @@ def _found_names(tree: Tree) -> tuple[dict[int, str] | None, str]:
     return None, ""
 
 
-def _label_studio_names(path: Path) -> dict[int, str]:
+def _label_studio_names(path: Path) -> dict[Hashable, Any]:
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError):
         return {}
     rows = content.get("categories") if isinstance(content, dict) else None
     rows = rows if isinstance(rows, list) else []
-    return {row["id"]: row["name"] for row in rows if isinstance(row, dict) and {"id", "name"} <= row.keys()}
+    rows = [row for row in rows if isinstance(row, dict) and {"id", "name"} <= row.keys()]
+    return {row["id"]: row["name"] for row in rows if isinstance(row["id"], Hashable)}
 
 
 def _numbered(parts: Iterable[_Labeled], count: Any) -> dict[int, str]:
@@ -424,9 +442,21 @@ def _available(files: Iterable[_Files]) -> Iterable[_Labeled]:
             continue
 
 
+def _found(part: _Labeled, *, faults: Faults | None = None) -> _Labeled:
+    if faults is not None:
+        for fault in part.missing:
+            faults.add(*fault)
+    return part
+
+
 def _read(
-    path: Path, files: _Files, names: dict[int, str], keypoints: tuple[int, int] | None = None
+    path: Path,
+    files: _Files,
+    names: dict[int, str],
+    keypoints: tuple[int, int] | None = None,
+    *,
+    faults: Faults | None = None,
 ) -> tuple[Document, Path]:
-    part = files()
-    document = read_labels(path, part.folder, part.images, part.labels, names, keypoints)
+    part = files(faults=faults)
+    document = read_labels(path, part.folder, part.images, part.labels, names, keypoints, faults)
     return document._replace(problems=(*part.problems, *document.problems)), part.folder
