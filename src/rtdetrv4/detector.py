@@ -324,40 +324,42 @@ class Detector:
         else:
             folder = RunFolder.for_new_run(recipe.run.out, accelerator, exist_ok=exist_ok)
             recipe = override(recipe, {"run.out": str(folder.path)})
-            recipe, start, fitting = arrange(
-                recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds
-            )
-        # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
-        set_seed(recipe.run.seed)
-        network, report = self._network_for(recipe, splits.train.classes, start)
-        if start is not None and accelerator.is_main_process:
-            logger.log(logging.WARNING if start.why_not_better else logging.INFO, "%s", start.line(report))
-        start_record = folder.recorded_start() if start is None else start.record()
-        trainer = build_trainer(
-            recipe,
-            splits,
-            network,
-            accelerator=accelerator,
-            teacher=built_teacher,
-            callbacks=callbacks,
-            start=start_record,
-            fitting=fitting,
-            knows_classes=report is not None and report.knows_classes,
-            files_follow=True,
-        )
-        recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
-        if accelerator.is_main_process:
+        with folder.given_back_on_error():
             if not resume:
-                folder.claim(exist_ok=exist_ok)
-            log_findings(splits, findings)
-            if fitting is not None:
-                fitting.report(recipe)
-            derived = None if resume else () if fitting is None else fitting.choices
-            folder.write_record(recipe, splits, start_record, derived)
-            schedule = recipe.schedule
-            advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
-            if advice is not None and fitting is None and start is not None and start.weights is None:
-                logger.warning(advice)
+                recipe, start, fitting = arrange(
+                    recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds
+                )
+            # Every rank starts from the same weights; the trainer reseeds each rank afterwards.
+            set_seed(recipe.run.seed)
+            network, report = self._network_for(recipe, splits.train.classes, start)
+            if start is not None and accelerator.is_main_process:
+                logger.log(logging.WARNING if start.why_not_better else logging.INFO, "%s", start.line(report))
+            start_record = folder.recorded_start() if start is None else start.record()
+            trainer = build_trainer(
+                recipe,
+                splits,
+                network,
+                accelerator=accelerator,
+                teacher=built_teacher,
+                callbacks=callbacks,
+                start=start_record,
+                fitting=fitting,
+                knows_classes=report is not None and report.knows_classes,
+                files_follow=True,
+            )
+            recipe = Recipe.model_validate(trainer.recipe)  # settings given as "auto" are now numbers
+            if accelerator.is_main_process:
+                if exist_ok and not resume:
+                    folder.remove_earlier_run()
+                log_findings(splits, findings)
+                if fitting is not None:
+                    fitting.report(recipe)
+                derived = None if resume else () if fitting is None else fitting.choices
+                folder.write_record(recipe, splits, start_record, derived)
+                schedule = recipe.schedule
+                advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
+                if advice is not None and fitting is None and start is not None and start.weights is None:
+                    logger.warning(advice)
         try:
             trainer.run(folder.last if resume else None)
         except (RuntimeError, MemoryError) as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,22 +76,26 @@ class RunFolder:
 
     @classmethod
     def for_new_run(cls, path: str | Path, accelerator: Accelerator, *, exist_ok: bool = False) -> RunFolder:
-        """Return the folder of a new run: `path`, or path-2, path-3, … if that holds a run.
+        """Return the folder of a new run: `path`, or path-2, path-3, … if that holds a run or another one takes it.
 
-        With several ranks the first decides, because the others might already see what it has written.
+        It is taken by creating an empty recipe.yaml, so that no two runs that begin at once share it. With several
+        ranks the first decides, because the others might already see what it has written.
 
         Args:
             path: the folder that was asked for.
             accelerator: of the run; the call is collective.
-            exist_ok: take `path` in any case; `claim` then removes the earlier run.
+            exist_ok: return `path` in any case; `remove_earlier_run` then makes room.
         """
         from accelerate.utils import broadcast_object_list
 
-        chosen = [str(path)]
+        folder = cls(path)
         if accelerator.is_main_process and not exist_ok:
-            chosen = [str(unused_folder(Path(path), RUN_FILES))]
+            while not folder._is_taken:
+                folder = cls(unused_folder(Path(path), RUN_FILES))
+                folder._take()
+        chosen = [str(folder.path)]
         broadcast_object_list(chosen)
-        return cls(chosen[0])
+        return folder if accelerator.is_main_process else cls(chosen[0])
 
     @classmethod
     def latest(cls, path: str | Path) -> RunFolder:
@@ -115,6 +120,28 @@ class RunFolder:
         self.log = self.path / LOG_FILE
         self.predictions = self.path / "predictions.jpg"
         self.evaluation = self.path / "val"
+        self._is_taken = self._is_new = False
+
+    def _take(self) -> None:
+        """Create recipe.yaml, unless another run has been faster."""
+        self._is_new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            self.recipe.touch(exist_ok=False)
+            self._is_taken = True
+
+    @contextmanager
+    def given_back_on_error(self) -> Iterator[None]:
+        """If what is done in this context fails, leave nothing of a run that has not begun."""
+        try:
+            yield
+        except BaseException:
+            if self._is_taken and self.recipe.is_file() and not self.recipe.stat().st_size:
+                self.recipe.unlink()
+                if self._is_new:
+                    with suppress(OSError):  # it is no longer empty
+                        self.path.rmdir()
+            raise
 
     @property
     def pictures_and_pages(self) -> list[Path]:
@@ -167,24 +194,12 @@ class RunFolder:
         """An entry of run.json; None without it."""
         return json.loads(self.record.read_text(encoding="utf-8")).get(key) if self.record.is_file() else None
 
-    def claim(self, *, exist_ok: bool) -> None:
-        """Take the folder for a new run, just before its first file is written.
-
-        Args:
-            exist_ok: remove what an earlier run has written, and only that, so that the files of two runs do not mix.
-
-        Raises:
-            ConfigError: another run, started at the same time, was faster.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        if exist_ok and (found := [file for pattern in RUN_FILES for file in self.path.glob(pattern)]):
+    def remove_earlier_run(self) -> None:
+        """Remove what an earlier run has written, and only that, so that the files of two runs do not mix."""
+        if found := [file for pattern in RUN_FILES for file in self.path.glob(pattern)]:
             logger.warning("The earlier run in %s is overwritten.", self.path)
             for file in found:
                 file.unlink()
-        try:
-            self.recipe.touch(exist_ok=False)
-        except FileExistsError:
-            raise ConfigError(f"Another run has just begun in {self.path}; start this one again.") from None
 
     def check_data(self, splits: Splits) -> None:
         """Raise if the data is not what the run began with, according to run.json.

@@ -116,13 +116,37 @@ def test_a_run_resumes_with_the_same_data_elsewhere(folder: RunFolder) -> None:
 @pytest.mark.parametrize("file", ["recipe.yaml", "weights.safetensors", "best.pt", "report.html", "val/metrics.json"])
 def test_a_new_run_gets_a_folder_of_its_own(file: str, tmp_path: Path) -> None:
     path, accelerator = tmp_path / "mine", make_accelerator("cpu", "off")
-    assert RunFolder.for_new_run(path, accelerator).path == path
     (path / file).parent.mkdir(parents=True)
     (path / "notes.txt").touch()
-    assert RunFolder.for_new_run(path, accelerator).path == path
+    folder = RunFolder.for_new_run(path, accelerator)
+    assert folder.path == path
+    folder.recipe.unlink()
     (path / file).touch()
     assert RunFolder.for_new_run(path, accelerator).path == tmp_path / "mine-2"
     assert RunFolder.for_new_run(path, accelerator, exist_ok=True).path == path
+
+
+def test_runs_that_begin_at_once_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = make_accelerator("cpu", "off")
+    first = RunFolder.for_new_run(tmp_path / "mine", accelerator)
+    assert RunFolder.for_new_run(tmp_path / "mine", accelerator).path == tmp_path / "mine-2"
+    # Both have seen that a folder is free; the other one takes it first.
+    free = iter([first.path, first.path, tmp_path / "mine-3"])
+    monkeypatch.setattr("rtdetrv4.run_folder.unused_folder", lambda *_: next(free))
+    assert RunFolder.for_new_run(tmp_path / "mine", accelerator).path == tmp_path / "mine-3"
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_run_that_fails_before_it_begins_leaves_nothing(tmp_path: Path, is_new: bool) -> None:
+    path = tmp_path / "mine"
+    if not is_new:
+        path.mkdir()
+    folder = RunFolder.for_new_run(path, make_accelerator("cpu", "off"))
+    assert folder.recipe.is_file()
+    with pytest.raises(KeyboardInterrupt), folder.given_back_on_error():
+        raise KeyboardInterrupt
+    assert path.exists() == (not is_new)
+    assert not folder.recipe.exists()
 
 
 def test_only_the_main_process_looks_for_a_folder(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +163,9 @@ def test_overwriting_removes_the_earlier_run_and_nothing_else(folder: RunFolder)
     for name in (*mine, "log.jsonl", "weights.safetensors", "val/metrics.json", "tensorboard/events.out.tfevents.1"):
         (folder.path / name).parent.mkdir(exist_ok=True)
         (folder.path / name).touch()
-    with pytest.raises(ConfigError, match="Another run has just begun in"):
-        folder.claim(exist_ok=False)
-    assert folder.last.is_file()
-    folder.claim(exist_ok=True)
+    folder.remove_earlier_run()
     left = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
-    assert left == {*mine, "recipe.yaml"}
+    assert left == set(mine)
 
 
 def test_the_latest_run_is_the_one_that_was_trained_in_last(tmp_path: Path) -> None:
