@@ -307,7 +307,7 @@ def test_the_released_code_and_the_exported_file_find_the_same(tmp_path: Path, m
     report = json.loads((tmp_path / "s.parity.json").read_text())
     assert report["max_box_px"] < 0.05
     assert report["max_score"] < 1e-4
-    assert report["num_undecided"] <= 2
+    assert report["num_undecided"] <= 1
 
     seeds = facts["eval"]["image_seeds"]
     found = run(path, torch.from_numpy(np.stack([golden.image(seed, 640, 640) for seed in seeds])))
