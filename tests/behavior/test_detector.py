@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from rtdetrv4.assembly.conversion import convert_weights
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.synthetic import write_shapes
+from rtdetrv4.detector import TrainResult
 from rtdetrv4.distillation import Teacher
 from rtdetrv4.evaluation import CocoEvaluator, ImageDetections
 from rtdetrv4.training import Trainer
 from rtdetrv4.training.observers import EpochReport, StepReport, read_log
+from rtdetrv4.training.run_curves import draw_curves
 from rtdetrv4.training.symptoms import LossWatch
 from rtdetrv4.weights import read_metadata
 
@@ -39,12 +42,16 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished run with a teacher."""
+def trained(
+    shapes: Path, tmp_path_factory: pytest.TempPathFactory, drawn: Callable[..., AbstractContextManager[None]]
+) -> Path:
+    """Folder of a finished run with a teacher, with its last figures drawn."""
     out = tmp_path_factory.mktemp("run")
-    Detector("test").train(
-        shapes, out=out, teacher=small_teacher(), overrides={"distillation.mode": "gam", "distillation.rho": 50.0}
-    )
+    settings = {"distillation.mode": "gam", "distillation.rho": 50.0}
+    with drawn("confusion_matrix.png", "f1_confidence.png", "precision_recall.png"):
+        Detector("test").train(shapes, out=out, teacher=small_teacher(), overrides=settings)
+    with drawn("curves.png"):
+        draw_curves(read_log(out / "log.jsonl"), out / "curves.png")
     return out
 
 
@@ -146,9 +153,15 @@ def test_weights_are_read_once(trained: Path, monkeypatch: pytest.MonkeyPatch, t
     assert opened == ["pickle", "safetensors"]
 
 
-def test_the_detector_in_memory_is_the_one_on_disk(shapes: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def fresh(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, TrainResult]:
+    """A detector that was trained for an epoch with seed 3."""
     detector = Detector("test")
-    result = detector.train(shapes, epochs=1, out=tmp_path)
+    return detector, detector.train(shapes, epochs=1, out=tmp_path_factory.mktemp("fresh"), seed=3)
+
+
+def test_the_detector_in_memory_is_the_one_on_disk(shapes: Path, fresh: tuple[Detector, TrainResult]) -> None:
+    detector, result = fresh
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     (mine,), (theirs,) = (each.predict(image, conf=0.0) for each in (detector, Detector(result.weights)))
     np.testing.assert_allclose(mine.confidence, theirs.confidence, rtol=1e-5)
@@ -299,14 +312,14 @@ def test_damaged_weights_find_nothing(trained: Path, tmp_path: Path, caplog: pyt
     found.save(tmp_path / "found.jpg")
 
 
-def test_same_seed_same_numbers(shapes: Path, tmp_path: Path) -> None:
-    runs = [Detector("test").train(shapes, epochs=1, out=tmp_path / name, seed=3).last for name in "ab"]
+def test_same_seed_same_numbers(shapes: Path, tmp_path: Path, fresh: tuple[Detector, TrainResult]) -> None:
+    runs = (fresh[1].last, Detector("test").train(shapes, epochs=1, out=tmp_path, seed=3).last)
     first, second = (torch.load(path, weights_only=True)["student"] for path in runs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_run_goes_on_with_its_own_settings(shapes: Path, tmp_path: Path) -> None:
-    Detector("test").train(shapes, epochs=2, lr=2e-4, out=tmp_path)
+    Detector("test").train(shapes, epochs=1, lr=2e-4, out=tmp_path)
     again = Detector("test").train(shapes, out=tmp_path, resume=True)
     assert again.weights.is_file()
     with pytest.raises(ConfigError, match=r"optimizer.lr was 0.0002, now 0.1"):
@@ -372,12 +385,14 @@ def test_rare_classes_can_be_drawn_more_often(shapes: Path, tmp_path: Path, trai
     assert len(balanced) == 8
 
 
+@pytest.mark.usefixtures("trainers")
 def test_few_steps_are_told_where_nothing_was_learned_before(
     trained: Path, shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Detector(trained / "weights.safetensors").train(shapes, out=tmp_path / "tuned", epochs=1, batch=8)
-    assert "optimizer steps are few" not in caplog.text
-    Detector("test").train(shapes, out=tmp_path / "fresh", epochs=3, batch=8)
+    for start, epochs, is_told in ((trained / "weights.safetensors", 1, False), ("test", 3, True)):
+        with pytest.raises(KeyboardInterrupt):
+            Detector(start).train(shapes, out=tmp_path / "run", epochs=epochs, batch=8)
+        assert ("optimizer steps are few" in caplog.text) == is_told
     assert "3 optimizer steps are few" in caplog.text
     assert "batch=4 makes 6 from the same images." in caplog.text
 
@@ -385,8 +400,8 @@ def test_few_steps_are_told_where_nothing_was_learned_before(
 def test_a_batch_is_cut_into_parts_that_fit_and_the_run_remembers(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A third of it is used. Of that, the test model takes 33 MB for the optimizer, and so leaves 15 MB for images.
-    monkeypatch.setattr("rtdetrv4.assembly.training.free_memory", lambda *_: 146 * 10**6)
+    # A third of it is used. Of that, the model takes 5.4 MB for the optimizer, and so leaves 15 MB for images.
+    monkeypatch.setattr("rtdetrv4.assembly.training.free_memory", lambda *_: 61 * 10**6)
     monkeypatch.setattr("rtdetrv4.assembly.training.bytes_per_image", lambda *_: 6 * 10**6)
     monkeypatch.setattr("rtdetrv4.training.profile.FIRST_STEPS", 1)
     monkeypatch.setattr("rtdetrv4.training.profile.RECORDED_STEPS", 1)
@@ -420,6 +435,12 @@ def test_callbacks_are_told_what_happens(shapes: Path, tmp_path: Path) -> None:
     for wrong in (Watch, print):
         with pytest.raises(ConfigError, match=r"callbacks: got .*, expected an object with run_start, step_end"):
             Detector("test").train(shapes, out=tmp_path, callbacks=[wrong])  # type: ignore[list-item]
+
+
+def test_training_takes_any_network_as_teacher(shapes: Path, tmp_path: Path) -> None:
+    result = Detector("test").train(shapes, epochs=1, teacher=torch.nn.Conv2d(3, 6, 32, 32), out=tmp_path)
+    assert read_metadata(result.weights).facts["teacher"] == {"name": "Conv2d", "license": "unknown"}
+    assert load_recipe(tmp_path / "recipe.yaml").distillation.teacher == "Conv2d"
 
 
 def test_a_tracker_is_refused_before_training(shapes: Path, tmp_path: Path) -> None:

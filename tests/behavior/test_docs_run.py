@@ -18,6 +18,7 @@ import cv2
 import pytest
 
 import rtdetrv4
+import rtdetrv4.export
 from rtdetrv4.assembly import create_model
 from rtdetrv4.assembly.start import start_from_file
 from rtdetrv4.data.synthetic import write_shapes
@@ -43,15 +44,22 @@ class Small(rtdetrv4.Detector):
 
 
 @pytest.fixture
-def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the documentation takes to be there."""
+def _workplace(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the documentation takes to be there; an export is a copy, for tracing takes longer than all the rest."""
+
+    def copy(model: Any, path: Path, **given: Any) -> Path:
+        inspect.signature(export_onnx).bind(model, path, **given)
+        return Path(shutil.copy(trained / "weights.onnx", path))
+
+    export_onnx = rtdetrv4.export.export_onnx
+    monkeypatch.setattr("rtdetrv4.export.export_onnx", copy)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rtdetrv4, "Detector", Small, raising=False)
     save_weights(create_model("test").state_dict(), Path("coco.safetensors"), {"model": "test"})
-    trained = start_from_file(read_metadata("coco.safetensors"))
-    trained = replace(trained, weights=read_checkpoint("coco.safetensors"))
+    start = start_from_file(read_metadata("coco.safetensors"))
+    start = replace(start, weights=read_checkpoint("coco.safetensors"))
     monkeypatch.setattr("rtdetrv4.detector.has_trained_weights", lambda _: True)
-    monkeypatch.setattr("rtdetrv4.detector.trained_start", lambda *_: trained)
+    monkeypatch.setattr("rtdetrv4.detector.trained_start", lambda *_: start)
     write_shapes(Path("datasets/mine"), num_train=4, num_val=2, image_size=64, seed=0)
     Path("photos").mkdir()
     for index, picture in enumerate(sorted(Path("datasets/mine/valid").glob("*.jpg"))):

@@ -64,7 +64,18 @@ def test_each_rank_has_its_own_random_state(folder):
 def test_one_rank_speaks(tmp_path):
     shapes = write_shapes(tmp_path / "shapes", num_train=8, num_val=4, image_size=64)
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--module", "rtdetrv4.cli"]
-    settings = ["--epochs", "1", "--workers", "0", "--device", "cpu", "--set", "schedule.flat_epoch=1"]
+    settings = [
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--tracker",
+        "none",
+        "--set",
+        "schedule.flat_epoch=1",
+    ]
     train = ["train", "--data", str(shapes), "--model", "test", "--out", str(tmp_path / "run"), *settings]
     done = subprocess.run([sys.executable, *ranks, *train], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

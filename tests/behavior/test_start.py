@@ -372,7 +372,8 @@ def test_ranks_that_would_start_from_different_weights_stop(
 def test_a_run_that_goes_on_fetches_nothing_and_keeps_its_record(hub: LocalHub, data: Path, tmp_path: Path) -> None:
     served = safetensors.torch.save(timm.create_model("hgnetv2_b0").state_dict())
     hub.files[IMAGENET] = Served(served)
-    settings = {**SHORT, "out": tmp_path / "run", "overrides": {"model.pretrained_backbone": True}}
+    backbone = {"model.backbone": "hgnetv2_b0", "model.pretrained_backbone": True}
+    settings = {**SHORT, "out": tmp_path / "run", "overrides": backbone}
     Detector("test").train(data, **settings)
     record = json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))["start"]
     assert (record["kind"], record["source"]) == ("imagenet", "hgnetv2_b0")

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -292,8 +293,12 @@ def test_impossible_requests(square: Exported, tmp_path: Path, change: dict[str,
 
 
 @pytest.mark.slow
-def test_the_released_code_and_the_exported_file_find_the_same(tmp_path: Path) -> None:
-    """RT-DETRv4-S at full size: recorded weights in, recorded detections out."""
+def test_the_released_code_and_the_exported_file_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RT-DETRv4-S at full size: recorded weights in, recorded detections out, of two images at once.
+
+    The export itself compares one image only; small models are compared at every batch size.
+    """
+    monkeypatch.setattr("rtdetrv4.export.onnx.verify_onnx", partial(verify_onnx, batches=[1]))
     facts, arrays = golden.load("rtdetrv4_s")
     model = create_model("rtdetrv4-s")
     state = {name: torch.from_numpy(array) for name, array in golden.weights("rtdetrv4_s").items()}
@@ -302,7 +307,7 @@ def test_the_released_code_and_the_exported_file_find_the_same(tmp_path: Path) -
     report = json.loads((tmp_path / "s.parity.json").read_text())
     assert report["max_box_px"] < 0.05
     assert report["max_score"] < 1e-4
-    assert report["num_undecided"] <= 2
+    assert report["num_undecided"] <= 1
 
     seeds = facts["eval"]["image_seeds"]
     found = run(path, torch.from_numpy(np.stack([golden.image(seed, 640, 640) for seed in seeds])))

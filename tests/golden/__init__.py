@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +32,9 @@ def load(name: str) -> Golden:
     return Golden(table(name), arrays)
 
 
+@functools.lru_cache(maxsize=1)
 def weights(name: str) -> dict[str, np.ndarray]:
-    """The released state dict with which the model `name` was recorded."""
+    """The released state dict with which the model `name` was recorded; kept until another is asked for."""
     recording = load(name)
     return state_dict(recording.facts["keys"], recording.arrays)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import golden
 from rtdetrv4.assembly import create_model
@@ -22,6 +22,8 @@ from rtdetrv4.weights.convert import (
     to_released,
 )
 from rtdetrv4.weights.files import read_checkpoint
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 MODELS = ("rtdetrv4_s", "rtdetrv4_l", "dfine_n", "deim_s", "rtdetrv2_r18")
 
@@ -50,13 +52,6 @@ def test_released_weights_come_back_tensor_for_tensor(name: str) -> None:
     assert all(torch.equal(back[key], tensor) for key, tensor in released.items())
 
 
-@pytest.fixture
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks without the time it takes to draw their first weights, which are overwritten anyway."""
-    for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_"):
-        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
-
-
 def with_own_values(structure: dict[str, Tensor]) -> dict[str, Tensor]:
     """No two tensors alike, statistics and counters of batch norm included; constants as they are."""
     state = {}
@@ -70,7 +65,6 @@ def with_own_values(structure: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.usefixtures("_undrawn")
 @pytest.mark.parametrize("name", golden.RECIPES)
 def test_all_released_models_come_back_from_a_file_bit_for_bit(name: str, tmp_path: Path) -> None:
     facts = golden.RECIPES[name]["model"]
@@ -92,10 +86,11 @@ def test_all_released_models_come_back_from_a_file_bit_for_bit(name: str, tmp_pa
 
     path = tmp_path / "released.pth"
     torch.save({"ema": {"module": {f"module.{key}": tensor for key, tensor in released.items()}}}, path)
-    load_weights(model, path)
+    checkpoint = read_checkpoint(path)
+    load_weights(model, checkpoint)
     projector = {
         key.removeprefix("injector."): tensor
-        for key, tensor in read_checkpoint(path).tensors.items()
+        for key, tensor in checkpoint.tensors.items()
         if key.startswith("injector.")
     }
     assert bool(projector) == (injector is not None)

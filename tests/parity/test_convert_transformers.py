@@ -27,6 +27,8 @@ from rtdetrv4.weights.transformers import (
     transformers_config,
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # Weights that keep a random network in the working range of a trained one, batch-norm statistics included, and where no
 # head is zero. RT-DETRv4-S has the tensors of D-FINE-S.
 WEIGHTS = {"dfine-n": "dfine_n", "dfine-s": "rtdetrv4_s", "rtdetrv2-r18": "rtdetrv2_r18"}

@@ -26,6 +26,15 @@ MODELS = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    """A model, for all tests of which its weights are drawn once."""
+    return request.param
+
+
 def student(name: str, num_denoising: int = 0) -> DistillationStudent:
     """The released weights in our model."""
     state = from_released({key: torch.from_numpy(value) for key, value in golden.weights(name).items()})
@@ -44,7 +53,6 @@ def images(seeds: list[int], size: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.stack([golden.image(seed, *size) for seed in seeds]))
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_evaluation_outputs(name: str) -> None:
     facts, arrays = golden.load(name)
     box_tolerance, logit_tolerance = MODELS[name]
@@ -63,7 +71,6 @@ def test_evaluation_outputs(name: str) -> None:
         assert (logits[mine] - true_logits[theirs]).abs().max() < logit_tolerance
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_losses_and_gradients(name: str) -> None:
     facts, _ = golden.load(name)
     train = facts["train"]

@@ -16,15 +16,11 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from local_hub import LocalHub, Served, use_hub
-from rtdetrv4 import Detector
 from rtdetrv4.assembly.training import build_teacher
-from rtdetrv4.config import load_recipe
 from rtdetrv4.config.schema import DistillationConfig
-from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher, load_teacher, wrap_teacher
 from rtdetrv4.distillation.teacher import TimmFeatures, _pip_body, resize_to
 from rtdetrv4.errors import ConfigError, WeightsError
-from rtdetrv4.weights import read_metadata
 
 
 def patches(images: Tensor) -> Tensor:
@@ -487,10 +483,3 @@ def test_weights_come_from_the_hub_or_the_cache_or_not_at_all(hub: LocalHub, mon
     assert "give its path as distillation.teacher_weights" in message
     assert "\n" not in message
     assert len(hub.requests) == 1
-
-
-def test_training_takes_any_network(tmp_path: Path) -> None:
-    data = write_shapes(tmp_path / "data", num_train=4, num_val=2, image_size=64)
-    result = Detector("test").train(data, epochs=1, teacher=torch.nn.Conv2d(3, 6, 32, 32), out=tmp_path / "run")
-    assert read_metadata(result.weights).facts["teacher"] == {"name": "Conv2d", "license": "unknown"}
-    assert load_recipe(tmp_path / "run" / "recipe.yaml").distillation.teacher == "Conv2d"

@@ -1,0 +1,13 @@
+"""What the tests with released weights share."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks without the time it takes to draw their first weights, which are overwritten anyway."""
+    for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
