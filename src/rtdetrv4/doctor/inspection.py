@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -48,7 +48,10 @@ class Part(NamedTuple):
     @property
     def image_paths(self) -> list[Path]:
         """The absolute path of each image of the document, whether it is there or not; a key of `Inspection.facts`."""
-        names = self.document.file_names if self.document is not None else ()
+        return self.paths(self.document.file_names if self.document is not None else ())
+
+    def paths(self, names: Iterable[str]) -> list[Path]:
+        """The absolute paths of images named relative to the folder."""
         folder = _absolute(self.folder)
         return [Path(folder, name) for name in names]
 
