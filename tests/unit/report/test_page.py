@@ -132,6 +132,26 @@ def test_a_run_of_an_earlier_version_has_its_curves(tmp_path: Path) -> None:
     assert "Where AP is lost" not in page.text
 
 
+@pytest.mark.parametrize("has_objects", [True, False])
+def test_a_model_that_finds_nothing_has_a_report(has_objects: bool, tmp_path: Path) -> None:
+    split = write_split(tmp_path / "images")
+    if not has_objects:
+        records = [
+            record._replace(
+                boxes_xyxy_px=record.boxes_xyxy_px[:0],
+                labels=record.labels[:0],
+                is_crowd=record.is_crowd[:0],
+                areas=record.areas[:0],
+            )
+            for record in split.records
+        ]
+        split = split._replace(records=records)
+    write_evaluation(tmp_path / "report", split, finds=False)
+    page = Page(write_report(tmp_path / "report"))
+    assert ("0.0 AP " if has_objects else "– AP ") in page.text
+    assert "Missed" in page.text or not has_objects
+
+
 def test_an_evaluation_tells_its_command(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "report", write_split(tmp_path / "images"))
     page = Page(write_report(tmp_path / "report"))
