@@ -89,7 +89,7 @@ def test_the_page_shows_the_numbers_of_the_files(run: Path) -> None:
         "a file of weights: my weights.safetensors (SHA-256 abababababab…)",
         "dino, mode fixed",
         "3 of 3 epochs",
-        "rtdetrv4 train --model recipe.yaml --weights 'my weights.safetensors' --out runs/again",
+        "rtdetrv4 train --model runs/test/recipe.yaml --weights 'my weights.safetensors' --out runs/again",
         "Seed 7.",
         "python 3.11.7, rtdetrv4 0.1.0.",
         "optimizer.lr 0.001 a short run",
