@@ -20,6 +20,8 @@ MAX_CONFUSED = 40
 """With more classes, the confusion matrix shows those that are confused most."""
 MAX_COUNTED = 20
 """Up to so many classes, the counts stand in the cells."""
+LEAST_LOSS = 1e-3
+"""Where the logarithmic axis of losses ends: below, a term says nothing."""
 _PAIRED = ((1, False), (2, False), (3, False), (4, False), (5, False), (7, False), (8, False), (6, True))
 _LOSS_COLORS = {"total, weighted": 0, "mal": 1, "vfl": 1, "giou": 3, "bbox": 5, "fgl": 4, "ddf": 7, "distill": 2}
 
@@ -66,7 +68,9 @@ def curve_charts(curves: Mapping[str, Any]) -> list[Chart]:
         for name, values in curves["losses"].items()
         if any((value or 0) > 1e-6 for value in values)
     ]
-    svg = over_epochs(losses, "Training losses by epoch", is_log=True)
+    values = [value for line in losses for value in line.y if value is not None and value > 0]
+    low = max(min(values, default=LEAST_LOSS), LEAST_LOSS)
+    svg = over_epochs(losses, "Training losses by epoch", is_log=True, y_range=(low, max(values, default=1.0)))
     charts.append(Chart("Training losses", svg, "Terms of the last decoder layer, unweighted; logarithmic."))
     if "distill" in curves["losses"]:
         svg = over_epochs([Line("", epochs, curves["losses"]["distill"], 2)], "L_DSI by epoch")

@@ -115,10 +115,14 @@ def _tiles(content: Content) -> list[tuple[str, str]]:
         if metrics.get("confidence") is not None:
             tiles.append((f"{metrics['confidence']:.2f}", "best confidence threshold"))
     if (speed := (content["evaluation"] or {}).get("speed")) is not None:
-        tiles.append((f"{speed['median_ms']:.3g} ms", "for one image, on this machine"))
+        tiles.append((_duration(speed["median_ms"]), "for one image, on this machine"))
     if training is not None:
         tiles.append((str(timedelta(seconds=round(training["seconds"]))), f"training, {training['epochs']} epochs"))
     return tiles
+
+
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds:.3g} ms" if milliseconds < 999.5 else f"{milliseconds / 1000:.3g} s"
 
 
 def _setup(content: Content) -> list[tuple[str, str]]:
@@ -138,8 +142,8 @@ def _setup(content: Content) -> list[tuple[str, str]]:
         rows.append(("Evaluated on", f"{facts['num_images']} images, {facts['split']} part of {facts['data']}"))
     if (speed := facts.get("speed")) is not None:
         text = (
-            f"{speed['median_ms']:.3g} ms for one image, median of {speed['num_runs']}; 90 % within "
-            f"{speed['p90_ms']:.3g} ms. From decoded pixels to boxes, on {speed['processor']}, with PyTorch in "
+            f"{_duration(speed['median_ms'])} for one image, median of {speed['num_runs']}; 90 % within "
+            f"{_duration(speed['p90_ms'])}. From decoded pixels to boxes, on {speed['processor']}, with PyTorch in "
             "float32; other programs on the machine count in."
         )
         rows.append(("Speed", text))
@@ -262,5 +266,7 @@ def _commands(content: Content) -> list[str]:
         return [shlex.join(words)]
     start = (content["record"] or {}).get("start") or {}
     weights = start.get("source") if start.get("kind") == "file" else start.get("kind")
-    words = ["rtdetrv4", "train", "--model", RECIPE_FILE, *(["--weights", weights] if weights else [])]
+    # Where the run was started, so that relative paths of the data mean the same.
+    recipe = f"{content['recipe']['run']['out']}/{RECIPE_FILE}"
+    words = ["rtdetrv4", "train", "--model", recipe, *(["--weights", weights] if weights else [])]
     return [shlex.join([*words, "--out", "runs/again"])]

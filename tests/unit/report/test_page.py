@@ -89,7 +89,7 @@ def test_the_page_shows_the_numbers_of_the_files(run: Path) -> None:
         "a file of weights: my weights.safetensors (SHA-256 abababababab…)",
         "dino, mode fixed",
         "3 of 3 epochs",
-        "rtdetrv4 train --model recipe.yaml --weights 'my weights.safetensors' --out runs/again",
+        "rtdetrv4 train --model runs/test/recipe.yaml --weights 'my weights.safetensors' --out runs/again",
         "Seed 7.",
         "python 3.11.7, rtdetrv4 0.1.0.",
         "optimizer.lr 0.001 a short run",
@@ -130,6 +130,26 @@ def test_a_run_of_an_earlier_version_has_its_curves(tmp_path: Path) -> None:
     assert "Training losses" in page.text
     assert "Not in this report" in page.text
     assert "Where AP is lost" not in page.text
+
+
+@pytest.mark.parametrize("has_objects", [True, False])
+def test_a_model_that_finds_nothing_has_a_report(has_objects: bool, tmp_path: Path) -> None:
+    split = write_split(tmp_path / "images")
+    if not has_objects:
+        records = [
+            record._replace(
+                boxes_xyxy_px=record.boxes_xyxy_px[:0],
+                labels=record.labels[:0],
+                is_crowd=record.is_crowd[:0],
+                areas=record.areas[:0],
+            )
+            for record in split.records
+        ]
+        split = split._replace(records=records)
+    write_evaluation(tmp_path / "report", split, finds=False)
+    page = Page(write_report(tmp_path / "report"))
+    assert ("0.0 AP " if has_objects else "– AP ") in page.text
+    assert "Missed" in page.text or not has_objects
 
 
 def test_an_evaluation_tells_its_command(tmp_path: Path) -> None:
