@@ -192,6 +192,38 @@ def test_what_a_seam_cuts_off_gives_way() -> None:
     assert merged(([50, 10, 70, 40], 0.5, 0, 1), ([20, 10, 60, 40], 0.6, 0, 0)) == [1, 0], "half of it is outside"
 
 
+def test_merging_against_the_definition() -> None:
+    """One box after the other, in the order of what it is worth: it stays unless a better one shows its object."""
+    rng = np.random.default_rng(0)
+    tiles = tiles_of((160, 220), Slicing((100, 100), 0.3, whole=True))
+    assert len(tiles) == 7
+    num_dropped = 0
+    for _ in range(20):
+        tile_of = rng.integers(0, 7, 80)
+        low = rng.integers(0, 8, (80, 2)) * 10 + rng.integers(0, 3, (80, 2))
+        edges = np.array([(t.left, t.top, t.left + t.width, t.top + t.height) for t in tiles])[tile_of]
+        boxes = np.concatenate([low, low + rng.integers(20, 50, (80, 2))], axis=1) + np.tile(edges[:, :2], 2)
+        boxes = np.minimum(boxes, np.tile(edges[:, 2:], 2)).astype(np.float32)
+        scores, labels = rng.permutation(80).astype(np.float32) / 80, rng.integers(0, 2, 80)
+        inner_seams = (edges != [0, 0, 220, 160]) & (np.abs(boxes - edges) <= np.where(tile_of == 6, 0, 1)[:, None])
+        is_cut = inner_seams.any(axis=1)
+        kept: list[int] = []
+        for i in sorted(range(80), key=lambda i: -scores[i] * (0.5 if is_cut[i] else 1)):
+            for j in kept:
+                sides = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2])
+                inner = float(sides.clip(min=0).prod())
+                area, other = (float((boxes[k, 2:] - boxes[k, :2]).prod()) for k in (i, j))
+                is_same = inner >= 0.5 * (area + other - inner) or (is_cut[i] and inner >= 0.7 * area)
+                if is_same and labels[i] == labels[j] and tile_of[i] != tile_of[j]:
+                    break
+            else:
+                kept.append(i)
+        expected = sorted(kept, key=lambda i: -scores[i])
+        assert merge_tiles(scores, labels, boxes, tile_of, tiles).tolist() == expected
+        num_dropped += 80 - len(kept)
+    assert num_dropped > 100
+
+
 def test_nothing_is_merged_where_nothing_is_found() -> None:
     empty = np.zeros(0, np.int64)
     assert merge_tiles(empty.astype(np.float32), empty, np.zeros((0, 4), np.float32), empty, TILES).tolist() == []
