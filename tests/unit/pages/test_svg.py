@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rtdetrv4.pages.svg import Bar, Line, bars, heat_map, histogram, lines, plain
+from rtdetrv4.pages.svg import Bar, Interval, Line, bars, heat_map, histogram, intervals, lines, plain
 
 MARKUP = '<b>&"'
 
@@ -124,3 +124,17 @@ def test_names_may_be_markup() -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.2, "0.2"), (20000, "20k"), (2e6, "2M"), (2e-5, "2e-05"), (0, "0")])
 def test_numbers_on_axes_are_short(value: float, text: str) -> None:
     assert plain(value) == text
+
+
+def test_intervals_stand_around_their_mean() -> None:
+    rows = [Interval("gam", 2.0, 1.0, 3.0, [1.5, 2.5], "+2.00"), Interval("one", -1.0, None, None, [-1.0], "")]
+    svg = intervals(rows, "AP", x_label="points")
+    bar, mean, alone = (each.get("d", "") for each in elements(svg, "path", "line"))
+    low, high = (float(x) for x in re.findall(r"^M([\d.]+) [\d.]+H([\d.]+)", bar)[0])
+    middle = float(re.findall(r"^M([\d.]+)", mean)[0])
+    assert middle - low == pytest.approx(high - middle, abs=0.1)
+    assert float(re.findall(r"^M([\d.]+)", alone)[0]) == pytest.approx(low - (high - low), abs=0.2)
+    dots = [float(dot.get("cx", "")) for dot in elements(svg, "circle", "dot")]
+    assert dots[:2] == pytest.approx([(low + middle) / 2, (middle + high) / 2], abs=0.1)
+    (zero,) = elements(svg, "path", "axis")
+    assert float(re.findall(r"^M([\d.]+)", zero.get("d", ""))[0]) == pytest.approx(low - (middle - low), abs=0.1)
