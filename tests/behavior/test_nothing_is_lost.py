@@ -112,7 +112,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is(data: Path, finished: Path, tm
 def test_a_finished_run_outlasts_a_failing_report(
     data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def no_images(*_: object) -> None:
+    def no_images(*_: object, **__: object) -> None:
         raise DatasetError("valid/a.jpg cannot be read")
 
     def no_memory(*_: object) -> None:
@@ -136,7 +136,7 @@ def test_a_finished_run_outlasts_a_failing_report(
 def test_ctrl_c_tells_what_is_there(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     class Stop(Observer):

@@ -136,7 +136,7 @@ def test_predict_and_train_by_name(
         return build(recipe, splits, network, **given)
 
     monkeypatch.setattr(training, "build_trainer", remember)
-    monkeypatch.setattr(Detector, "_evaluate", lambda *_: None)  # which takes longer than the one step
+    monkeypatch.setattr(Detector, "_evaluate", lambda *_, **__: None)  # which takes longer than the one step
     monkeypatch.setattr(Detector, "_draw_predictions", lambda *_: None)
     with caplog.at_level(logging.INFO):
         trained = Detector(name).train(data, out=tmp_path / "run", **SHORT)
