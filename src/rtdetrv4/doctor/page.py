@@ -13,6 +13,7 @@ import numpy as np
 from rtdetrv4.data.decode import read_image
 from rtdetrv4.data.document import count_of
 from rtdetrv4.data.records import Split
+from rtdetrv4.doctor.codes import SUSPECTS
 from rtdetrv4.doctor.finding import SEVERITIES, Example, Finding, Findings
 from rtdetrv4.doctor.image_facts import ImageFacts
 from rtdetrv4.doctor.inspection import Inspection
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 PAGE_FILE, JSON_FILE = "doctor.html", "doctor.json"
 DOCTOR_FILES = (PAGE_FILE, JSON_FILE)
 MAX_PICTURES = 12
-"""Pictures of one finding; further examples are listed."""
+"""Pictures of one finding; further examples are listed. Suspects are all shown, for each must be looked at."""
 MAX_CLASSES = 40
 MAX_KEYS = 12
 """Classes whose colors are explained."""
@@ -105,8 +106,9 @@ def page(findings: Findings, inspection: Inspection) -> str:
     drawn = {
         (finding.code, number): picture
         for finding in findings.findings
-        for number, example in enumerate(finding.examples[:MAX_PICTURES])
-        if (picture := _draw_with_other(finding.code, example, images, inspection.facts)) is not None
+        for number, example in enumerate(finding.examples)
+        if (number < MAX_PICTURES or finding.code in SUSPECTS)
+        and (picture := _draw_with_other(finding.code, example, images, inspection.facts)) is not None
     }
     sheets = {
         (part, number): picture
