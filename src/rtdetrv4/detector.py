@@ -266,13 +266,10 @@ class Detector:
         require("accelerate", "train")
         from accelerate.utils import set_seed
 
-        from rtdetrv4.assembly.arrangement import arrange, budget_seconds
+        from rtdetrv4.assembly.arrangement import arrange, budget_seconds, read_training_data
         from rtdetrv4.assembly.training import build_trainer
-        from rtdetrv4.data.formats import load_data
         from rtdetrv4.data.loader import is_lost_worker
-        from rtdetrv4.data.records import require_objects
         from rtdetrv4.distillation.teacher import teacher_name
-        from rtdetrv4.doctor import quick_findings
         from rtdetrv4.run_folder import RunFolder, log_findings
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
         from rtdetrv4.training.fit import is_out_of_memory
@@ -308,15 +305,9 @@ class Detector:
             if out is None and "run.out" not in given:
                 folder = RunFolder.latest(recipe.run.out)
             recipe = folder.resumed_recipe(recipe, given)
-        if recipe.data.path is None:
-            raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
 
-        loaded = load_data(recipe.data.path, parts=("train", "val"), make_val=True)
-        splits, findings = loaded.splits, quick_findings(recipe.data.path, loaded)
-        del loaded  # the annotations as they were given
-        if splits.train is None:
-            raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
-        require_objects(splits.train)
+        splits, findings = read_training_data(recipe)
+        assert splits.train is not None
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         start = fitting = None
         if resume:
@@ -502,9 +493,9 @@ class Detector:
         recipe = override(self.recipe, given)
         settled = given_settings(given) | self._settled
         seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=False)
-        splits = read_training_data(recipe)
+        splits, findings = read_training_data(recipe)
         assert splits.train is not None
-        log_findings(splits)
+        log_findings(splits, findings)
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         recipe, start, fitting = arrange(
             recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds

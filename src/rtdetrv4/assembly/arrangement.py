@@ -11,8 +11,9 @@ from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.start import Start
 from rtdetrv4.config import Recipe, override
 from rtdetrv4.config.schema import parse_duration
-from rtdetrv4.data.formats import read_splits
+from rtdetrv4.data.formats import load_data
 from rtdetrv4.data.records import Splits, require_objects
+from rtdetrv4.doctor import Findings, quick_findings
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError
 from rtdetrv4.ops.collectives import texts_of_ranks
 
@@ -27,7 +28,16 @@ class Arrangement(NamedTuple):
     """None for a recipe that is taken as it is."""
 
 
-def read_training_data(recipe: Recipe) -> Splits:
+class TrainingImages(NamedTuple):
+    """The data of a run."""
+
+    splits: Splits
+    """With `train`, and with `val` where there is one or some could be taken from it."""
+    findings: Findings
+    """Of a quick check of the annotations."""
+
+
+def read_training_data(recipe: Recipe) -> TrainingImages:
     """The training and validation images of a recipe.
 
     Raises:
@@ -36,11 +46,12 @@ def read_training_data(recipe: Recipe) -> Splits:
     """
     if recipe.data.path is None:
         raise ConfigError("There is no data to train on. Give a folder: detector.train('datasets/mine').")
-    splits = read_splits(recipe.data.path, parts=("train", "val"), make_val=True)
+    loaded = load_data(recipe.data.path, parts=("train", "val"), make_val=True)
+    splits = loaded.splits
     if splits.train is None:
         raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
     require_objects(splits.train)
-    return splits
+    return TrainingImages(splits, quick_findings(recipe.data.path, loaded))
 
 
 def arrange(
