@@ -53,14 +53,16 @@ def curve_charts(curves: Mapping[str, Any]) -> list[Chart]:
     if curves["ap"] is not None:
         ap, ap50 = ([None if v is None else 100 * v for v in curves[name]] for name in ("ap", "ap50"))
         start = curves["start"] or {}
+        scored = [(value, epoch) for value, epoch in zip(ap, epochs, strict=True) if value is not None]
+        best = max(scored)  # of equal ones the last, as in training
         x = [0, *epochs] if start.get("ap") is not None else epochs
         if start.get("ap") is not None:
             ap, ap50 = [100 * start["ap"], *ap], [100 * start["ap50"], *ap50]
-        scored = [(value, epoch) for value, epoch in zip(ap, x, strict=True) if value is not None]
-        best = max(scored, default=(0.0, 0))
         series = [Line("AP50", x, ap50, 3), Line("AP", x, ap, 1, marks=(float(best[1]),))]
         top = max(5.0, *(value for value in (*ap, *ap50) if value is not None))
         note = f"Of the averaged weights. Best AP {best[0]:.1f}, in epoch {best[1]}."
+        if len(x) > len(epochs):
+            note += " Epoch 0 is what training started from."
         svg = over_epochs(_without_gaps(series), "AP by epoch", y_range=(0, top), y_label="%")
         charts.append(Chart("AP on the validation images", svg, note))
     losses = [
@@ -77,7 +79,9 @@ def curve_charts(curves: Mapping[str, Any]) -> list[Chart]:
         note = "Mean of 1 − cos between the projected F5 and the teacher: 0 is the same direction, 1 unrelated."
         charts.append(Chart("Distillation loss L_DSI", svg, note))
     if curves["distill_weight"] is not None:
-        svg = over_epochs([Line("", epochs, curves["distill_weight"], 2, is_step=True)], "Weight λ by epoch")
+        weights = curves["distill_weight"]
+        steps = Line("", [*(epoch - 1 for epoch in epochs), epochs[-1]], [*weights, weights[-1]], 2, is_step=True)
+        svg = over_epochs([steps], "Weight λ by epoch")
         charts.append(Chart("Weight λ of the distillation loss", svg))
     if curves["aifi_share"] is not None:
         bands = [band or (None, None) for band in curves["aifi_band"]]

@@ -57,9 +57,21 @@ def test_only_a_run_with_a_teacher_shows_distillation() -> None:
     ]
 
 
-def test_the_best_epoch_is_named_even_if_it_is_the_start() -> None:
+def test_the_best_epoch_is_one_of_the_run() -> None:
     assert curve_charts(curves())[0].note.endswith("Best AP 30.0, in epoch 3.")
-    assert curve_charts(curves(start=0.5))[0].note.endswith("Best AP 50.0, in epoch 0.")
+    chart = curve_charts(curves(start=0.5))[0]
+    assert chart.note.endswith("Best AP 30.0, in epoch 3. Epoch 0 is what training started from.")
+    line = next(each for each in ElementTree.fromstring(chart.svg).iter("path") if each.get("d", "").count("L") == 2)
+    assert "line" in line.get("class", "")  # epochs 0, 1 and 3: the second was not evaluated
+
+
+def test_a_weight_holds_during_its_epoch() -> None:
+    chart = next(chart for chart in curve_charts(curves()) if chart.title.startswith("Weight"))
+    path = next(
+        each.get("d", "") for each in ElementTree.fromstring(chart.svg).iter("path") if each.get("class") == "line"
+    )
+    x = [float(point.split()[0]) for point in path[1:].split("L")]
+    assert (x[1] - x[0]) * 3 == pytest.approx(x[-1] - x[0], abs=0.3)
 
 
 def test_classes_go_from_the_best_to_the_weakest() -> None:
