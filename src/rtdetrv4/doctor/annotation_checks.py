@@ -77,21 +77,22 @@ def images_and_files(inspection: Inspection) -> Iterator[tuple[str, Example]]:
     """Images without annotations, annotations without an image, and images that are listed twice."""
     for part, document in _documents(inspection):
         origin = document.origin
-        paths = part.image_paths
-        for index, path in enumerate(paths):
-            if path not in inspection.facts and not inspection.is_quick and not path.is_file():
-                file = origin.files[index] if origin is not None else None
-                is_numbered = _is_coco(document) and not part.faults
-                line = line_of(file, "images", index + 1) if file is not None and is_numbered else None
-                shown = inspection.relative(file or part.folder)
-                yield "D203", Example(part.name, shown, line, f"{document.file_names[index]} does not exist")
-            elif origin is not None and origin.files[index] is None:
+        missing = set(_missing(inspection, part))
+        for index in sorted(missing):
+            file = origin.files[index] if origin is not None else None
+            is_numbered = _is_coco(document) and not part.faults
+            line = line_of(file, "images", index + 1) if file is not None and is_numbered else None
+            shown = inspection.relative(file or part.folder)
+            yield "D203", Example(part.name, shown, line, f"{document.file_names[index]} does not exist")
+        for index, file in enumerate(origin.files if origin is not None else ()):
+            if file is None and index not in missing:
+                (path,) = part.paths([document.file_names[index]])
                 yield "D201", Example(part.name, inspection.relative(path), None, "background", str(path))
-        for path, count in Counter(paths).items():
-            if count > 1:
-                yield "D232", Example(part.name, inspection.relative(path), None, f"{count} entries", str(path))
+        twice = [name for name, count in Counter(document.file_names).items() if count > 1]
+        for path in part.paths(twice):
+            yield "D232", Example(part.name, inspection.relative(path), None, "several entries", str(path))
         if origin is not None and not _is_coco(document):
-            yield from _shared_files(inspection, part.name, paths, origin)
+            yield from _shared_files(inspection, part, document.file_names, origin)
     if inspection.tree is not None and inspection.reading is not None:
         yield from _unused_images(inspection, inspection.tree)
         yield from _orphans(inspection, inspection.tree, inspection.reading.format)
@@ -191,17 +192,26 @@ def _is_coco(document: Document) -> bool:
     return document.origin is not None and document.origin.unit == "annotations"
 
 
+def _missing(inspection: Inspection, part: Part) -> Iterator[int]:
+    """The indices of images that are not there."""
+    if not inspection.is_quick:  # reading has told it
+        for index, path in enumerate(part.image_paths):
+            if path not in inspection.facts and not path.is_file():
+                yield index
+
+
 def _shared_files(
-    inspection: Inspection, part: str, paths: Sequence[Path], origin: Origin
+    inspection: Inspection, part: Part, names: Sequence[str], origin: Origin
 ) -> Iterator[tuple[str, Example]]:
-    images_of: defaultdict[Path, dict[Path, None]] = defaultdict(dict)
-    for file, path in zip(origin.files, paths, strict=True):
+    images_of: defaultdict[Path, dict[str, None]] = defaultdict(dict)
+    for file, name in zip(origin.files, names, strict=True):
         if file is not None:
-            images_of[file][path] = None
+            images_of[file][name] = None
     for file, images in images_of.items():
         if len(images) > 1:
-            names = " and ".join(image.name for image in images)
-            yield "D233", Example(part, inspection.relative(file), None, f"of {names}", str(next(iter(images))))
+            paths = part.paths(images)
+            detail = f"of {' and '.join(path.name for path in paths)}"
+            yield "D233", Example(part.name, inspection.relative(file), None, detail, str(paths[0]))
 
 
 def _unused_images(inspection: Inspection, tree: Tree) -> Iterator[tuple[str, Example]]:
@@ -270,7 +280,6 @@ class _Placed(NamedTuple):
     inspection: Inspection
     part: Part
     document: Document
-    paths: list[Path]
     xyxy: NDArray[np.float64]
     """(N, 4); NaN if unreadable."""
     sizes_hw: NDArray[np.int64]
@@ -309,7 +318,7 @@ class _Placed(NamedTuple):
 
     def example(self, index: int, detail: str) -> Example:
         """One box, where it stands."""
-        image = self.paths[self.document.image_index[index]]
+        (image,) = self.part.paths([self.document.file_names[self.document.image_index[index]]])
         file, line = self.document.path, None
         origin = self.document.origin
         if origin is not None:
@@ -330,10 +339,9 @@ class _Placed(NamedTuple):
 
 def _placed(inspection: Inspection, part: Part, document: Document) -> _Placed:
     """Bring boxes to pixels of the images as training does."""
-    paths = part.image_paths
     given_hw, actual_hw = document.sizes_hw, document.sizes_hw.copy()
-    scales = np.ones((len(paths), 2))
-    for index, path in enumerate(paths):
+    scales = np.ones((len(given_hw), 2))
+    for index, path in enumerate(() if inspection.is_quick else part.image_paths):
         facts = inspection.facts.get(path)
         if facts is None or facts.problem is not None:
             continue
@@ -351,7 +359,7 @@ def _placed(inspection: Inspection, part: Part, document: Document) -> _Placed:
         xywh, _, converted = sides_in_pixels(xywh, document.areas, sizes_wh, CLIP_TOLERANCE)
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     xyxy = xyxy * np.tile(scales[document.image_index], 2)
-    return _Placed(inspection, part, document, paths, xyxy, actual_hw[document.image_index], bool(converted))
+    return _Placed(inspection, part, document, xyxy, actual_hw[document.image_index], bool(converted))
 
 
 def _malformed(placed: _Placed) -> Iterator[tuple[str, Example]]:
