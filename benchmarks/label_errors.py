@@ -21,7 +21,7 @@ import numpy as np
 from rtdetrv4 import Detector
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.records import RecordTable, Split
-from rtdetrv4.doctor.suspects import MIN_SCORE, Suspect, suspects
+from rtdetrv4.doctor.suspects import CODE_OF, MIN_SCORE, Suspect, suspects
 from rtdetrv4.evaluation.matching import box_overlaps
 
 FIRST = (20, 50)
@@ -118,6 +118,9 @@ def main() -> None:
         num_errors = int((planted.kinds != "").sum()) + sum(map(len, planted.removed.values()))
         row = {"seed": seed, "boxes": len(planted.kinds), "errors": num_errors}
         row |= {f"precision_{first}": round(precision(ranked, planted, first), 3) for first in FIRST}
+        for kind in CODE_OF:
+            own = [each for each in ranked if each.kind == kind]
+            row[f"precision_{FIRST[0]} {kind}"] = round(precision(own, planted, FIRST[0]), 3)
         rows.append(row)
         print(json.dumps(row))
     means = {name: round(float(np.mean([row[name] for row in rows])), 3) for name in rows[0] if "precision" in name}
