@@ -353,7 +353,7 @@ class Detector:
                     logger.warning(advice)
         try:
             trainer.run(folder.last if resume else None)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError, EOFError) as error:
             if is_lost_worker(error):
                 raise ConfigError(
                     "A process that loads images was killed, most likely because memory ran out. Use fewer workers "

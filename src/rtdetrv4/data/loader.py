@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 
 import cv2
@@ -144,7 +145,13 @@ def build_loader(
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether an error says that a worker was killed; PyTorch has no class for it."""
+    """Whether an error says that a worker was killed; PyTorch has no class for it.
+
+    If it dies while it hands over a batch, the connection to it breaks before PyTorch notices.
+    """
+    if isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        frames = (frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__))
+        return "torch.multiprocessing.reductions" in frames
     text = str(error)
     return isinstance(error, RuntimeError) and "DataLoader worker" in text and ("killed" in text or "exited" in text)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import read_coco
-from rtdetrv4.data.loader import DetectionLoader, ShardSampler, build_loader
+from rtdetrv4.data.loader import DetectionLoader, ShardSampler, build_loader, is_lost_worker
 from rtdetrv4.data.records import Split
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.errors import DatasetError
@@ -141,3 +142,18 @@ def test_no_more_workers_than_processors(split: Split, monkeypatch: pytest.Monke
     monkeypatch.setattr("rtdetrv4.data.loader._num_processors", lambda: 1)
     dataset = DetectionDataset(split, (32, 64))
     assert [build_loader(dataset, 4, workers, shuffle=False).num_workers for workers in (0, 1, 50)] == [0, 1, 1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="tensors are sent in another way")
+def test_a_worker_that_dies_before_its_batch_is_received_is_lost():
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=queue.put, args=(torch.zeros(3),))
+    process.start()
+    process.join()
+    with pytest.raises((OSError, EOFError)) as caught:
+        queue.get(timeout=10)
+    assert is_lost_worker(caught.value)
+    assert not is_lost_worker(ConnectionResetError("of a tracker"))
+    assert not is_lost_worker(FileNotFoundError("of the user"))
+    assert is_lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
