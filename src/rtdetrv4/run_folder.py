@@ -120,11 +120,12 @@ class RunFolder:
         self.log = self.path / LOG_FILE
         self.predictions = self.path / "predictions.jpg"
         self.evaluation = self.path / "val"
-        self._is_taken = self._is_new = False
+        self._is_taken = False
+        self._new_folders: list[Path] = []
 
     def _take(self) -> None:
         """Create recipe.yaml, unless another run has been faster."""
-        self._is_new = not self.path.exists()
+        self._new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             self.recipe.touch(exist_ok=False)
@@ -138,9 +139,9 @@ class RunFolder:
         except BaseException:
             if self._is_taken and self.recipe.is_file() and not self.recipe.stat().st_size:
                 self.recipe.unlink()
-                if self._is_new:
-                    with suppress(OSError):  # it is no longer empty
-                        self.path.rmdir()
+                with suppress(OSError):  # no longer empty
+                    for folder in self._new_folders:
+                        folder.rmdir()
             raise
 
     @property

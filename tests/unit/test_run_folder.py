@@ -138,14 +138,14 @@ def test_runs_that_begin_at_once_do_not_share_a_folder(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_run_that_fails_before_it_begins_leaves_nothing(tmp_path: Path, is_new: bool) -> None:
-    path = tmp_path / "mine"
+    path = tmp_path / "runs" / "mine"
     if not is_new:
-        path.mkdir()
+        path.mkdir(parents=True)
     folder = RunFolder.for_new_run(path, make_accelerator("cpu", "off"))
     assert folder.recipe.is_file()
     with pytest.raises(KeyboardInterrupt), folder.given_back_on_error():
         raise KeyboardInterrupt
-    assert path.exists() == (not is_new)
+    assert path.exists() == path.parent.exists() == (not is_new)
     assert not folder.recipe.exists()
 
 

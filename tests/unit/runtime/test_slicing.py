@@ -14,6 +14,7 @@ from rtdetrv4.runtime import Detections
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.selection import Selection
 from rtdetrv4.runtime.slicing import Slicing, Tile, merge_tiles, tiles_of
+from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap
 
 CLASSES = ClassMap(("red", "green"), (1, 2))
@@ -55,7 +56,7 @@ def paint(rectangles: list[tuple[int, int, int, int]], height: int, width: int) 
 def find(image: np.ndarray, run: FindsColors | None = None, *, batch: int = 1, **options: Any) -> Detections:
     selection = Selection(CLASSES.names, conf=0.01, max_det=options.pop("max_det", None))
     (found,) = detect(
-        image,
+        read_source(image),
         run or FindsColors(),
         classes=CLASSES,
         size_hw=(SIDE, SIDE),
@@ -135,7 +136,7 @@ def test_frames_of_several_sizes_share_batches() -> None:
     images = [paint([(10, 10, 30, 30)], 150, 150), paint([(1, 2, 50, 60)], 80, 80)]
     run = FindsColors()
     stream = detect(
-        images, run, classes=CLASSES, size_hw=(SIDE, SIDE), mode="letterbox", batch=4,
+        read_source(images), run, classes=CLASSES, size_hw=(SIDE, SIDE), mode="letterbox", batch=4,
         selection=Selection(CLASSES.names, conf=0.01), slicing=Slicing.of((100, 100)),
     )  # fmt: skip
     first, second = list(stream)
