@@ -84,12 +84,13 @@ class RunFolder:
         Args:
             path: the folder that was asked for.
             accelerator: of the run; the call is collective.
-            exist_ok: return `path` in any case; `remove_earlier_run` then makes room.
+            exist_ok: return `path` if it holds a run, too; `remove_earlier_run` then makes room. Files of such names
+                that come from elsewhere are not a run's.
         """
         from accelerate.utils import broadcast_object_list
 
         folder = cls(path)
-        if accelerator.is_main_process and not exist_ok:
+        if accelerator.is_main_process and not (exist_ok and folder.recipe.is_file()):
             while not folder._is_taken:
                 folder = cls(unused_folder(Path(path), RUN_FILES))
                 folder._take()
@@ -197,6 +198,8 @@ class RunFolder:
 
     def remove_earlier_run(self) -> None:
         """Remove what an earlier run has written, and only that, so that the files of two runs do not mix."""
+        if self._is_taken:  # there is none
+            return
         if found := [file for pattern in RUN_FILES for file in self.path.glob(pattern)]:
             logger.warning("The earlier run in %s is overwritten.", self.path)
             for file in found:

@@ -123,7 +123,16 @@ def test_a_new_run_gets_a_folder_of_its_own(file: str, tmp_path: Path) -> None:
     folder.recipe.unlink()
     (path / file).touch()
     assert RunFolder.for_new_run(path, accelerator).path == tmp_path / "mine-2"
-    assert RunFolder.for_new_run(path, accelerator, exist_ok=True).path == path
+    # Without a recipe it is no run that could be overwritten, but files of the user's.
+    taken = path if file == "recipe.yaml" else tmp_path / "mine-3"
+    assert RunFolder.for_new_run(path, accelerator, exist_ok=True).path == taken
+
+
+def test_a_new_folder_holds_nothing_to_overwrite(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = RunFolder.for_new_run(tmp_path / "mine", make_accelerator("cpu", "off"), exist_ok=True)
+    folder.remove_earlier_run()
+    assert folder.recipe.is_file()
+    assert not caplog.records
 
 
 def test_runs_that_begin_at_once_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,8 @@ def _load_settings(name_or_path: str, folder: Path, children: tuple[str, ...]) -
         source, place = path, path.parent
     elif path.suffix in (".yaml", ".yml"):
         raise ConfigError(f'Recipe file "{path}" does not exist.')
+    elif (weights := path / "weights.safetensors").is_file():
+        raise ConfigError(f'"{name_or_path}" is the folder of a run; give its weights, {weights}.')
     else:
         raise ConfigError(
             f'"{name_or_path}" is neither a model nor a recipe file.{did_you_mean(name_or_path, recipe_names())} '
@@ -268,7 +270,14 @@ def _load_settings(name_or_path: str, folder: Path, children: tuple[str, ...]) -
         )
     if str(source) in children:
         raise ConfigError(f'Recipe "{name_or_path}" extends itself.')
-    return _read_settings(source.read_text(encoding="utf-8"), name_or_path, place, (*children, str(source)))
+    try:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f'"{name_or_path}" is no recipe: it holds no text. Give a model\'s name, a recipe (.yaml) or weights '
+            "(.safetensors, .pth, .pt)."
+        ) from None
+    return _read_settings(text, name_or_path, place, (*children, str(source)))
 
 
 def _written(name_or_path: str, folder: Path) -> Iterator[str]:

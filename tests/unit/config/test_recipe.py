@@ -79,6 +79,16 @@ def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
         load_recipe(tmp_path / "a.yaml")
 
 
+def test_what_is_no_recipe_is_told_apart(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(ConfigError, match=r'photo.jpg" is no recipe: it holds no text. Give a model'):
+        load_recipe(photo)
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"is the folder of a run; give its weights, .*weights.safetensors"):
+        load_recipe(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -721,3 +721,15 @@ def test_captions_are_no_boxes(root: Path) -> None:
     write_text(root / "a.txt", "2 cats on a red mat\n")
     with pytest.raises(DatasetError, match="holds no annotations that are known"):
         read_splits(root)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_own_format_of_cvat_is_named(root: Path, others: bool) -> None:
+    write_text(root / "annotations.xml", '<?xml version="1.0"?>\n<annotations>\n  <version>1.1</version></annotations>')
+    write_image(root / "images" / "a.jpg")
+    if others:
+        write_text(root / "images" / "a.xml", voc("a.jpg", [(0, 8, 4, 40, 20)]))
+        assert len(read_splits(root).parts["train"].records) == 1
+        return
+    with pytest.raises(DatasetError, match=r"annotations\.xml is in CVAT's own format, .* export the task from CVAT"):
+        read_splits(root)

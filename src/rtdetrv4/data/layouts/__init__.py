@@ -71,6 +71,11 @@ def describe(path: Path) -> Reading:
 
 
 def _nothing_found(tree: Tree) -> str:
+    if cvat := [file for file in tree.ending(".xml") if b"<annotations" in tree.path(file).read_bytes()[:4096]]:
+        return (
+            f"{tree.path(cvat[0])} is in CVAT's own format, which is not read; export the task from CVAT as COCO 1.0, "
+            "YOLO 1.1 or Pascal VOC 1.1, with its images"
+        )
     counts = Counter(suffix_of(file) or "no suffix" for file in tree.files)
     got = some_of(f"{count} × {suffix}" for suffix, count in counts.most_common())
     return (

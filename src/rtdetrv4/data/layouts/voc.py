@@ -21,6 +21,7 @@ OTHER_TASKS = frozenset({"layout", "action", "segmentation"})
 """Folders of ImageSets that list images for tasks other than detection."""
 _FLAG = re.compile(r"\s+[-+]?[01]$")
 _PEEK_BYTES = 4096
+_ROOT = re.compile(rb"<annotation[\s>]")
 
 
 def recognize_voc(tree: Tree) -> Reading | None:
@@ -50,7 +51,7 @@ def recognize_voc(tree: Tree) -> Reading | None:
 def _is_annotation(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return b"<annotation" in file.read(_PEEK_BYTES).replace(b"\0", b"")  # UTF-16 too
+            return _ROOT.search(file.read(_PEEK_BYTES).replace(b"\0", b"")) is not None  # UTF-16 too
     except OSError:
         return False
 
