@@ -37,6 +37,20 @@ class ImageInfo(NamedTuple):
     """Whether the sample shows the image, which otherwise is damaged or missing, and left out of evaluation."""
 
 
+class Rectangle(NamedTuple):
+    """A part of an image, in whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
 class Targets(NamedTuple):
     """The ground-truth boxes of a batch, concatenated over its images; an image may have none."""
 

@@ -145,6 +145,12 @@ def test_runs_that_begin_at_once_do_not_share_a_folder(tmp_path: Path, monkeypat
     assert RunFolder.for_new_run(tmp_path / "mine", accelerator).path == tmp_path / "mine-3"
 
 
+def test_a_broken_link_does_not_keep_a_run_waiting(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        RunFolder.for_new_run(tmp_path, make_accelerator("cpu", "off"))
+
+
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_run_that_fails_before_it_begins_leaves_nothing(tmp_path: Path, is_new: bool) -> None:
     path = tmp_path / "runs" / "mine"

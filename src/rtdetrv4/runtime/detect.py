@@ -13,9 +13,9 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.slicing import Slicing, Tile, merge_tiles, tiles_of
+from rtdetrv4.runtime.slicing import Slicing, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import Frame
-from rtdetrv4.types import ClassMap
+from rtdetrv4.types import ClassMap, Rectangle
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ class _Piece(NamedTuple):
     """A tile of a frame, or all of it."""
 
     frame: Frame
-    tiles: tuple[Tile, ...]
+    tiles: tuple[Rectangle, ...]
     number: int
 
     @property
-    def tile(self) -> Tile:
+    def tile(self) -> Rectangle:
         return self.tiles[self.number]
 
 
@@ -122,7 +122,7 @@ def _pieces(frames: Iterator[Frame], slicing: Slicing | None) -> Iterator[_Piece
         yield from (_Piece(frame, tiles, number) for number in range(len(tiles)))
 
 
-def _joined(parts: Sequence[_Found], tiles: tuple[Tile, ...]) -> _Found:
+def _joined(parts: Sequence[_Found], tiles: tuple[Rectangle, ...]) -> _Found:
     """What was found in a frame, in its pixels; if it has several tiles, clipped to them and without second boxes."""
     if len(parts) == 1:
         return parts[0]

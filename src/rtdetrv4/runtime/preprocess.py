@@ -8,27 +8,15 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from rtdetrv4.types import Rectangle
+
 ResizeMode = Literal["stretch", "letterbox"]
 """How an image fills the input. "stretch": both sides are scaled to it. "letterbox": the image keeps its aspect ratio
 and lies in the middle, with black around it."""
 
 
-class Content(NamedTuple):
-    """The rectangle of the input that shows the image, in whole pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Rows and columns."""
-        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
-
-
-def content_of(image_hw: tuple[int, int], size_hw: tuple[int, int], mode: ResizeMode) -> Content:
-    """Where an image lies in the input.
+def content_of(image_hw: tuple[int, int], size_hw: tuple[int, int], mode: ResizeMode) -> Rectangle:
+    """The rectangle of the input that shows an image.
 
     Args:
         image_hw: height and width of the image, or of the part of it that is shown.
@@ -43,7 +31,7 @@ def content_of(image_hw: tuple[int, int], size_hw: tuple[int, int], mode: Resize
             width = max((2 * wide + image_hw[0]) // (2 * image_hw[0]), 1)
         else:
             height = max((2 * tall + image_hw[1]) // (2 * image_hw[1]), 1)
-    return Content((size_hw[0] - height) // 2, (size_hw[1] - width) // 2, height, width)
+    return Rectangle((size_hw[0] - height) // 2, (size_hw[1] - width) // 2, height, width)
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -67,7 +55,7 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def pad(shown: np.ndarray, content: Content, size_hw: tuple[int, int]) -> np.ndarray:
+def pad(shown: np.ndarray, content: Rectangle, size_hw: tuple[int, int]) -> np.ndarray:
     """Put pixels where they belong in the input, on black.
 
     Black, because augmentation fills with black too: a model has learned that it means nothing.

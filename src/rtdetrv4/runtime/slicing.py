@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.types import Rectangle
 
 OVERLAP = 0.2
 MIN_SIDE, MAX_OVERLAP = 32, 0.9
@@ -19,20 +20,6 @@ CUT_WEIGHT = 0.5
 """What a box that a tile cuts off is worth against whole ones."""
 SEAM = 0.01
 """A box this close to a side of its tile, as a share of the tile, may be cut off there."""
-
-
-class Tile(NamedTuple):
-    """A rectangle of an image, in whole pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Rows and columns."""
-        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 class Slicing(NamedTuple):
@@ -81,7 +68,7 @@ class Slicing(NamedTuple):
         return image_hw[0] > self.size_hw[0] or image_hw[1] > self.size_hw[1]
 
 
-def tiles_of(image_hw: tuple[int, int], slicing: Slicing | None) -> tuple[Tile, ...]:
+def tiles_of(image_hw: tuple[int, int], slicing: Slicing | None) -> tuple[Rectangle, ...]:
     """The tiles of an image, row by row, and the image itself if that is wanted; only that if it fits a tile.
 
     Tiles lie at equal distances, but the last of a row or column ends with the image. A side that is shorter than a
@@ -92,12 +79,12 @@ def tiles_of(image_hw: tuple[int, int], slicing: Slicing | None) -> tuple[Tile, 
         slicing: None: no tiles.
     """
     height, width = image_hw
-    image = Tile(0, 0, height, width)
+    image = Rectangle(0, 0, height, width)
     if slicing is None or not slicing.cuts(image_hw):
         return (image,)
     tall, wide = min(height, slicing.size_hw[0]), min(width, slicing.size_hw[1])
     tiles = tuple(
-        Tile(top, left, tall, wide)
+        Rectangle(top, left, tall, wide)
         for top in _starts(height, tall, slicing.overlap)
         for left in _starts(width, wide, slicing.overlap)
     )
@@ -109,7 +96,7 @@ def merge_tiles(
     labels: np.ndarray,
     boxes_xyxy_px: np.ndarray,
     tile_of: np.ndarray,
-    tiles: tuple[Tile, ...],
+    tiles: tuple[Rectangle, ...],
 ) -> np.ndarray:
     """Choose from what was found in all tiles, so that no object has two boxes.
 
@@ -147,7 +134,7 @@ def _same_objects(
     rank: np.ndarray,
     is_cut: np.ndarray,
     tile_of: np.ndarray,
-    tiles: tuple[Tile, ...],
+    tiles: tuple[Rectangle, ...],
 ) -> list[tuple[int, int]]:
     """Pairs of indices, the better first, of boxes in different tiles that show one object; the best pairs first.
 
@@ -185,7 +172,7 @@ def _starts(length: int, size: int, overlap: float) -> list[int]:
     return [*range(0, length - size, step), length - size]
 
 
-def _ends_at_seam(boxes: np.ndarray, tile_of: np.ndarray, tiles: tuple[Tile, ...]) -> np.ndarray:
+def _ends_at_seam(boxes: np.ndarray, tile_of: np.ndarray, tiles: tuple[Rectangle, ...]) -> np.ndarray:
     """(n,) bool: a side of the box is at a side of its tile that is not one of the image."""
     edges = _edges(tiles)
     image = np.concatenate([edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)])
@@ -194,6 +181,6 @@ def _ends_at_seam(boxes: np.ndarray, tile_of: np.ndarray, tiles: tuple[Tile, ...
     return (is_near & (edges != image)[tile_of]).any(axis=1)
 
 
-def _edges(tiles: tuple[Tile, ...]) -> np.ndarray:
+def _edges(tiles: tuple[Rectangle, ...]) -> np.ndarray:
     """(T, 4) float64: left, top, right and bottom of each tile."""
     return np.array([(t.left, t.top, t.left + t.width, t.top + t.height) for t in tiles], dtype=np.float64)

@@ -8,14 +8,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import supervision
 
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime import Detections
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.slicing import Slicing, Tile, merge_tiles, tiles_of
+from rtdetrv4.runtime.slicing import Slicing, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import read_source
-from rtdetrv4.types import ClassMap
+from rtdetrv4.types import ClassMap, Rectangle
 
 CLASSES = ClassMap(("red", "green"), (1, 2))
 SIDE = 100
@@ -87,7 +88,6 @@ def random_rectangles(seed: int, height: int, width: int) -> list[tuple[int, int
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("seed", range(3))
 def test_tiles_find_what_supervision_finds(seed: int, batch: int) -> None:
-    supervision = pytest.importorskip("supervision")
     rectangles = random_rectangles(seed, 317, 421)
     image = paint(rectangles, 317, 421)
     run = FindsColors()
@@ -152,9 +152,9 @@ def test_tiles_cover_the_image_and_end_with_it() -> None:
     assert [tile.top for tile in tiles[::3]] == [0, 75, 130]
     assert [tile.left for tile in tiles[:3]] == [0, 150, 200]
     assert {(tile.height, tile.width) for tile in tiles} == {(100, 200)}
-    assert tiles_of((230, 400), slicing._replace(whole=True)) == (*tiles, Tile(0, 0, 230, 400))
-    assert tiles_of((60, 300), slicing) == (Tile(0, 0, 60, 200), Tile(0, 100, 60, 200))
-    assert tiles_of((100, 200), slicing) == tiles_of((100, 200), None) == (Tile(0, 0, 100, 200),)
+    assert tiles_of((230, 400), slicing._replace(whole=True)) == (*tiles, Rectangle(0, 0, 230, 400))
+    assert tiles_of((60, 300), slicing) == (Rectangle(0, 0, 60, 200), Rectangle(0, 100, 60, 200))
+    assert tiles_of((100, 200), slicing) == tiles_of((100, 200), None) == (Rectangle(0, 0, 100, 200),)
     assert len(tiles_of((100, 350), slicing)) == 2, "150 + 200 ends with the image"
     for overlap in (0.0, 0.33, 0.9):
         covered = np.zeros((233, 517), int)
@@ -163,7 +163,7 @@ def test_tiles_cover_the_image_and_end_with_it() -> None:
         assert covered.min() >= 1
 
 
-TILES = (Tile(0, 0, 100, 100), Tile(0, 50, 100, 100), Tile(0, 0, 100, 150))
+TILES = (Rectangle(0, 0, 100, 100), Rectangle(0, 50, 100, 100), Rectangle(0, 0, 100, 150))
 
 
 def merged(*found: tuple[list[float], float, int, int]) -> list[int]:
