@@ -2,10 +2,10 @@
 
 import sys
 
-from rtdetrv4 import Detector, OnnxSession
+from rtdetrv4 import Detector, ExportedDetector
 
 path = Detector(weights=sys.argv[1]).export("onnx")
 
-session = OnnxSession(path)  # from here on, no torch is needed
+session = ExportedDetector(path)  # from here on, no torch is needed
 print(session.metadata.names, session.metadata.image_size)
 print(session.predict(sys.argv[2], conf=0.4)[0])

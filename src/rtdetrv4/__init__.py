@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from rtdetrv4.runtime.detections import Detections
-    from rtdetrv4.runtime.sessions import OnnxSession
+    from rtdetrv4.runtime.exported_detector import ExportedDetector
     from rtdetrv4.training.reports import Observer
 
     __version__: str
@@ -36,10 +36,10 @@ __all__ = [
     "Detections",
     "Detector",
     "ExportError",
+    "ExportedDetector",
     "MissingDependencyError",
     "NonFiniteError",
     "Observer",
-    "OnnxSession",
     "RTDETRError",
     "SourceError",
     "WeightsError",
@@ -53,7 +53,7 @@ _HOMES = {
     "Detections": "rtdetrv4.runtime.detections",
     "Detector": "rtdetrv4.detector",
     "Observer": "rtdetrv4.training.reports",
-    "OnnxSession": "rtdetrv4.runtime.sessions",
+    "ExportedDetector": "rtdetrv4.runtime.exported_detector",
     "compare": "rtdetrv4.comparison",
     "create_model": "rtdetrv4.assembly",
     "load_recipe": "rtdetrv4.config",

@@ -692,7 +692,7 @@ def _predictions(
         return _detector(model, weights, device).predict(source, stream=True, **_given(imgsz=imgsz), **options)
     if imgsz or device or weights:
         raise ConfigError("--imgsz, --device and --weights do not apply to an exported model: its image size is fixed.")
-    return rtdetrv4.OnnxSession(model).predict(source, stream=True, **options)
+    return rtdetrv4.ExportedDetector(model).predict(source, stream=True, **options)
 
 
 @contextmanager

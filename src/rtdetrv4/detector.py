@@ -36,8 +36,8 @@ from rtdetrv4.outputs import unused_file, unused_folder, write_text
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.draw import contact_sheet
+from rtdetrv4.runtime.postprocess import NUM_TOP
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
-from rtdetrv4.runtime.sessions import NUM_TOP
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap
@@ -804,7 +804,7 @@ class Detector:
         return found if stream else list(found)
 
     def _run(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All detections in a batch, as `OnnxSession.run`."""
+        """All detections in a batch, as `ExportedDetector.run`."""
         pixels = torch.from_numpy(preprocess(images, size, self.recipe.model.resize)).to(self.device)
         with torch.inference_mode():
             output = self._deploy()(pixels)

@@ -27,7 +27,7 @@ from rtdetrv4.export import export_onnx, verify_onnx
 from rtdetrv4.export.verify import Listed, compare
 from rtdetrv4.models import DeformableAttention, fuse, postprocess
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
-from rtdetrv4.runtime import OnnxSession, preprocess
+from rtdetrv4.runtime import ExportedDetector, preprocess
 from rtdetrv4.runtime.preprocess import view_of
 from rtdetrv4.training.checkpoint import save_checkpoint
 from rtdetrv4.training.ema import ModelEma
@@ -86,11 +86,11 @@ def test_the_report_lies_beside_the_file(square: Exported) -> None:
 
 
 def test_the_file_says_how_to_use_it(square: Exported, rectangle: Exported) -> None:
-    metadata = OnnxSession(square.path).metadata
+    metadata = ExportedDetector(square.path).metadata
     assert (metadata.model, metadata.names, metadata.category_ids) == ("test", *ANIMALS)
     assert (metadata.image_size, metadata.outputs) == ((64, 64), "postprocessed")
-    assert OnnxSession(rectangle.path).metadata.outputs == "raw"
-    assert OnnxSession(rectangle.path).metadata.image_size == (320, 512)
+    assert ExportedDetector(rectangle.path).metadata.outputs == "raw"
+    assert ExportedDetector(rectangle.path).metadata.image_size == (320, 512)
     graph = onnx.load(square.path)
     assert {entry.key: entry.value for entry in graph.metadata_props}["teacher"] == "dinov3"
     assert graph.ir_version == 8, "older runtimes must be able to read it"
@@ -101,11 +101,11 @@ def test_the_file_says_how_to_use_it(square: Exported, rectangle: Exported) -> N
 def test_the_runtime_predicts_with_it(square: Exported, rectangle: Exported) -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
     for path in (square.path, rectangle.path):
-        found = OnnxSession(path).predict([image] * 3, conf=0.0, batch=2, duplicates="keep")
+        found = ExportedDetector(path).predict([image] * 3, conf=0.0, batch=2, duplicates="keep")
         assert [len(one) for one in found] == [len(found[0])] * 3
         assert found[0].names == ANIMALS.names
         assert len(found[0]) > 100
-        assert len(OnnxSession(path).predict(image, conf=0.0)[0]) < len(found[0])
+        assert len(ExportedDetector(path).predict(image, conf=0.0)[0]) < len(found[0])
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
@@ -134,7 +134,7 @@ def test_detector_and_exported_file_predict_alike(
     counts = []
     for duplicates in ("keep", "drop"):
         ours, theirs = (
-            each.predict(image, conf=0.2, duplicates=duplicates)[0] for each in (detector, OnnxSession(path))
+            each.predict(image, conf=0.2, duplicates=duplicates)[0] for each in (detector, ExportedDetector(path))
         )
         assert theirs.names == ours.names
         np.testing.assert_array_equal(theirs.class_id, ours.class_id)
@@ -265,7 +265,7 @@ def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytes
         )
     assert run(path, torch.rand(1, 3, 64, 64))["labels"].shape == (1, 10)
     assert json.loads((tmp_path / "v2.parity.json").read_text())["batches"] == [1]
-    assert OnnxSession(path).predict(np.zeros((64, 64, 3), dtype=np.uint8), conf=0.0, batch=4)
+    assert ExportedDetector(path).predict(np.zeros((64, 64, 3), dtype=np.uint8), conf=0.0, batch=4)
 
     # A graph that only pretends to take any batch is found out.
     graph = onnx.load(path)

@@ -331,7 +331,7 @@ def test_predict_runs_exported_models_without_torch(monkeypatch: pytest.MonkeyPa
             assert (source, options) == ("photos", {"conf": 0.25, "duplicates": "drop", "stream": True})
             return iter([detections("cat.png")])
 
-    monkeypatch.setattr("rtdetrv4.OnnxSession", Session)
+    monkeypatch.setattr("rtdetrv4.ExportedDetector", Session)
     assert run("predict photos --model w.onnx --out found") == 0
     assert Path("found/cat.jpg").is_file()
 
@@ -540,10 +540,10 @@ def test_an_exported_model_is_run_without_torch() -> None:
     code = """
 import sys
 sys.modules["torch"] = None  # as in the base install
-from rtdetrv4 import OnnxSession
-print(OnnxSession.__module__)
+from rtdetrv4 import ExportedDetector
+print(ExportedDetector.__module__)
 """
-    assert run_python(code).strip() == "rtdetrv4.runtime.sessions"
+    assert run_python(code).strip() == "rtdetrv4.runtime.exported_detector"
 
 
 def test_the_torch_extra_is_enough_to_predict() -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from rtdetrv4.errors import ExportError, require
 from rtdetrv4.export.verify import report_path, verify_onnx
 from rtdetrv4.models import DetectionModel, fuse, postprocess
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata
 from rtdetrv4.runtime.preprocess import ResizeMode
-from rtdetrv4.runtime.sessions import METADATA_KEY, ExportMetadata
 from rtdetrv4.types import ClassMap
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from rtdetrv4.errors import ExportError, require
 from rtdetrv4.models import DetectionModel, postprocess
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
 from rtdetrv4.outputs import write_text
-from rtdetrv4.runtime.sessions import METADATA_KEY, ExportMetadata
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata
 
 logger = logging.getLogger(__name__)
 

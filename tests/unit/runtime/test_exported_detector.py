@@ -1,4 +1,4 @@
-"""OnnxSession on small graphs whose answer is known: the scores are the mean red, green and blue of the image."""
+"""ExportedDetector on small graphs whose answer is known: the scores are the mean red, green and blue of the image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 
 from rtdetrv4.errors import ConfigError, ExportError, SourceError
 from rtdetrv4.models.postprocess import postprocess as torch_postprocess
-from rtdetrv4.runtime import ExportMetadata, OnnxSession
+from rtdetrv4.runtime import ExportedDetector, ExportMetadata
+from rtdetrv4.runtime.export_metadata import METADATA_KEY
+from rtdetrv4.runtime.postprocess import postprocess
 from rtdetrv4.runtime.preprocess import view_of
-from rtdetrv4.runtime.sessions import METADATA_KEY, postprocess
 
 METADATA = ExportMetadata(
     model="test",
@@ -72,7 +73,7 @@ def plain_image(red: int, green: int, blue: int, height: int = 50, width: int = 
 
 
 def test_predict_finds_what_the_graph_says(tmp_path: Path) -> None:
-    session = OnnxSession(write_model(tmp_path))
+    session = ExportedDetector(write_model(tmp_path))
     assert session.metadata == METADATA
     images = [plain_image(255, 0, 102), plain_image(0, 128, 0, 100, 100)]
     first, second = session.predict(images, conf=0.3, duplicates="keep")
@@ -91,7 +92,7 @@ def test_predict_finds_what_the_graph_says(tmp_path: Path) -> None:
 
 
 def test_options_are_checked_at_once(tmp_path: Path) -> None:
-    session = OnnxSession(write_model(tmp_path))
+    session = ExportedDetector(write_model(tmp_path))
     for options, message in (
         ({"conf": {"rad": 0.5}}, 'there is no class "rad"; the classes are red, green, blue. Did you mean "red"'),
         ({"conf": 25}, "conf: got 25, expected a number from 0 to 1"),
@@ -112,7 +113,7 @@ def test_a_letterbox_is_undone(outputs: str, tmp_path: Path) -> None:
     """The image is 100 wide and 200 high, the input 64 and 32: scaled by 0.16 to 16 × 32, from column 24 on."""
     metadata = METADATA._replace(resize="letterbox", outputs=outputs)
     graph = RAW if outputs == "raw" else POSTPROCESSED.format(dtype="float", batch="batch")
-    session = OnnxSession(write_model(tmp_path, graph, metadata.to_json()))
+    session = ExportedDetector(write_model(tmp_path, graph, metadata.to_json()))
     (found,) = session.predict(plain_image(255, 0, 0, 200, 100), conf=0)
     # 255 in a quarter of the input.
     red = 0.25 if outputs == "postprocessed" else 1 / (1 + np.exp(0.25))
@@ -128,13 +129,13 @@ def test_a_letterbox_is_undone(outputs: str, tmp_path: Path) -> None:
 def test_best_thresholds_come_with_the_file(tmp_path: Path) -> None:
     images = [plain_image(255, 0, 102), plain_image(0, 128, 0)]
     best = METADATA._replace(thresholds={"red": 0.9, "green": 0.6, "blue": 0.4})
-    session = OnnxSession(write_model(tmp_path, metadata=best.to_json()))
+    session = ExportedDetector(write_model(tmp_path, metadata=best.to_json()))
     assert session.metadata == best
     found = session.predict(images, conf="best", duplicates="keep")
     assert [each.class_name for each in found] == [["red", "blue"], []]
     assert "thresholds" not in METADATA.to_json(), "earlier versions refuse what they do not know"
     with pytest.raises(ConfigError, match='conf: got "best", but this model remembers no thresholds'):
-        OnnxSession(write_model(tmp_path)).predict(images, conf="best")
+        ExportedDetector(write_model(tmp_path)).predict(images, conf="best")
 
 
 @pytest.mark.parametrize("batch", ["batch", "4"])
@@ -143,7 +144,7 @@ def test_tiles_are_joined(batch: str, tmp_path: Path) -> None:
 
     The tiles begin at 0 and 48. Their boxes are 32 wide, that of the whole is 56 wide and overlaps each by 16 / 72.
     """
-    session = OnnxSession(write_model(tmp_path, batch=batch))
+    session = ExportedDetector(write_model(tmp_path, batch=batch))
     image = plain_image(255, 0, 0, 32, 112)
     (found,) = session.predict(image, slice=(32, 64), overlap=0.25, batch=2, conf=0.5)
     np.testing.assert_allclose(found.xyxy, [[16, 16, 48, 32], [64, 16, 96, 32], [28, 16, 84, 32]])
@@ -159,7 +160,7 @@ def test_nan_scores_find_nothing_and_say_so(tmp_path: Path, caplog: pytest.LogCa
     graph = graph.replace(
         "logits = Unsqueeze(centered, query)", "wide = Add(mean, centered)\n logits = Unsqueeze(wide, query)"
     )
-    session = OnnxSession(write_model(tmp_path, graph, METADATA._replace(outputs="raw").to_json()))
+    session = ExportedDetector(write_model(tmp_path, graph, METADATA._replace(outputs="raw").to_json()))
     found = session.predict([plain_image(255, 0, 0)] * 3, conf=0)
     assert [len(each) for each in found] == [0, 0, 0]
     assert caplog.text.count("returns NaN instead of scores") == 1
@@ -169,7 +170,7 @@ def test_nan_scores_find_nothing_and_say_so(tmp_path: Path, caplog: pytest.LogCa
 
 @pytest.mark.parametrize(("batch", "dtype"), [("batch", "float"), ("4", "float"), ("1", "float"), ("batch", "float16")])
 def test_any_number_of_images_runs_with_any_batch_size(batch: str, dtype: str, tmp_path: Path) -> None:
-    session = OnnxSession(write_model(tmp_path, batch=batch, dtype=dtype))
+    session = ExportedDetector(write_model(tmp_path, batch=batch, dtype=dtype))
     images = [plain_image(25 * i, 0, 0) for i in range(7)]
     for asked in (1, 3, 16):
         found = session.predict(images, conf={"red": 0.0}, batch=asked)
@@ -177,14 +178,14 @@ def test_any_number_of_images_runs_with_any_batch_size(batch: str, dtype: str, t
 
 
 def test_stream_reads_no_further_than_it_must(tmp_path: Path) -> None:
-    session = OnnxSession(write_model(tmp_path))
+    session = ExportedDetector(write_model(tmp_path))
     images = iter([plain_image(255, 0, 0)] * 5)
     assert next(session.predict(images, batch=2, stream=True)).class_name == ["red"]
     assert len(list(images)) == 3
 
 
 def test_raw_outputs_are_postprocessed_here(tmp_path: Path) -> None:
-    session = OnnxSession(write_model(tmp_path, RAW, METADATA._replace(outputs="raw").to_json()))
+    session = ExportedDetector(write_model(tmp_path, RAW, METADATA._replace(outputs="raw").to_json()))
     (found,) = session.predict(plain_image(0, 255, 128), conf=0.4, duplicates="keep")
     assert found.class_name == ["green", "blue"]
     assert found.confidence == pytest.approx(1 / (1 + np.exp(-np.array([0.5, 128 / 255 - 0.5]))), abs=1e-6)
@@ -226,12 +227,12 @@ def test_metadata_survives_the_round_trip() -> None:
 def test_metadata_that_cannot_be_used(metadata: str | dict | None, message: str, tmp_path: Path) -> None:
     metadata = json.dumps(metadata) if isinstance(metadata, dict) else metadata
     with pytest.raises(ExportError, match=message):
-        OnnxSession(write_model(tmp_path, metadata=metadata))
+        ExportedDetector(write_model(tmp_path, metadata=metadata))
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="does not exist"):
-        OnnxSession(tmp_path / "missing.onnx")
+        ExportedDetector(tmp_path / "missing.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"onnxruntime cannot load .*broken.onnx"):
-        OnnxSession(tmp_path / "broken.onnx")
+        ExportedDetector(tmp_path / "broken.onnx")

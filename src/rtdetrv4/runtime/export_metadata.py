@@ -1,0 +1,77 @@
+"""What an exported file says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from rtdetrv4.errors import ExportError
+from rtdetrv4.runtime.preprocess import ResizeMode
+
+METADATA_KEY = "rtdetrv4"
+
+
+class ExportMetadata(NamedTuple):
+    """The metadata of an exported file: everything needed to run it, in any language."""
+
+    model: str
+    names: tuple[str, ...]
+    """K class names."""
+    category_ids: tuple[int, ...]
+    """Ids of the classes in the annotations."""
+    image_size: tuple[int, int]
+    """Height and width of the input."""
+    outputs: Literal["postprocessed", "raw"]
+    """"postprocessed": `scores` B×N, `labels` B×N, `boxes` B×N×4 xyxy in [0, 1] of the input, by descending score.
+    "raw": `logits` B×Q×K and `boxes` B×Q×4 cxcywh in [0, 1]."""
+    version: str
+    """The version of rtdetrv4 that exported the file."""
+    resize: ResizeMode = "stretch"
+    """How images fill the input; `rtdetrv4.runtime.preprocess.view_of` maps boxes back."""
+    scale: str = "1/255"
+    channels: str = "RGB"
+    thresholds: Mapping[str, float] | None = None
+    """The best confidence threshold of each class in validation; absent if it is not known."""
+    precision: str = "fp32"
+    """In what the network computes: "fp32", "fp16", "bf16" or "int8"; whatever it is, the outputs are the same."""
+    batch: int | None = None
+    """The only batch size that the file accepts; None: any."""
+
+    def to_json(self) -> str:
+        """Return the value to store under the key "rtdetrv4"."""
+        fields = self._asdict()
+        if self.thresholds is None:
+            del fields["thresholds"]
+        return json.dumps(fields, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ExportMetadata:
+        """Parse what `to_json` returned.
+
+        Raises:
+            ExportError: an entry is missing, or requires something that this version cannot do.
+        """
+        try:
+            fields = json.loads(text)
+            metadata = cls(**fields)._replace(
+                **{key: tuple(fields[key]) for key in ("names", "category_ids", "image_size")}
+            )
+        except (ValueError, TypeError) as error:
+            raise ExportError(
+                f"the metadata of the exported model cannot be read ({error}); export it again"
+            ) from error
+        known = {
+            "resize": {"stretch", "letterbox"},
+            "scale": {"1/255"},
+            "channels": {"RGB"},
+            "outputs": {"postprocessed", "raw"},
+        }
+        for key, values in known.items():
+            value = getattr(metadata, key)
+            if value not in values:
+                raise ExportError(
+                    f'the exported model has {key} "{value}", expected {" or ".join(sorted(values))}; '
+                    f"it was written by rtdetrv4 {metadata.version}; install that version"
+                )
+        return metadata

@@ -1,0 +1,155 @@
+"""Exported models, run without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from rtdetrv4.runtime.detect import detect
+from rtdetrv4.runtime.detections import Detections
+from rtdetrv4.runtime.engines import open_engine
+from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
+from rtdetrv4.runtime.preprocess import preprocess
+from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
+from rtdetrv4.runtime.slicing import OVERLAP, Slicing
+from rtdetrv4.runtime.sources import read_source
+from rtdetrv4.types import ClassMap
+
+
+class ExportedDetector:
+    """An exported detector, run by the runtime that its file is for.
+
+    Args:
+        path: a file or folder written by `Detector.export`.
+        device: what to run it on, in the words of the runtime, such as "cpu" or "cuda"; None for the best that it has.
+        threads: threads that work on one batch; None leaves it to the runtime.
+
+    Attributes:
+        engine: the runtime with the loaded file.
+        metadata: class names, input size and more.
+
+    Raises:
+        ConfigError: there is no such device.
+        ExportError: the file is missing or broken, or was not written by this package.
+        MissingDependencyError: the runtime is not installed.
+    """
+
+    def __init__(self, path: str | Path, *, device: str | None = None, threads: int | None = None) -> None:
+        self.engine = open_engine(path, device=device, threads=threads)
+        self.metadata = self.engine.metadata
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names."""
+        return self.metadata.names
+
+    @overload
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: Confidence = ...,
+        batch: int = ...,
+        stream: Literal[False] = ...,
+        duplicates: Duplicates = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        max_det: int | None = ...,
+        slice: int | str | tuple[int, int] | None = ...,
+        overlap: float = ...,
+        whole: bool = ...,
+    ) -> list[Detections]: ...
+
+    @overload
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: Confidence = ...,
+        batch: int = ...,
+        stream: Literal[True],
+        duplicates: Duplicates = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        max_det: int | None = ...,
+        slice: int | str | tuple[int, int] | None = ...,
+        overlap: float = ...,
+        whole: bool = ...,
+    ) -> Iterator[Detections]: ...
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: Confidence = 0.25,
+        batch: int = 1,
+        stream: bool = False,
+        duplicates: Duplicates = "drop",
+        classes: Sequence[str | int] | str | int | None = None,
+        max_det: int | None = None,
+        slice: int | str | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        whole: bool = True,
+    ) -> list[Detections] | Iterator[Detections]:
+        """Detect objects.
+
+        Args:
+            source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array or PIL image.
+            conf: minimum confidence, a mapping from class name to minimum confidence, or "best": the threshold of each
+                class that was best in the validation after training.
+            batch: images, or tiles of them, per run. Files exported with a fixed batch size always use that.
+            stream: yield results one by one instead of returning a list, so that long videos fit in memory.
+            duplicates: "drop": one label per query, and of nearly identical boxes of one class only the best; "keep":
+                everything the model lists.
+            classes: the classes to return, by name or index.
+            max_det: the most objects per image.
+            slice: detect in tiles of this size, a side or (height, width) in pixels of the image, and join what is
+                found; an image that fits a tile is not cut. None: no tiles.
+            overlap: the share of a tile that its neighbor shows too.
+            whole: with tiles, detect in the whole image as well, for objects that are larger than a tile.
+
+        Raises:
+            ConfigError: an option is invalid, or names a class that the model does not have.
+            SourceError: something in `source` cannot be read.
+        """
+        metadata = self.metadata
+        found = detect(
+            read_source(source),
+            self.run,
+            classes=ClassMap(metadata.names, metadata.category_ids),
+            size_hw=metadata.image_size,
+            mode=metadata.resize,
+            batch=metadata.batch or batch,
+            selection=Selection(
+                metadata.names,
+                conf=conf,
+                best=metadata.thresholds,
+                classes=classes,
+                max_det=max_det,
+                duplicates=duplicates,
+            ),
+            slicing=Slicing.of(slice, overlap, whole),
+        )
+        return found if stream else list(found)
+
+    def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Run a batch and return all detections, whatever their score.
+
+        Args:
+            images: B images, H×W×3 uint8 RGB.
+
+        Returns:
+            Scores B×N in descending order, labels B×N, and boxes B×N×4, xyxy in [0, 1] of the input.
+        """
+        inputs = preprocess(images, self.metadata.image_size, self.metadata.resize)
+        fixed_batch = self.metadata.batch
+        if fixed_batch is not None:
+            inputs = np.pad(inputs, ((0, fixed_batch - len(images)), (0, 0), (0, 0), (0, 0)))
+        outputs = self.engine(inputs)
+        if self.metadata.outputs == "raw":
+            logits, boxes = outputs["logits"], outputs["boxes"]
+            scores, labels, boxes = postprocess(logits, boxes, max(NUM_TOP, logits.shape[1]))
+        else:
+            scores, labels, boxes = outputs["scores"], outputs["labels"], outputs["boxes"]
+        return scores[: len(images)], labels[: len(images)], boxes[: len(images)]
