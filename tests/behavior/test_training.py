@@ -458,9 +458,15 @@ def test_patience_goes_on_with_the_next_phase(split, tmp_path, lr_gamma):
     assert result.best_epoch == 1
 
 
-@pytest.mark.parametrize(("deadline", "last_flat"), [(121, 6), (101, 5), (91, 4), (69, 2), (65, 1), (10, 1)])
-def test_a_slow_run_skips_flat_epochs_to_end_in_time(split, tmp_path, monkeypatch, deadline, last_flat):
-    """Epochs take 10 seconds each, and six come after the flat phase; before 15 % of the time, nothing is decided."""
+@pytest.mark.parametrize(
+    ("deadline", "last_flat", "last"),
+    [(121, 6, 12), (101, 5, 12), (91, 4, 12), (69, 2, 11), (65, 1, 12), (10, 1, 11)],
+)
+def test_a_slow_run_skips_flat_epochs_to_end_in_time(split, tmp_path, monkeypatch, deadline, last_flat, last):
+    """Epochs take 10 seconds each, and six come after the flat phase; before 15 % of the time, nothing is decided.
+
+    Where that is too late, the run ends with epoch 11, the first with the lowest learning rate.
+    """
     clock = SimpleNamespace(now=0.0)
 
     def monotonic():
@@ -474,8 +480,46 @@ def test_a_slow_run_skips_flat_epochs_to_end_in_time(split, tmp_path, monkeypatc
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=monotonic))
     plan, recorder = make_plan(epochs=12, steps_per_epoch=1, flat_epoch=6, refine_from=9), Recorder()
     make_trainer(split, tmp_path, plan=plan, evaluate=evaluate, deadline=deadline, observers=[recorder]).run()
-    assert [epoch.epoch for epoch in recorder.epochs] == [*range(1, last_flat + 1), *range(7, 13)]
-    assert [epoch.epoch for epoch in recorder.epochs if epoch.is_late] == ([] if last_flat == 6 else [last_flat])
+    assert [epoch.epoch for epoch in recorder.epochs] == [*range(1, last_flat + 1), *range(7, last + 1)]
+    late = ([] if last_flat == 6 else [last_flat]) + ([] if last == 12 else [last])
+    assert [epoch.epoch for epoch in recorder.epochs if epoch.is_late] == late
+
+
+@pytest.mark.parametrize(
+    ("deadline", "steps", "num_epochs"),
+    [(1000, 20, 10), (167.5, 17, 9), (166, 16, 8), (0, 12, 6)],
+    ids=["in time", "within an epoch", "after an epoch", "at the first lowest step"],
+)
+def test_a_slow_run_ends_in_time_at_the_lowest_learning_rate(split, tmp_path, monkeypatch, deadline, steps, num_epochs):
+    """A step takes 5 seconds, an evaluation 10, saving 1; from the 12th of 20 steps on, the rate is lowest."""
+    clock, recorder = SimpleNamespace(now=0.0), Recorder()
+
+    def evaluate(detector):
+        clock.now += 10
+        return fixed_score(detector, 0.5)
+
+    def step_end(report):
+        clock.now += 5
+        recorder.steps.append(report)
+
+    def epoch_end(report):
+        clock.now += 1
+        recorder.epochs.append(report)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now + 1e-9 * len(recorder.steps)))
+    monkeypatch.setattr(recorder, "step_end", step_end)
+    monkeypatch.setattr(recorder, "epoch_end", epoch_end)
+    plan = make_plan(epochs=10, flat_epoch=1, no_aug_epochs=4, refine_from=10, lr_gamma=0.5)
+    trainer = make_trainer(split, tmp_path, plan=plan, evaluate=evaluate, deadline=deadline, observers=[recorder])
+    result = trainer.run()
+    assert len(recorder.steps) == steps
+    assert recorder.steps[-1].lr == recorder.steps[11].lr < recorder.steps[10].lr
+    assert len(recorder.epochs) == num_epochs
+    assert recorder.epochs[-1].step == steps
+    assert recorder.epochs[-1].is_late == (steps < 20)
+    assert recorder.epochs[-1].metrics  # what was trained last counts
+    assert result.is_complete
+    assert trainer.position.epoch == 10
 
 
 def test_the_best_of_equal_scores_knows_its_epoch_when_others_are_skipped(split, tmp_path):

@@ -86,7 +86,8 @@ class Trainer:
             the learning rate falls or refinement starts; in the last phase, stop. Each phase counts anew. None for
             never.
         deadline: `time.monotonic()` at which the run should end. When only the phases after the flat learning rate
-            still fit before it, the rest of the flat one is skipped. None for no limit.
+            still fit before it, the rest of the flat one is skipped; and once the learning rate is at its lowest, which
+            it keeps, the run ends there. None for no limit.
         max_skipped: give up after this many steps in a row with a NaN or infinite loss or gradient.
         seed: seed of everything random in the model; each rank adds its own number.
         recipe: plain values that describe how the run was made; stored in checkpoints.
@@ -164,7 +165,7 @@ class Trainer:
         if resume is not None:
             self.state.load_state_dict(load_checkpoint(resume))
         is_complete = False
-        self.begun, self.num_epochs = time.monotonic(), 0
+        self.begun, self.num_epochs, self.is_out_of_time = time.monotonic(), 0, False
         info = self._info(self._start_metrics())
         with ExitStack() as stack:
             for observer in self.observers:
@@ -195,6 +196,8 @@ class Trainer:
                 observer.step_end(report)
             if stop:
                 self._stop()
+            if self.is_out_of_time:
+                break
         self.seconds = time.monotonic() - self.started
 
     def _step(self, batches: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
@@ -218,8 +221,9 @@ class Trainer:
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
         # The only point where a step waits for the device. All ranks decide on the same averages.
-        stop = norm.new_tensor(float(self.interrupt.requested))
-        *means, mean_norm, mean_stop = mean_over_ranks(torch.hstack([values, norm, stop])).tolist()
+        ends = norm.new_tensor([float(self.interrupt.requested), float(self._may_not_go_on(step))])
+        *means, mean_norm, mean_stop, mean_late = mean_over_ranks(torch.hstack([values, norm, ends])).tolist()
+        self.is_out_of_time = mean_late > 0
         self.clock.collect()
         losses = dict(zip(names, means, strict=True))
         is_finite = math.isfinite(losses["loss"]) and math.isfinite(mean_norm)
@@ -346,6 +350,9 @@ class Trainer:
         else:
             is_best = metrics is not None and position.judge(metrics.ap, metrics.to_dict())
         self.num_epochs += 1
+        steps_done = position.epoch * plan.steps_per_epoch + position.step
+        if metrics is not None or self.evaluate is None:  # or the last steps would be lost
+            self.is_out_of_time |= self._is_true_anywhere(self._may_not_go_on(steps_done - 1))
         is_late = self._is_late()
         following = self._following_epoch(is_late)
         weight = modulated = None
@@ -358,7 +365,7 @@ class Trainer:
         position.num_unreadable = max(position.num_unreadable, self.data.num_unreadable)
         report = EpochReport(
             epoch=position.epoch + 1,
-            step=(position.epoch + 1) * plan.steps_per_epoch,
+            step=steps_done,
             stage=plan.stage(position.epoch).name,
             losses=position.means(),
             lr=max(group["lr"] for group in self.optimizer.param_groups),
@@ -369,7 +376,7 @@ class Trainer:
             modulation=modulated,
             num_skipped=position.num_skipped,
             num_unreadable=position.num_unreadable,
-            is_late=is_late,
+            is_late=is_late or self.is_out_of_time,
             seconds=time.monotonic() - self.started,
             images_per_second=self.num_images / self.seconds,
             shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
@@ -382,6 +389,15 @@ class Trainer:
         for observer in self.observers:
             observer.epoch_end(report)
 
+    def _may_not_go_on(self, step: int) -> bool:
+        """Whether the time is up after this step, and the run may end here: with all phases begun, at the lowest LR."""
+        return (
+            self.deadline is not None
+            and time.monotonic() > self.deadline
+            and self.plan.first_lowest_step <= step < self.plan.total_steps - 1
+            and self.plan.next_phase(self.position.epoch + 1) is None
+        )
+
     def _is_late(self) -> bool:
         """Whether the rest of the flat phase must be skipped, for the learning rate to have fallen by the deadline."""
         following, fall = self.position.epoch + 1, math.ceil(self.plan.flat_epoch)
@@ -390,11 +406,17 @@ class Trainer:
         now = time.monotonic()
         passed, left = now - self.begun, self.deadline - now
         is_late = (self.plan.epochs - fall) * passed / self.num_epochs > left and passed > SURE_AFTER * (passed + left)
-        return mean_over_ranks(torch.tensor(float(is_late), device=self.accelerator.device)).item() > 0
+        return self._is_true_anywhere(is_late)
+
+    def _is_true_anywhere(self, value: bool) -> bool:
+        """Whether it is so on any rank; a collective call."""
+        return mean_over_ranks(torch.tensor(float(value), device=self.accelerator.device)).item() > 0
 
     def _following_epoch(self, is_late: bool) -> int:
         """The epoch that follows: the next one, or the start of the next phase if patience or time are used up."""
         position, following = self.position, self.position.epoch + 1
+        if self.is_out_of_time:
+            return self.plan.epochs
         phase = self.plan.next_phase(following)
         if phase is None or not (phase == following or is_late or position.is_out_of_patience(self.patience)):
             return following
@@ -413,7 +435,8 @@ class Trainer:
     def _validate(self) -> Metrics | None:
         """Metrics of the EMA, or None if this epoch is not evaluated."""
         number = self.position.epoch + 1
-        if self.evaluate is None or (number % self.eval_every and number < self.plan.epochs):
+        is_last = self.is_out_of_time or number == self.plan.epochs
+        if self.evaluate is None or (number % self.eval_every and not is_last):
             return None
         broadcast(list(self.ema.module.buffers()))  # batch norm statistics differ between ranks
         if self.accelerator.num_processes > 1:

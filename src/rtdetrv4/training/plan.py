@@ -124,6 +124,13 @@ class Plan:
             starts.append(math.ceil(self.flat_epoch))
         return min((start for start in starts if epoch <= start < self.epochs), default=None)
 
+    @property
+    def first_lowest_step(self) -> int:
+        """The first step, counted from 0, with the learning rate that the run then keeps."""
+        if self.lr_gamma == 1:
+            return self.warmup_steps
+        return max(math.ceil(self.total_steps - self.no_aug_epochs * self.steps_per_epoch) - 1, 0)
+
     def lr(self, step: int, base_lr: float) -> float:
         """Learning rate of update `step`, counted from 0.
 

@@ -130,7 +130,9 @@ class TerminalProgress(Observer):
         """Print where the results are."""
         self._stop_bar()
         if result.is_complete:
-            if self._last_epoch < self._plan.epochs:
+            if self._is_late:
+                self._print(f"stopped in epoch {self._last_epoch}: slower than expected, and to end in time")
+            elif self._last_epoch < self._plan.epochs:
                 self._print(f"stopped after epoch {self._last_epoch}: no better score (run.patience)")
             score = result.best_score
             best = "" if score is None else f"best AP {_percent(score)} in epoch {result.best_epoch}; "

@@ -69,7 +69,7 @@ class EpochReport(NamedTuple):
     num_unreadable: int
     """Images that could not be decoded so far."""
     is_late: bool
-    """The rest of the flat learning rate is skipped, for the run to end in time."""
+    """The rest of the flat learning rate, or of the lowest one, is skipped, for the run to end in time."""
     seconds: float
     """Duration, including validation."""
     images_per_second: float
