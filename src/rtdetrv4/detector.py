@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -268,11 +268,9 @@ class Detector:
 
         from rtdetrv4.assembly.arrangement import arrange, budget_seconds, read_training_data
         from rtdetrv4.assembly.training import build_trainer
-        from rtdetrv4.data.loader import is_lost_worker
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.run_folder import RunFolder, log_findings
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
-        from rtdetrv4.training.fit import is_out_of_memory
 
         for callback in callbacks:
             if isinstance(callback, type) or not isinstance(callback, Observer):
@@ -315,7 +313,7 @@ class Detector:
         else:
             folder = RunFolder.for_new_run(recipe.run.out, accelerator, exist_ok=exist_ok)
             recipe = override(recipe, {"run.out": str(folder.path)})
-        with folder.given_back_on_error():
+        with folder.held(accelerator):
             if not resume:
                 recipe, start, fitting = arrange(
                     recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds
@@ -351,29 +349,13 @@ class Detector:
                 advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
                 if advice is not None and fitting is None and start is not None and start.weights is None:
                     logger.warning(advice)
-        try:
-            trainer.run(folder.last if resume else None)
-        except (RuntimeError, MemoryError, OSError, EOFError) as error:
-            if is_lost_worker(error):
-                raise ConfigError(
-                    "A process that loads images was killed, most likely because memory ran out. Use fewer workers "
-                    f"than {recipe.data.workers}, or a smaller batch. {folder.how_to_go_on()}"
-                ) from error
-            if not is_out_of_memory(error):
-                raise
-            raise ConfigError(
-                f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
-                f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
-                "run.checkpoint_activations=true."
-            ) from error
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None
-
-        self.recipe, self.device = recipe, accelerator.device
-        accelerator.wait_for_everyone()
-        self._load(read_checkpoint(folder.weights))
-        metrics, problems = self._show_result(trainer, splits.val, folder)
-        return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics, problems)
+            with _failures_explained(recipe, folder):
+                trainer.run(folder.last if resume else None)
+            self.recipe, self.device = recipe, accelerator.device
+            accelerator.wait_for_everyone()
+            self._load(read_checkpoint(folder.weights))
+            metrics, problems = self._show_result(trainer, splits.val, folder)
+            return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics, problems)
 
     def _show_result(
         self, trainer: Trainer, split: Split | None, folder: RunFolder
@@ -921,6 +903,31 @@ class Detector:
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
             pictures.append(np.concatenate((shown, found.plot()), axis=1))
         contact_sheet(pictures, path)
+
+
+@contextmanager
+def _failures_explained(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
+    """Say what to do about a run that ran out of memory or was stopped inside."""
+    from rtdetrv4.data.loader import is_lost_worker
+    from rtdetrv4.training.fit import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
+        if is_lost_worker(error):
+            raise ConfigError(
+                "A process that loads images was killed, most likely because memory ran out. Use fewer workers than "
+                f"{recipe.data.workers}, or a smaller batch. {folder.how_to_go_on()}"
+            ) from error
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
+            f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
+            "run.checkpoint_activations=true."
+        ) from error
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None
 
 
 def _first_images(split: Split, count: int) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
 from rtdetrv4.outputs import numbered_folders, unused_folder, write_text
 from rtdetrv4.report import FACTS_FILE, REPORT_FILES
+from rtdetrv4.run_lock import locked
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE
 from rtdetrv4.training.observers import LOG_FILE
 from rtdetrv4.weights.files import listing
@@ -136,8 +137,30 @@ class RunFolder:
                 raise
 
     @contextmanager
-    def given_back_on_error(self) -> Iterator[None]:
-        """If what is done in this context fails, leave nothing of a run that has not begun."""
+    def held(self, accelerator: Accelerator) -> Iterator[None]:
+        """Inside, no other process trains in this folder; if that fails before it begins, nothing of it is left.
+
+        The call is collective, and the main process holds the lock for all.
+
+        Raises:
+            ConfigError: another process trains there.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        with self._given_back_on_error(), ExitStack() as stack:
+            refusal: list[str | None] = [None]
+            if accelerator.is_main_process:
+                try:
+                    stack.enter_context(locked(self.path))
+                except ConfigError as error:
+                    refusal = [str(error)]
+            broadcast_object_list(refusal)
+            if refusal[0] is not None:
+                raise ConfigError(refusal[0])
+            yield
+
+    @contextmanager
+    def _given_back_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
