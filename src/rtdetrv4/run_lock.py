@@ -27,9 +27,9 @@ _IS_HELD = (errno.EACCES, errno.EAGAIN)
 def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process gets the lock on `folder`; nothing is locked where the system knows no such locks.
 
-    It is a record lock of POSIX. Its owner is the process alone, so that data workers, which may outlive a process that
-    was killed, do not hold it; and the kernel releases it whatever ends the process. It does not keep two threads of
-    one process apart. The file names the owner, and is removed at the end.
+    It is a record lock of POSIX, unlike that of the package `filelock`. Its owner is the process alone, so that data
+    workers, which may outlive a process that was killed, do not hold it; and the kernel releases it whatever ends the
+    process. It does not keep two threads of one process apart. The file names the owner, and is removed at the end.
 
     Args:
         folder: of the run; it exists.

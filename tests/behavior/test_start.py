@@ -21,6 +21,7 @@ from PIL import Image
 
 from local_hub import LocalHub, Served, use_hub
 from rtdetrv4 import ConfigError, Detector, SourceError, WeightsError
+from rtdetrv4.appraisal import Appraisal
 from rtdetrv4.assembly import create_model, start, training
 from rtdetrv4.assembly.start import Start, choose_start
 from rtdetrv4.cli import main
@@ -138,8 +139,8 @@ def test_predict_and_train_by_name(
         return build(recipe, splits, network, **given)
 
     monkeypatch.setattr(training, "build_trainer", remember)
-    monkeypatch.setattr(Detector, "_evaluate", lambda *_, **__: None)  # which takes longer than the one step
-    monkeypatch.setattr(Detector, "_draw_predictions", lambda *_: None)
+    monkeypatch.setattr(Appraisal, "evaluate", lambda *_, **__: None)  # which takes longer than the one step
+    monkeypatch.setattr(Appraisal, "draw_predictions", lambda *_: None)
     with caplog.at_level(logging.INFO):
         trained = Detector(name).train(data, out=tmp_path / "run", **SHORT)
     assert not hub.requests  # everything was in the cache, and no ImageNet backbone was wanted

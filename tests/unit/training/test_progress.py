@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -32,7 +33,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
     assert lines[2].startswith("epoch 1/3  dense       loss 30.000  AP 10.0  AP50 20.0  best ")
     for part in ("distill 0.800", "λ 5", "AIFI 9.50 % (target 10.00–12.00)"):
         assert part in lines[4]
-    assert lines[6].endswith("1 steps skipped  2 images unreadable  2 s  8.0 images/s  left 0:00:00")
+    assert lines[6].endswith("1 step skipped  2 images unreadable  2 s  8.0 images/s  left 0:00:00")
     assert "AP 20.0" in lines[5]  # of the second epoch, while the third one runs
     assert lines[-1] == f"done: best AP 30.0 in epoch 3; weights in {tmp_path / 'weights.safetensors'}"
 
@@ -49,11 +50,24 @@ def test_validation_images_without_objects_have_no_ap(tmp_path):
     text = io.StringIO()
     progress = TerminalProgress(1, Console(file=text, width=200))
     progress.run_start(info(tmp_path))
-    progress.epoch_end(epoch_report(1)._replace(metrics={"ap": None, "ap50": None}, best_score=-1.0))
+    progress.epoch_end(epoch_report(1)._replace(metrics={"ap": None, "ap50": None}, best_score=None))
     progress.step_end(step_report(3))
+    progress.run_end(RunResult(tmp_path, 1, None, {}, True))
     lines = text.getvalue().splitlines()
-    assert "AP    –  AP50    –" in lines[1]
+    assert "AP    –  AP50    –  distill" in lines[1]
     assert "AP" not in lines[2]
+    assert lines[-1] == f"done: last weights in {tmp_path / 'weights.safetensors'}"
+
+
+def test_one_is_no_plural(tmp_path):
+    text = io.StringIO()
+    progress = TerminalProgress(1, Console(file=text, width=200))
+    start = info(tmp_path)
+    plan = replace(start.plan, epochs=1, steps_per_epoch=1)
+    progress.run_start(start._replace(plan=plan, step=1))
+    lines = text.getvalue().splitlines()
+    assert "; 1 epoch × 1 step; " in lines[0]
+    assert lines[1] == "resumed after 1 step"
 
 
 def test_a_worse_epoch_names_the_best(tmp_path):
