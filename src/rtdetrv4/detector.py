@@ -138,14 +138,14 @@ class Detector:
             self._load(checkpoint)
         self._settled = settled_settings(model)
 
-    def _load(self, checkpoint: Checkpoint) -> None:
-        """Build the network for a checkpoint and take over its classes and weights."""
+    def _load(self, checkpoint: Checkpoint, level: int = logging.INFO) -> None:
+        """Build the network for a checkpoint, take over its classes and weights, and log how they fit."""
         metadata = checkpoint.metadata
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
         network = build_detector(without_pretrained(self.recipe), metadata.num_classes)
         report = load_weights(network, checkpoint)
-        logger.info("%s", report)
+        logger.log(level, "%s", report)
         self._is_trained = report.trained
         self._network, self._deployed = network.to(self.device).eval(), None
         self.metadata, self._start = metadata, None
@@ -307,7 +307,7 @@ class Detector:
                     folder.weights,
                 )
             self.recipe, self.device = recipe, accelerator.device
-            self._load(read_checkpoint(folder.weights))
+            self._load(read_checkpoint(folder.weights), logging.DEBUG)
             return TrainResult(folder.path, folder.weights, folder.best, folder.last, folder.metrics())
         splits, findings = read_training_data(recipe)
         assert splits.train is not None
@@ -363,7 +363,7 @@ class Detector:
                 trainer.run(folder.last if resume else None)
             self.recipe, self.device = recipe, accelerator.device
             accelerator.wait_for_everyone()
-            self._load(read_checkpoint(folder.weights))
+            self._load(read_checkpoint(folder.weights), logging.DEBUG)
             end = self._appraisal().conclude(trainer, splits.val, folder)
             return TrainResult(folder.path, folder.weights, folder.best, folder.last, *end)
 

@@ -10,7 +10,8 @@ from typing import ParamSpec, TypeVar
 from rtdetrv4.config import setting_names
 from rtdetrv4.errors import did_you_mean
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NAMES_ELSEWHERE: Mapping[str, str] = {
     "agnostic_nms": "duplicates",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtdetrv4.assembly.training import patience_of
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
+from rtdetrv4.data.document import count_of, some_of
 from rtdetrv4.distillation.similarity import SIMILARITY_FILE
 from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError
@@ -348,7 +349,7 @@ def package_versions() -> dict[str, str]:
 
 
 def log_findings(splits: Splits, findings: Findings | None = None) -> None:
-    """Log how a data set was read, and what was dropped, corrected or looks wrong.
+    """Log how a data set was read, what it holds, and what was dropped, corrected or looks wrong.
 
     Args:
         splits: what was read.
@@ -356,6 +357,10 @@ def log_findings(splits: Splits, findings: Findings | None = None) -> None:
     """
     for note in splits.notes:
         logger.info(note)
+    if parts := splits.parts:
+        images = ", ".join(f"{name} {count_of(len(part.records), 'image', 'images')}" for name, part in parts.items())
+        names = next(iter(parts.values())).classes.names
+        logger.info("%s; %s: %s", images, count_of(len(names), "class", "classes"), some_of(names, 10))
     for name, part in splits.parts.items():
         for problem in part.problems:
             logger.warning("%s: %s", name, problem)

@@ -313,7 +313,7 @@ def test_the_next_best_is_taken_and_said(hub: LocalHub, monkeypatch: pytest.Monk
     begun = choose_start(recipe)
     assert (begun.kind, begun.text, begun.record()) == (
         "none",
-        "nothing",
+        "random weights",
         {"kind": "none", "source": None, "sha256": None},
     )
     assert begun.settings == {"model.pretrained_backbone": False}
@@ -323,7 +323,7 @@ def test_the_next_best_is_taken_and_said(hub: LocalHub, monkeypatch: pytest.Monk
 def test_a_recipe_with_a_backbone_of_its_own_is_followed(offline: str) -> None:
     recipe = load_recipe("dfine-n")
     scratch = choose_start(override(recipe, {"model.pretrained_backbone": False}))
-    assert scratch.line(None) == "Starting from nothing."
+    assert scratch.line(None) == "Starting from random weights."
     from_file = choose_start(override(recipe, {"model.pretrained_backbone": "b0.pth"}))
     assert (from_file.kind, from_file.source) == ("imagenet", "b0.pth")
     demo = choose_start(load_recipe("demo"))

@@ -18,7 +18,7 @@ from rtdetrv4.config import load_recipe, override, setting_names
 from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.records import Record
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.run_folder import FREE_ON_RESUME, RunFolder, fixed_changes
+from rtdetrv4.run_folder import FREE_ON_RESUME, RunFolder, fixed_changes, log_findings
 from rtdetrv4.training import make_accelerator
 from rtdetrv4.types import ClassMap, ImageInfo
 
@@ -47,6 +47,16 @@ def test_a_record_says_what_a_run_is_made_of(folder: RunFolder) -> None:
     assert record["classes"] == {"猫": 3, "dog": 5}
     assert record["data"] == {"train": {"images": 1, "fingerprint": "0" * 64, "problems": ["a.jpg: a box has no area"]}}
     assert set(record["versions"]) >= {"python", "torch", "rtdetrv4"}
+
+
+def test_what_data_holds_is_told_before_its_problems(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "rtdetrv4")
+    log_findings(Splits(TRAIN, TRAIN._replace(records=(RECORD,) * 2, problems=()), None, ("Data read as YOLO",)))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "Data read as YOLO"),
+        ("INFO", "train 1 image, val 2 images; 2 classes: 猫, dog"),
+        ("WARNING", "train: a.jpg: a box has no area"),
+    ]
 
 
 def test_a_record_names_the_validation_images_that_were_chosen(folder: RunFolder, tmp_path: Path) -> None:

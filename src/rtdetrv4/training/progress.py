@@ -92,7 +92,7 @@ class TerminalProgress(Observer):
                 status = _fitting([f"{done}/{self._plan.steps_per_epoch}", *parts], room)
                 self._bar.update(self._task, completed=done, description=epoch, status=status)
                 self._bar.refresh()
-        elif report.step % self.log_every == 0:
+        elif report.step % self.log_every == 0 and not is_last:  # else the line of the epoch follows
             parts = [self._epoch(report), f"step {done}/{self._plan.steps_per_epoch}", *self._parts(report)]
             self._print("  ".join(parts))
 

@@ -23,13 +23,14 @@ def terminal(text, **options):
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path):
     text = io.StringIO()
-    play([TerminalProgress(2, Console(file=text, width=60))], tmp_path)
+    play([TerminalProgress(1, Console(file=text, width=60))], tmp_path)
     lines = text.getvalue().splitlines()
-    assert len(lines) == 1 + 3 + 3 + 1  # a start, a step and an epoch three times, an end: none is wrapped
+    # A start, an end, and three times a step and an epoch, whose last step says nothing more: none is wrapped.
+    assert len(lines) == 1 + 3 + 3 + 1
     assert lines[0].startswith("10.43 M parameters on cpu, float32; teacher dino; 3 epochs × 2 steps; ")
-    assert lines[1].startswith("epoch 1/3  step 2/2  left 0:00:0")
+    assert lines[3].startswith("epoch 2/3  step 1/2  left 0:00:0")
     for part in ("loss 30.000", "images/s", "mal 0.500  bbox 0.200  giou 0.700  lr 1.0e-03"):
-        assert part in lines[1]
+        assert part in lines[3]
     assert lines[2].startswith("epoch 1/3  dense       loss 30.000  AP 10.0  AP50 20.0  best ")
     for part in ("distill 0.800", "λ 5", "AIFI 9.50 % (target 10.00–12.00)"):
         assert part in lines[4]
@@ -154,9 +155,9 @@ def test_warnings_stand_above_the_live_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "unknown"}])
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(tmp_path, environment):
     text = io.StringIO()
-    play([TerminalProgress(2, terminal(text, _environ=environment))], tmp_path)
+    play([TerminalProgress(1, terminal(text, _environ=environment))], tmp_path)
     assert "\x1b" not in text.getvalue()
-    assert "step 2/2" in text.getvalue()
+    assert "step 1/2" in text.getvalue()
 
 
 def test_no_color(tmp_path):
@@ -172,9 +173,9 @@ def test_a_log_file_gets_no_live_line_even_if_colors_are_forced(tmp_path, monkey
     monkeypatch.setenv("FORCE_COLOR", "1")
     text = io.StringIO()
     monkeypatch.setattr(sys, "stderr", text)
-    progress = next(o for o in default_observers(tmp_path, log_every=2) if isinstance(o, TerminalProgress))
+    progress = next(o for o in default_observers(tmp_path, log_every=1) if isinstance(o, TerminalProgress))
     play([progress], tmp_path)
-    assert "step 2/2" in text.getvalue()
+    assert "step 1/2" in text.getvalue()
     assert "\r" not in text.getvalue()
 
 
