@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -164,16 +164,8 @@ def train(
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
 
-    if resume and model is None:
-        from rtdetrv4.run_folder import RunFolder
-
-        folder = RunFolder(out) if out else RunFolder.latest(RunConfig().out)
-        if not folder.recipe.is_file():
-            raise ConfigError(
-                f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
-            )
-        model, out = str(folder.recipe), str(folder.path)
-    _require_data(data, model)
+    if not resume:
+        _require_data(data, model)
     overrides = dict(parse_assignment(text) for text in settings or ())
     given = _given(
         epochs=epochs,
@@ -188,8 +180,18 @@ def train(
         amp=amp,
         out=out,
         tracker=tracker,
-        budget=budget,
     )
+    _check_settings(model, weights, given | overrides, budget, resume=resume)
+    if resume and model is None:
+        from rtdetrv4.run_folder import RunFolder
+
+        folder = RunFolder(out) if out else RunFolder.latest(RunConfig().out)
+        if not folder.recipe.is_file():
+            raise ConfigError(
+                f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
+            )
+        model, given["out"] = str(folder.recipe), str(folder.path)
+    given |= _given(budget=budget)
     result = _detector(model, weights).train(data, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
     if _is_main_process():
         from rtdetrv4.report import REPORT_PAGE
@@ -229,8 +231,9 @@ def augment(
         imgsz=_image_size(imgsz),
         device=_device(device),
         seed=seed,
-        budget=budget,
     )
+    _check_settings(model, weights, given | overrides, budget)
+    given |= _given(budget=budget)
     with _interruptible(lambda: "No picture was written."):
         path = _detector(model, weights).augment(data, num_images=num_images, out=out, overrides=overrides, **given)
     print(f"Picture: {path}")
@@ -254,14 +257,16 @@ def val(
     whole: _Whole = True,
 ) -> None:
     """Compute COCO metrics."""
+    given = _given(batch=batch, imgsz=_image_size(imgsz), **_tiles(slice, overlap, whole))
+    device = _device(device)
+
     from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
     from rtdetrv4.outputs import unused_folder
     from rtdetrv4.report import REPORT_FILES
 
     out = None if out is None else unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
-    given = _given(batch=batch, imgsz=_image_size(imgsz), out=out, **_tiles(slice, overlap, whole))
     with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
-        metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
+        metrics = _detector(model, weights, device).val(data, split=split, **given, **_given(out=out))
     if not _is_main_process():
         return
     _print_metrics(metrics)
@@ -299,13 +304,15 @@ def predict(
 
     An exported .onnx file needs no torch.
     """
+    options = {"conf": _confidence(conf), "duplicates": duplicates, **_given(classes=classes, batch=batch)}
+    size_hw, device = _image_size(imgsz), _device(device)
+    options |= _tiles(slice, overlap, whole)
+
     from rtdetrv4.runtime import PredictionFolder
 
     results = PredictionFolder(out)
-    given = _given(classes=classes, batch=batch, **_tiles(slice, overlap, whole))
-    options = {"conf": _confidence(conf), "duplicates": duplicates, **given}
     with _interruptible(lambda: f"Complete: {results}."):
-        for detections in _predictions(model, weights, source, _image_size(imgsz), _device(device), options):
+        for detections in _predictions(model, weights, source, size_hw, device, options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
             print(f"{picture}: {', '.join(f'{count} {label}' for label, count in counts) or 'nothing'}")
@@ -441,7 +448,6 @@ def compare(
         comparison = read_comparison(out, [name.strip() for name in names] or None)
     else:
         _require_data(data, model)
-        from rtdetrv4.comparison import compare as run_comparison
         from rtdetrv4.config import parse_assignment
 
         given = _given(
@@ -457,6 +463,8 @@ def compare(
             weights=weights,
         )
         overrides = dict(parse_assignment(text) for text in settings or ())
+        from rtdetrv4.comparison import compare as run_comparison
+
         comparison = run_comparison(data, model, seeds=chosen, out=out, overrides=overrides, **given)
     _print_comparison(comparison)
 
@@ -617,6 +625,24 @@ def _require_data(data: str | None, model: str | None) -> None:
         raise ConfigError("Missing option --data: a folder with a COCO, YOLO, Pascal VOC or LabelMe data set.")
 
 
+def _check_settings(
+    model: str | None, weights: str | None, changes: Mapping[str, Any], budget: str | None, *, resume: bool = False
+) -> None:
+    """Raise for a setting that `Detector` would refuse, before its slow imports."""
+    from rtdetrv4.config import DEFAULT_MODEL, given_settings, load_recipe, override, written_settings
+    from rtdetrv4.config.budget import budget_seconds, parse_budget
+
+    settled = given_settings(changes)
+    if budget is not None:
+        parse_budget(budget)
+    known = DEFAULT_MODEL if model is None and weights is None and not resume else model
+    if known is None or Path(known).suffix not in ("", ".yaml", ".yml"):  # weights or a run, which tell when read
+        return
+    recipe = override(load_recipe(known), changes)
+    if budget is not None:
+        budget_seconds(budget, recipe, settled | written_settings(known), resume=resume)
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given; the rest keep `Detector`'s defaults."""
     return {name: value for name, value in options.items() if value is not None}
@@ -716,8 +742,11 @@ def _print_metrics(metrics: Metrics) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("metric", "value")
     numbers = metrics.to_dict()
+    if numbers["ap"] is None:
+        print("There is nothing to measure: the images have no objects.")
+        return
+    table = Table("metric", "value")
     for name, value in numbers.items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4f}")

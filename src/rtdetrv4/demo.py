@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rtdetrv4.data.synthetic import write_shapes
-from rtdetrv4.detector import Detector
+from rtdetrv4.detector import Detector, TrainResult
 from rtdetrv4.distillation import PIP_TEACHER, Teacher, load_teacher
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.report import REPORT_PAGE
 from rtdetrv4.run_folder import RunFolder
 from rtdetrv4.training.observers import read_log
 
@@ -49,15 +50,20 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
     first = sorted((data / "valid").glob("*.jpg"))[0]
     picture = detector.predict(first, conf=0.4)[0].save(out / "prediction.jpg")
     tell(_what_the_teacher_did(run / "log.jsonl", teacher.name))
-    tell(
-        f"""Look at
+    tell(_where_to_look(result, picture, onnx))
+
+
+def _where_to_look(result: TrainResult, picture: Path, onnx: Path) -> str:
+    """List the files that are worth a look."""
+    run = result.out
+    return f"""Look at
+  report                     {run / REPORT_PAGE}
   predictions (left: truth)  {run / "predictions.jpg"}
   one picture                {picture}
   curves of the training     {run / "curves.png"}
   evaluation                 {run / "val"}
   weights                    {result.weights}
   exported model             {onnx}"""
-    )
 
 
 def _what_the_teacher_did(log: Path, name: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -26,16 +24,17 @@ from rtdetrv4.assembly.start import (
     start_from_file,
     trained_start,
 )
-from rtdetrv4.config import Recipe, given_settings, override
+from rtdetrv4.config import DEFAULT_MODEL, Recipe, given_settings, override
+from rtdetrv4.config.budget import budget_seconds
 from rtdetrv4.config.schema import parse_device, parse_image_size
-from rtdetrv4.errors import ConfigError, DatasetError, RTDETRError, SourceError, WeightsError, first_line, require
+from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
+from rtdetrv4.keywords import suggests
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.ops.device import find_device
 from rtdetrv4.ops.hub import is_cached
-from rtdetrv4.outputs import unused_file, unused_folder, write_text
-from rtdetrv4.runtime import Detections, draw_boxes, preprocess
+from rtdetrv4.outputs import unused_file, unused_folder
+from rtdetrv4.runtime import Detections, preprocess
 from rtdetrv4.runtime.detect import detect
-from rtdetrv4.runtime.draw import contact_sheet
 from rtdetrv4.runtime.postprocess import NUM_TOP
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
@@ -45,25 +44,17 @@ from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, load_weigh
 from rtdetrv4.weights.files import add_facts, listing
 
 if TYPE_CHECKING:
+    from rtdetrv4.appraisal import Appraisal
     from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import ImageDetections, Metrics
     from rtdetrv4.run_folder import RunFolder
-    from rtdetrv4.training import Observer, Trainer
+    from rtdetrv4.training import Observer
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
-DEFAULT_MODEL = "rtdetrv4-s"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
-NUM_SHOWN = 12
-"""Validation images in predictions.jpg."""
-NUM_COMPARED = 4
-"""Validation images on which F5 is compared with the teacher."""
-NUM_TIMED = 8
-"""Images with which the speed is measured, one after the other."""
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -147,14 +138,14 @@ class Detector:
             self._load(checkpoint)
         self._settled = settled_settings(model)
 
-    def _load(self, checkpoint: Checkpoint) -> None:
-        """Build the network for a checkpoint and take over its classes and weights."""
+    def _load(self, checkpoint: Checkpoint, level: int = logging.INFO) -> None:
+        """Build the network for a checkpoint, take over its classes and weights, and log how they fit."""
         metadata = checkpoint.metadata
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
         network = build_detector(without_pretrained(self.recipe), metadata.num_classes)
         report = load_weights(network, checkpoint)
-        logger.info("%s", report)
+        logger.log(level, "%s", report)
         self._is_trained = report.trained
         self._network, self._deployed = network.to(self.device).eval(), None
         self.metadata, self._start = metadata, None
@@ -200,6 +191,7 @@ class Detector:
         """
         return self._known_classes("There are no class names").names
 
+    @suggests
     def train(
         self,
         data: str | Path | None = None,
@@ -247,7 +239,7 @@ class Detector:
             amp: mixed precision: "auto", "bf16", "fp16" or "off".
             out: folder for the results. If it holds those of another run, they go to out-2, out-3, … instead.
             resume: continue from the last.pt in `out`, with the data and settings that the run began with. Without
-                `out`, that is the latest run of runs/train, runs/train-2, …
+                `out`, that is the latest run of runs/train, runs/train-2, … Of a complete run, the result is returned.
             exist_ok: write to `out` even if it holds another run, whose files are removed.
             tracker: where to log besides log.jsonl: "tensorboard", "wandb", "mlflow", another tracker that
                 accelerate supports, or "none".
@@ -266,13 +258,12 @@ class Detector:
         require("accelerate", "train")
         from accelerate.utils import set_seed
 
-        from rtdetrv4.assembly.arrangement import arrange, budget_seconds, read_training_data
+        from rtdetrv4.assembly.arrangement import arrange, read_training_data
         from rtdetrv4.assembly.training import build_trainer
-        from rtdetrv4.data.loader import is_lost_worker
+        from rtdetrv4.data.records import has_objects
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.run_folder import RunFolder, log_findings
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
-        from rtdetrv4.training.fit import is_out_of_memory
 
         for callback in callbacks:
             if isinstance(callback, type) or not isinstance(callback, Observer):
@@ -306,16 +297,34 @@ class Detector:
                 folder = RunFolder.latest(recipe.run.out)
             recipe = folder.resumed_recipe(recipe, given)
 
+        accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
+        if resume and folder.is_complete(recipe, accelerator):
+            if accelerator.is_main_process:
+                logger.info(
+                    "The run in %s is complete, and nothing is left to do. To train on, start a new run from its "
+                    "weights, %s.",
+                    folder.path,
+                    folder.weights,
+                )
+            self.recipe, self.device = recipe, accelerator.device
+            self._load(read_checkpoint(folder.weights), logging.DEBUG)
+            return TrainResult(folder.path, folder.weights, folder.best, folder.last, folder.metrics())
         splits, findings = read_training_data(recipe)
         assert splits.train is not None
-        accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
+        if accelerator.is_main_process:
+            log_findings(splits, findings)
+            if splits.val is not None and not has_objects(splits.val):
+                logger.warning(
+                    "The validation images have no objects, so there is nothing to measure: the last weights will "
+                    "count as the best."
+                )
         start = fitting = None
         if resume:
             folder.check_data(splits)
         else:
             folder = RunFolder.for_new_run(recipe.run.out, accelerator, exist_ok=exist_ok)
             recipe = override(recipe, {"run.out": str(folder.path)})
-        with folder.given_back_on_error():
+        with folder.held(accelerator):
             if not resume:
                 recipe, start, fitting = arrange(
                     recipe, settled, splits, accelerator, choose_start=self._start_of, budget=seconds
@@ -342,7 +351,6 @@ class Detector:
             if accelerator.is_main_process:
                 if exist_ok and not resume:
                     folder.remove_earlier_run()
-                log_findings(splits, findings)
                 if fitting is not None:
                     fitting.report(recipe)
                 derived = None if resume else () if fitting is None else fitting.choices
@@ -351,74 +359,13 @@ class Detector:
                 advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
                 if advice is not None and fitting is None and start is not None and start.weights is None:
                     logger.warning(advice)
-        try:
-            trainer.run(folder.last if resume else None)
-        except (RuntimeError, MemoryError, OSError, EOFError) as error:
-            if is_lost_worker(error):
-                raise ConfigError(
-                    "A process that loads images was killed, most likely because memory ran out. Use fewer workers "
-                    f"than {recipe.data.workers}, or a smaller batch. {folder.how_to_go_on()}"
-                ) from error
-            if not is_out_of_memory(error):
-                raise
-            raise ConfigError(
-                f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
-                f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
-                "run.checkpoint_activations=true."
-            ) from error
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None
-
-        self.recipe, self.device = recipe, accelerator.device
-        accelerator.wait_for_everyone()
-        self._load(read_checkpoint(folder.weights))
-        metrics, problems = self._show_result(trainer, splits.val, folder)
-        return TrainResult(folder.path, folder.weights, folder.best, folder.last, metrics, problems)
-
-    def _show_result(
-        self, trainer: Trainer, split: Split | None, folder: RunFolder
-    ) -> tuple[Metrics | None, tuple[str, ...]]:
-        """Evaluate the trained weights and write the report; what fails is told, because the weights are there."""
-        from rtdetrv4.report import write_report
-        from rtdetrv4.training import Tracker
-
-        problems: list[str] = []
-
-        def attempt(what: str, work: Callable[[], Result]) -> Result | None:
-            try:
-                return work()
-            except Exception as error:  # of whatever kind, it must not take away what hours of training gave
-                problems.append(f"{what} failed: {first_line(error)}")
-                is_bug = not isinstance(error, RTDETRError | OSError)
-                logger.error(
-                    "Training is complete, with the weights in %s, but %s",
-                    folder.weights,
-                    problems[-1],
-                    exc_info=is_bug,
-                )
-                return None
-
-        metrics, writes = None, trainer.accelerator.is_main_process
-        trackers = [observer for observer in trainer.observers if isinstance(observer, Tracker)]
-        try:
-            if split is not None:
-                metrics = attempt(
-                    "the final evaluation", lambda: self._evaluate(split, folder.evaluation, weights=folder.weights)
-                )
-            if split is not None and writes:
-                attempt("drawing predictions.jpg", lambda: self._draw_predictions(split, folder.predictions))
-                attempt("comparing F5 with the teacher", lambda: self._compare_with_teacher(trainer, split, folder))
-            if writes:
-                attempt("writing the report", lambda: write_report(folder.path))
-            for tracker in trackers:
-                attempt(f"logging files to {tracker.name}", partial(tracker.finish, folder.pictures_and_pages))
-        except KeyboardInterrupt:
-            for tracker in trackers:
-                tracker.finish(())
-            raise KeyboardInterrupt(
-                f"Training is complete, with the weights in {folder.weights}; only the final report is missing."
-            ) from None
-        return metrics, tuple(problems)
+            with _failures_explained(recipe, folder):
+                trainer.run(folder.last if resume else None)
+            self.recipe, self.device = recipe, accelerator.device
+            accelerator.wait_for_everyone()
+            self._load(read_checkpoint(folder.weights), logging.DEBUG)
+            end = self._appraisal().conclude(trainer, splits.val, folder)
+            return TrainResult(folder.path, folder.weights, folder.best, folder.last, *end)
 
     def _start_of(self, recipe: Recipe) -> Start:
         """What training with this recipe starts from: this detector's weights, or else what was asked for by name."""
@@ -437,6 +384,7 @@ class Detector:
         network = build_detector(without_pretrained(recipe), classes.num_classes)
         return network, load_weights(network, start.weights, names=classes.names)
 
+    @suggests
     def augment(
         self,
         data: str | Path | None = None,
@@ -477,7 +425,7 @@ class Detector:
             WeightsError: weights that were asked for by name cannot be had.
         """
         require("accelerate", "train")
-        from rtdetrv4.assembly.arrangement import arrange, budget_seconds, read_training_data
+        from rtdetrv4.assembly.arrangement import arrange, read_training_data
         from rtdetrv4.assembly.training import build_student, build_teacher, settle_course
         from rtdetrv4.run_folder import log_findings
         from rtdetrv4.training import make_accelerator
@@ -513,6 +461,7 @@ class Detector:
         draw_stage_sheet(splits.train, images, plan, path, num_images=num_images, accumulate=accumulate)
         return path
 
+    @suggests
     def val(
         self,
         data: str | Path,
@@ -570,7 +519,7 @@ class Detector:
         settings = {"imgsz": imgsz, "workers": workers}
         recipe = override(self.recipe, settings | ({} if batch is None else {"run.val_batch": batch}))
         folder = None if out is None else unused_folder(Path(out), (*EVALUATION_FILES, FACTS_FILE, *REPORT_FILES))
-        metrics = self._evaluate(part, folder, recipe, data=(str(data), split), slicing=slicing)
+        metrics = self._appraisal(recipe).evaluate(part, folder, data=(str(data), split), slicing=slicing)
         if folder is not None and PartialState().is_main_process:
             write_report(folder)
         return metrics
@@ -621,93 +570,25 @@ class Detector:
             found[record.info.image_id] = ImageDetections(*(array[labels >= 0] for array in kept))
         return found
 
-    def _evaluate(
-        self,
-        split: Split,
-        out: Path | None,
-        recipe: Recipe | None = None,
-        *,
-        data: tuple[str | None, str] | None = None,
-        slicing: Slicing | None = None,
-        weights: Path | None = None,
-    ) -> Metrics:
-        """Evaluate, write the results to `out`, and have the file `weights` remember the best thresholds.
+    def _appraisal(self, recipe: Recipe | None = None) -> Appraisal:
+        """What measures and draws what this detector finds, with its own settings or with others."""
+        from rtdetrv4.appraisal import Appraisal
 
-        `data` are the data set and the name of the split; None: the validation part of what was trained on.
-        """
-        from rtdetrv4.assembly.training import build_evaluation
-        from rtdetrv4.data.dataset import DetectionDataset
-        from rtdetrv4.evaluation import CocoEvaluator, write_report
-        from rtdetrv4.report import FACTS_FILE
-        from rtdetrv4.training import make_accelerator, validate_predictions
+        return Appraisal(
+            self.recipe if recipe is None else recipe,
+            self.device,
+            source=None if self.metadata is None else str(self.metadata.source),
+            deploy=self._deploy,
+            predict=self.predict,
+            run=self._run,
+            remember=self._remember,
+        )
 
-        recipe = recipe or self.recipe
-        accelerator = make_accelerator(str(self.device), "off")
-        evaluator = CocoEvaluator(split.records, split.classes)
-        size, batch = recipe.model.image_size, recipe.run.val_batch or recipe.schedule.batch
-        if slicing is not None and any(slicing.cuts((each.info.height, each.info.width)) for each in split.records):
-            metrics = validate_predictions(
-                lambda image: self.predict(
-                    image,
-                    conf=0.0,
-                    imgsz=size,
-                    batch=batch,
-                    duplicates="keep",
-                    slice=slicing.size_hw,
-                    overlap=slicing.overlap,
-                    whole=slicing.whole,
-                )[0],
-                DetectionDataset(split, size),
-                evaluator,
-                rank=accelerator.process_index,
-            )
-        else:
-            metrics = build_evaluation(recipe, split, accelerator, evaluator)(self._deploy())
-        if out is not None and accelerator.is_main_process:
-            report = write_report(evaluator, out, metrics)
-            facts = self._facts_of_evaluation(split, data or (recipe.data.path, "val"), recipe, times=slicing is None)
-            write_text(out / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
-            if weights is not None and report["thresholds"]:
-                self._remember({name: report[name] for name in ("confidence", "thresholds")}, weights)
-        return metrics
-
-    def _remember(self, facts: Mapping[str, Any], weights: Path) -> None:
-        """Add to the metadata, of the file too."""
-        add_facts(weights, facts)
-        if self.metadata is not None:
-            self.metadata = self.metadata._replace(facts={**self.metadata.facts, **facts})
-
-    def _facts_of_evaluation(
-        self, split: Split, data: tuple[str | None, str], recipe: Recipe, *, times: bool
-    ) -> dict[str, Any]:
-        """What is evaluated, where its images are and, if `times`, how long one takes on this machine."""
-        from rtdetrv4.evaluation.speed import measure_speed
-        from rtdetrv4.run_folder import package_versions
-        from rtdetrv4.training.machine import processor_name
-
-        size = recipe.model.image_size
-        images = list(_first_images(split, NUM_TIMED).values()) if times else []
-        speed = None
-        if images:
-            timed = measure_speed(lambda number: self._run([images[number % len(images)]], size))
-            is_cuda = self.device.type == "cuda"
-            speed = {
-                **timed._asdict(),
-                "processor": torch.cuda.get_device_name(self.device) if is_cuda else processor_name(),
-                "device": str(self.device),
-            }
-        return {
-            "model": recipe.model.name,
-            "weights": None if self.metadata is None else str(self.metadata.source),
-            "data": data[0],
-            "split": data[1],
-            "image_dir": str(split.image_dir.resolve()),
-            "num_images": len(split.records),
-            "image_size": list(size),
-            "resize": recipe.model.resize,
-            "speed": speed,
-            "versions": package_versions(),
-        }
+    def _remember(self, facts: Mapping[str, Any]) -> None:
+        """Add to the metadata of the weights, in their file too."""
+        assert self.metadata is not None, "there are no weights"
+        add_facts(Path(self.metadata.source), facts)
+        self.metadata = self.metadata._replace(facts={**self.metadata.facts, **facts})
 
     @overload
     def predict(
@@ -743,6 +624,7 @@ class Detector:
         whole: bool = ...,
     ) -> Iterator[Detections]: ...
 
+    @suggests
     def predict(
         self,
         source: Any,
@@ -812,6 +694,7 @@ class Detector:
             scores, labels, boxes = postprocess(output.logits, output.boxes, pixels.new_ones(1, 2), num_top)
         return scores.cpu().numpy(), labels.cpu().numpy(), boxes.cpu().numpy()
 
+    @suggests
     def export(
         self,
         format: str = "onnx",
@@ -891,49 +774,30 @@ class Detector:
             )
         return self.classes
 
-    def _compare_with_teacher(self, trainer: Trainer, split: Split, folder: RunFolder) -> None:
-        """Save how the best student's F5 resembles the teacher on the first validation images; nothing without one."""
-        from rtdetrv4.distillation.similarity import SIMILARITY_FILE, save_similarity, similarity
-        from rtdetrv4.training.checkpoint import load_checkpoint
 
-        images = _first_images(split, NUM_COMPARED)
-        if trainer.teacher is None or not images:
-            return
-        student = trainer.ema.module
-        student.load_state_dict(load_checkpoint(folder.best)["ema"]["module"])
-        pixels = preprocess(list(images.values()), self.recipe.model.image_size, self.recipe.model.resize)
-        found = similarity(student, trainer.teacher, torch.from_numpy(pixels).to(self.device))
-        shown = [(255 * each).round().astype(np.uint8).transpose(1, 2, 0) for each in pixels]
-        save_similarity(folder.evaluation / SIMILARITY_FILE, found, shown, list(images))
+@contextmanager
+def _failures_explained(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
+    """Say what to do about a run that ran out of memory or was stopped inside."""
+    from rtdetrv4.data.loader import is_lost_worker
+    from rtdetrv4.training.fit import is_out_of_memory
 
-    def _draw_predictions(self, split: Split, path: Path) -> None:
-        """Draw the first validation images: ground truth on the left, detections on the right."""
-        pictures = []
-        for record in split.records:
-            if len(pictures) == NUM_SHOWN:
-                break
-            try:
-                found = self.predict(split.image_dir / record.info.file_name, conf=0.4)[0]
-            except SourceError:  # the evaluation has named it
-                continue
-            assert found.image is not None
-            truth = [self.names[label] for label in record.labels]
-            shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
-            pictures.append(np.concatenate((shown, found.plot()), axis=1))
-        contact_sheet(pictures, path)
-
-
-def _first_images(split: Split, count: int) -> dict[str, np.ndarray]:
-    """The first images that can be read, H×W×3 uint8 RGB, by file name."""
-    from rtdetrv4.data.decode import read_image
-
-    images: dict[str, np.ndarray] = {}
-    for info in (record.info for record in split.records):
-        if len(images) == count:
-            break
-        with suppress(DatasetError):  # the evaluation has named it
-            images[info.file_name] = read_image(split.image_dir / info.file_name, (info.height, info.width))
-    return images
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
+        if is_lost_worker(error):
+            raise ConfigError(
+                "A process that loads images was killed, most likely because memory ran out. Use fewer workers than "
+                f"{recipe.data.workers}, or a smaller batch. {folder.how_to_go_on()}"
+            ) from error
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
+            f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
+            "run.checkpoint_activations=true."
+        ) from error
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None
 
 
 def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:

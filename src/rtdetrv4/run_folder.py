@@ -6,20 +6,25 @@ import json
 import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtdetrv4.assembly.training import patience_of
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
+from rtdetrv4.data.document import count_of, some_of
 from rtdetrv4.distillation.similarity import SIMILARITY_FILE
 from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.evaluation import Metrics
 from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
 from rtdetrv4.outputs import numbered_folders, unused_folder, write_text
-from rtdetrv4.report import FACTS_FILE, REPORT_FILES
-from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE
+from rtdetrv4.report import FACTS_FILE, METRICS_FILE, REPORT_FILES, REPORT_PAGE
+from rtdetrv4.run_lock import locked
+from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint
 from rtdetrv4.training.observers import LOG_FILE
+from rtdetrv4.training.state import is_complete
 from rtdetrv4.weights.files import listing
 
 if TYPE_CHECKING:
@@ -120,6 +125,7 @@ class RunFolder:
         """The validation images, if the data had no validation part and some were taken from training."""
         self.log = self.path / LOG_FILE
         self.predictions = self.path / "predictions.jpg"
+        self.report = self.path / REPORT_PAGE
         self.evaluation = self.path / "val"
         self._is_taken = False
         self._new_folders: list[Path] = []
@@ -136,8 +142,30 @@ class RunFolder:
                 raise
 
     @contextmanager
-    def given_back_on_error(self) -> Iterator[None]:
-        """If what is done in this context fails, leave nothing of a run that has not begun."""
+    def held(self, accelerator: Accelerator) -> Iterator[None]:
+        """Inside, no other process trains in this folder; if that fails before it begins, nothing of it is left.
+
+        The call is collective, and the main process holds the lock for all.
+
+        Raises:
+            ConfigError: another process trains there.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        with self._given_back_on_error(), ExitStack() as stack:
+            refusal: list[str | None] = [None]
+            if accelerator.is_main_process:
+                try:
+                    stack.enter_context(locked(self.path))
+                except ConfigError as error:
+                    refusal = [str(error)]
+            broadcast_object_list(refusal)
+            if refusal[0] is not None:
+                raise ConfigError(refusal[0])
+            yield
+
+    @contextmanager
+    def _given_back_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
@@ -229,6 +257,37 @@ class RunFolder:
                 f"the weights of this one, {self.weights}."
             )
 
+    def is_complete(self, recipe: Recipe, accelerator: Accelerator) -> bool:
+        """Whether the run has come to its end, report included, so that nothing is left to resume; a collective call.
+
+        Args:
+            recipe: of the run.
+            accelerator: of the run.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        found = [False]
+        if accelerator.is_main_process and self.weights.is_file() and self.report.is_file() and self._is_evaluated():
+            found = [is_complete(load_checkpoint(self.last), patience_of(recipe))]
+        broadcast_object_list(found)
+        return found[0]
+
+    def _is_evaluated(self) -> bool:
+        """Whether the final evaluation has its results, or there is nothing to evaluate on."""
+        if self.metrics() is not None:
+            return True
+        try:
+            return "val" not in (self._recorded("data") or ("val",))
+        except ValueError:  # `check_data` says that it is damaged
+            return False
+
+    def metrics(self) -> Metrics | None:
+        """The metrics of the best weights on the validation images; None if they are missing or damaged."""
+        try:
+            return Metrics.from_dict(json.loads((self.evaluation / METRICS_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
     def how_to_go_on(self) -> str:
         """Say what remains of a run that was stopped without a chance to save its state."""
         if self.last.is_file():
@@ -290,7 +349,7 @@ def package_versions() -> dict[str, str]:
 
 
 def log_findings(splits: Splits, findings: Findings | None = None) -> None:
-    """Log how a data set was read, and what was dropped, corrected or looks wrong.
+    """Log how a data set was read, what it holds, and what was dropped, corrected or looks wrong.
 
     Args:
         splits: what was read.
@@ -298,6 +357,10 @@ def log_findings(splits: Splits, findings: Findings | None = None) -> None:
     """
     for note in splits.notes:
         logger.info(note)
+    if parts := splits.parts:
+        images = ", ".join(f"{name} {count_of(len(part.records), 'image', 'images')}" for name, part in parts.items())
+        names = next(iter(parts.values())).classes.names
+        logger.info("%s; %s: %s", images, count_of(len(names), "class", "classes"), some_of(names, 10))
     for name, part in splits.parts.items():
         for problem in part.problems:
             logger.warning("%s: %s", name, problem)

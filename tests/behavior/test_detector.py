@@ -174,7 +174,7 @@ def test_the_best_thresholds_are_remembered(shapes: Path, tmp_path: Path, monkey
     """The model is too bad to have any, so the report makes them up."""
     best = {"disc": 0.9, "square": 0.01, "triangle": 0.02, "star": 1.0, "cross": 0.0}
     report = {"confidence": 0.2, "thresholds": best, "ap": 0.0}
-    monkeypatch.setattr("rtdetrv4.evaluation.write_report", lambda *_: report)
+    monkeypatch.setattr("rtdetrv4.appraisal.write_evaluation", lambda *_: report)
     detector = Detector("test")
     weights = detector.train(shapes, epochs=1, out=tmp_path, tracker="none").weights
     photos = sorted((shapes / "valid").glob("*.jpg"))
@@ -192,7 +192,7 @@ def test_the_best_thresholds_are_remembered(shapes: Path, tmp_path: Path, monkey
         assert 0 < sum(found) < sum(everything)
     with pytest.raises(ConfigError, match="remembers no thresholds; training stores them in its weights"):
         Detector(tmp_path / "best.pt").predict(photos, conf="best")
-    monkeypatch.setattr("rtdetrv4.evaluation.write_report", lambda *_: {"confidence": None, "thresholds": {}})
+    monkeypatch.setattr("rtdetrv4.appraisal.write_evaluation", lambda *_: {"confidence": None, "thresholds": {}})
     detector.train(shapes, epochs=1, out=tmp_path / "worse", tracker="none")
     assert detector.metadata is not None
     assert detector.metadata.thresholds is None, "those of the weights that it started from are not its own"

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from rtdetrv4 import ConfigError, DatasetError, Detector, Observer
+from rtdetrv4.appraisal import Appraisal
 from rtdetrv4.config import load_recipe
 from rtdetrv4.data.synthetic import ROBOFLOW_FILE, write_shapes
 from rtdetrv4.training.observers import RunInfo, StepReport, read_log
@@ -62,6 +64,12 @@ def resume(data: Path, run: Path) -> Any:
     return Detector("test").train(data, out=run, resume=True)
 
 
+def without_report(run: Path) -> Path:
+    """A run that has trained to its end, and of which only the report is missing."""
+    (run / "report.html").unlink(missing_ok=True)
+    return run
+
+
 def test_a_run_is_written_over_only_if_asked(data: Path, finished: Path) -> None:
     before = contents(finished)
     for _ in range(2):
@@ -98,7 +106,7 @@ def test_a_run_resumes_with_its_own_data_only(
     change(tmp_path, split, edit)
     if "class" in message:
         change(tmp_path, "valid", edit)
-    before = contents(finished)
+    before = contents(without_report(finished))
     with pytest.raises(ConfigError, match=rf"{message}\. Restore the data, or start a new run from the weights"):
         resume(tmp_path, finished)
     assert contents(finished) == before
@@ -106,7 +114,7 @@ def test_a_run_resumes_with_its_own_data_only(
 
 def test_a_run_that_was_moved_goes_on_where_it_is(data: Path, finished: Path, tmp_path: Path) -> None:
     before = contents(finished)
-    shutil.copytree(finished, tmp_path / "moved")
+    without_report(shutil.copytree(finished, tmp_path / "moved"))
     assert resume(data, tmp_path / "moved").out == tmp_path / "moved"
     assert load_recipe(tmp_path / "moved" / "recipe.yaml").run.out == str(tmp_path / "moved")
     assert contents(finished) == before
@@ -122,9 +130,9 @@ def test_a_finished_run_outlasts_a_failing_report(
         raise RuntimeError("no memory")
 
     weights = (finished / "weights.safetensors").read_bytes()
-    monkeypatch.setattr(Detector, "_evaluate", no_images)
-    monkeypatch.setattr(Detector, "_draw_predictions", no_memory)
-    result = resume(data, finished)
+    monkeypatch.setattr(Appraisal, "evaluate", no_images)
+    monkeypatch.setattr(Appraisal, "draw_predictions", no_memory)
+    result = resume(data, without_report(finished))
     assert result.metrics is None
     assert result.problems == (
         "the final evaluation failed: valid/a.jpg cannot be read",
@@ -151,10 +159,38 @@ def test_ctrl_c_tells_what_is_there(
     ):
         Detector("test").train(data, out=tmp_path / "new", epochs=1, callbacks=[Stop()])
     with pytest.raises(KeyboardInterrupt, match=r"The latest training state is in .*last\.pt; the same command with"):
-        Detector("test").train(data, out=finished, resume=True, callbacks=[Stop()])
-    monkeypatch.setattr(Detector, "_evaluate", stop)
+        Detector("test").train(data, out=without_report(finished), resume=True, callbacks=[Stop()])
+    monkeypatch.setattr(Appraisal, "evaluate", stop)
     with pytest.raises(KeyboardInterrupt, match=r"Training is complete, with the weights in .*weights\.safetensors"):
         resume(data, finished)
+
+
+def test_a_complete_run_is_returned_as_it_is(
+    data: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is read but the folder: the data may be gone."""
+    caplog.set_level("INFO", "rtdetrv4")
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "report.html").touch()
+    before = contents(folder)
+    detector = Detector("test")
+    result = detector.train(tmp_path / "nowhere", out=folder, resume=True)
+    assert contents(folder) == before
+    assert f"The run in {folder} is complete, and nothing is left to do. To train on, start" in caplog.text
+    assert result.metrics is not None
+    assert result.metrics.to_dict().items() <= json.loads((folder / "val/metrics.json").read_text()).items()
+    assert detector.predict(np.zeros((64, 64, 3), np.uint8), conf=0.0)[0].names == detector.names
+    assert (result.weights, result.problems) == (folder / "weights.safetensors", ())
+    with pytest.raises(ConfigError, match=r"schedule\.epochs was 1, now 2.*start a new run from its weights"):
+        detector.train(data, out=folder, resume=True, epochs=2)
+    # Without its metrics, a run lacks its final evaluation, unless it had nothing to evaluate on.
+    (folder / "val/metrics.json").write_text("{")
+    with pytest.raises(DatasetError, match="nowhere does not exist"):
+        detector.train(tmp_path / "nowhere", out=folder, resume=True)
+    record = json.loads((folder / "run.json").read_text())
+    del record["data"]["val"]
+    (folder / "run.json").write_text(json.dumps(record))
+    assert detector.train(tmp_path / "nowhere", out=folder, resume=True).metrics is None
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", 99, "meta"])

@@ -12,6 +12,7 @@ import safetensors.torch
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.training.checkpoint import load_checkpoint
 from rtdetrv4.training.observers import JsonLog, Observer, read_log
+from rtdetrv4.training.state import is_complete
 from small_training import assert_same, fixed_score, make_plan, make_trainer, score_of_weights, write_images
 
 
@@ -101,10 +102,14 @@ def test_after_early_stopping_has_skipped_epochs(split, tmp_path):
     make_trainer(split, whole, observers=[JsonLog(whole / "log.jsonl", 1)], **options).run()
     with pytest.raises(PowerCutError):
         make_trainer(split, cut, observers=[JsonLog(cut / "log.jsonl", 1), Cut(cut_power, epoch=2)], **options).run()
-    assert load_checkpoint(cut / "last.pt")["position"]["epoch"] == 3  # the third epoch is skipped
+    state = load_checkpoint(cut / "last.pt")
+    assert state["position"]["epoch"] == 3  # the third epoch is skipped
+    assert not is_complete(state, 1)
     resume(split, cut, **options)
     assert_same_results(cut, whole)
     assert [record["epoch"] for record in read_log(cut / "log.jsonl") if record["type"] == "epoch"] == [1, 2, 4, 5]
+    state = load_checkpoint(cut / "last.pt")
+    assert [is_complete(state, patience) for patience in (1, 2, None)] == [True, False, False]
     resume(split, cut, **options)  # it has stopped early, and stays so
     assert_same_results(cut, whole)
 
@@ -135,6 +140,7 @@ def test_with_accumulation_workers_and_bf16(split, tmp_path):
 
 def test_a_finished_run_stays_finished(split, uninterrupted):
     before = (uninterrupted / "last.pt").read_bytes()
+    assert is_complete(load_checkpoint(uninterrupted / "last.pt"), None)
     result = make_trainer(split, uninterrupted).run(resume=uninterrupted / "last.pt")
     assert result.is_complete
     assert result.best_score == load_checkpoint(uninterrupted / "best.pt")["position"]["best_score"]

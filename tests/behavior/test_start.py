@@ -21,6 +21,7 @@ from PIL import Image
 
 from local_hub import LocalHub, Served, use_hub
 from rtdetrv4 import ConfigError, Detector, SourceError, WeightsError
+from rtdetrv4.appraisal import Appraisal
 from rtdetrv4.assembly import create_model, start, training
 from rtdetrv4.assembly.start import Start, choose_start
 from rtdetrv4.cli import main
@@ -138,8 +139,8 @@ def test_predict_and_train_by_name(
         return build(recipe, splits, network, **given)
 
     monkeypatch.setattr(training, "build_trainer", remember)
-    monkeypatch.setattr(Detector, "_evaluate", lambda *_, **__: None)  # which takes longer than the one step
-    monkeypatch.setattr(Detector, "_draw_predictions", lambda *_: None)
+    monkeypatch.setattr(Appraisal, "evaluate", lambda *_, **__: None)  # which takes longer than the one step
+    monkeypatch.setattr(Appraisal, "draw_predictions", lambda *_: None)
     with caplog.at_level(logging.INFO):
         trained = Detector(name).train(data, out=tmp_path / "run", **SHORT)
     assert not hub.requests  # everything was in the cache, and no ImageNet backbone was wanted
@@ -312,7 +313,7 @@ def test_the_next_best_is_taken_and_said(hub: LocalHub, monkeypatch: pytest.Monk
     begun = choose_start(recipe)
     assert (begun.kind, begun.text, begun.record()) == (
         "none",
-        "nothing",
+        "random weights",
         {"kind": "none", "source": None, "sha256": None},
     )
     assert begun.settings == {"model.pretrained_backbone": False}
@@ -322,7 +323,7 @@ def test_the_next_best_is_taken_and_said(hub: LocalHub, monkeypatch: pytest.Monk
 def test_a_recipe_with_a_backbone_of_its_own_is_followed(offline: str) -> None:
     recipe = load_recipe("dfine-n")
     scratch = choose_start(override(recipe, {"model.pretrained_backbone": False}))
-    assert scratch.line(None) == "Starting from nothing."
+    assert scratch.line(None) == "Starting from random weights."
     from_file = choose_start(override(recipe, {"model.pretrained_backbone": "b0.pth"}))
     assert (from_file.kind, from_file.source) == ("imagenet", "b0.pth")
     demo = choose_start(load_recipe("demo"))

@@ -111,6 +111,7 @@ def test_training_on_nothing_is_refused_and_validating_on_nothing_is_told(
     with caplog.at_level(logging.WARNING):
         result = Detector("test").train(data, epochs=1, out=tmp_path / "run")
     assert "val: no image has a box: all are background" in caplog.text
+    assert "nothing to measure: the last weights will count as the best" in caplog.text
     assert result.weights.is_file()
     assert result.metrics is not None
     assert np.isnan(result.metrics.ap)

@@ -398,7 +398,18 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("train --data d --imgsz 650", '--imgsz: got "650", expected multiples of 32, such as 640 or 672.'),
         ("train --data d --device gpu", '--device: got "gpu", expected auto, cpu, cuda, cuda:INDEX, mps or xpu.'),
         ("train --data d --set epochs", 'Got "epochs", expected NAME=VALUE'),
+        ("train --data d --epochs 0", "schedule.epochs: got 0 (int), expected greater than or equal to 1."),
+        ("train --data d --set optimizer.lrr=1", 'Did you mean "optimizer.lr"?'),
+        ("train --data d --model w.pth --set optimizer.lrr=1", 'Did you mean "optimizer.lr"?'),
+        ("train --data d --budget 1x", 'budget: got "1x", expected a duration above zero, such as 90s, 30m or 2h.'),
+        ("train --data d --model test --budget 1x", 'budget: got "1x", expected a duration'),
+        ("train --data d --model w.pth --budget 1x", 'budget: got "1x", expected a duration'),
+        ("train --data d --model test --budget 9m", "of this test are taken as they are, because run.derive is false"),
+        ("train --data d --epochs 5 --budget 9m", "Got both epochs and budget"),
+        ("augment d --set augment.mosaic=2.0", "augment.mosaic: got 2.0 (float), expected less than or equal to 1."),
         ("val --data d", "--model"),
+        ("val --data d --model w.safetensors --imgsz 65", '--imgsz: got "65", expected multiples of 32'),
+        ("compare --data d --batch 0", '--batch: got "0", expected a number of images or auto.'),
         ("predict a --model w.safetensors --conf 3", '--conf: got "3", expected a number from 0 to 1, or best.'),
         ("predict a --model w.safetensors --conf high", '--conf: got "high", expected a number'),
         ("predict a --model w.safetensors --conf nan", '--conf: got "nan", expected a number'),
@@ -416,6 +427,24 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
 )
 def test_a_mistake_is_one_line(args: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in mistake(args, capsys)
+
+
+def test_mistakes_are_told_before_torch_is_imported() -> None:
+    lines = (
+        "train --data d --budget 1x",
+        "train --data d --amp bf17",
+        "train --data d --model test --set run.seed=-1",
+        "augment d --imgsz 65",
+        "val --data d --model w.safetensors --imgsz 65",
+        "predict a --conf 3",
+        "compare --data d --imgsz 65",
+    )
+    script = "import sys; from rtdetrv4.cli import main; print(*(main(a.split()) for a in sys.argv[1:]), *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, check=True)
+    assert len(done.stderr.splitlines()) == len(lines), done.stderr
+    *codes, modules = done.stdout.split(maxsplit=len(lines))
+    assert set(codes) == {"2"}
+    assert "torch" not in modules.split()
 
 
 def test_errors_of_the_package_are_one_line(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rtdetrv4 import demo
-from rtdetrv4.demo import _what_the_teacher_did
-from rtdetrv4.detector import Detector
+from rtdetrv4.demo import _what_the_teacher_did, _where_to_look
+from rtdetrv4.detector import Detector, TrainResult
 from rtdetrv4.distillation import Teacher
 
 
@@ -26,6 +26,14 @@ def test_the_teacher_in_one_line(tmp_path: Path) -> None:
         "What owl did: L_DSI, its distance to the encoder's features, went from 0.78 to 0.24. GAM kept λ between 5 and "
         "12, and AIFI's share of the gradient between 1.5 and 2.8 %. The exported model contains nothing of it."
     )
+
+
+def test_the_report_is_the_first_to_look_at(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    result = TrainResult(tmp_path, weights, tmp_path / "best.pt", tmp_path / "last.pt", None)
+    lines = _where_to_look(result, tmp_path / "found.jpg", tmp_path / "demo.onnx").splitlines()
+    assert lines[1].split() == ["report", str(tmp_path / "report.html")]
+    assert [line.split()[-1] for line in lines[-2:]] == [str(weights), str(tmp_path / "demo.onnx")]
 
 
 def test_an_interruption_tells_what_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
+from lock_owner import owner_of
 from rtdetrv4.config import load_recipe, override, setting_names
 from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.records import Record
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.run_folder import FREE_ON_RESUME, RunFolder, fixed_changes
+from rtdetrv4.run_folder import FREE_ON_RESUME, RunFolder, fixed_changes, log_findings
 from rtdetrv4.training import make_accelerator
 from rtdetrv4.types import ClassMap, ImageInfo
 
@@ -46,6 +47,16 @@ def test_a_record_says_what_a_run_is_made_of(folder: RunFolder) -> None:
     assert record["classes"] == {"猫": 3, "dog": 5}
     assert record["data"] == {"train": {"images": 1, "fingerprint": "0" * 64, "problems": ["a.jpg: a box has no area"]}}
     assert set(record["versions"]) >= {"python", "torch", "rtdetrv4"}
+
+
+def test_what_data_holds_is_told_before_its_problems(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "rtdetrv4")
+    log_findings(Splits(TRAIN, TRAIN._replace(records=(RECORD,) * 2, problems=()), None, ("Data read as YOLO",)))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "Data read as YOLO"),
+        ("INFO", "train 1 image, val 2 images; 2 classes: 猫, dog"),
+        ("WARNING", "train: a.jpg: a box has no area"),
+    ]
 
 
 def test_a_record_names_the_validation_images_that_were_chosen(folder: RunFolder, tmp_path: Path) -> None:
@@ -158,7 +169,7 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing(tmp_path: Path, is_new
         path.mkdir(parents=True)
     folder = RunFolder.for_new_run(path, make_accelerator("cpu", "off"))
     assert folder.recipe.is_file()
-    with pytest.raises(KeyboardInterrupt), folder.given_back_on_error():
+    with pytest.raises(KeyboardInterrupt), folder.held(make_accelerator("cpu", "off")):
         raise KeyboardInterrupt
     assert path.exists() == path.parent.exists() == (not is_new)
     assert not folder.recipe.exists()
@@ -171,6 +182,30 @@ def test_only_the_main_process_looks_for_a_folder(folder: RunFolder, monkeypatch
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", receive)
     other = cast("Accelerator", SimpleNamespace(is_main_process=False))
     assert RunFolder.for_new_run(folder.path, other).path == Path("of the main process")
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the main process, which asks for the lock, and to the others, which learn of it."""
+    with owner_of(folder.path) as process:
+        before = sorted(folder.path.iterdir())
+        with pytest.raises(ConfigError, match=f"in process {process}"), folder.held(make_accelerator("cpu", "off")):
+            pytest.fail("the lock of another process was taken")
+        assert sorted(folder.path.iterdir()) == before
+    with folder.held(make_accelerator("cpu", "off")):
+        pass
+
+    def hear(refusal: list[str | None]) -> None:
+        refusal[0] = "It is in use."
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", hear)
+    with (
+        pytest.raises(ConfigError, match="in use"),
+        folder.held(cast("Accelerator", SimpleNamespace(is_main_process=False))),
+    ):
+        pytest.fail("a rank went on alone")
+    assert folder.recipe.is_file(), "a run that has begun is kept"
 
 
 def test_overwriting_removes_the_earlier_run_and_nothing_else(folder: RunFolder) -> None:

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.start import Start
 from rtdetrv4.config import Recipe, override
-from rtdetrv4.config.schema import parse_duration
 from rtdetrv4.data.formats import load_data
 from rtdetrv4.data.records import Splits, require_objects
 from rtdetrv4.doctor import Findings, quick_findings
@@ -90,29 +89,3 @@ def arrange(
         settled = {*settled, "model.backbone", "model.image_size"}
     fitting = Fitting.gather(recipe, settled, splits, accelerator, start=start, budget=budget)
     return Arrangement(fitting.fit(recipe), start, fitting)
-
-
-def budget_seconds(budget: str | float, recipe: Recipe, settled: Collection[str], *, resume: bool) -> float:
-    """The seconds of a budget.
-
-    Args:
-        budget: a duration such as "30m", or seconds.
-        recipe: the model's recipe with the user's settings.
-        settled: dotted names of the user's settings.
-        resume: whether a run goes on, which has its epochs already.
-
-    Raises:
-        ConfigError: it is no duration, or the number of epochs is settled otherwise.
-    """
-    if resume:
-        raise ConfigError("A run resumes with the epochs that it began with; leave out budget.")
-    if "schedule.epochs" in settled:
-        raise ConfigError("Got both epochs and budget, which chooses the epochs. Give only one.")
-    if not recipe.run.derive or recipe.schedule.scaling == "published":
-        raise ConfigError("budget: this recipe's numbers are taken as they are; give epochs, or set run.derive=true.")
-    if isinstance(budget, int | float) and budget > 0:
-        return float(budget)
-    try:
-        return parse_duration(budget)
-    except ValueError as error:
-        raise ConfigError(f'budget: got "{budget}", {error}.') from None

@@ -179,7 +179,7 @@ def _pip_backbone(settings: Mapping[str, Any], why_not_better: str) -> Start:
 
 
 def _nothing(why_not_better: str = "") -> Start:
-    return Start("none", "nothing", settings={"model.pretrained_backbone": False}, why_not_better=why_not_better)
+    return Start("none", "random weights", settings={"model.pretrained_backbone": False}, why_not_better=why_not_better)
 
 
 def _reason(error: WeightsError) -> str:

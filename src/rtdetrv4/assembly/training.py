@@ -119,6 +119,13 @@ def build_plan(recipe: Recipe, steps_per_epoch: int) -> Plan:
     return plan if recipe.schedule.scaling == "published" else scale_plan(plan)
 
 
+def patience_of(recipe: Recipe) -> int | None:
+    """After how many evaluations without a better score a phase of the run ends; None: never."""
+    if recipe.run.patience == "auto":
+        return auto_patience(recipe.schedule.epochs, recipe.run.eval_every)
+    return recipe.run.patience
+
+
 def build_teacher(
     distillation: DistillationConfig, device: torch.device, given: Teacher | Network | None = None
 ) -> Teacher | None:
@@ -274,9 +281,7 @@ def build_trainer(
         accumulate=accumulate,
         eval_every=recipe.run.eval_every,
         evaluate_start=evaluates_start,
-        patience=auto_patience(recipe.schedule.epochs, recipe.run.eval_every)
-        if recipe.run.patience == "auto"
-        else recipe.run.patience,
+        patience=patience_of(recipe),
         deadline=None if fitting is None else fitting.deadline,
         max_skipped=recipe.run.max_skipped,
         seed=recipe.run.seed,

@@ -16,9 +16,10 @@ from rtdetrv4.config.recipe import (
     written_settings,
 )
 from rtdetrv4.config.schema import Recipe
-from rtdetrv4.config.variants import VARIANTS, Variant
+from rtdetrv4.config.variants import DEFAULT_MODEL, VARIANTS, Variant
 
 __all__ = [
+    "DEFAULT_MODEL",
     "VARIANTS",
     "Recipe",
     "Variant",

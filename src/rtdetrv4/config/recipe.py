@@ -315,10 +315,11 @@ def _describe(error: ValidationError) -> str:
     # A union reports one error per member, with the member's name appended to the location.
     setting = _setting_of(first["loc"])
     alternatives = [first, *(other for other in others if _setting_of(other["loc"]) == setting)]
-    expected = " or ".join(
+    messages = (
         each["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("expected ")
         for each in alternatives
     )
+    expected = " or ".join(dict.fromkeys(messages))
     num_others = len(others) - len(alternatives) + 1
     more = f" (And {num_others} more.)" if num_others else ""
     stop = "" if expected.endswith(("?", ".")) else "."

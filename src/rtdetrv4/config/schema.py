@@ -94,7 +94,7 @@ def _size(value: Any) -> Any:
 
 
 def _model_name(value: Any) -> Any:
-    if value not in VARIANTS:
+    if not isinstance(value, str) or value not in VARIANTS:
         raise ValueError(f"expected a model listed by `rtdetrv4 models`.{did_you_mean(str(value), VARIANTS)}")
     return value
 

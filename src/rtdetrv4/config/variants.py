@@ -150,5 +150,6 @@ _VARIANTS = {
     ),
 }
 
+DEFAULT_MODEL = "rtdetrv4-s"
 VARIANTS: Mapping[str, Variant] = MappingProxyType(_VARIANTS)
 """Every model by name."""

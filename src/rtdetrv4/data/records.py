@@ -119,13 +119,18 @@ class Split(NamedTuple):
     """What was dropped, corrected or looks wrong, with counts; one sentence each."""
 
 
+def has_objects(split: Split) -> bool:
+    """Whether a split has any box but crowds."""
+    return any((~record.is_crowd).any() for record in split.records)
+
+
 def require_objects(split: Split) -> None:
     """Check that a split has something to learn from.
 
     Raises:
         DatasetError: it has no boxes, or only crowds.
     """
-    if any((~record.is_crowd).any() for record in split.records):
+    if has_objects(split):
         return
     num_crowds = sum(len(record.labels) for record in split.records)
     if num_crowds:

@@ -71,6 +71,21 @@ class Metrics:
 
         return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Metrics:
+        """The inverse of `to_dict`; other keys are ignored.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+
+        def number(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: number(item) for name, item in value.items()}
+            return math.nan if value is None else value
+
+        return cls(**{field.name: number(content[field.name]) for field in dataclasses.fields(cls)})
+
 
 class CocoEvaluator:
     """Collects detections image by image and computes COCO metrics over all of `records`.

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from rtdetrv4.data.document import count_of
 from rtdetrv4.distillation import DistillationStudent
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.losses import Criterion, weighted_sum
@@ -156,13 +157,14 @@ def parts_that_fit(
     for parts in range(1, on_device + 1):
         size = on_device // parts
         if on_device % parts == 0 and size <= fit and (size > 1 or on_device == 1):
-            logger.info(
-                "Memory: %.0f MB per image, %.1f GB free: %d × %d images at once, %d times per step.",
-                per_image / 1e6,
+            logger.log(
+                logging.INFO if parts > 1 else logging.DEBUG,
+                "Memory: %.1f GB free, %.0f MB per image: %d images per step%s, in %s.",
                 free / 1e9,
-                ranks,
-                size,
-                parts,
+                per_image / 1e6,
+                on_device,
+                f" on each of {ranks} devices" if ranks > 1 else "",
+                count_of(parts, "part", "parts"),
             )
             return parts
     raise ConfigError(

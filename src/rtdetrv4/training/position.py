@@ -44,18 +44,21 @@ class Position:
     def judge(self, score: float | None, metrics: Mapping[str, Any]) -> bool:
         """Record a score, and return whether it is the best so far; among equal scores, the latest is.
 
+        Without any score, the latest weights count as the best.
+
         Args:
             score: None without validation data; NaN if the validation images have no objects.
             metrics: the metrics that the score comes from.
         """
-        if score is not None:
-            says_something = not math.isnan(score)
-            score = score if says_something else -1.0
+        if score is not None and not math.isnan(score):
             best = -math.inf if self.best_score is None else self.best_score
-            self.evaluations_without_gain = 0 if score > best else self.evaluations_without_gain + says_something
+            self.evaluations_without_gain = 0 if score > best else self.evaluations_without_gain + 1
             if score < best:
                 return False
-        self.best_epoch, self.best_score, self.best_metrics = self.epoch + 1, score, dict(metrics)
+            self.best_score = score
+        elif self.best_score is not None:
+            return False
+        self.best_epoch, self.best_metrics = self.epoch + 1, dict(metrics)
         return True
 
     def is_out_of_patience(self, patience: int | None) -> bool:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from rtdetrv4.data.document import count_of
 from rtdetrv4.distillation import ModulationReport
 from rtdetrv4.training.checkpoint import WEIGHTS_FILE
 from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
@@ -58,10 +59,11 @@ class TerminalProgress(Observer):
         self._recent: deque[tuple[float, StepReport]] = deque(maxlen=RECENT_STEPS + 1)
         self._print(
             f"{info.num_parameters / 1e6:.2f} M parameters on {info.hardware}; teacher {info.teacher or 'none'}; "
-            f"{info.plan.epochs} epochs × {info.plan.steps_per_epoch} steps; results in {info.out}"
+            f"{count_of(info.plan.epochs, 'epoch', 'epochs')} × "
+            f"{count_of(info.plan.steps_per_epoch, 'step', 'steps')}; results in {info.out}"
         )
         if info.step:
-            self._print(f"resumed after {info.step} steps")
+            self._print(f"resumed after {count_of(info.step, 'step', 'steps')}")
         if info.start_metrics:
             metrics = info.start_metrics
             self._print(f"starting weights: AP {_percent(metrics['ap'])}  AP50 {_percent(metrics['ap50'])}")
@@ -90,7 +92,7 @@ class TerminalProgress(Observer):
                 status = _fitting([f"{done}/{self._plan.steps_per_epoch}", *parts], room)
                 self._bar.update(self._task, completed=done, description=epoch, status=status)
                 self._bar.refresh()
-        elif report.step % self.log_every == 0:
+        elif report.step % self.log_every == 0 and not is_last:  # else the line of the epoch follows
             parts = [self._epoch(report), f"step {done}/{self._plan.steps_per_epoch}", *self._parts(report)]
             self._print("  ".join(parts))
 
@@ -101,12 +103,11 @@ class TerminalProgress(Observer):
         line.append(f"  {report.stage:<10}  loss {_number(report.losses, 'loss')}")
         if report.metrics:
             line.append(f"  AP {_percent(report.metrics['ap']):>4}  AP50 {_percent(report.metrics['ap50']):>4}")
-            if report.is_best:
+            self._best = report.best_score
+            if report.best_score is not None and report.is_best:  # else the validation images have no objects
                 line.append("  best     ", style="green")
-            else:
+            elif report.best_score is not None:
                 line.append(f"  best {_percent(report.best_score):>4}", style="dim")
-            if report.metrics["ap"] is not None:  # else the validation images have no objects
-                self._best = report.best_score
         self._last_epoch, self._is_late = report.epoch, report.is_late
         parts = []
         if report.modulation is not None:
@@ -115,9 +116,9 @@ class TerminalProgress(Observer):
                 f"AIFI {report.modulation.share:.2f} %{_target(report.modulation)}"
             )
         if report.num_skipped:
-            parts.append(f"{report.num_skipped} steps skipped")
+            parts.append(f"{count_of(report.num_skipped, 'step', 'steps')} skipped")
         if report.num_unreadable:
-            parts.append(f"{report.num_unreadable} images unreadable")
+            parts.append(f"{count_of(report.num_unreadable, 'image', 'images')} unreadable")
         parts.append(f"{report.seconds:.0f} s")
         if not self.console.is_interactive:  # else it stands in the live line
             parts += [f"{report.images_per_second:.1f} images/s", f"left {self._left(report)}"]
@@ -135,7 +136,7 @@ class TerminalProgress(Observer):
             elif self._last_epoch < self._plan.epochs:
                 self._print(f"stopped after epoch {self._last_epoch}: no better score (run.patience)")
             score = result.best_score
-            best = "" if score is None else f"best AP {_percent(score)} in epoch {result.best_epoch}; "
+            best = "last " if score is None else f"best AP {_percent(score)} in epoch {result.best_epoch}; "
             self._print(f"done: {best}weights in {result.out / WEIGHTS_FILE}")
 
     def _start_bar(self) -> None:

@@ -99,6 +99,17 @@ class RunState:
             logger.warning("The run had %d processes and now has %d: it will not repeat bit for bit.", before, now)
 
 
+def is_complete(state: Mapping[str, Any], patience: int | None) -> bool:
+    """Whether a run that resumes from a training state has nothing more to train.
+
+    Args:
+        state: the content of last.pt.
+        patience: that of the run, see `Trainer`.
+    """
+    position = Position(**state["position"])
+    return position.epoch >= state["plan"]["epochs"] or position.is_out_of_patience(patience)
+
+
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
     """Give averages the memory format of their parameter, which may have been different when they were saved.
 

@@ -202,6 +202,8 @@ def test_a_group_of_settings_is_not_a_setting() -> None:
             "model.image_size: got 'big' (str), expected one number for a square, or HEIGHTxWIDTH such as 480x640.",
         ),
         ({"device": "gpu"}, "run.device: got 'gpu' (str), expected auto, cpu, cuda, cuda:INDEX, mps or xpu."),
+        ({"optimizer.betas": [2.0, 3.0]}, "optimizer.betas: got 2.0 (float), expected less than or equal to 1."),
+        ({"model.name": ["s"]}, "model.name: got ['s'] (list), expected a model listed by `rtdetrv4 models`."),
         ({"optimizer.betas": [0.9]}, "optimizer.betas: got [0.9] (list), expected two numbers, such as [0.5, 1.5]."),
         (
             {"model.pretrained_backbone": 3},

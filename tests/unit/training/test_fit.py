@@ -66,10 +66,13 @@ def test_counting_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize(("megabytes", "parts"), [(160, 1), (159, 2), (80, 2), (79, 4), (20, 8)])
-def test_a_batch_is_cut_into_as_few_parts_as_fit(megabytes: int, parts: int) -> None:
+def test_a_batch_is_cut_into_as_few_parts_as_fit(megabytes: int, parts: int, caplog: pytest.LogCaptureFixture) -> None:
     # 16 images on each of two devices, 10 MB each; the optimizer's state takes its own.
     free = int((megabytes * MB + STATES_PER_PARAMETER * 4 * MB) / USABLE_SHARE) + 1
+    caplog.set_level("INFO", "rtdetrv4")
     assert parts_that_fit(32, 2, 10 * MB, Small(), free) == parts
+    told = f"10 MB per image: 16 images per step on each of 2 devices, in {parts} parts."
+    assert [record.getMessage().endswith(told) for record in caplog.records] == [True] * (parts > 1), "a need to say it"
 
 
 def test_nothing_fits() -> None:

@@ -19,6 +19,7 @@ def test_validation_images_without_objects_use_up_no_patience():
     position = Position()
     for _ in range(3):
         assert position.judge(math.nan, {})  # the latest weights are as good as any
+        assert position.best_score is None
     assert not position.is_out_of_patience(1)
     assert position.judge(0.0, {})
     assert not position.judge(math.nan, {})

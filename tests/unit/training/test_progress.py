@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -22,17 +23,18 @@ def terminal(text, **options):
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path):
     text = io.StringIO()
-    play([TerminalProgress(2, Console(file=text, width=60))], tmp_path)
+    play([TerminalProgress(1, Console(file=text, width=60))], tmp_path)
     lines = text.getvalue().splitlines()
-    assert len(lines) == 1 + 3 + 3 + 1  # a start, a step and an epoch three times, an end: none is wrapped
+    # A start, an end, and three times a step and an epoch, whose last step says nothing more: none is wrapped.
+    assert len(lines) == 1 + 3 + 3 + 1
     assert lines[0].startswith("10.43 M parameters on cpu, float32; teacher dino; 3 epochs × 2 steps; ")
-    assert lines[1].startswith("epoch 1/3  step 2/2  left 0:00:0")
+    assert lines[3].startswith("epoch 2/3  step 1/2  left 0:00:0")
     for part in ("loss 30.000", "images/s", "mal 0.500  bbox 0.200  giou 0.700  lr 1.0e-03"):
-        assert part in lines[1]
+        assert part in lines[3]
     assert lines[2].startswith("epoch 1/3  dense       loss 30.000  AP 10.0  AP50 20.0  best ")
     for part in ("distill 0.800", "λ 5", "AIFI 9.50 % (target 10.00–12.00)"):
         assert part in lines[4]
-    assert lines[6].endswith("1 steps skipped  2 images unreadable  2 s  8.0 images/s  left 0:00:00")
+    assert lines[6].endswith("1 step skipped  2 images unreadable  2 s  8.0 images/s  left 0:00:00")
     assert "AP 20.0" in lines[5]  # of the second epoch, while the third one runs
     assert lines[-1] == f"done: best AP 30.0 in epoch 3; weights in {tmp_path / 'weights.safetensors'}"
 
@@ -49,11 +51,24 @@ def test_validation_images_without_objects_have_no_ap(tmp_path):
     text = io.StringIO()
     progress = TerminalProgress(1, Console(file=text, width=200))
     progress.run_start(info(tmp_path))
-    progress.epoch_end(epoch_report(1)._replace(metrics={"ap": None, "ap50": None}, best_score=-1.0))
+    progress.epoch_end(epoch_report(1)._replace(metrics={"ap": None, "ap50": None}, best_score=None))
     progress.step_end(step_report(3))
+    progress.run_end(RunResult(tmp_path, 1, None, {}, True))
     lines = text.getvalue().splitlines()
-    assert "AP    –  AP50    –" in lines[1]
+    assert "AP    –  AP50    –  distill" in lines[1]
     assert "AP" not in lines[2]
+    assert lines[-1] == f"done: last weights in {tmp_path / 'weights.safetensors'}"
+
+
+def test_one_is_no_plural(tmp_path):
+    text = io.StringIO()
+    progress = TerminalProgress(1, Console(file=text, width=200))
+    start = info(tmp_path)
+    plan = replace(start.plan, epochs=1, steps_per_epoch=1)
+    progress.run_start(start._replace(plan=plan, step=1))
+    lines = text.getvalue().splitlines()
+    assert "; 1 epoch × 1 step; " in lines[0]
+    assert lines[1] == "resumed after 1 step"
 
 
 def test_a_worse_epoch_names_the_best(tmp_path):
@@ -140,9 +155,9 @@ def test_warnings_stand_above_the_live_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "unknown"}])
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(tmp_path, environment):
     text = io.StringIO()
-    play([TerminalProgress(2, terminal(text, _environ=environment))], tmp_path)
+    play([TerminalProgress(1, terminal(text, _environ=environment))], tmp_path)
     assert "\x1b" not in text.getvalue()
-    assert "step 2/2" in text.getvalue()
+    assert "step 1/2" in text.getvalue()
 
 
 def test_no_color(tmp_path):
@@ -158,9 +173,9 @@ def test_a_log_file_gets_no_live_line_even_if_colors_are_forced(tmp_path, monkey
     monkeypatch.setenv("FORCE_COLOR", "1")
     text = io.StringIO()
     monkeypatch.setattr(sys, "stderr", text)
-    progress = next(o for o in default_observers(tmp_path, log_every=2) if isinstance(o, TerminalProgress))
+    progress = next(o for o in default_observers(tmp_path, log_every=1) if isinstance(o, TerminalProgress))
     play([progress], tmp_path)
-    assert "step 2/2" in text.getvalue()
+    assert "step 1/2" in text.getvalue()
     assert "\r" not in text.getvalue()
 
 

@@ -1,0 +1,76 @@
+"""Keyword arguments that a method does not have: what the user may have meant."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from rtdetrv4.config import setting_names
+from rtdetrv4.errors import did_you_mean
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NAMES_ELSEWHERE: Mapping[str, str] = {
+    "agnostic_nms": "duplicates",
+    "batch_size": "batch",
+    "confidence": "conf",
+    "dataset": "data",
+    "dataset_dir": "data",
+    "image_size": "imgsz",
+    "img_size": "imgsz",
+    "iou": "duplicates",
+    "learning_rate": "lr",
+    "lr0": "lr",
+    "max_detections": "max_det",
+    "name": "out",
+    "num_epochs": "epochs",
+    "num_workers": "workers",
+    "output": "out",
+    "output_dir": "out",
+    "project": "out",
+    "resolution": "imgsz",
+    "save_dir": "out",
+    "size": "imgsz",
+    "threshold": "conf",
+    "time": "budget",
+}
+"""What other packages call an argument of ours."""
+SETTINGS_ELSEWHERE: Mapping[str, str] = {
+    "accumulation": "run.accumulate",
+    "close_mosaic": "schedule.mosaic_until",
+    "freeze": "model.frozen_stages",
+    "grad_accum_steps": "run.accumulate",
+    "gradient_checkpointing": "run.checkpoint_activations",
+    "lr_encoder": "optimizer.backbone_lr",
+    "warmup_epochs": "schedule.warmup_steps",
+}
+"""What other packages call a setting of ours."""
+
+
+def suggests(method: Callable[P, R]) -> Callable[P, R]:
+    """Make the TypeError about an unknown keyword argument say what may have been meant."""
+    known = tuple(inspect.signature(method).parameters)[1:]  # without self
+
+    @wraps(method)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        for name in options:
+            if name not in known:
+                raise TypeError(f'{method.__name__}() has no argument "{name}".{_suggestion(name, known)}')
+        return method(*args, **options)
+
+    return checked
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    if NAMES_ELSEWHERE.get(name) in known:
+        return f' Did you mean "{NAMES_ELSEWHERE[name]}"?'
+    if "overrides" in known:
+        by_leaf = {setting.rpartition(".")[2]: setting for setting in reversed(setting_names())}
+        if setting := SETTINGS_ELSEWHERE.get(name, by_leaf.get(name)):
+            return f' It is a setting: overrides={{"{setting}": …}}.'
+    if name == "device":
+        return " It belongs to the detector: Detector(…, device=…)."
+    return did_you_mean(name, known) or f" Known: {', '.join(known)}."

@@ -1,0 +1,56 @@
+"""A keyword argument that a method does not have is answered with what may have been meant."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from rtdetrv4 import Detector
+from rtdetrv4.config import setting_names
+from rtdetrv4.keywords import NAMES_ELSEWHERE, SETTINGS_ELSEWHERE, suggests
+
+METHODS = (Detector.train, Detector.augment, Detector.val, Detector.predict, Detector.export)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "suggestion"),
+    [
+        (Detector.train, "epoch", 'Did you mean "epochs"?'),
+        (Detector.train, "lr0", 'Did you mean "lr"?'),
+        (Detector.train, "project", 'Did you mean "out"?'),
+        (Detector.train, "patience", 'It is a setting: overrides={"run.patience": …}.'),
+        (Detector.train, "grad_accum_steps", 'It is a setting: overrides={"run.accumulate": …}.'),
+        (Detector.augment, "mosaic", 'It is a setting: overrides={"augment.mosaic": …}.'),
+        (Detector.val, "batch_size", 'Did you mean "batch"?'),
+        (Detector.val, "device", "It belongs to the detector: Detector(…, device=…)."),
+        (Detector.predict, "threshold", 'Did you mean "conf"?'),
+        (Detector.export, "output", 'Did you mean "out"?'),
+    ],
+)
+def test_what_was_meant_is_said(method, name: str, suggestion: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        method(object(), **{name: 1})
+    assert str(caught.value) == f'{method.__name__}() has no argument "{name}". {suggestion}'
+
+
+def test_what_is_like_nothing_is_answered_with_all_there_is() -> None:
+    class Door:
+        @suggests
+        def open(self, width: int = 1, *, speed: int = 2) -> int:
+            """Open."""
+            return width * speed
+
+    with pytest.raises(TypeError, match=r'open\(\) has no argument "qqq"\. Known: width, speed\.$'):
+        Door().open(qqq=1)
+    with pytest.raises(TypeError, match="multiple values"):
+        Door().open(1, width=1)
+    assert Door().open(3, speed=4) == 12
+    assert list(inspect.signature(Door.open).parameters) == ["self", "width", "speed"]
+
+
+def test_every_suggestion_exists() -> None:
+    names = {name for method in METHODS for name in inspect.signature(method).parameters}
+    assert set(NAMES_ELSEWHERE.values()) <= names
+    assert not names.intersection(NAMES_ELSEWHERE)
+    assert set(SETTINGS_ELSEWHERE.values()) <= set(setting_names())
