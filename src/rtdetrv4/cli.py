@@ -81,7 +81,7 @@ _Weights = Annotated[
     typer.Option(help="With a model by name: coco (the default), obj365, obj2coco, or a file of its weights."),
 ]
 _DATA = typer.Option(
-    "--data", "-d", help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file."
+    "--data", "-d", help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe, CVAT), or a YAML, COCO or CVAT file."
 )
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
@@ -333,7 +333,10 @@ def export(
 @app.command()
 def doctor(
     data: Annotated[
-        str, typer.Argument(help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file.")
+        str,
+        typer.Argument(
+            help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe, CVAT), or a YAML, COCO or CVAT file."
+        ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for an info, too.")] = False,
@@ -614,7 +617,7 @@ def _usage_message(error: Any) -> str:
 
 def _require_data(data: str | None, model: str | None) -> None:
     if data is None and (model is None or Path(model).suffix not in (".yaml", ".yml")):
-        raise ConfigError("Missing option --data: a folder with a COCO, YOLO, Pascal VOC or LabelMe data set.")
+        raise ConfigError("Missing option --data: a folder with a COCO, YOLO, Pascal VOC, LabelMe or CVAT data set.")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ _CODE_OF: dict[FaultKind, str] = {
     "other image": "D236",
 }
 _LABEL_SUFFIXES = {"YOLO": ".txt", "Pascal VOC": ".xml", "LabelMe": ".json"}
+"""Of the formats with an annotation file for each image."""
 
 
 def reading(inspection: Inspection) -> Iterator[tuple[str, Example]]:
@@ -91,7 +92,7 @@ def images_and_files(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         twice = [name for name, count in Counter(document.file_names).items() if count > 1]
         for path in part.paths(twice):
             yield "D232", Example(part.name, inspection.relative(path), None, "several entries", str(path))
-        if origin is not None and not _is_coco(document):
+        if origin is not None and not _are_listed(inspection):
             yield from _shared_files(inspection, part, document.file_names, origin)
     if inspection.tree is not None and inspection.reading is not None:
         yield from _unused_images(inspection, inspection.tree)
@@ -190,6 +191,11 @@ def _documents(inspection: Inspection) -> Iterator[tuple[Part, Document]]:
 
 def _is_coco(document: Document) -> bool:
     return document.origin is not None and document.origin.unit == "annotations"
+
+
+def _are_listed(inspection: Inspection) -> bool:
+    """Whether one annotation file lists many images."""
+    return inspection.reading is None or inspection.reading.format not in _LABEL_SUFFIXES
 
 
 def _missing(inspection: Inspection, part: Part) -> Iterator[int]:
@@ -324,9 +330,11 @@ class _Placed(NamedTuple):
         if origin is not None:
             file = origin.files[self.document.image_index[index]] or file
             line = None if self.inspection.is_quick else line_of(file, origin.unit, int(origin.numbers[index]))
+        name = self.document.file_names[self.document.image_index[index]]
         if origin is None or origin.unit == "annotations":
-            name = self.document.file_names[self.document.image_index[index]]
             detail = f"annotation {self.document.annotation_ids[index]} of {name}: {detail}"
+        elif _are_listed(self.inspection):
+            detail = f"{name}: {detail}"
         drawn = () if np.isnan(self.xyxy[index]).any() else (_four(self.xyxy[index]),)
         return Example(self.part.name, self.inspection.relative(file), line, detail, str(image), drawn)
 

@@ -352,7 +352,7 @@ ANNOTATIONS: dict[str, Code] = {
         "The confidence is ignored, and predictions are taken as truth.",
         "Use labels that a person has checked.",
     ),
-    "D231": Code("Points and lines", "info", "They are left out.", "Draw boxes if they mark objects to detect."),
+    "D231": Code("Points, lines and tags", "info", "They are left out.", "Draw boxes if they mark objects to detect."),
     "D232": Code(
         "Images that are listed twice",
         "warning",

@@ -17,6 +17,7 @@ from clean_data import (
     picture,
     voc_xml,
     write_coco,
+    write_cvat,
     write_labelme,
     write_voc,
     write_yolo,
@@ -35,7 +36,7 @@ def first(findings: Findings, code: str) -> Example:
     return next(finding.examples[0] for finding in findings.findings if finding.code == code)
 
 
-@pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc, write_labelme])
+@pytest.mark.parametrize("write", [write_coco, write_cvat, write_yolo, write_voc, write_labelme])
 def test_a_clean_data_set(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     found = doctor(write(tmp_path / "data"))
     assert counts(found) == {}
