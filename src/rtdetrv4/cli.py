@@ -342,10 +342,12 @@ def doctor(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for an info, too.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for doctor.html, a page with pictures, and doctor.json."),
+        typer.Option(
+            "--out", "-o", help="Folder for doctor.html, a page with pictures, and doctor.json.", file_okay=False
+        ),
     ] = None,
     fix: Annotated[
-        Path | None, typer.Option(help="New folder for a repaired copy, in COCO format; the data set stays as it is.")
+        str | None, typer.Option(help="New folder for a repaired copy, in COCO format; the data set stays as it is.")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Weights, to look for wrong labels with a trained model.")

@@ -45,8 +45,10 @@ def unused_folder(path: Path, results: Iterable[str]) -> Path:
         results: the files that will be written, as glob patterns relative to the folder.
 
     Raises:
-        ConfigError: `path` holds results, and is the current folder or one above it.
+        ConfigError: `path` is a file; or it holds results, and is the current folder or one above it.
     """
+    if path.is_file():
+        raise ConfigError(f"{path} is a file, and results go to a folder. Give the name of one, new or existing.")
     patterns = tuple(results)
     if not _holds(path, patterns):
         return path

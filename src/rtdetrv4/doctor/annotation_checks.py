@@ -26,6 +26,8 @@ COVERS = 0.99
 FEW_PIXELS = 2.0
 SAME_BOX = 0.01
 """Pixels within which two boxes are the same."""
+MAX_LOOKED_AT = 1000
+"""Faults of a part whose lines are read again."""
 MAX_TEXT = 60
 """Characters of a line that are shown."""
 _CODE_OF: dict[FaultKind, str] = {
@@ -51,7 +53,9 @@ def reading(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         yield "D001", Example("", ".", None, _short(inspection, inspection.stop))
     for part in inspection.parts.values():
         if part.stop is not None:
-            yield "D002" if part.is_absent else "D001", Example(part.name, ".", None, _short(inspection, part.stop))
+            absent = "D004" if part.name == "test" else "D002"
+            code = absent if part.is_absent else "D001"
+            yield code, Example(part.name, ".", None, _short(inspection, part.stop))
     if inspection.reading is not None and "train" not in inspection.reading.parts:
         yield "D003", Example("", ".", None, f"there is only {' and '.join(inspection.reading.parts)}")
 
@@ -127,6 +131,33 @@ def class_names(inspection: Inspection) -> Iterator[tuple[str, Example]]:
             yield "D212", Example(named[names[-1]], ".", None, shown)
 
 
+def class_numbers(inspection: Inspection) -> Iterator[tuple[str, Example]]:
+    """Class numbers of YOLO that seem to start at 1, while the names are counted from 0; an example of each number."""
+    if inspection.reading is None or inspection.reading.format != "YOLO":
+        return
+    documents = list(_documents(inspection))
+    names = documents[0][1].categories if documents else {}
+    beyond = [
+        (part, fault) for part, _ in documents for fault in part.faults[:MAX_LOOKED_AT] if fault.kind == "unknown class"
+    ]
+    numbers = {text_of(fault.file, fault.number).split()[0].partition(".")[0] for _, fault in beyond}
+    is_next = numbers == {str(len(names))} and list(names) == list(range(len(names)))
+    if not is_next or any((document.category_ids == 0).any() for _, document in documents):
+        return
+    seen: set[int] = set()
+    for part, document in documents:
+        used, first = np.unique(document.category_ids, return_index=True)
+        placed = _placed(inspection, part, document)
+        for number, index in zip(used.tolist(), first.tolist(), strict=True):
+            if number not in seen:
+                seen.add(number)
+                detail = f'{number} is "{names[number]}", but "{names[number - 1]}" if they start at 1; 0 is never used'
+                yield "D238", placed.example(index, detail)
+    part, fault = beyond[0]
+    detail = f'{len(names)} has no name, but would be "{names[len(names) - 1]}" if they start at 1; 0 is never used'
+    yield "D238", Example(part.name, inspection.relative(fault.file), fault.number, detail)
+
+
 def class_use(inspection: Inspection) -> Iterator[tuple[str, Example]]:
     """Classes without a box, or with boxes in some parts only."""
     used = {part.name: boxes_per_class(document) for part, document in _documents(inspection)}
@@ -167,6 +198,7 @@ CHECKS: tuple[Callable[[Inspection], Iterator[tuple[str, Example]]], ...] = (
     single_faults,
     images_and_files,
     class_names,
+    class_numbers,
     class_use,
     boxes,
     usable_boxes,

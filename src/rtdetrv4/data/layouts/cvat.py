@@ -12,7 +12,7 @@ from rtdetrv4.data.cvat import CvatFile, parse_cvat, read_cvat
 from rtdetrv4.data.document import Document, count_of, some_of
 from rtdetrv4.data.faults import Faults
 from rtdetrv4.data.layouts.coco import locate
-from rtdetrv4.data.layouts.joining import join_documents
+from rtdetrv4.data.layouts.joining import join_documents, joining_note
 from rtdetrv4.data.layouts.reading import Part, Reading
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, folder_of, split_of
 from rtdetrv4.errors import DatasetError
@@ -84,7 +84,7 @@ def _reading(tree: Tree, files: Sequence[str], choose: str) -> Reading:
     pieces = {split: pieces[split] for split in SPLIT_WORDS if split in pieces}
     for split, found in pieces.items():
         if len(own := dict.fromkeys(piece.file for piece in found)) > 1:
-            notes.append(f"{len(own)} files are joined for {split}: {some_of(own)}; to use one alone, give it as data")
+            notes.append(joining_note(list(own), split))
     parts: dict[str, Part] = {split: partial(_read, tree, found, split) for split, found in pieces.items()}
     used = dict.fromkeys(piece.file for found in pieces.values() for piece in found)
     return Reading("CVAT", f"CVAT for images ({some_of(used, 3)})", parts, choose, tuple(notes))
