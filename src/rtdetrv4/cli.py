@@ -258,10 +258,11 @@ def val(
     from rtdetrv4.outputs import unused_folder
     from rtdetrv4.report import REPORT_FILES
 
-    out = None if out is None else unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
-    given = _given(batch=batch, imgsz=_image_size(imgsz), out=out, **_tiles(slice, overlap, whole))
+    given = _given(batch=batch, imgsz=_image_size(imgsz), **_tiles(slice, overlap, whole))
     with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
-        metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
+        detector = _detector(model, weights, _device(device))
+        out = None if out is None else unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
+        metrics = detector.val(data, split=split, **given, **_given(out=out))
     if not _is_main_process():
         return
     _print_metrics(metrics)
@@ -301,7 +302,7 @@ def predict(
     """
     from rtdetrv4.runtime import PredictionFolder
 
-    results = PredictionFolder(out)
+    results = PredictionFolder(out)  # a folder that cannot be is known before weights are fetched
     given = _given(classes=classes, batch=batch, **_tiles(slice, overlap, whole))
     options = {"conf": _confidence(conf), "duplicates": duplicates, **given}
     with _interruptible(lambda: f"Complete: {results}."):

@@ -15,8 +15,8 @@ from rtdetrv4.data.faults import Faults
 def joining_note(files: Sequence[str], split: str) -> str:
     """What is said before several files of a part are read."""
     return (
-        f"{len(files)} files hold annotations for {split}: {some_of(files)}; they are joined, but those that list images "
-        "of a larger one are left out; to use one alone, give it as data"
+        f"{len(files)} files hold annotations for {split}: {some_of(files)}; they are joined, but any that lists "
+        "images of a larger one is left out; to use one alone, give it as data"
     )
 
 
