@@ -150,8 +150,8 @@ def _without_own_pictures(files: list[str]) -> list[str]:
     if len(kept) < len(files):
         if not kept:
             raise SourceError(
-                f"{Path(files[0]).parent} has only pictures that an earlier predict wrote, as {LINES_FILE} says; give the "
-                "images that they were made from"
+                f"{Path(files[0]).parent} has only pictures that an earlier predict wrote, as {LINES_FILE} says; give "
+                "the images that they were made from"
             )
         logger.info("Skipped, because an earlier predict wrote them (%s): %d", LINES_FILE, len(files) - len(kept))
     return kept
@@ -190,10 +190,8 @@ def _tell_of_subfolders(folder: Path, subfolders: list[str]) -> None:
                 break
     if count:
         at_least = "at least " if looked_at > MAX_LOOKED_AT else ""
-        them = (
-            f'{at_least}{count} images in subfolders of {folder} are left out; to include them, give "{folder / "**"}"'
-        )
-        logger.warning("%s", them)
+        left_out = f"{at_least}{count} images in subfolders of {folder} are left out"
+        logger.warning('%s; to include them, give "%s"', left_out, folder / "**")
 
 
 def _is_image(name: str) -> bool:
