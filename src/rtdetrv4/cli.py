@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 EXIT_INCOMPLETE = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+WIDE = 132
+"""Columns of a terminal from which on tables show all that there is."""
 NUM_EXAMPLES = 5
 """Of each finding of `doctor`, on the console."""
 
@@ -539,25 +541,38 @@ def teachers() -> None:
 
     from rtdetrv4.distillation.teacher_catalog import TEACHERS
 
+    console = Console()
+    is_wide = console.width >= WIDE
     table = Table(
         title="Teachers",
+        box=None,
+        pad_edge=False,
         caption="* not an open-source license: read it before you train. Licenses are those that timm states. Any "
         "other timm model can be a teacher too, by its timm name.",
+        caption_justify="left",
     )
     table.add_column("teacher", style="bold", no_wrap=True)
-    table.add_column("name in timm", overflow="fold")
     for column in ("channels", "stride"):
         table.add_column(column, justify="right")
-    table.add_column("license", overflow="fold")
-    table.add_column("note")
-    family = TEACHERS[0].family
+    table.add_column("license", no_wrap=True)
+    if is_wide:
+        table.add_column("name in timm", no_wrap=True)
+        table.add_column("note")
+    family, names_of = TEACHERS[0].family, dict[str, list[str]]()
     for facts in TEACHERS:
         if facts.family != family:
             table.add_section()
             family = facts.family
         terms = facts.license if facts.is_open else f"{facts.license} *"
-        table.add_row(facts.name, facts.timm_name, str(facts.dim), str(facts.stride), terms, facts.note)
-    Console().print(table)
+        more = (facts.timm_name, facts.note) if is_wide else ()
+        table.add_row(facts.name, str(facts.dim), str(facts.stride), terms, *more)
+        names_of.setdefault(facts.note, []).append(facts.name)
+    console.print(table)
+    for note, names in () if is_wide else names_of.items():
+        if note:
+            console.print(f"\n[bold]{', '.join(names)}[/]: {note}", highlight=False)
+    if not is_wide:
+        console.print(f"\nFrom {WIDE} columns on, a terminal shows the names in timm, too.", highlight=False)
 
 
 @app.command()

@@ -800,6 +800,7 @@ class Detector:
                 duplicates=duplicates,
             ),
             slicing=Slicing.of(slice, overlap, whole),
+            training_scale=None if self.metadata is None else self.metadata.training_scale,
         )
         return found if stream else list(found)
 

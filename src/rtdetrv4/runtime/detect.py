@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.slicing import Slicing, merge_tiles, tiles_of
+from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import Frame
 from rtdetrv4.types import ClassMap, Rectangle
 
@@ -34,6 +35,7 @@ def detect(
     batch: int,
     selection: Selection,
     slicing: Slicing | None = None,
+    training_scale: float | None = None,
 ) -> Iterator[Detections]:
     """Detect objects in every image of a source.
 
@@ -47,6 +49,8 @@ def detect(
         batch: images, or tiles of them, per run.
         selection: which predictions to return.
         slicing: how to cut images into tiles; None for no tiles.
+        training_scale: how large the network saw the training images, to warn of tiles that are too small for it; None
+            if that is not known.
 
     Raises:
         ConfigError: `batch` is not a number of images.
@@ -54,7 +58,8 @@ def detect(
     """
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
-    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing)
+    warning = None if slicing is None else enlargement_warning(slicing, size_hw, mode, training_scale)
+    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, warning)
 
 
 class _Piece(NamedTuple):
@@ -87,6 +92,7 @@ def _stream(
     batch: int,
     selection: Selection,
     slicing: Slicing | None,
+    warning: str | None,
 ) -> Iterator[Detections]:
     has_warned = False
     pieces = _pieces(frames, slicing)
@@ -104,6 +110,8 @@ def _stream(
             parts.append(_Found(scores[chosen], labels[chosen], view.boxes_px(boxes[chosen].astype(np.float32))))
             if len(parts) < len(piece.tiles):
                 continue
+            if warning is not None and len(piece.tiles) > 1:
+                _warn_once(warning)
             found = _joined(parts, piece.tiles)
             parts.clear()
             yield Detections.from_predictions(
@@ -113,6 +121,12 @@ def _stream(
                 image=piece.frame.image,
                 path=piece.frame.path,
             )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Warn, but not again: an evaluation detects in one image after the other."""
+    logger.warning("%s", message)
 
 
 def _pieces(frames: Iterator[Frame], slicing: Slicing | None) -> Iterator[_Piece]:

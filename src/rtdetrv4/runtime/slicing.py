@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.runtime.preprocess import ResizeMode, scale_of
 from rtdetrv4.types import Rectangle
 
 OVERLAP = 0.2
@@ -20,6 +21,8 @@ CUT_WEIGHT = 0.5
 """What a box that a tile cuts off is worth against whole ones."""
 SEAM = 0.01
 """A box this close to a side of its tile, as a share of the tile, may be cut off there."""
+MAX_ENLARGEMENT = 1.5
+"""How much larger objects may be in a tile than in training before a warning is due."""
 
 
 class Slicing(NamedTuple):
@@ -89,6 +92,30 @@ def tiles_of(image_hw: tuple[int, int], slicing: Slicing | None) -> tuple[Rectan
         for left in _starts(width, wide, slicing.overlap)
     )
     return (*tiles, image) if slicing.whole else tiles
+
+
+def enlargement_warning(
+    slicing: Slicing, size_hw: tuple[int, int], mode: ResizeMode, training_scale: float | None
+) -> str | None:
+    """What to say if tiles show objects much larger than training did; None if they do not, or it is not known.
+
+    Args:
+        slicing: the tiles.
+        size_hw: height and width of the input.
+        mode: how a tile fills it.
+        training_scale: see `rtdetrv4.runtime.preprocess.scale_of`; the median of the training images.
+    """
+    if training_scale is None:
+        return None
+    enlargement = float(scale_of(np.array([slicing.size_hw]), size_hw, mode)[0]) / training_scale
+    if enlargement <= MAX_ENLARGEMENT:
+        return None
+    fitting = [round(side * enlargement) for side in slicing.size_hw]
+    tile = " × ".join(map(str, dict.fromkeys(reversed(slicing.size_hw))))
+    return (
+        f"tiles of {tile} pixels show objects {enlargement:.1f} times as large as training did, so parts of objects "
+        f"may be taken for objects; tiles of {fitting[0]}x{fitting[1]} show them at the size of training"
+    )
 
 
 def merge_tiles(

@@ -12,9 +12,9 @@ import supervision
 
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime import Detections
-from rtdetrv4.runtime.detect import detect
+from rtdetrv4.runtime.detect import _warn_once, detect
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.slicing import Slicing, merge_tiles, tiles_of
+from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap, Rectangle
 
@@ -228,6 +228,36 @@ def test_merging_against_the_definition() -> None:
 def test_nothing_is_merged_where_nothing_is_found() -> None:
     empty = np.zeros(0, np.int64)
     assert merge_tiles(empty.astype(np.float32), empty, np.zeros((0, 4), np.float32), empty, TILES).tolist() == []
+
+
+def test_tiles_that_enlarge_objects_beyond_training_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_once.cache_clear()
+    for _ in range(2):  # two evaluated images
+        found = detect(
+            read_source([np.zeros((40, 40, 3), np.uint8), np.zeros((100, 160, 3), np.uint8)]),
+            FindsColors(),
+            classes=CLASSES,
+            size_hw=(SIDE, SIDE),
+            mode="stretch",
+            batch=2,
+            selection=Selection(CLASSES.names, conf=0.01),
+            slicing=Slicing.of(50),
+            training_scale=0.8,
+        )
+        assert [each.image.shape for each in found if each.image is not None] == [(40, 40, 3), (100, 160, 3)]
+    (record,) = caplog.records
+    assert "tiles of 50 pixels show objects 2.5 times as large as training did" in record.message
+    assert "tiles of 125x125 show them at the size of training" in record.message
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "is_told"),
+    [(320, 0.5774, True), (416, 0.5774, False), (320, 1.0, False), (320, None, False), ("160x320", 1.0, False)],
+)
+def test_when_tiles_are_told_to_be_small(size: int | str, scale: float | None, is_told: bool) -> None:
+    slicing = Slicing.of(size)
+    assert slicing is not None
+    assert (enlargement_warning(slicing, (320, 320), "stretch", scale) is not None) == is_told
 
 
 def test_sizes_of_tiles() -> None:
