@@ -118,12 +118,33 @@ def enlargement_warning(
     )
 
 
+def is_whole_trusted(
+    tiles: tuple[Rectangle, ...], size_hw: tuple[int, int], mode: ResizeMode, training_scale: float | None
+) -> bool:
+    """Whether the image as a whole shows objects nearer to the size of training than its tiles do.
+
+    Args:
+        tiles: those of `tiles_of`.
+        size_hw: height and width of the input.
+        mode: how a tile fills it.
+        training_scale: as in `enlargement_warning`; without it, nothing is trusted more.
+    """
+    first, last = tiles[0], tiles[-1]
+    if training_scale is None or (first.height, first.width) == (last.height, last.width):
+        return False
+    sides = np.array([(first.height, first.width), (last.height, last.width)])
+    tile, whole = np.abs(np.log(scale_of(sides, size_hw, mode) / training_scale))
+    return bool(whole < tile)
+
+
 def merge_tiles(
     scores: np.ndarray,
     labels: np.ndarray,
     boxes_xyxy_px: np.ndarray,
     tile_of: np.ndarray,
     tiles: tuple[Rectangle, ...],
+    *,
+    trusts_whole: bool = False,
 ) -> np.ndarray:
     """Choose from what was found in all tiles, so that no object has two boxes.
 
@@ -132,18 +153,24 @@ def merge_tiles(
     seam cuts off: 70 % of a box that ends at a seam lie in it. Boxes of one tile never drop each other: the model has
     seen them side by side.
 
+    Where the image as a whole is trusted more than its tiles, boxes of tiles are taken as cut off wherever they end:
+    tiles that show objects much larger than training did have parts of objects taken for objects.
+
     Args:
         scores: (n,).
         labels: (n,).
         boxes_xyxy_px: (n, 4), pixels of the image.
         tile_of: (n,), the index of the tile that each was found in.
         tiles: those of `tiles_of`.
+        trusts_whole: see `is_whole_trusted`; the last tile is the image then.
 
     Returns:
         Indices (m,) of those that stay, by descending score.
     """
     boxes = boxes_xyxy_px.astype(np.float64)
     is_cut = _ends_at_seam(boxes, tile_of, tiles)
+    if trusts_whole:
+        is_cut |= tile_of < len(tiles) - 1
     ranking = np.argsort(-scores * np.where(is_cut, CUT_WEIGHT, 1), kind="stable")
     rank = np.empty(len(ranking), dtype=np.int64)
     rank[ranking] = np.arange(len(ranking))
