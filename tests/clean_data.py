@@ -119,3 +119,24 @@ def write_labelme(folder: Path) -> Path:
             content = {"imagePath": f"{name}.jpg", "imageWidth": WIDTH, "imageHeight": HEIGHT, "shapes": shapes}
             (folder / part / f"{name}.json").write_text(json.dumps(content, indent=0))
     return folder
+
+
+def write_cvat(folder: Path) -> Path:
+    """The export of a project: annotations.xml, and the images of each subset in images/."""
+    subset_of = {"train": "Train", "val": "Validation"}
+    rows = []
+    for part, names in PARTS.items():
+        place = folder / "images" / subset_of[part]
+        place.mkdir(parents=True)
+        for name in names:
+            picture(name).save(place / f"{name}.jpg")
+            boxes = "".join(
+                f'<box label="{label}" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}"/>\n'
+                for label, (x, y, w, h) in BOXES.items()
+            )
+            size = f'width="{WIDTH}" height="{HEIGHT}"'
+            rows.append(f'<image id="0" name="{name}.jpg" subset="{subset_of[part]}" {size}>\n{boxes}</image>\n')
+    labels = "".join(f"<label><name>{name}</name></label>" for name in NAMES)
+    head = f"<annotations>\n<meta><project><labels>{labels}</labels></project></meta>\n"
+    (folder / "annotations.xml").write_text(f"{head}{''.join(rows)}</annotations>\n")
+    return folder

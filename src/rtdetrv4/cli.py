@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 EXIT_INCOMPLETE = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+WIDE = 132
+"""Columns of a terminal from which on tables show all that there is."""
 NUM_EXAMPLES = 5
 """Of each finding of `doctor`, on the console."""
 
@@ -81,7 +83,7 @@ _Weights = Annotated[
     typer.Option(help="With a model by name: coco (the default), obj365, obj2coco, or a file of its weights."),
 ]
 _DATA = typer.Option(
-    "--data", "-d", help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file."
+    "--data", "-d", help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe, CVAT), or a YAML, COCO or CVAT file."
 )
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
@@ -264,9 +266,10 @@ def val(
     from rtdetrv4.outputs import unused_folder
     from rtdetrv4.report import REPORT_FILES
 
-    out = None if out is None else unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
     with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
-        metrics = _detector(model, weights, device).val(data, split=split, **given, **_given(out=out))
+        detector = _detector(model, weights, device)
+        out = None if out is None else unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
+        metrics = detector.val(data, split=split, **given, **_given(out=out))
     if not _is_main_process():
         return
     _print_metrics(metrics)
@@ -310,7 +313,7 @@ def predict(
 
     from rtdetrv4.runtime import PredictionFolder
 
-    results = PredictionFolder(out)
+    results = PredictionFolder(out)  # a folder that cannot be is known before weights are fetched
     with _interruptible(lambda: f"Complete: {results}."):
         for detections in _predictions(model, weights, source, size_hw, device, options):
             picture = results.add(detections)
@@ -340,16 +343,21 @@ def export(
 @app.command()
 def doctor(
     data: Annotated[
-        str, typer.Argument(help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe), or a YAML or COCO file.")
+        str,
+        typer.Argument(
+            help="Data set: a folder (COCO, YOLO, Pascal VOC, LabelMe, CVAT), or a YAML, COCO or CVAT file."
+        ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for an info, too.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for doctor.html, a page with pictures, and doctor.json."),
+        typer.Option(
+            "--out", "-o", help="Folder for doctor.html, a page with pictures, and doctor.json.", file_okay=False
+        ),
     ] = None,
     fix: Annotated[
-        Path | None, typer.Option(help="New folder for a repaired copy, in COCO format; the data set stays as it is.")
+        str | None, typer.Option(help="New folder for a repaired copy, in COCO format; the data set stays as it is.")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Weights, to look for wrong labels with a trained model.")
@@ -541,25 +549,38 @@ def teachers() -> None:
 
     from rtdetrv4.distillation.teacher_catalog import TEACHERS
 
+    console = Console()
+    is_wide = console.width >= WIDE
     table = Table(
         title="Teachers",
+        box=None,
+        pad_edge=False,
         caption="* not an open-source license: read it before you train. Licenses are those that timm states. Any "
         "other timm model can be a teacher too, by its timm name.",
+        caption_justify="left",
     )
     table.add_column("teacher", style="bold", no_wrap=True)
-    table.add_column("name in timm", overflow="fold")
     for column in ("channels", "stride"):
         table.add_column(column, justify="right")
-    table.add_column("license", overflow="fold")
-    table.add_column("note")
-    family = TEACHERS[0].family
+    table.add_column("license", no_wrap=True)
+    if is_wide:
+        table.add_column("name in timm", no_wrap=True)
+        table.add_column("note")
+    family, names_of = TEACHERS[0].family, dict[str, list[str]]()
     for facts in TEACHERS:
         if facts.family != family:
             table.add_section()
             family = facts.family
         terms = facts.license if facts.is_open else f"{facts.license} *"
-        table.add_row(facts.name, facts.timm_name, str(facts.dim), str(facts.stride), terms, facts.note)
-    Console().print(table)
+        more = (facts.timm_name, facts.note) if is_wide else ()
+        table.add_row(facts.name, str(facts.dim), str(facts.stride), terms, *more)
+        names_of.setdefault(facts.note, []).append(facts.name)
+    console.print(table)
+    for note, names in () if is_wide else names_of.items():
+        if note:
+            console.print(f"\n[bold]{', '.join(names)}[/]: {note}", highlight=False)
+    if not is_wide:
+        console.print(f"\nFrom {WIDE} columns on, a terminal shows the names in timm, too.", highlight=False)
 
 
 @app.command()
@@ -622,7 +643,7 @@ def _usage_message(error: Any) -> str:
 
 def _require_data(data: str | None, model: str | None) -> None:
     if data is None and (model is None or Path(model).suffix not in (".yaml", ".yml")):
-        raise ConfigError("Missing option --data: a folder with a COCO, YOLO, Pascal VOC or LabelMe data set.")
+        raise ConfigError("Missing option --data: a folder with a COCO, YOLO, Pascal VOC, LabelMe or CVAT data set.")
 
 
 def _check_settings(

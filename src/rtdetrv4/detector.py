@@ -223,8 +223,8 @@ class Detector:
         and logged with their reasons; with `run.derive` false they come from the model's recipe.
 
         Args:
-            data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file. It defines the
-                classes. Without a validation part, a fifth of the training images is taken for it.
+            data: a folder of COCO, YOLO, Pascal VOC, LabelMe or CVAT annotations, a YAML, COCO or CVAT file. It
+                defines the classes. Without a validation part, a fifth of the training images is taken for it.
             epochs: passes over the training images; the stages of the schedule scale with them.
             batch: images per optimizer step, across all devices. "auto": the recipe's batch, split into as few parts
                 as fit in memory.
@@ -682,6 +682,7 @@ class Detector:
                 duplicates=duplicates,
             ),
             slicing=Slicing.of(slice, overlap, whole),
+            training_scale=None if self.metadata is None else self.metadata.training_scale,
         )
         return found if stream else list(found)
 

@@ -38,15 +38,24 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
 
 
 def unused_folder(path: Path, results: Iterable[str]) -> Path:
-    """Return `path` or, if it holds results already, the first of path-2, path-3, … that does not, and say so.
+    """Do as `find_unused_folder`, and say if it is not `path`."""
+    unused = find_unused_folder(path, results)
+    tell_unused_folder(path, unused)
+    return unused
+
+
+def find_unused_folder(path: Path, results: Iterable[str]) -> Path:
+    """Return `path` or, if it holds results already, the first of path-2, path-3, … that does not.
 
     Args:
         path: the folder to write to; it need not exist.
         results: the files that will be written, as glob patterns relative to the folder.
 
     Raises:
-        ConfigError: `path` holds results, and is the current folder or one above it.
+        ConfigError: `path` is a file; or it holds results, and is the current folder or one above it.
     """
+    if path.is_file():
+        raise ConfigError(f"{path} is a file, and results go to a folder. Give the name of one, new or existing.")
     patterns = tuple(results)
     if not _holds(path, patterns):
         return path
@@ -54,9 +63,13 @@ def unused_folder(path: Path, results: Iterable[str]) -> Path:
     if path.resolve() in (here, *here.parents):
         raise ConfigError(f"{path} holds earlier results, which are not written over. Give a new folder.")
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    unused = next(folder for folder in numbered if not _holds(folder, patterns))
-    logger.warning("%s holds earlier results; the new ones go to %s.", path, unused)
-    return unused
+    return next(folder for folder in numbered if not _holds(folder, patterns))
+
+
+def tell_unused_folder(path: Path, unused: Path) -> None:
+    """Log that results go to another folder than the one that was asked for, if they do."""
+    if unused != path:
+        logger.warning("%s holds earlier results; the new ones go to %s.", path, unused)
 
 
 def unused_file(path: Path) -> Path:

@@ -108,6 +108,8 @@ def test_weights_know_everything(trained: Path, shapes: Path) -> None:
     assert detector.names == ("disc", "square", "triangle", "star", "cross")
     assert detector.recipe.model.name == "test"
     assert detector.recipe.model.image_size == (64, 64)
+    assert detector.metadata is not None
+    assert detector.metadata.training_scale == 1
     logged = json.loads((trained / "val" / "metrics.json").read_text())
     metrics = detector.val(shapes).to_dict()
     assert metrics["ap"] == pytest.approx(logged["ap"], abs=1e-9)

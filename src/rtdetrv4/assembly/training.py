@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -33,6 +34,7 @@ from rtdetrv4.errors import ConfigError, DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
+from rtdetrv4.runtime.preprocess import scale_of
 from rtdetrv4.training import (
     BatchSheets,
     ModelEma,
@@ -286,7 +288,7 @@ def build_trainer(
         max_skipped=recipe.run.max_skipped,
         seed=recipe.run.seed,
         recipe=recipe.model_dump(mode="json"),
-        metadata=weights_metadata(recipe, splits.train.classes, teacher, start),
+        metadata=weights_metadata(recipe, splits.train.classes, teacher, start, training_scale(recipe, splits.train)),
     )
 
 
@@ -325,8 +327,18 @@ def build_evaluation(
     )
 
 
+def training_scale(recipe: Recipe, split: Split) -> float:
+    """How much larger the input shows the training images than they are, without augmentation: the median."""
+    sizes_hw = np.array([(record.info.height, record.info.width) for record in split.records])
+    return round(float(np.median(scale_of(sizes_hw, recipe.model.image_size, recipe.model.resize))), 4)
+
+
 def weights_metadata(
-    recipe: Recipe, classes: ClassMap, teacher: Teacher | None, start: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    classes: ClassMap,
+    teacher: Teacher | None,
+    start: Mapping[str, Any] | None = None,
+    training_scale: float | None = None,
 ) -> dict[str, Any]:
     """Metadata of `weights.safetensors`: how to build the detector, and where it came from."""
     return {
@@ -337,6 +349,7 @@ def weights_metadata(
         "image_size": list(recipe.model.image_size),
         "resize": recipe.model.resize,
         "num_queries": recipe.model.num_queries,
+        "training_scale": training_scale,
         "teacher": None if teacher is None else {"name": teacher.name, "license": teacher.license},
         "start": start,
         "version": importlib.metadata.version("rtdetrv4"),

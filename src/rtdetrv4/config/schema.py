@@ -155,8 +155,8 @@ class DataConfig(_Section):
 
     path: str | None = Field(
         default=None,
-        description="Data set: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file (YOLO's, or one "
-        "that names COCO files), or a COCO file.",
+        description="Data set: a folder of COCO, YOLO, Pascal VOC, LabelMe or CVAT annotations, a YAML file (YOLO's, "
+        "or one that names COCO files), or a COCO or CVAT file.",
     )
     workers: Count = Field(default=4, description="Processes that load images; 0: load in the training process.")
     sampling: Literal["uniform", "balanced"] = Field(

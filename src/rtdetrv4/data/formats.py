@@ -1,4 +1,4 @@
-"""Reading data sets in COCO, YOLO, Pascal VOC and LabelMe format, checked here so that nothing later has to.
+"""Reading data sets in COCO, YOLO, Pascal VOC, LabelMe and CVAT format, checked here so that nothing later has to.
 
 Whatever would do silent harm raises a `DatasetError`: an annotation of an unknown class, two classes with the same
 name, missing images. Whatever can be corrected without guessing is corrected, counted and listed in `Split.problems`.

@@ -86,8 +86,8 @@ def read_labels(
     label_of = dict(zip(images, files, strict=True))
     images = list(sizes)
     label_files = tuple(label_of[image] for image in images)
-    labels = read_label_files(label_files, names, keypoints, faults)
-    sizes_hw = np.array(list(sizes.values()), dtype=np.int64)
+    sizes_hw = np.array(list(sizes.values()), dtype=np.int64).reshape(-1, 2)
+    labels = read_label_files(label_files, names, keypoints, faults, sizes_hw)
     left_out = f"{count_of(len(unreadable), 'image', 'images')} left out: cannot be read ({some_of(unreadable)})"
     return Document(
         path=path,

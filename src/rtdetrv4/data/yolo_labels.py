@@ -24,6 +24,10 @@ BOX_TOLERANCE = 0.02
 MAX_FRACTION = 2.0
 """Coordinates beyond this are pixels; up to it, the part inside the image is used."""
 MAX_PIXEL_SHARE = 0.05
+PIXEL_TOLERANCE = 0.01
+"""How far a box in pixels may leave its image, as a fraction of it."""
+MIN_SHARE_INSIDE = 0.95
+"""The share of boxes in pixels that must lie in their images as center and sides to be taken as such."""
 
 
 class Labels(NamedTuple):
@@ -47,6 +51,7 @@ def read_label_files(
     names: Mapping[int, str],
     keypoints: tuple[int, int] | None = None,
     faults: Faults | None = None,
+    sizes_hw: NDArray[np.int64] | None = None,
 ) -> Labels:
     """Read label files; polygons and rotated boxes become the upright boxes around them, key points are left out.
 
@@ -55,6 +60,8 @@ def read_label_files(
         names: the classes.
         keypoints: the number of key points and of values for each, if every box is followed by them.
         faults: collects files and lines that cannot be used, instead of raising at the first one.
+        sizes_hw: (M, 2) of the images. With `faults`, boxes in pixels are then converted, if they lie in their images;
+            otherwise they are left out.
 
     Raises:
         DatasetError: a file is no text, a class is not one of `names`, or boxes are in pixels.
@@ -81,7 +88,8 @@ def read_label_files(
         first = int(in_pixels[0])
         error = DatasetError(
             f"{files[file_index[first]]}: boxes seem to be in pixels ({len(in_pixels)} of {len(boxes)}, first: "
-            f"{some_of(f'{value:g}' for value in rows[first][:4])} in {where[first]}); {BOX_FORMAT}"
+            f"{some_of(f'{value:g}' for value in rows[first][:4])} in {where[first]}); {BOX_FORMAT}. "
+            "`rtdetrv4 doctor DATA --fix NEW` writes a copy with fractions"
         )
         stop(error, faults)
     labels = Labels(
@@ -93,19 +101,35 @@ def read_label_files(
         forms,
         tuple(problems),
     )
-    return labels if faults is None or not len(in_pixels) else _without(labels, in_pixels.tolist(), files, rows, faults)
-
-
-def _without(
-    labels: Labels, in_pixels: Sequence[int], files: Sequence[Path | None], rows: list[list[float]], faults: Faults
-) -> Labels:
-    """The labels without those in pixels, which are noted."""
-    for index in in_pixels:
-        if file := files[labels.file_index[index]]:
+    if faults is None or not len(in_pixels):
+        return labels
+    converted = _in_fractions(boxes[in_pixels], labels.file_index[in_pixels], sizes_hw)
+    what = "not fractions, and left out" if converted is None else "taken as center and sides in pixels"
+    for index in in_pixels.tolist():
+        if file := files[int(labels.file_index[index])]:
             values = " ".join(f"{value:g}" for value in rows[index][:4])
-            faults.add("box in pixels", file, "line", int(labels.numbers[index]), f"{values}, not fractions")
-    left_out = set(in_pixels)
-    keep = np.array([index not in left_out for index in range(len(rows))])
+            faults.add("box in pixels", file, "line", int(labels.numbers[index]), f"{values}, {what}")
+    if converted is None:
+        keep = np.ones(len(boxes), dtype=np.bool_)
+        keep[in_pixels] = False
+        return _chosen(labels, keep)
+    boxes[in_pixels] = converted
+    return labels
+
+
+def _in_fractions(
+    boxes_xywh_px: NDArray[np.float64], file_index: NDArray[np.int64], sizes_hw: NDArray[np.int64] | None
+) -> NDArray[np.float64] | None:
+    """Boxes in pixels as fractions of their images; None if too many of them leave the image: they are corners, say."""
+    if sizes_hw is None:
+        return None
+    boxes = boxes_xywh_px / np.tile(sizes_hw[file_index][:, ::-1], (1, 2))
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    is_inside = ((low >= -PIXEL_TOLERANCE) & (high <= 1 + PIXEL_TOLERANCE) & (low < high)).all(axis=1)
+    return boxes if is_inside.mean() >= MIN_SHARE_INSIDE else None
+
+
+def _chosen(labels: Labels, keep: NDArray[np.bool_]) -> Labels:
     return Labels(
         [where for where, kept in zip(labels.where, keep, strict=True) if kept],
         labels.numbers[keep],
@@ -149,9 +173,11 @@ def _class(file: Path, number: int, text: str, names: Mapping[int, str], faults:
     except ValueError:
         value = math.nan
     if value not in names:
+        is_next = value == len(names) and list(names) == list(range(len(names)))
+        hint = '. If the numbers start at 1, give them with the names: "names: {1: cat, 2: dog}"' if is_next else ""
         error = DatasetError(
             f"{file}, line {number}: class {text} is not one of the {len(names)} in the YAML file "
-            f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}"
+            f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}{hint}"
         )
         stop(error, faults)
         if faults is not None:

@@ -64,7 +64,7 @@ def doctor(
     Everything that `train` reads is checked, and every image is decoded; the first fault does not end the search.
 
     Args:
-        data: a folder of COCO, YOLO, Pascal VOC or LabelMe annotations, a YAML file, or a COCO file.
+        data: a folder of COCO, YOLO, Pascal VOC, LabelMe or CVAT annotations, a YAML, COCO or CVAT file.
         quick: check only what can be found without opening an image.
         out: folder for doctor.html, a page with pictures of the findings, and doctor.json; out-2, out-3, … if it holds
             earlier ones. None writes nothing.

@@ -26,6 +26,8 @@ COVERS = 0.99
 FEW_PIXELS = 2.0
 SAME_BOX = 0.01
 """Pixels within which two boxes are the same."""
+MAX_LOOKED_AT = 1000
+"""Faults of a part whose lines are read again."""
 MAX_TEXT = 60
 """Characters of a line that are shown."""
 _CODE_OF: dict[FaultKind, str] = {
@@ -42,6 +44,7 @@ _CODE_OF: dict[FaultKind, str] = {
     "other image": "D236",
 }
 _LABEL_SUFFIXES = {"YOLO": ".txt", "Pascal VOC": ".xml", "LabelMe": ".json"}
+"""Of the formats with an annotation file for each image."""
 
 
 def reading(inspection: Inspection) -> Iterator[tuple[str, Example]]:
@@ -50,7 +53,9 @@ def reading(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         yield "D001", Example("", ".", None, _short(inspection, inspection.stop))
     for part in inspection.parts.values():
         if part.stop is not None:
-            yield "D002" if part.is_absent else "D001", Example(part.name, ".", None, _short(inspection, part.stop))
+            absent = "D004" if part.name == "test" else "D002"
+            code = absent if part.is_absent else "D001"
+            yield code, Example(part.name, ".", None, _short(inspection, part.stop))
     if inspection.reading is not None and "train" not in inspection.reading.parts:
         yield "D003", Example("", ".", None, f"there is only {' and '.join(inspection.reading.parts)}")
 
@@ -91,7 +96,7 @@ def images_and_files(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         twice = [name for name, count in Counter(document.file_names).items() if count > 1]
         for path in part.paths(twice):
             yield "D232", Example(part.name, inspection.relative(path), None, "several entries", str(path))
-        if origin is not None and not _is_coco(document):
+        if origin is not None and not _are_listed(inspection):
             yield from _shared_files(inspection, part, document.file_names, origin)
     if inspection.tree is not None and inspection.reading is not None:
         yield from _unused_images(inspection, inspection.tree)
@@ -124,6 +129,33 @@ def class_names(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         if len(names) > 1:
             shown = " and ".join(f'"{name}"' for name in names)
             yield "D212", Example(named[names[-1]], ".", None, shown)
+
+
+def class_numbers(inspection: Inspection) -> Iterator[tuple[str, Example]]:
+    """Class numbers of YOLO that seem to start at 1, while the names are counted from 0; an example of each number."""
+    if inspection.reading is None or inspection.reading.format != "YOLO":
+        return
+    documents = list(_documents(inspection))
+    names = documents[0][1].categories if documents else {}
+    beyond = [
+        (part, fault) for part, _ in documents for fault in part.faults[:MAX_LOOKED_AT] if fault.kind == "unknown class"
+    ]
+    numbers = {text_of(fault.file, fault.number).split()[0].partition(".")[0] for _, fault in beyond}
+    is_next = numbers == {str(len(names))} and list(names) == list(range(len(names)))
+    if not is_next or any((document.category_ids == 0).any() for _, document in documents):
+        return
+    seen: set[int] = set()
+    for part, document in documents:
+        used, first = np.unique(document.category_ids, return_index=True)
+        placed = _placed(inspection, part, document)
+        for number, index in zip(used.tolist(), first.tolist(), strict=True):
+            if number not in seen:
+                seen.add(number)
+                detail = f'{number} is "{names[number]}", but "{names[number - 1]}" if they start at 1; 0 is never used'
+                yield "D238", placed.example(index, detail)
+    part, fault = beyond[0]
+    detail = f'{len(names)} has no name, but would be "{names[len(names) - 1]}" if they start at 1; 0 is never used'
+    yield "D238", Example(part.name, inspection.relative(fault.file), fault.number, detail)
 
 
 def class_use(inspection: Inspection) -> Iterator[tuple[str, Example]]:
@@ -166,6 +198,7 @@ CHECKS: tuple[Callable[[Inspection], Iterator[tuple[str, Example]]], ...] = (
     single_faults,
     images_and_files,
     class_names,
+    class_numbers,
     class_use,
     boxes,
     usable_boxes,
@@ -190,6 +223,11 @@ def _documents(inspection: Inspection) -> Iterator[tuple[Part, Document]]:
 
 def _is_coco(document: Document) -> bool:
     return document.origin is not None and document.origin.unit == "annotations"
+
+
+def _are_listed(inspection: Inspection) -> bool:
+    """Whether one annotation file lists many images."""
+    return inspection.reading is None or inspection.reading.format not in _LABEL_SUFFIXES
 
 
 def _missing(inspection: Inspection, part: Part) -> Iterator[int]:
@@ -324,9 +362,11 @@ class _Placed(NamedTuple):
         if origin is not None:
             file = origin.files[self.document.image_index[index]] or file
             line = None if self.inspection.is_quick else line_of(file, origin.unit, int(origin.numbers[index]))
+        name = self.document.file_names[self.document.image_index[index]]
         if origin is None or origin.unit == "annotations":
-            name = self.document.file_names[self.document.image_index[index]]
             detail = f"annotation {self.document.annotation_ids[index]} of {name}: {detail}"
+        elif _are_listed(self.inspection):
+            detail = f"{name}: {detail}"
         drawn = () if np.isnan(self.xyxy[index]).any() else (_four(self.xyxy[index]),)
         return Example(self.part.name, self.inspection.relative(file), line, detail, str(image), drawn)
 

@@ -28,9 +28,9 @@ READING: dict[str, Code] = {
         "Do what the message says.",
     ),
     "D002": Code(
-        "Parts that are named but absent",
+        "A validation part that is named but absent",
         "warning",
-        "Training goes on without the part; a fifth of the training images is set aside if it is the validation part.",
+        "A fifth of the training images is set aside for validation.",
         "Add the files, or delete the entry.",
     ),
     "D003": Code(
@@ -38,6 +38,12 @@ READING: dict[str, Code] = {
         "error",
         "Training stops.",
         "Name a folder, list or annotation file train, or describe the parts in a YAML file.",
+    ),
+    "D004": Code(
+        "A test part that is named but absent",
+        "info",
+        "None: a test part is only read for evaluation.",
+        "Nothing, or delete the entry; Roboflow writes it even if no image is in the part.",
     ),
 }
 FILES: dict[str, Code] = {
@@ -326,7 +332,7 @@ ANNOTATIONS: dict[str, Code] = {
         "warning",
         "Fractions for pixels and corners for sides are converted if all boxes of a part are so; pixels in YOLO files "
         "are clipped to the image, and beyond 5 % training stops.",
-        "Convert them.",
+        "Convert them; --fix does.",
     ),
     "D227": Code(
         "Crowds",
@@ -352,7 +358,7 @@ ANNOTATIONS: dict[str, Code] = {
         "The confidence is ignored, and predictions are taken as truth.",
         "Use labels that a person has checked.",
     ),
-    "D231": Code("Points and lines", "info", "They are left out.", "Draw boxes if they mark objects to detect."),
+    "D231": Code("Points, lines and tags", "info", "They are left out.", "Draw boxes if they mark objects to detect."),
     "D232": Code(
         "Images that are listed twice",
         "warning",
@@ -388,6 +394,13 @@ ANNOTATIONS: dict[str, Code] = {
         "info",
         "They are not used.",
         "Name them in the description of the data set, or give such a folder as data to check it.",
+    ),
+    "D238": Code(
+        "Class numbers that seem to start at 1",
+        "error",
+        "Training stops at the number without a name; without its boxes, each class would be called like the next one.",
+        "Look at the examples. If the numbers start at 1, give them with the names in the YAML file, as in "
+        "names: {1: cat, 2: dog}; if not, correct the labels. --fix does not guess.",
     ),
 }
 THE_SET: dict[str, Code] = {
@@ -479,7 +492,7 @@ THE_SET: dict[str, Code] = {
         "A small validation part",
         "info",
         "The AP depends on few images, and so on chance.",
-        "Move images from training to validation, about a fifth of all.",
+        "Move images from training to validation, up to a fifth of all; if it has that, annotate more.",
     ),
 }
 SUSPECTS: dict[str, Code] = {

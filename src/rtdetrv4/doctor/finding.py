@@ -10,7 +10,8 @@ Severity = Literal["info", "warning", "error"]
 """Error: training stops or learns something wrong. Warning: it loses something. Info: it does not, but you may care."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 """The gravest first."""
-MAX_EXAMPLES = 20
+MAX_EXAMPLES = 200
+"""Kept of a finding, for doctor.json and `--json`; the console and the page show fewer."""
 SCHEMA = 1
 """The number of the JSON schema; it changes when a field changes its meaning or goes, not when one is added."""
 

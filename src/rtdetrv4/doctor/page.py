@@ -29,8 +29,10 @@ logger = logging.getLogger(__name__)
 
 PAGE_FILE, JSON_FILE = "doctor.html", "doctor.json"
 DOCTOR_FILES = (PAGE_FILE, JSON_FILE)
-MAX_PICTURES = 12
-"""Pictures of one finding; further examples are listed. Suspects are all shown, for each must be looked at."""
+MAX_PICTURES, MAX_PICTURES_OF_SUSPECTS = 12, 50
+"""Pictures of one finding; further examples are listed. Of suspects there are more, for each must be looked at."""
+MAX_LISTED = 20
+"""Examples of a finding, with those in pictures; suspects are all listed, and doctor.json holds all."""
 MAX_CLASSES = 40
 MAX_KEYS = 12
 """Classes whose colors are explained."""
@@ -107,7 +109,7 @@ def page(findings: Findings, inspection: Inspection) -> str:
         (finding.code, number): picture
         for finding in findings.findings
         for number, example in enumerate(finding.examples)
-        if (number < MAX_PICTURES or finding.code in SUSPECTS)
+        if number < (MAX_PICTURES_OF_SUSPECTS if finding.code in SUSPECTS else MAX_PICTURES)
         and (picture := _draw_with_other(finding.code, example, images, inspection.facts)) is not None
     }
     sheets = {
@@ -154,7 +156,8 @@ def _images(inspection: Inspection) -> dict[str, tuple[Split, int]]:
 
 
 def _section(finding: Finding, uris: dict[tuple[str, int], str], root: Path) -> _Section:
-    shown = [_show_example(each, uris.get((finding.code, n)), root) for n, each in enumerate(finding.examples)]
+    examples = finding.examples if finding.code in SUSPECTS else finding.examples[:MAX_LISTED]
+    shown = [_show_example(each, uris.get((finding.code, n)), root) for n, each in enumerate(examples)]
     return _Section(
         finding,
         pictures=[each for each in shown if each.uri is not None],

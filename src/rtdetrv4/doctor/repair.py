@@ -39,6 +39,7 @@ FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 CHANGES_TEXT, CHANGES_JSON = "changes.txt", "changes.json"
 DONE = {
     "D002": "left out",
+    "D004": "left out",
     "D101": "left out",
     "D102": "left out",
     "D103": "left out",
@@ -73,7 +74,7 @@ DONE = {
     "D220": "left out",
     "D223": "left out",
     "D225": "put right, or left out",
-    "D226": "converted",
+    "D226": "converted, or left out where they do not fit their images",
     "D228": "made an upright box",
     "D229": "key points left out",
     "D230": "confidence left out",
@@ -89,6 +90,8 @@ DONE = {
     "D314": "taken from the training images",
 }
 """What was done about each kind of fault; the others are left as they are."""
+UNDECIDED = "D238"
+"""What a person has to decide before anything is repaired."""
 MIN_SIDE = 0.99
 """Pixels; boxes with a smaller side are left out. Fractions are rounded when they are written."""
 JPEG_QUALITY = 95
@@ -150,7 +153,7 @@ def write_repaired_copy(inspection: Inspection, found: Iterable[tuple[str, Examp
 
     Raises:
         ConfigError: `dest` holds something, or lies in the data set.
-        DatasetError: there is no training part that can be read.
+        DatasetError: there is no training part that can be read, or a person has to decide something first.
     """
     dest = Path(dest).expanduser()
     check_destination(dest, inspection.root)
@@ -166,7 +169,16 @@ def write_repaired_copy(inspection: Inspection, found: Iterable[tuple[str, Examp
     entries = _without_copies(entries)
     if not any(len(entry.labels) for entry in entries["train"]):
         raise DatasetError(f"{inspection.data} cannot be repaired: no training image with a box is left")
-    changes = [_change(code, example) for code, example in found if code in DONE]
+    changes: list[dict[str, Any]] = []
+    for code, example in found:
+        if code == UNDECIDED:
+            raise DatasetError(
+                f"{inspection.data} is not repaired: its class numbers seem to start at 1 ({code}), and a wrong guess "
+                'would rename every class. If they do, give them with the names in the YAML file, as in "names: {1: '
+                'cat, 2: dog}"; if not, correct the labels'
+            )
+        if code in DONE:
+            changes.append(_change(code, example))
     if "val" not in entries:
         entries = _with_validation(entries, inspection.classes)
         if all(change["code"] != "D314" for change in changes) and "val" in entries:
@@ -200,6 +212,8 @@ def check_destination(dest: str | Path, data: str | Path) -> None:
     Raises:
         ConfigError: `dest` holds something, or lies in the data set.
     """
+    if not str(dest).strip():
+        raise ConfigError("fix: got an empty name, expected a new folder for the repaired copy.")
     dest, root = Path(dest).expanduser(), Path(data).expanduser()
     root = root.parent if root.is_file() else root
     if dest.resolve().is_relative_to(root.resolve()):

@@ -224,7 +224,9 @@ def validation_part(inspection: Inspection) -> Found:
         num_val = len(tables["val"])
         total = num_train + num_val
         if num_val < max(MIN_VAL_IMAGES, min(MIN_VAL_SHARE * total, ENOUGH_VAL_IMAGES)):
-            detail = f"{num_val} of {total} images, of which a fifth would be {max(1, round(total / 5))}"
+            fifth = max(1, round(total / 5))
+            share = f"a fifth would be {fifth}" if fifth > num_val else f"{num_val / total:.0%}, but few"
+            detail = f"{num_val} of {total} images; {share}"
             yield "D315", Example("val", "", None, detail)
 
 

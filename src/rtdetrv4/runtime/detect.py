@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.slicing import Slicing, merge_tiles, tiles_of
+from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, is_whole_trusted, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import Frame
 from rtdetrv4.types import ClassMap, Rectangle
 
@@ -34,6 +35,7 @@ def detect(
     batch: int,
     selection: Selection,
     slicing: Slicing | None = None,
+    training_scale: float | None = None,
 ) -> Iterator[Detections]:
     """Detect objects in every image of a source.
 
@@ -47,6 +49,8 @@ def detect(
         batch: images, or tiles of them, per run.
         selection: which predictions to return.
         slicing: how to cut images into tiles; None for no tiles.
+        training_scale: how large the network saw the training images; None if that is not known. Tiles that show
+            objects much larger are told, and count less than the image as a whole.
 
     Raises:
         ConfigError: `batch` is not a number of images.
@@ -54,7 +58,8 @@ def detect(
     """
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
-    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing)
+    warning = None if slicing is None else enlargement_warning(slicing, size_hw, mode, training_scale)
+    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, training_scale, warning)
 
 
 class _Piece(NamedTuple):
@@ -87,6 +92,8 @@ def _stream(
     batch: int,
     selection: Selection,
     slicing: Slicing | None,
+    training_scale: float | None,
+    warning: str | None,
 ) -> Iterator[Detections]:
     has_warned = False
     pieces = _pieces(frames, slicing)
@@ -104,7 +111,9 @@ def _stream(
             parts.append(_Found(scores[chosen], labels[chosen], view.boxes_px(boxes[chosen].astype(np.float32))))
             if len(parts) < len(piece.tiles):
                 continue
-            found = _joined(parts, piece.tiles)
+            if warning is not None and len(piece.tiles) > 1:
+                _warn_once(warning)
+            found = _joined(parts, piece.tiles, is_whole_trusted(piece.tiles, size_hw, mode, training_scale))
             parts.clear()
             yield Detections.from_predictions(
                 *(each[: selection.max_det] for each in found),
@@ -115,6 +124,12 @@ def _stream(
             )
 
 
+@cache
+def _warn_once(message: str) -> None:
+    """Warn, but not again: an evaluation detects in one image after the other."""
+    logger.warning("%s", message)
+
+
 def _pieces(frames: Iterator[Frame], slicing: Slicing | None) -> Iterator[_Piece]:
     for frame in frames:
         height, width = frame.image.shape[:2]
@@ -122,7 +137,7 @@ def _pieces(frames: Iterator[Frame], slicing: Slicing | None) -> Iterator[_Piece
         yield from (_Piece(frame, tiles, number) for number in range(len(tiles)))
 
 
-def _joined(parts: Sequence[_Found], tiles: tuple[Rectangle, ...]) -> _Found:
+def _joined(parts: Sequence[_Found], tiles: tuple[Rectangle, ...], trusts_whole: bool) -> _Found:
     """What was found in a frame, in its pixels; if it has several tiles, clipped to them and without second boxes."""
     if len(parts) == 1:
         return parts[0]
@@ -138,5 +153,5 @@ def _joined(parts: Sequence[_Found], tiles: tuple[Rectangle, ...]) -> _Found:
     )
     has_area = (found.boxes_xyxy_px[:, 2:] > found.boxes_xyxy_px[:, :2]).all(axis=1)  # False outside the tile
     found, tile_of = _Found(*(each[has_area] for each in found)), np.concatenate(indices)[has_area]
-    chosen = merge_tiles(*found, tile_of, tiles)
+    chosen = merge_tiles(*found, tile_of, tiles, trusts_whole=trusts_whole)
     return _Found(*(each[chosen] for each in found))

@@ -6,11 +6,10 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from rtdetrv4.outputs import unused_folder
+from rtdetrv4.outputs import find_unused_folder, tell_unused_folder
 from rtdetrv4.runtime.detections import Detections
+from rtdetrv4.runtime.prediction_lines import LINES_FILE
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
-
-LINES_FILE = "predictions.jsonl"
 
 
 class PredictionFolder:
@@ -21,14 +20,16 @@ class PredictionFolder:
     photo-000001.jpg is the second one.
 
     Args:
-        path: made with the first result; if it has a predictions.jsonl, path-2, path-3, … takes its place.
+        path: made with the first result; if it has a predictions.jsonl, path-2, path-3, … takes its place, which is
+            said with the first result, too.
 
     Raises:
         ConfigError: as `unused_folder`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = unused_folder(Path(path), (LINES_FILE,))
+        self._given = Path(path)
+        self.path = find_unused_folder(self._given, (LINES_FILE,))
         self.num_images = 0
         """Images whose results are complete."""
         has_pictures = self.path.is_dir() and any(f.suffix.lower() in IMAGE_SUFFIXES for f in self.path.iterdir())
@@ -40,6 +41,8 @@ class PredictionFolder:
 
     def add(self, detections: Detections) -> str:
         """Write the results of an image, and return the name of the picture."""
+        if not self.num_images:
+            tell_unused_folder(self._given, self.path)
         picture = self._unused_name(detections.path)
         detections.save(self.path / picture)
         # A file name that is not UTF-8 becomes an escape that JSON readers turn back into the name.

@@ -34,6 +34,21 @@ def content_of(image_hw: tuple[int, int], size_hw: tuple[int, int], mode: Resize
     return Rectangle((size_hw[0] - height) // 2, (size_hw[1] - width) // 2, height, width)
 
 
+def scale_of(sizes_hw: np.ndarray, size_hw: tuple[int, int], mode: ResizeMode) -> np.ndarray:
+    """How much larger images are in the input: the root of the areas' ratio.
+
+    Args:
+        sizes_hw: (n, 2), heights and widths of images.
+        size_hw: height and width of the input.
+        mode: how the images fill it.
+
+    Returns:
+        (n,) float64; below 1 for images that are larger than the input.
+    """
+    ratios = np.array(size_hw, dtype=np.float64) / sizes_hw
+    return ratios.min(axis=1) if mode == "letterbox" else np.sqrt(ratios.prod(axis=1))
+
+
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Stretch an image to a size, without keeping its aspect ratio.
 

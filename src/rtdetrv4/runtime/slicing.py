@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.runtime.preprocess import ResizeMode, scale_of
 from rtdetrv4.types import Rectangle
 
 OVERLAP = 0.2
@@ -20,6 +21,8 @@ CUT_WEIGHT = 0.5
 """What a box that a tile cuts off is worth against whole ones."""
 SEAM = 0.01
 """A box this close to a side of its tile, as a share of the tile, may be cut off there."""
+MAX_ENLARGEMENT = 1.5
+"""How much larger objects may be in a tile than in training before a warning is due."""
 
 
 class Slicing(NamedTuple):
@@ -91,12 +94,57 @@ def tiles_of(image_hw: tuple[int, int], slicing: Slicing | None) -> tuple[Rectan
     return (*tiles, image) if slicing.whole else tiles
 
 
+def enlargement_warning(
+    slicing: Slicing, size_hw: tuple[int, int], mode: ResizeMode, training_scale: float | None
+) -> str | None:
+    """What to say if tiles show objects much larger than training did; None if they do not, or it is not known.
+
+    Args:
+        slicing: the tiles.
+        size_hw: height and width of the input.
+        mode: how a tile fills it.
+        training_scale: see `rtdetrv4.runtime.preprocess.scale_of`; the median of the training images.
+    """
+    if training_scale is None:
+        return None
+    enlargement = float(scale_of(np.array([slicing.size_hw]), size_hw, mode)[0]) / training_scale
+    if enlargement <= MAX_ENLARGEMENT:
+        return None
+    fitting = [round(side * enlargement) for side in slicing.size_hw]
+    tile = " × ".join(map(str, dict.fromkeys(reversed(slicing.size_hw))))
+    return (
+        f"tiles of {tile} pixels show objects {enlargement:.1f} times as large as training did, so parts of objects "
+        f"may be taken for objects; tiles of {fitting[0]}x{fitting[1]} show them at the size of training"
+    )
+
+
+def is_whole_trusted(
+    tiles: tuple[Rectangle, ...], size_hw: tuple[int, int], mode: ResizeMode, training_scale: float | None
+) -> bool:
+    """Whether the image as a whole shows objects nearer to the size of training than its tiles do.
+
+    Args:
+        tiles: those of `tiles_of`.
+        size_hw: height and width of the input.
+        mode: how a tile fills it.
+        training_scale: as in `enlargement_warning`; without it, nothing is trusted more.
+    """
+    first, last = tiles[0], tiles[-1]
+    if training_scale is None or (first.height, first.width) == (last.height, last.width):
+        return False
+    sides = np.array([(first.height, first.width), (last.height, last.width)])
+    tile, whole = np.abs(np.log(scale_of(sides, size_hw, mode) / training_scale))
+    return bool(whole < tile)
+
+
 def merge_tiles(
     scores: np.ndarray,
     labels: np.ndarray,
     boxes_xyxy_px: np.ndarray,
     tile_of: np.ndarray,
     tiles: tuple[Rectangle, ...],
+    *,
+    trusts_whole: bool = False,
 ) -> np.ndarray:
     """Choose from what was found in all tiles, so that no object has two boxes.
 
@@ -105,18 +153,24 @@ def merge_tiles(
     seam cuts off: 70 % of a box that ends at a seam lie in it. Boxes of one tile never drop each other: the model has
     seen them side by side.
 
+    Where the image as a whole is trusted more than its tiles, boxes of tiles are taken as cut off wherever they end:
+    tiles that show objects much larger than training did have parts of objects taken for objects.
+
     Args:
         scores: (n,).
         labels: (n,).
         boxes_xyxy_px: (n, 4), pixels of the image.
         tile_of: (n,), the index of the tile that each was found in.
         tiles: those of `tiles_of`.
+        trusts_whole: see `is_whole_trusted`; the last tile is the image then.
 
     Returns:
         Indices (m,) of those that stay, by descending score.
     """
     boxes = boxes_xyxy_px.astype(np.float64)
     is_cut = _ends_at_seam(boxes, tile_of, tiles)
+    if trusts_whole:
+        is_cut |= tile_of < len(tiles) - 1
     ranking = np.argsort(-scores * np.where(is_cut, CUT_WEIGHT, 1), kind="stable")
     rank = np.empty(len(ranking), dtype=np.int64)
     rank[ranking] = np.arange(len(ranking))

@@ -9,7 +9,9 @@ import itertools
 import logging
 import os
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from PIL import Image
 
 from rtdetrv4.errors import SourceError
 from rtdetrv4.runtime.pixels import CHANNELS, PixelsError, decode_image, rgb_from_array, rgb_from_pil
+from rtdetrv4.runtime.prediction_lines import LINES_FILE, pictures_in
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ IMAGE_SUFFIXES = frozenset(
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 HIDDEN = (".", "__MACOSX", "@eaDir")
 """How the names of files and folders begin that systems leave behind, such as ._photo.jpg of macOS."""
+MAX_LOOKED_AT = 20_000
+"""Files and folders below a folder that has images of its own, among which others are counted."""
 MAX_DOWNLOAD_BYTES = 64 * 1024 * 1024
 DOWNLOAD_TIMEOUT_S = 15
 
@@ -54,7 +59,8 @@ def read_source(source: Any) -> Iterator[Frame]:
 
             - the path of an image or a video; photos are rotated upright according to their EXIF data;
             - a folder (its images by name, or those of its subfolders if it has none of its own) or a glob pattern such
-              as ``"photos/**/*.jpg"``; hidden files are skipped, and damaged ones too, with a warning;
+              as ``"photos/**/*.jpg"``; hidden files are skipped, and damaged ones and pictures that ``predict`` wrote
+              there too, with a message;
             - the URL of an image, http(s), at most 64 MiB; or of a video stream, ``rtsp://...``;
             - a camera: its number, as 0 or "0";
             - a NumPy array, H×W×3 **RGB** (or N×H×W×3, H×W×4 RGBA, H×W gray): uint8, uint16, bool, or floats in [0, 1].
@@ -107,8 +113,48 @@ def _open_name(name: str) -> Iterator[tuple[np.ndarray, str | None]]:
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
     files = sorted(file for file in matches if Path(file).suffix.lower() in suffixes)
     if not files:
-        raise SourceError(f"no image or video matches {path}")
-    return _open_files(files)
+        raise SourceError(f"no image or video matches {path}; {_what_is_there(str(path), matches)}")
+    return _open_files(_without_own_pictures(files))
+
+
+def _what_is_there(pattern: str, matches: list[str]) -> str:
+    """What a pattern that matches no image matches, or what lies where it begins to be one."""
+    if files := [file for file in matches if Path(file).is_file()]:
+        return f"it matches {_kinds(files)}"
+    parts = Path(pattern).parts
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    folder = Path(*fixed)
+    if not folder.is_dir():
+        return f"{folder} does not exist"
+    files = [entry.path for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(HIDDEN)]
+    suffix = Path(pattern).suffix
+    is_near = any(Path(file).suffix.lower() == suffix.lower() != "" and Path(file).suffix != suffix for file in files)
+    hint = ", and a pattern tells upper from lower case" if is_near else ""
+    return f"{folder} holds {_kinds(files) if files else 'no files'}{hint}"
+
+
+def _kinds(files: list[str]) -> str:
+    """The suffixes of files and how many have them, the most frequent first."""
+    counts = Counter(Path(file).suffix or "no suffix" for file in files).most_common(4)
+    return ", ".join(f"{count} × {suffix}" for suffix, count in counts)
+
+
+def _without_own_pictures(files: list[str]) -> list[str]:
+    """The files without pictures that predict wrote, which would otherwise be searched when it runs again.
+
+    Raises:
+        SourceError: no other file is left.
+    """
+    written = cache(pictures_in)
+    kept = [file for file in files if Path(file).name not in written(Path(file).parent)]
+    if len(kept) < len(files):
+        if not kept:
+            raise SourceError(
+                f"{Path(files[0]).parent} has only pictures that an earlier predict wrote, as {LINES_FILE} says; give "
+                "the images that they were made from"
+            )
+        logger.info("Skipped, because an earlier predict wrote them (%s): %d", LINES_FILE, len(files) - len(kept))
+    return kept
 
 
 def _images_in(folder: Path) -> list[str]:
@@ -118,15 +164,34 @@ def _images_in(folder: Path) -> list[str]:
         subfolders[:] = [name for name in subfolders if not name.startswith(HIDDEN)]
         files = [os.path.join(place, name) for name in names if _is_image(name)]  # noqa: PTH118 - names as they are
         if Path(place) == folder and files:
-            return sorted(files)
+            _tell_of_subfolders(folder, subfolders)
+            return _without_own_pictures(sorted(files))
         of_subfolders += files
     if not of_subfolders:
         raise SourceError(
             f"{folder} has no images; expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}. "
             f'For videos, give a pattern such as "{folder}/*.mp4"'
         )
+    of_subfolders = _without_own_pictures(sorted(of_subfolders))
     logger.info("%s has images in subfolders only, %d of them", folder, len(of_subfolders))
-    return sorted(of_subfolders)
+    return of_subfolders
+
+
+def _tell_of_subfolders(folder: Path, subfolders: list[str]) -> None:
+    """Warn of images in the subfolders of a folder that has images of its own, which are not read."""
+    count = looked_at = 0
+    for subfolder in subfolders:
+        for place, inner, names in os.walk(folder / subfolder):
+            inner[:] = [name for name in inner if not name.startswith(HIDDEN)]
+            images = {name for name in names if _is_image(name)}
+            count += len(images - pictures_in(Path(place))) if images else 0
+            looked_at += len(inner) + len(names)
+            if looked_at > MAX_LOOKED_AT:
+                break
+    if count:
+        at_least = "at least " if looked_at > MAX_LOOKED_AT else ""
+        left_out = f"{at_least}{count} images in subfolders of {folder} are left out"
+        logger.warning('%s; to include them, give "%s"', left_out, folder / "**")
 
 
 def _is_image(name: str) -> bool:

@@ -70,6 +70,11 @@ class WeightsMetadata(NamedTuple):
         return self.facts.get("thresholds")
 
     @property
+    def training_scale(self) -> float | None:
+        """How much larger the input showed the training images than they are: the median; None if it is not known."""
+        return self.facts.get("training_scale")
+
+    @property
     def model(self) -> str:
         """The one model that the weights are for.
 

@@ -288,7 +288,7 @@ def test_two_files_for_one_split_are_joined(tmp_path: Path, write_coco: Write) -
         [[1, 2, 4, 6]],
         [],
     ]
-    assert "2 files are joined for train" in splits.notes[1]
+    assert "2 files hold annotations for train" in splits.notes[1]
 
 
 def test_of_two_versions_of_a_file_the_larger_is_read(tmp_path: Path, write_coco: Write) -> None:

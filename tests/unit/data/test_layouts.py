@@ -84,6 +84,24 @@ def labelme(image: str, objects: Boxes, *, polygons: bool = False) -> str:
     )
 
 
+def cvat(images: Mapping[str, Boxes], subsets: Mapping[str, str] | None = None, task: str = "task") -> str:
+    """A file as CVAT writes it; `subsets` gives that of each image, as in the export of a project."""
+    labels = "".join(f"<label><name>{name}</name><type>any</type><attributes/></label>" for name in NAMES)
+    rows = "".join(
+        f'<image id="{number}" name="{name}" width="{SIZE[0]}" height="{SIZE[1]}"'
+        + (f' subset="{subsets[name]}" task_id="7">' if subsets else ">")
+        + "".join(
+            f'<box label="{NAMES[label]}" source="manual" occluded="1" xtl="{x:.2f}" ytl="{y:.2f}" xbr="{x + w:.2f}" '
+            f'ybr="{y + h:.2f}" z_order="0"><attribute name="color">red</attribute></box>'
+            for label, x, y, w, h in boxes
+        )
+        + "</image>\n"
+        for number, (name, boxes) in enumerate(images.items())
+    )
+    head = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
+    return f"{head}<meta><{task}><name>cats</name><labels>{labels}</labels></{task}></meta>\n{rows}</annotations>\n"
+
+
 # Generators -----------------------------------------------------------------------------------------------------------
 
 Generator = Callable[[Path], Any]
@@ -384,6 +402,46 @@ def voc_of_cvat(root: Path) -> None:
     write_voc(root, "JPEGImages", "Annotations", TRAIN_ONLY)
     write_text(root / "ImageSets" / "Main" / "default.txt", "a\nb\n")
     write_text(root / "labelmap.txt", "# label:color_rgb:parts:actions\ncat:1,2,3::\ndog:3,2,1::\n")
+
+
+@layout(WITHOUT_VAL)
+def cvat_task(root: Path) -> None:
+    for stem in PARTS["train"]:
+        write_image(root / "images" / "cam 1" / f"{stem}.jpg", ord(stem))
+    named = {f"cam 1/{stem}.jpg": boxes for stem, boxes in PARTS["train"].items()}
+    write_text(root / "annotations.xml", cvat(named))
+
+
+@layout(WITHOUT_VAL)
+def cvat_jobs_without_images(root: Path) -> None:
+    for number, (stem, boxes) in enumerate(PARTS["train"].items()):
+        write_image(root / "photos" / f"{stem}.jpg", ord(stem))
+        write_text(root / f"job_{number}" / "annotations.xml", cvat({f"{stem}.jpg": boxes}, task="job"))
+
+
+@layout(WITH_VAL)
+def cvat_project(root: Path) -> None:
+    subset_of = {"train": "Train", "val": "Validation"}
+    for split, content in PARTS.items():
+        for stem in content:
+            write_image(root / "images" / subset_of[split] / f"{stem}.jpg", ord(stem))
+    named = {f"{stem}.jpg": boxes for content in PARTS.values() for stem, boxes in content.items()}
+    subsets = {f"{stem}.jpg": subset_of[split] for split, content in PARTS.items() for stem in content}
+    write_text(root / "annotations.xml", cvat(named, subsets, "project"))
+
+
+@layout(WITH_VAL)
+def cvat_files_named_after_parts(root: Path) -> None:
+    for split, content in PARTS.items():
+        for stem in content:
+            write_image(root / split / "images" / f"{stem}.jpg", ord(stem))
+        write_text(root / split / "annotations.xml", cvat({f"{stem}.jpg": boxes for stem, boxes in content.items()}))
+
+
+@layout(WITHOUT_VAL)
+def cvat_file_that_is_given(root: Path) -> Path:
+    cvat_task(root)
+    return root / "annotations.xml"
 
 
 @layout(WITHOUT_VAL)
@@ -723,13 +781,40 @@ def test_captions_are_no_boxes(root: Path) -> None:
         read_splits(root)
 
 
-@pytest.mark.parametrize("others", [False, True])
-def test_the_own_format_of_cvat_is_named(root: Path, others: bool) -> None:
-    write_text(root / "annotations.xml", '<?xml version="1.0"?>\n<annotations>\n  <version>1.1</version></annotations>')
-    write_image(root / "images" / "a.jpg")
-    if others:
-        write_text(root / "images" / "a.xml", voc("a.jpg", [(0, 8, 4, 40, 20)]))
-        assert len(read_splits(root).parts["train"].records) == 1
-        return
-    with pytest.raises(DatasetError, match=r"annotations\.xml is in CVAT's own format, .* export the task from CVAT"):
+def test_images_of_other_subsets_of_a_cvat_project(root: Path) -> None:
+    names = {"a.jpg": "Train", "b.jpg": "Test", "c.jpg": "batch 3"}
+    for name, subset in names.items():
+        write_image(root / "images" / subset / name)
+    write_text(root / "annotations.xml", cvat({name: [(0, 8, 4, 40, 20)] for name in names}, names, "project"))
+    splits = read_splits(root)
+    assert {split: list(shown(part)) for split, part in splits.parts.items()} == {"train": ["a"], "test": ["b"]}
+    assert "1 image of batch 3 not used, because other subsets are named after the parts" in splits.notes
+
+
+def test_images_called_alike_in_two_subsets_of_a_cvat_project(root: Path) -> None:
+    for subset, shade in (("Train", 0), ("Validation", 90)):
+        write_image(root / "images" / subset / "a.jpg", shade)
+    rows = [
+        cvat({"a.jpg": [box]}, {"a.jpg": subset})
+        for subset, box in (("Train", (0, 8, 4, 40, 20)), ("Validation", (1, 0, 0, 80, 40)))
+    ]
+    images = [row[row.index("<image") : row.index("</annotations>")] for row in rows]
+    write_text(root / "annotations.xml", rows[0].replace(images[0], "".join(images)))
+    splits = read_splits(root)
+    assert splits.train is not None
+    assert splits.val is not None
+    assert splits.train.image_dir == root / "images" / "Train"
+    assert splits.val.image_dir == root / "images" / "Validation"
+    assert shown(splits.val) == {"a": [("dog", [0, 0, 80, 40])]}
+
+
+def test_a_video_of_cvat(root: Path) -> None:
+    track = '<track id="0" label="cat"><box frame="0" xtl="1" ytl="1" xbr="9" ybr="9" outside="0"/></track>'
+    write_text(root / "annotations.xml", f'<?xml version="1.0"?>\n<annotations>{track}</annotations>')
+    write_image(root / "images" / "frame_000000.jpg")
+    with pytest.raises(DatasetError, match=r'annotations\.xml is in the format "CVAT for video", .* "CVAT for images'):
         read_splits(root)
+    write_text(root / "images" / "frame_000000.xml", voc("frame_000000.jpg", [(0, 8, 4, 40, 20)]))
+    splits = read_splits(root)
+    assert len(splits.parts["train"].records) == 1
+    assert any(note.startswith("Not used: ") and "CVAT for video" in note for note in splits.notes)

@@ -100,6 +100,21 @@ def voc() -> dict[str, str]:
     return files | {"train.txt": "a\nb\nc\n"}
 
 
+def cvat() -> dict[str, str]:
+    labels = "\n".join(f"<label>\n<name>class {label}</name>\n</label>" for label in range(2))
+    rows = "\n".join(
+        f'<image id="{number}" name="{stem}.jpg" subset="Train" width="80" height="40">\n'
+        + "\n".join(
+            f'<box label="class {label}" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}" rotation="0.0">\n</box>'
+            for label, x, y, w, h in boxes
+        )
+        + "\n</image>"
+        for number, (stem, boxes) in enumerate(BOXES.items())
+    )
+    meta = f"<meta>\n<task>\n<labels>\n{labels}\n</labels>\n</task>\n</meta>"
+    return {"annotations.xml": f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n{meta}\n{rows}\n</annotations>'}
+
+
 def labelme() -> dict[str, str]:
     return {
         f"{stem}.json": json.dumps(
@@ -167,7 +182,7 @@ def damaged(draw: st.DrawFn, files: dict[str, str]) -> tuple[str, bytes]:
     return name, "\n".join(lines).encode("utf-8", errors="surrogatepass")
 
 
-@pytest.mark.parametrize("write", [coco, yolo, darknet, label_studio, voc, labelme])
+@pytest.mark.parametrize("write", [coco, yolo, darknet, label_studio, voc, cvat, labelme])
 def test_damaged_files(tmp_path_factory: pytest.TempPathFactory, write: Callable[[], dict[str, str]]) -> None:
     root: Path = tmp_path_factory.mktemp("data")
     for shade, stem in enumerate(BOXES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from clean_data import (
     picture,
     voc_xml,
     write_coco,
+    write_cvat,
     write_labelme,
     write_voc,
     write_yolo,
     yolo_line,
 )
+from rtdetrv4.data.formats import read_splits
 from rtdetrv4.doctor import doctor
 from rtdetrv4.doctor.finding import Example, Findings
+from rtdetrv4.errors import DatasetError
 
 
 def counts(findings: Findings) -> dict[str, int]:
@@ -35,7 +39,7 @@ def first(findings: Findings, code: str) -> Example:
     return next(finding.examples[0] for finding in findings.findings if finding.code == code)
 
 
-@pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc, write_labelme])
+@pytest.mark.parametrize("write", [write_coco, write_cvat, write_yolo, write_voc, write_labelme])
 def test_a_clean_data_set(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     found = doctor(write(tmp_path / "data"))
     assert counts(found) == {}
@@ -252,8 +256,46 @@ def test_parts_that_are_named_but_absent(tmp_path: Path) -> None:
     folder = write_yolo(tmp_path / "data")
     (folder / "data.yaml").write_text((folder / "data.yaml").read_text() + "test: images/test\n")
     found = doctor(folder)
-    assert counts(found) == {"D002": 1}
-    assert first(found, "D002").part == "test"
+    assert counts(found) == {"D004": 1}
+    assert first(found, "D004").part == "test"
+    assert found.exit_code() == 0
+    shutil.rmtree(folder / "images/val")
+    assert counts(doctor(folder))["D002"] == 1
+
+
+def counted_from_one(folder: Path) -> None:
+    for file in (folder / "labels").rglob("*.txt"):
+        file.write_text("".join(f"{int(line[0]) + 1}{line[1:]}\n" for line in file.read_text().splitlines()))
+
+
+def test_class_numbers_that_start_at_one(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path / "data")
+    counted_from_one(folder)
+    found = doctor(folder)
+    assert counts(found) == {"D001": 2, "D208": 6, "D214": 1, "D238": 2}
+    (finding,) = (each for each in found.findings if each.code == "D238")
+    assert [example[:4] for example in finding.examples] == [
+        ("train", "labels/train/a.txt", 1, '1 is "dog", but "cat" if they start at 1; 0 is never used'),
+        ("train", "labels/train/a.txt", 2, '2 has no name, but would be "dog" if they start at 1; 0 is never used'),
+    ]
+    assert finding.examples[0].boxes_xyxy_px[0] == pytest.approx((10, 12, 40, 32), abs=0.01)
+    with pytest.raises(DatasetError, match=r"class numbers seem to start at 1 \(D238\)"):
+        doctor(folder, fix=tmp_path / "fixed")
+    assert not (tmp_path / "fixed").exists()
+    with pytest.raises(DatasetError, match=r'class 2 is not one of the 2 .* "names: \{1: cat, 2: dog\}"'):
+        read_splits(folder)
+    yaml = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text(yaml[: yaml.index("names")] + "names: {1: cat, 2: dog}\n")
+    assert counts(doctor(folder)) == {}
+    train = read_splits(folder).train
+    assert train is not None
+    assert [train.classes.names[label] for label in train.records[0].labels] == ["cat", "dog"]
+
+
+def test_one_class_number_too_many_is_no_other_count(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path / "data")
+    lines(folder, "2 0.5 0.5 0.1 0.1\n")
+    assert "D238" not in counts(doctor(folder))
 
 
 def test_lists_with_lines_that_name_nothing(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_exit_codes(given: Findings, usual: int, strict: int) -> None:
 def test_examples_come_from_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(inspection: Inspection) -> Iterator[tuple[str, Example]]:
         yield "D109", Example("", "z.jpg", None, "gray")
-        for number in range(100):
+        for number in range(300):
             yield "D109", Example("train", f"{number}.jpg", None, "gray")
         for number in range(5):
             yield "D109", Example("val", f"{number}.jpg", None, "gray")
@@ -57,10 +57,10 @@ def test_examples_come_from_every_part(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(rtdetrv4.doctor, "CHECKS", (check,))
     error, info = doctor(write_coco(tmp_path / "data")).findings
     assert (error.code, error.severity, error.count) == ("D208", "error", 1)
-    assert (info.code, info.severity, info.count) == ("D109", "info", 106)
-    assert len(info.examples) == MAX_EXAMPLES == 20
+    assert (info.code, info.severity, info.count) == ("D109", "info", 306)
+    assert len(info.examples) == MAX_EXAMPLES == 200
     by_part = [example.part for example in info.examples]
-    assert (by_part.count(""), by_part.count("train"), by_part.count("val")) == (1, 14, 5)
+    assert (by_part.count(""), by_part.count("train"), by_part.count("val")) == (1, 194, 5)
     assert [example.file for example in info.examples[:5]] == ["z.jpg", "0.jpg", "0.jpg", "1.jpg", "1.jpg"]
     assert info.title == CODES["D109"].title
 
@@ -246,11 +246,11 @@ def test_a_quick_look(tmp_path: Path) -> None:
 
 
 def test_where_every_line_is_wrong_all_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "MAX_KEPT", 30)
+    monkeypatch.setattr(faults, "MAX_KEPT", 210)
     folder = write_yolo(tmp_path / "data")
-    (folder / "labels/train/a.txt").write_text("7 0.5 0.5 0.2 0.2\n" * 50)
+    (folder / "labels/train/a.txt").write_text("7 0.5 0.5 0.2 0.2\n" * 400)
     (unknown,) = (each for each in doctor(folder).findings if each.code == "D208")
-    assert unknown.count == 50
+    assert unknown.count == 400
     assert [example.line for example in unknown.examples] == list(range(1, MAX_EXAMPLES + 1))
 
 

@@ -145,6 +145,15 @@ def test_an_earlier_page_is_kept(tmp_path: Path) -> None:
     assert (first, second) == (tmp_path / "out/doctor.html", tmp_path / "out-2/doctor.html")
 
 
+def test_suspects_are_all_listed_and_other_findings_in_part(tmp_path: Path) -> None:
+    inspection = inspect(write_coco(tmp_path / "data"))
+    more = [
+        (code, Example("train", f"{n}.jpg", None, f"{code} is {n}")) for code in ("D109", "D401") for n in range(90)
+    ]
+    html = page(examine(inspection, more), inspection)
+    assert [len(re.findall(f"{code} is ", html)) for code in ("D109", "D401")] == [20, 90]
+
+
 def test_many_pictures_keep_to_the_size(tmp_path: Path) -> None:
     folder = tmp_path / "set/train"
     folder.mkdir(parents=True)

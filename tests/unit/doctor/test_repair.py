@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from clean_data import BOXES, HEIGHT, WIDTH, coco_file, edit_coco, picture, write_coco, write_voc, write_yolo
+from rtdetrv4.cli import main
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.doctor import doctor
 from rtdetrv4.doctor.finding import Findings
@@ -90,6 +92,35 @@ def test_faulty_boxes_are_left_out_or_clipped(tmp_path: Path) -> None:
     assert boxes_of(tmp_path / "fixed", "a.jpg") == [CAT, DOG, [80, 20, 16, 20]]
     assert list(changes_of(tmp_path / "fixed")) == ["D225", "D219", "D217", "D218", "D220", "D223"]
     assert [code for code in counts(doctor(tmp_path / "fixed")) if code < "D3"] == []
+
+
+def in_pixels(folder: Path, values: Callable[[tuple[int, int, int, int]], tuple[float, ...]]) -> None:
+    for file in (folder / "labels").rglob("*.txt"):
+        rows = (" ".join(map(str, (label, *values(box)))) for label, box in enumerate(BOXES.values()))
+        file.write_text("\n".join(rows))
+
+
+def test_yolo_boxes_in_pixels_are_converted(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path / "data")
+    in_pixels(folder, lambda box: (box[0] + box[2] / 2, box[1] + box[3] / 2, box[2], box[3]))
+    with pytest.raises(DatasetError, match=r"seem to be in pixels .* --fix"):
+        read_splits(folder)
+    doctor(folder, fix=tmp_path / "fixed")
+    assert boxes_of(tmp_path / "fixed", "a.jpg") == [CAT, DOG]
+    changes = json.loads((tmp_path / "fixed/changes.json").read_text(encoding="utf-8"))["changes"]
+    assert len(changes) == 12
+    assert changes[0]["detail"] == "25.0 22.0 30 20, taken as center and sides in pixels".replace(".0", "")
+
+
+def test_yolo_boxes_in_pixels_that_may_be_corners_are_left_out(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path / "data")
+    in_pixels(folder, lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+    found = doctor(folder)
+    assert counts(found)["D226"] == 12
+    detail = next(finding for finding in found.findings if finding.code == "D226").examples[0].detail
+    assert detail == "10 12 40 32, not fractions, and left out"
+    with pytest.raises(DatasetError, match="no training image with a box is left"):
+        doctor(folder, fix=tmp_path / "fixed")
 
 
 def test_photos_are_turned_as_they_are_annotated(tmp_path: Path) -> None:
@@ -204,6 +235,24 @@ def test_bytes_that_are_no_text_become_letters(tmp_path: Path) -> None:
     assert (tmp_path / "fixed/train/caf\u00e9.jpg").is_file()
     assert np.allclose(boxes_of(tmp_path / "fixed", "caf\u00e9.jpg"), [CAT, DOG], atol=0.01)
     assert "caf\\udce9.jpg" in (tmp_path / "fixed/changes.txt").read_text(encoding="utf-8")
+
+
+def test_an_empty_name_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_coco(tmp_path / "data")
+    with pytest.raises(ConfigError, match="got an empty name, expected a new folder"):
+        doctor(folder, fix="")
+    assert main(["doctor", str(folder), "--fix", ""]) == 2
+    assert capsys.readouterr().err == "error: fix: got an empty name, expected a new folder for the repaired copy.\n"
+
+
+def test_a_page_needs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_coco(tmp_path / "data")
+    (tmp_path / "page").write_text("mine")
+    assert main(["doctor", str(folder), "--out", str(tmp_path / "page")]) == 2
+    assert "page" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is a file, and results go to a folder"):
+        doctor(folder, out=tmp_path / "page")
+    assert (tmp_path / "page").read_text() == "mine"
 
 
 @pytest.mark.parametrize("where", ["data/fixed", "data", "full", "file"])

@@ -169,8 +169,10 @@ def test_parts_of_different_origin_are_told_by_what_differs() -> None:
     ("num_train", "num_val", "expected"),
     [
         (400, 0, ("D314", "val", "", "400 training images, of which a fifth would be 80")),
-        (400, 19, ("D315", "val", "", "19 of 419 images, of which a fifth would be 84")),
-        (400, 20, ("D315", "val", "", "20 of 420 images, of which a fifth would be 84")),
+        (400, 19, ("D315", "val", "", "19 of 419 images; a fifth would be 84")),
+        (400, 20, ("D315", "val", "", "20 of 420 images; a fifth would be 84")),
+        (24, 6, ("D315", "val", "", "6 of 30 images; 20%, but few")),
+        (20, 10, ("D315", "val", "", "10 of 30 images; 33%, but few")),
         (400, 22, None),
         (9000, 100, None),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime import Detections, PredictionFolder
 
 
@@ -72,6 +73,21 @@ def test_earlier_predictions_stay(tmp_path: Path) -> None:
     assert second.path == tmp_path / "found-2"
     assert second.add(found_in("a.jpg")) == "a.jpg"
     assert {path: path.read_bytes() for path in first.path.iterdir()} == before
+
+
+def test_another_folder_is_told_with_the_first_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    PredictionFolder(tmp_path / "found").add(found_in("a.jpg"))
+    second = PredictionFolder(tmp_path / "found")
+    assert caplog.text == ""
+    second.add(found_in("a.jpg"))
+    second.add(found_in("b.jpg"))
+    assert caplog.text.count("holds earlier results; the new ones go to") == 1
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "found").write_text("mine")
+    with pytest.raises(ConfigError, match="is a file, and results go to a folder"):
+        PredictionFolder(tmp_path / "found")
 
 
 def test_of_two_at_the_same_time_the_second_stops(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rtdetrv4.data.batch import prepare_images
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.records import Record, Split
 from rtdetrv4.runtime import preprocess, read_source, resize
-from rtdetrv4.runtime.preprocess import content_of, view_of
+from rtdetrv4.runtime.preprocess import content_of, scale_of, view_of
 from rtdetrv4.types import ClassMap, ImageInfo
 
 
@@ -52,6 +52,12 @@ def test_evaluation_sees_the_pixels_that_prediction_sees(tmp_path: Path, suffix:
     evaluated = prepare_images(DetectionDataset(split, (96, 64))[0].image[None], (96, 64), "cpu")
     (frame,) = read_source(path)
     np.testing.assert_array_equal(evaluated.numpy(), preprocess([frame.image], (96, 64)))
+
+
+def test_how_much_larger_images_are_in_the_input() -> None:
+    sizes = np.array([[480, 640], [320, 320], [160, 640]])
+    np.testing.assert_allclose(scale_of(sizes, (320, 320), "stretch"), [np.sqrt(0.5 * 2 / 3), 1, 1])
+    np.testing.assert_allclose(scale_of(sizes, (320, 320), "letterbox"), [0.5, 1, 0.5])
 
 
 def test_an_image_of_the_right_size_is_not_touched() -> None:

@@ -12,9 +12,9 @@ import supervision
 
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime import Detections
-from rtdetrv4.runtime.detect import detect
+from rtdetrv4.runtime.detect import _warn_once, detect
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.slicing import Slicing, merge_tiles, tiles_of
+from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, is_whole_trusted, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap, Rectangle
 
@@ -166,10 +166,12 @@ def test_tiles_cover_the_image_and_end_with_it() -> None:
 TILES = (Rectangle(0, 0, 100, 100), Rectangle(0, 50, 100, 100), Rectangle(0, 0, 100, 150))
 
 
-def merged(*found: tuple[list[float], float, int, int]) -> list[int]:
+def merged(*found: tuple[list[float], float, int, int], trusts_whole: bool = False) -> list[int]:
     """Indices that stay of (box, score, label, tile)."""
     boxes, scores, labels, tile_of = (np.array(column) for column in zip(*found, strict=True))
-    return merge_tiles(scores.astype(np.float32), labels, boxes.astype(np.float32), tile_of, TILES).tolist()
+    return merge_tiles(
+        scores.astype(np.float32), labels, boxes.astype(np.float32), tile_of, TILES, trusts_whole=trusts_whole
+    ).tolist()
 
 
 def test_what_is_merged() -> None:
@@ -193,7 +195,27 @@ def test_what_a_seam_cuts_off_gives_way() -> None:
     assert merged(([50, 10, 70, 40], 0.5, 0, 1), ([20, 10, 60, 40], 0.6, 0, 0)) == [1, 0], "half of it is outside"
 
 
-def test_merging_against_the_definition() -> None:
+def test_parts_of_what_a_trusted_image_shows_give_way() -> None:
+    part, whole = [30, 10, 50, 30], [20, 10, 90, 60]
+    assert merged((part, 0.6, 0, 0), (whole, 0.5, 0, 2)) == [0, 1]
+    assert merged((part, 0.6, 0, 0), (whole, 0.5, 0, 2), trusts_whole=True) == [1]
+    assert merged((part, 0.6, 0, 2), (whole, 0.9, 0, 0), trusts_whole=True) == [1, 0], "what it shows itself stays"
+    assert merged((part, 0.9, 0, 0), (whole, 0.4, 0, 2), trusts_whole=True) == [0, 1], "if it is half as sure"
+    near = [20, 10, 90, 55]
+    assert merged((near, 0.8, 0, 0), (whole, 0.5, 0, 2), trusts_whole=True) == [1], "its box is the better one"
+
+
+def test_which_view_is_trusted() -> None:
+    """At 320 pixels, an image of 640×480 is shown at 0.58 of its size, a tile of 320 at all of it."""
+    tiles = tiles_of((480, 640), Slicing((320, 320), 0.2, whole=True))
+    trusted = {scale: is_whole_trusted(tiles, (320, 320), "stretch", scale) for scale in (0.5, 0.58, 0.7, 0.8, 1.0)}
+    assert trusted == {0.5: True, 0.58: True, 0.7: True, 0.8: False, 1.0: False}  # the middle is √0.577 = 0.76
+    assert not is_whole_trusted(tiles[:-1], (320, 320), "stretch", 0.5), "it is not looked at"
+    assert not is_whole_trusted(tiles, (320, 320), "stretch", None)
+
+
+@pytest.mark.parametrize("trusts_whole", [False, True])
+def test_merging_against_the_definition(trusts_whole: bool) -> None:
     """One box after the other, in the order of what it is worth: it stays unless a better one shows its object."""
     rng = np.random.default_rng(0)
     tiles = tiles_of((160, 220), Slicing((100, 100), 0.3, whole=True))
@@ -207,7 +229,7 @@ def test_merging_against_the_definition() -> None:
         boxes = np.minimum(boxes, np.tile(edges[:, 2:], 2)).astype(np.float32)
         scores, labels = rng.permutation(80).astype(np.float32) / 80, rng.integers(0, 2, 80)
         inner_seams = (edges != [0, 0, 220, 160]) & (np.abs(boxes - edges) <= np.where(tile_of == 6, 0, 1)[:, None])
-        is_cut = inner_seams.any(axis=1)
+        is_cut = inner_seams.any(axis=1) | (trusts_whole & (tile_of < 6))
         kept: list[int] = []
         for i in sorted(range(80), key=lambda i: -scores[i] * (0.5 if is_cut[i] else 1)):
             for j in kept:
@@ -220,7 +242,7 @@ def test_merging_against_the_definition() -> None:
             else:
                 kept.append(i)
         expected = sorted(kept, key=lambda i: -scores[i])
-        assert merge_tiles(scores, labels, boxes, tile_of, tiles).tolist() == expected
+        assert merge_tiles(scores, labels, boxes, tile_of, tiles, trusts_whole=trusts_whole).tolist() == expected
         num_dropped += 80 - len(kept)
     assert num_dropped > 100
 
@@ -228,6 +250,36 @@ def test_merging_against_the_definition() -> None:
 def test_nothing_is_merged_where_nothing_is_found() -> None:
     empty = np.zeros(0, np.int64)
     assert merge_tiles(empty.astype(np.float32), empty, np.zeros((0, 4), np.float32), empty, TILES).tolist() == []
+
+
+def test_tiles_that_enlarge_objects_beyond_training_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_once.cache_clear()
+    for _ in range(2):  # two evaluated images
+        found = detect(
+            read_source([np.zeros((40, 40, 3), np.uint8), np.zeros((100, 160, 3), np.uint8)]),
+            FindsColors(),
+            classes=CLASSES,
+            size_hw=(SIDE, SIDE),
+            mode="stretch",
+            batch=2,
+            selection=Selection(CLASSES.names, conf=0.01),
+            slicing=Slicing.of(50),
+            training_scale=0.8,
+        )
+        assert [each.image.shape for each in found if each.image is not None] == [(40, 40, 3), (100, 160, 3)]
+    (record,) = caplog.records
+    assert "tiles of 50 pixels show objects 2.5 times as large as training did" in record.message
+    assert "tiles of 125x125 show them at the size of training" in record.message
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "is_told"),
+    [(320, 0.5774, True), (416, 0.5774, False), (320, 1.0, False), (320, None, False), ("160x320", 1.0, False)],
+)
+def test_when_tiles_are_told_to_be_small(size: int | str, scale: float | None, is_told: bool) -> None:
+    slicing = Slicing.of(size)
+    assert slicing is not None
+    assert (enlargement_warning(slicing, (320, 320), "stretch", scale) is not None) == is_told
 
 
 def test_sizes_of_tiles() -> None:

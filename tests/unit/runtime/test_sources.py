@@ -70,6 +70,47 @@ def test_a_folder_of_folders_gives_their_images(tmp_path: Path, caplog: pytest.L
     assert "has images in subfolders only, 2 of them" in caplog.text
 
 
+def test_images_in_subfolders_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ["a.png", "cats/1.JPG", "dogs/small/2.png", ".git/3.png"]:
+        write(tmp_path / name, make_image())
+    assert [Path(frame.path or "").name for frame in read_source(tmp_path)] == ["a.png"]
+    pattern = f"{tmp_path}/**"
+    assert f'2 images in subfolders of {tmp_path} are left out; to include them, give "{pattern}"' in caplog.text
+    assert [Path(frame.path or "").name for frame in read_source(pattern)] == ["a.png", "1.JPG", "2.png"]
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "**/*"])
+def test_pictures_that_predict_wrote_are_no_sources(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pattern: str
+) -> None:
+    for name in ["a.png", "a-found.jpg", "other-found.jpg"]:
+        write(tmp_path / name, make_image())
+    (tmp_path / "predictions.jsonl").write_text('{"picture": "a-found.jpg"}\n{"picture": 3}\nno JSON\n[1]\n')
+    caplog.set_level(logging.INFO)
+    source = str(tmp_path / pattern) if pattern else tmp_path
+    assert [Path(frame.path or "").name for frame in read_source(source)] == ["a.png", "other-found.jpg"]
+    assert "Skipped, because an earlier predict wrote them (predictions.jsonl): 1" in caplog.text
+    assert read_source(tmp_path / "a-found.jpg"), "one that is named is read"
+    for name in ["a.png", "other-found.jpg"]:
+        (tmp_path / name).unlink()
+    with pytest.raises(SourceError, match="has only pictures that an earlier predict wrote"):
+        read_source(source)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="patterns do not tell cases apart there")
+def test_a_pattern_that_matches_nothing_says_what_is_there(tmp_path: Path) -> None:
+    write(tmp_path / "a.JPG", make_image())
+    (tmp_path / "b.txt").write_text("no image")
+    for pattern, message in [
+        ("*.jpg", r"holds 1 × \.JPG, 1 × \.txt, and a pattern tells upper from lower case$"),
+        ("*.png", r"holds 1 × \.JPG, 1 × \.txt$"),
+        ("*.txt", r"it matches 1 × \.txt$"),
+        ("gone/*.jpg", "gone does not exist$"),
+    ]:
+        with pytest.raises(SourceError, match=message):
+            read_source(str(tmp_path / pattern))
+
+
 def test_links_are_followed_and_broken_ones_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "away" / "a.png", make_image())
     folder = tmp_path / "photos"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rtdetrv4.data.document import some_of
 from rtdetrv4.data.layouts.coco import EXAMPLE, describe_coco_file, is_coco, recognize_coco
+from rtdetrv4.data.layouts.cvat import describe_cvat_file, is_cvat, recognize_cvat
 from rtdetrv4.data.layouts.labelme import recognize_labelme
 from rtdetrv4.data.layouts.reading import AbsentPartError, Reading
 from rtdetrv4.data.layouts.voc import recognize_voc
@@ -22,7 +23,7 @@ from rtdetrv4.errors import DatasetError
 __all__ = ["RECOGNIZERS", "AbsentPartError", "Reading", "describe", "recognize"]
 
 # A description was written to say what belongs where; label files alone may be left over from anything.
-RECOGNIZERS = (recognize_yaml, recognize_coco, recognize_voc, recognize_yolo, recognize_labelme)
+RECOGNIZERS = (recognize_yaml, recognize_coco, recognize_cvat, recognize_voc, recognize_yolo, recognize_labelme)
 
 
 def recognize(root: Path) -> Reading:
@@ -65,20 +66,18 @@ def describe(path: Path) -> Reading:
                 "give such a file, or the folder of the data set"
             )
         return describe_coco_file(path)
+    if suffix_of(path.name) == ".xml" and is_cvat(path):
+        return describe_cvat_file(path)
     raise DatasetError(
-        f"{path} is neither a folder nor a .yaml or .json file; give the folder that holds images and annotations"
+        f"{path} is neither a folder nor a .yaml or .json file, nor CVAT's; give the folder that holds images and "
+        "annotations"
     )
 
 
 def _nothing_found(tree: Tree) -> str:
-    if cvat := [file for file in tree.ending(".xml") if b"<annotations" in tree.path(file).read_bytes()[:4096]]:
-        return (
-            f"{tree.path(cvat[0])} is in CVAT's own format, which is not read; export the task from CVAT as COCO 1.0, "
-            "YOLO 1.1 or Pascal VOC 1.1, with its images"
-        )
     counts = Counter(suffix_of(file) or "no suffix" for file in tree.files)
     got = some_of(f"{count} × {suffix}" for suffix, count in counts.most_common())
     return (
         f"{tree.root} holds no annotations that are known: expected COCO's .json, YOLO's data.yaml or label files, "
-        f"Pascal VOC's .xml or LabelMe's .json; got {f'files with {got}' if got else 'an empty folder'}"
+        f"Pascal VOC's or CVAT's .xml or LabelMe's .json; got {f'files with {got}' if got else 'an empty folder'}"
     )

@@ -12,7 +12,7 @@ from typing import Any
 from rtdetrv4.data.coco import read_document
 from rtdetrv4.data.document import Document, some_of
 from rtdetrv4.data.faults import Faults
-from rtdetrv4.data.layouts.joining import join_documents
+from rtdetrv4.data.layouts.joining import join_documents, joining_note
 from rtdetrv4.data.layouts.reading import AbsentPartError, Reading
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, name_of, parts_of, split_of, stem_of
 from rtdetrv4.errors import DatasetError, did_you_mean
@@ -48,8 +48,7 @@ def recognize_coco(tree: Tree) -> Reading | None:
             notes.append(f"Not used, because instances files hold the boxes: {some_of(set(found) - set(instances))}")
             by_split[split] = instances
         elif len(found) > 1:
-            joined = some_of(found)
-            notes.append(f"{len(found)} files are joined for {split}: {joined}; to use one alone, give it as data")
+            notes.append(joining_note(found, split))
     if not by_split:
         return None
     by_split = {split: by_split[split] for split in SPLIT_WORDS if split in by_split}

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from rtdetrv4.data.document import Document, Origin, count_of
+from rtdetrv4.data.document import Document, Origin, count_of, some_of
 from rtdetrv4.data.faults import Faults
+
+
+def joining_note(files: Sequence[str], split: str) -> str:
+    """What is said before several files of a part are read."""
+    return (
+        f"{len(files)} files hold annotations for {split}: {some_of(files)}; they are joined, but any that lists "
+        "images of a larger one is left out; to use one alone, give it as data"
+    )
 
 
 def join_documents(located: Sequence[tuple[Document, Path]], faults: Faults | None = None) -> tuple[Document, Path]:

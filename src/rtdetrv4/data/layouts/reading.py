@@ -35,7 +35,7 @@ class Reading(NamedTuple):
     """One way to read a folder."""
 
     format: str
-    """COCO, YOLO, Pascal VOC or LabelMe."""
+    """COCO, CVAT, YOLO, Pascal VOC or LabelMe."""
     what: str
     """The format and the files that hold the annotations, for messages."""
     parts: Mapping[str, Part]
