@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         SourceError,
         WeightsError,
     )
+    from rtdetrv4.exported_detector import ExportedDetector
     from rtdetrv4.runtime.detections import Detections
-    from rtdetrv4.runtime.exported_detector import ExportedDetector
     from rtdetrv4.training.reports import Observer
 
     __version__: str
@@ -53,13 +53,12 @@ _HOMES = {
     "Detections": "rtdetrv4.runtime.detections",
     "Detector": "rtdetrv4.detector",
     "Observer": "rtdetrv4.training.reports",
-    "ExportedDetector": "rtdetrv4.runtime.exported_detector",
+    "ExportedDetector": "rtdetrv4.exported_detector",
     "compare": "rtdetrv4.comparison",
     "create_model": "rtdetrv4.assembly",
     "load_recipe": "rtdetrv4.config",
 }
 _NEEDS = {  # a package outside the base install, and the extra that installs it
-    "Detector": ("torch", "torch"),
     "Observer": ("accelerate", "train"),
     "compare": ("accelerate", "train"),
     "create_model": ("torch", "torch"),

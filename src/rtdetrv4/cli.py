@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ import rtdetrv4
 from rtdetrv4.errors import ConfigError, RTDETRError
 
 if TYPE_CHECKING:
-    from rtdetrv4 import Detections, Detector
+    from rtdetrv4 import Detector
     from rtdetrv4.comparison import Comparison
     from rtdetrv4.doctor import Findings
     from rtdetrv4.evaluation import Metrics
@@ -73,7 +73,7 @@ _Model = Annotated[
     str | None, typer.Option("--model", "-m", help="A model (see `rtdetrv4 models`), weights, or a recipe file.")
 ]
 _TrainedOption = typer.Option(
-    "--model", "-m", help="Weights (.safetensors), a model by name (see `rtdetrv4 models`), or an exported .onnx file."
+    "--model", "-m", help="Weights (.safetensors), a model by name (see `rtdetrv4 models`), or an exported file."
 )
 _Trained = Annotated[str, _TrainedOption]
 _Weights = Annotated[
@@ -254,15 +254,18 @@ def val(
     whole: _Whole = True,
 ) -> None:
     """Compute COCO metrics."""
-    from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
-    from rtdetrv4.outputs import unused_folder
-    from rtdetrv4.report import REPORT_FILES
+    given = _given(batch=batch, imgsz=_image_size(imgsz), **_tiles(slice, overlap, whole))
+    if out is not None:
+        from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
+        from rtdetrv4.outputs import unused_folder
+        from rtdetrv4.report import REPORT_FILES
 
-    out = None if out is None else unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
-    given = _given(batch=batch, imgsz=_image_size(imgsz), out=out, **_tiles(slice, overlap, whole))
+        given["out"] = out = unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
+    from rtdetrv4.runtime.engines import is_exported
+
     with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
         metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
-    if not _is_main_process():
+    if not (is_exported(model) or _is_main_process()):
         return
     _print_metrics(metrics)
     if out is not None:
@@ -297,15 +300,16 @@ def predict(
 ) -> None:
     """Detect objects in images and videos, with COCO weights of rtdetrv4-s unless a model is named.
 
-    An exported .onnx file needs no torch.
+    An exported file, such as weights.onnx, needs no torch.
     """
     from rtdetrv4.runtime import PredictionFolder
 
-    results = PredictionFolder(out)
-    given = _given(classes=classes, batch=batch, **_tiles(slice, overlap, whole))
+    given = _given(classes=classes, imgsz=_image_size(imgsz), batch=batch, **_tiles(slice, overlap, whole))
     options = {"conf": _confidence(conf), "duplicates": duplicates, **given}
+    results = PredictionFolder(out)
     with _interruptible(lambda: f"Complete: {results}."):
-        for detections in _predictions(model, weights, source, _image_size(imgsz), _device(device), options):
+        detector = _detector(model, weights, _device(device))
+        for detections in detector.predict(source, stream=True, **options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
             print(f"{picture}: {', '.join(f'{count} {label}' for label, count in counts) or 'nothing'}")
@@ -623,10 +627,12 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
     from rtdetrv4.config.schema import parse_image_size
 
     try:
-        return None if text is None else parse_image_size(text)
+        return parse_image_size(text)
     except ValueError as error:
         raise ConfigError(f'--imgsz: got "{text}", {error}.') from None
 
@@ -650,25 +656,31 @@ def _confidence(text: str) -> float | str:
 
 
 def _tiles(slice: str | None, overlap: float | None, whole: bool) -> dict[str, Any]:
-    from rtdetrv4.runtime.slicing import Slicing
-
     if slice is None and (overlap is not None or not whole):
         raise ConfigError("--overlap and --no-whole belong to tiles; give their size, such as --slice 640.")
-    Slicing.of(slice, **_given(overlap=overlap))  # before weights are read
+    if slice is not None:
+        from rtdetrv4.runtime.slicing import Slicing
+
+        Slicing.of(slice, **_given(overlap=overlap))  # before weights are read
     return _given(slice=slice, overlap=overlap, whole=None if whole else False)
 
 
 def _device(text: str | None) -> str | None:
+    if text is None:
+        return None
     from rtdetrv4.config.schema import parse_device
 
     try:
-        return None if text is None else parse_device(text)
+        return parse_device(text)
     except ValueError as error:
         raise ConfigError(f'--device: got "{text}", {error}.') from None
 
 
 def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
-    import torch  # noqa: F401 - without it, `main` names the extra of the command, which may be more than Detector's
+    from rtdetrv4.runtime.engines import is_exported
+
+    if model is None or not is_exported(model):
+        import torch  # noqa: F401 - without it, `main` names the extra of the command: maybe more than Detector's
 
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
 
@@ -678,21 +690,6 @@ def _seeds(text: str | None) -> list[int]:
         return [] if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f'--seed-list: got "{text}", expected numbers such as 0,2,5.') from None
-
-
-def _predictions(
-    model: str | None,
-    weights: str | None,
-    source: str,
-    imgsz: tuple[int, int] | None,
-    device: str | None,
-    options: dict[str, Any],
-) -> Iterable[Detections]:
-    if model is None or Path(model).suffix != ".onnx":
-        return _detector(model, weights, device).predict(source, stream=True, **_given(imgsz=imgsz), **options)
-    if imgsz or device or weights:
-        raise ConfigError("--imgsz, --device and --weights do not apply to an exported model: its image size is fixed.")
-    return rtdetrv4.ExportedDetector(model).predict(source, stream=True, **options)
 
 
 @contextmanager

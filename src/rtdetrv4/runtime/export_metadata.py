@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rtdetrv4.errors import ExportError
 from rtdetrv4.runtime.preprocess import ResizeMode
 
 METADATA_KEY = "rtdetrv4"
+
+
+class ForeignFileError(ExportError):
+    """A model that another program wrote."""
 
 
 class ExportMetadata(NamedTuple):
@@ -75,3 +80,15 @@ class ExportMetadata(NamedTuple):
                     f"it was written by rtdetrv4 {metadata.version}; install that version"
                 )
         return metadata
+
+
+def read_metadata(text: str | None, path: Path) -> ExportMetadata:
+    """Parse the metadata found in or beside a file; None: there are none.
+
+    Raises:
+        ForeignFileError: there are none.
+        ExportError: they cannot be used.
+    """
+    if text is None:
+        raise ForeignFileError(f"{path} has no metadata of rtdetrv4; write it with Detector.export.")
+    return ExportMetadata.from_json(text)
