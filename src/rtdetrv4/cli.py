@@ -26,6 +26,7 @@ from rtdetrv4.errors import ConfigError, RTDETRError
 
 if TYPE_CHECKING:
     from rtdetrv4 import Detector
+    from rtdetrv4.benchmark import Benchmark
     from rtdetrv4.comparison import Comparison
     from rtdetrv4.doctor import Findings
     from rtdetrv4.evaluation import Metrics
@@ -332,6 +333,71 @@ def export(
     with _interruptible(lambda: "The export was not finished, and no file was replaced."):
         path = _detector(model, weights, _device(device)).export(format, dynamic=dynamic, **given)
     print(f"Exported: {path}")
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(help="Exported files and folders; .onnx and .xml files of other programs.")
+    ],
+    batch: Annotated[str, typer.Option(help="Images per run: 1, or several numbers: 1,8.", metavar="N,N")] = "1",
+    threads: Annotated[
+        str | None, typer.Option(help="Threads per run: 2, or 1,2. Default: as the runtime chooses.", metavar="N,N")
+    ] = None,
+    imgsz: Annotated[
+        str | None,
+        typer.Option(help="Sizes for models of other programs that take any: 640,480x640.", metavar="SIZE,SIZE"),
+    ] = None,
+    hint: Annotated[
+        str, typer.Option(help="latency, throughput (several runs at once, in OpenVINO), or both.", metavar="HINT,HINT")
+    ] = "latency",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="What to run .onnx files with: onnxruntime, openvino, or both.", metavar="NAME,NAME"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="What OpenVINO computes in: fp32, bf16, or both.", metavar="NAME,NAME")
+    ] = None,
+    device: _Device = None,
+    seconds: Annotated[float, typer.Option(help="Time for each row of the table.")] = 3.0,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Data set to measure the AP on; else it is that of the export.")
+    ] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of --data.")] = "val",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for bench.json and bench.png, AP against latency.", file_okay=False),
+    ] = None,
+) -> None:
+    """Time exported models side by side: latency and throughput, with what surrounds the network apart."""
+    from rtdetrv4.benchmark import BENCHMARK_FILES, draw_benchmark, run_benchmark
+    from rtdetrv4.errors import require
+    from rtdetrv4.outputs import unused_folder, write_text
+
+    sizes = [] if imgsz is None else [_image_size(part) for part in imgsz.split(",")]
+    given = _given(
+        batches=_numbers("--batch", batch),
+        threads=None if threads is None else _numbers("--threads", threads),
+        image_sizes=[size for size in sizes if size is not None],
+        hints=_words("--hint", hint, ("latency", "throughput")),
+        runtimes=None if runtime is None else _words("--runtime", runtime, ("onnxruntime", "openvino")),
+        precisions=None if precision is None else _words("--precision", precision, ("fp32", "bf16")),
+    )
+    if out is not None:
+        require("matplotlib", "eval")  # now, and not after the measurement
+        out = unused_folder(out, BENCHMARK_FILES)
+    with _interruptible(lambda: "Nothing was written."):
+        found = run_benchmark(models, device=_device(device), seconds=seconds, data=data, split=split, **given)
+    if json:
+        print(found.to_json(), end="")
+    else:
+        _print_benchmark(found)
+    if out is not None:
+        write_text(out / BENCHMARK_FILES[0], found.to_json())
+        is_drawn = draw_benchmark(found, out / BENCHMARK_FILES[1])
+        if not json:
+            print(f"Results: {out}" if is_drawn else f"Results: {out}, without a picture, because no AP is known")
 
 
 @app.command()
@@ -722,6 +788,60 @@ def _print_metrics(metrics: Metrics) -> None:
         # Text, because brackets in a class name are not markup.
         table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
     Console().print(table)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f'{option}: got "{text}", expected a number, 1 or more, or several such as 1,8.')
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _words(option: str, text: str, known: Sequence[str]) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not set(parts) <= set(known):
+        raise ConfigError(f'{option}: got "{text}", expected {" or ".join(known)}, or both with a comma between.')
+    return list(dict.fromkeys(parts))
+
+
+def _print_benchmark(benchmark: Benchmark) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    names = ("batch", "threads", "at once", "median ms", "p95 ms", "images/s", "before ms", "after ms", "AP", "MB")
+    table = Table(
+        Column("model", overflow="fold"),
+        Column("runtime", overflow="fold"),
+        *(Column(name, justify="right") for name in names),
+        title=benchmark.machine,
+        caption="Times of a batch in the network alone. before: 1280×720 frames to its input; after: its outputs to "
+        "detections.",
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    sizes = {row.image_size for row in benchmark.rows}
+    for row in benchmark.rows:
+        size = f" {row.image_size[0]}×{row.image_size[1]}" if len(sizes) > 1 else ""
+        table.add_row(
+            Text(f"{row.file}{size}"),  # brackets in a name are not markup
+            row.runtime,
+            str(row.batch),
+            "all" if row.threads is None else str(row.threads),
+            str(row.num_parallel),
+            f"{row.median_ms:.2f}",
+            f"{row.p95_ms:.2f}",
+            f"{row.images_per_second:.1f}",
+            "" if row.preprocess_ms is None else f"{row.preprocess_ms:.2f}",
+            "" if row.postprocess_ms is None else f"{row.postprocess_ms:.2f}",
+            "" if row.ap is None else f"{100 * row.ap:.1f}",
+            f"{row.size_mb:.1f}",
+        )
+    Console().print(table)
+    for note in benchmark.notes:
+        print(f"Left out: {note}")
 
 
 def _print_findings(findings: Findings) -> None:

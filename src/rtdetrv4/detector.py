@@ -725,9 +725,9 @@ class Detector:
         """What is evaluated, where its images are and, if `times`, how long one takes on this machine."""
         import torch
 
-        from rtdetrv4.evaluation.speed import measure_speed
         from rtdetrv4.run_folder import package_versions
         from rtdetrv4.runtime.machine import processor_name
+        from rtdetrv4.runtime.speed import measure_speed
 
         size = recipe.model.image_size
         images = list(_first_images(split, NUM_TIMED).values()) if times else []

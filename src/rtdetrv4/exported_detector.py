@@ -150,8 +150,8 @@ class ExportedDetector(runtime.ExportedDetector):
     def _speed(self, part: Split) -> dict[str, Any] | None:
         """How long one of the first images takes on this machine, preparation included."""
         from rtdetrv4.data.decode import read_image
-        from rtdetrv4.evaluation.speed import measure_speed
         from rtdetrv4.runtime.machine import processor_name
+        from rtdetrv4.runtime.speed import measure_speed
 
         images = []
         for info in (record.info for record in part.records[:NUM_TIMED]):

@@ -42,6 +42,10 @@ class ExportMetadata(NamedTuple):
     """In what the network computes: "fp32", "fp16", "bf16" or "int8"; whatever it is, the outputs are the same."""
     batch: int | None = None
     """The only batch size that the file accepts; None: any."""
+    input: Literal["images", "frames"] = "images"
+    """"images": B×3×H×W float32 in [0, 1]. "frames": B×H×W×3 uint8, as cameras and decoders give them."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """"drop": a query has one label, and what repeats a better detection has score 0 and is at the end."""
 
     def to_json(self) -> str:
         """Return the value to store under the key "rtdetrv4"."""
@@ -71,6 +75,8 @@ class ExportMetadata(NamedTuple):
             "scale": {"1/255"},
             "channels": {"RGB"},
             "outputs": {"postprocessed", "raw"},
+            "input": {"images", "frames"},
+            "duplicates": {"keep", "drop"},
         }
         for key, values in known.items():
             value = getattr(metadata, key)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.runtime.export_metadata import ExportMetadata
@@ -78,7 +79,7 @@ class EngineOptions(NamedTuple):
         Raises:
             ConfigError: the runtime has no such device, or cannot compute in bfloat16.
         """
-        if self.device is not None and self.device not in devices:
+        if self.device is not None and self.device.partition(":")[0] not in devices:
             raise ConfigError(f'device: got "{self.device}", but {runtime} has {" and ".join(devices)} here.')
         if self.precision == "bf16":
             raise ConfigError(f"precision: {runtime} computes in the precision of the file; bf16 is for OpenVINO.")
@@ -95,6 +96,13 @@ def check_batch(images: np.ndarray, metadata: ExportMetadata) -> None:
         got, expected = ("×".join(map(str, shape)) for shape in (images.shape, wanted))
         how = "" if metadata.batch is None else " Export without a fixed batch size to run any number at once."
         raise ExportError(f"this exported {metadata.model} takes images {expected}, got {got}.{how}")
+
+
+def as_input(images: np.ndarray, metadata: ExportMetadata, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """Images as the file takes them: in its type, or as frames, which they came from without loss."""
+    if metadata.input == "frames":
+        return np.rint(images.transpose(0, 2, 3, 1) * np.float32(255)).astype(np.uint8)
+    return images.astype(dtype, copy=False)
 
 
 def as_outputs(names: Sequence[str], arrays: Sequence[Any]) -> dict[str, np.ndarray]:

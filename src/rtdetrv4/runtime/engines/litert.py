@@ -12,6 +12,7 @@ import numpy as np
 from rtdetrv4.errors import ExportError, require
 from rtdetrv4.runtime.engines.engine import (
     EngineOptions,
+    as_input,
     as_outputs,
     beside,
     check_batch,
@@ -65,7 +66,7 @@ class LiteRtEngine:
         check_batch(images, self.metadata)
         with self._lock:
             try:
-                self._interpreter.set_tensor(self._input, images.astype(self._dtype, copy=False))
+                self._interpreter.set_tensor(self._input, as_input(images, self.metadata, self._dtype))
                 self._interpreter.invoke()
             except (ValueError, RuntimeError) as error:
                 raise ExportError(f"litert cannot run the file: {reason(error)}") from error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rtdetrv4.errors import ConfigError, ExportError, first_line, require
-from rtdetrv4.runtime.engines.engine import EngineOptions, as_outputs, check_batch
+from rtdetrv4.runtime.engines.engine import EngineOptions, as_input, as_outputs, check_batch
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -43,7 +43,7 @@ def load_session(path: Path, options: EngineOptions) -> tuple[Any, str]:
     runtime = require("onnxruntime")
     found = [name for name, provider in PROVIDERS.items() if provider in runtime.get_available_providers()]
     device, _, index = (options.device or found[0]).partition(":")
-    options._replace(device=device).only("this ONNX Runtime", found)
+    options.only("this ONNX Runtime", found)
     settings = runtime.SessionOptions()
     settings.log_severity_level = 4  # errors are raised anyway
     if options.threads is not None:
@@ -88,7 +88,7 @@ class OnnxEngine:
         """Run a batch; see `Engine`."""
         check_batch(images, self.metadata)
         try:
-            found = self._session.run(self._outputs, {self._input: images.astype(self._dtype, copy=False)})
+            found = self._session.run(self._outputs, {self._input: as_input(images, self.metadata, self._dtype)})
         except Exception as error:  # as above
             raise ExportError(f"onnxruntime cannot run the file at batch {len(images)}: {first_line(error)}") from error
         return as_outputs(self._outputs, found)

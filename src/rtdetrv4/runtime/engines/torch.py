@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rtdetrv4.errors import ConfigError, ExportError, first_line, require
-from rtdetrv4.runtime.engines.engine import EngineOptions, as_outputs, check_batch, output_names
+from rtdetrv4.runtime.engines.engine import EngineOptions, as_input, as_outputs, check_batch, output_names
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
 
 
@@ -39,7 +39,7 @@ class TorchEngine:
     def __init__(self, path: Path, options: EngineOptions) -> None:
         self._torch: Any = require("torch", "torch")
         device, torch = options.device or "cpu", self._torch
-        options._replace(device=device.partition(":")[0]).only("PyTorch", _devices(torch))
+        options.only("PyTorch", _devices(torch))
         extra = {METADATA_KEY: ""}
         try:
             with torch.no_grad(), warnings.catch_warnings():
@@ -66,7 +66,7 @@ class TorchEngine:
             torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
-                found = self._program(torch.from_numpy(images).to(self._device))
+                found = self._program(torch.from_numpy(as_input(images, self.metadata)).to(self._device))
         except Exception as error:  # of any kind
             raise ExportError(f"torch cannot run the file at batch {len(images)}: {first_line(error)}") from error
         arrays = (found[name] for name in self._outputs) if isinstance(found, dict) else found
