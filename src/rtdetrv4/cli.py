@@ -22,7 +22,7 @@ import typer
 import typer.core
 
 import rtdetrv4
-from rtdetrv4.errors import ConfigError, RTDETRError
+from rtdetrv4.errors import ConfigError, RTDETRError, require
 
 if TYPE_CHECKING:
     from rtdetrv4 import Detector
@@ -257,6 +257,8 @@ def val(
     """Compute COCO metrics."""
     given = _given(batch=batch, imgsz=_image_size(imgsz), **_tiles(slice, overlap, whole))
     if out is not None:
+        for module in ("jinja2", "matplotlib"):
+            require(module, "eval")
         from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
         from rtdetrv4.outputs import unused_folder
         from rtdetrv4.report import REPORT_FILES
@@ -372,7 +374,6 @@ def bench(
 ) -> None:
     """Time exported models side by side: latency and throughput, with what surrounds the network apart."""
     from rtdetrv4.benchmark import BENCHMARK_FILES, draw_benchmark, run_benchmark
-    from rtdetrv4.errors import require
     from rtdetrv4.outputs import unused_folder, write_text
 
     sizes = [] if imgsz is None else [_image_size(part) for part in imgsz.split(",")]
@@ -809,36 +810,38 @@ def _print_benchmark(benchmark: Benchmark) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    names = ("batch", "threads", "at once", "median ms", "p95 ms", "images/s", "before ms", "after ms", "AP", "MB")
+    def number(value: float | None, factor: float = 1.0) -> str:
+        return "" if value is None else f"{factor * value:.3g}" if factor * value < 100 else f"{factor * value:.0f}"
+
+    rows = benchmark.rows
+    columns = {
+        "batch": [str(row.batch) for row in rows],
+        "threads": [str(row.threads or "") for row in rows],
+        "at once": ["" if row.num_parallel == 1 else str(row.num_parallel) for row in rows],
+        "ms": [number(row.median_ms) for row in rows],
+        "p95": [number(row.p95_ms) for row in rows],
+        "images/s": [number(row.images_per_second) for row in rows],
+        "before": [number(row.preprocess_ms) for row in rows],
+        "after": [number(row.postprocess_ms) for row in rows],
+        "AP": [number(row.ap, 100) for row in rows],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
     table = Table(
         Column("model", overflow="fold"),
         Column("runtime", overflow="fold"),
-        *(Column(name, justify="right") for name in names),
+        *(Column(name, justify="right", no_wrap=True) for name in columns),
         title=benchmark.machine,
-        caption="Times of a batch in the network alone. before: 1280×720 frames to its input; after: its outputs to "
-        "detections.",
+        caption="ms: median of a batch in the network alone. before: from 1280×720 frames to its input; after: from its "
+        "outputs to detections, in ms.",
         title_justify="left",
         caption_justify="left",
         box=None,
         pad_edge=False,
     )
-    sizes = {row.image_size for row in benchmark.rows}
-    for row in benchmark.rows:
+    sizes = {row.image_size for row in rows}
+    for row, *cells in zip(rows, *columns.values(), strict=True):
         size = f" {row.image_size[0]}×{row.image_size[1]}" if len(sizes) > 1 else ""
-        table.add_row(
-            Text(f"{row.file}{size}"),  # brackets in a name are not markup
-            row.runtime,
-            str(row.batch),
-            "all" if row.threads is None else str(row.threads),
-            str(row.num_parallel),
-            f"{row.median_ms:.2f}",
-            f"{row.p95_ms:.2f}",
-            f"{row.images_per_second:.1f}",
-            "" if row.preprocess_ms is None else f"{row.preprocess_ms:.2f}",
-            "" if row.postprocess_ms is None else f"{row.postprocess_ms:.2f}",
-            "" if row.ap is None else f"{100 * row.ap:.1f}",
-            f"{row.size_mb:.1f}",
-        )
+        table.add_row(Text(f"{row.file}{size}"), row.runtime, *cells)  # brackets in a name are not markup
     Console().print(table)
     for note in benchmark.notes:
         print(f"Left out: {note}")

@@ -185,9 +185,9 @@ class ExportedDetector(runtime.ExportedDetector):
 
 def _report_folder(out: Path) -> Path:
     """The folder to write a report to, if what draws it is installed."""
+    for module in ("jinja2", "matplotlib"):
+        require(module, "eval")
     from rtdetrv4 import report
     from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
 
-    for module in ("jinja2", "matplotlib"):
-        require(module, "eval")
     return unused_folder(out, (*EVALUATION_FILES, report.FACTS_FILE, *report.REPORT_FILES))

@@ -129,7 +129,7 @@ class Input(NamedTuple):
     def shape_for(self, batch: int, size_hw: tuple[int, int]) -> tuple[int, ...]:
         """The shape, with a batch of images of this size, channels first or last, where the model takes any."""
         if not self.is_images:
-            wanted = (batch, *(1 for _ in self.shape[1:]))
+            wanted = (batch, *(1 for _ in self.shape[1:]))[: len(self.shape)]
         else:
             wanted = (batch, *size_hw, 3) if self.has_channels_last else (batch, 3, *size_hw)
         return tuple(other if side is None else side for side, other in zip(self.shape, wanted, strict=True))

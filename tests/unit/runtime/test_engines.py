@@ -126,7 +126,7 @@ def test_another_size_or_batch_is_one_line(write: Write, tmp_path: Path) -> None
     engine = open_engine(write(tmp_path, METADATA._replace(batch=2).to_json(), "2"))
     if engine.metadata.batch is None:  # TorchScript's own shapes are not fixed
         return
-    with pytest.raises(ExportError, match="takes images 2×3×32×64, got 3×3×32×64. Export without a fixed batch size"):
+    with pytest.raises(ExportError, match=r"takes images 2×3×32×64, got 3×3×32×64. Export without a fixed batch size"):
         engine(np.zeros((3, 3, 32, 64), np.float32))
     with pytest.raises(ExportError, match="takes images 2×3×32×64, got 2×3×64×64"):
         engine(np.zeros((2, 3, 64, 64), np.float32))
@@ -135,12 +135,12 @@ def test_another_size_or_batch_is_one_line(write: Write, tmp_path: Path) -> None
 @every_runtime
 def test_foreign_and_damaged_files_are_one_line(write: Write, tmp_path: Path) -> None:
     path = write(tmp_path, None, "batch")
-    with pytest.raises(ForeignFileError, match="has no metadata of rtdetrv4; write it with Detector.export"):
+    with pytest.raises(ForeignFileError, match=r"has no metadata of rtdetrv4; write it with Detector.export"):
         open_engine(path)
     file = path / "model.xml" if path.is_dir() else path
     for content in (file.read_bytes()[: file.stat().st_size // 2], b"no model", b""):
         file.write_bytes(content)
-        with pytest.raises(ExportError, match="cannot load .*model") as caught:
+        with pytest.raises(ExportError, match=r"cannot load .*model") as caught:
             open_engine(path)
         assert len(str(caught.value).splitlines()) == 1
 
@@ -183,7 +183,7 @@ def test_openvino_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(ConfigError, match="no instructions for bf16"):
             open_engine(path, precision="bf16")
     monkeypatch.setattr(openvino, "__version__", "2026.0.0-1-x")
-    with pytest.raises(ExportError, match="openvino 2026.0.0 on CPUs finds nothing.*install another one"):
+    with pytest.raises(ExportError, match=r"openvino 2026.0.0 on CPUs finds nothing.*install another one"):
         open_engine(path)
 
 
