@@ -831,8 +831,8 @@ def _print_benchmark(benchmark: Benchmark) -> None:
         Column("runtime", overflow="fold"),
         *(Column(name, justify="right", no_wrap=True) for name in columns),
         title=benchmark.machine,
-        caption="ms: median of a batch in the network alone. before: from 1280×720 frames to its input; after: from its "
-        "outputs to detections, in ms.",
+        caption="ms: median of a batch in the network alone. before: from 1280×720 frames to its input, in ms; after: "
+        "from its outputs to detections.",
         title_justify="left",
         caption_justify="left",
         box=None,

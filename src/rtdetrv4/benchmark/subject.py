@@ -158,7 +158,7 @@ def random_feed(inputs: Sequence[Input], batch: int, size_hw: tuple[int, int]) -
             values = np.broadcast_to(size_hw[::-1], shape)
         else:
             values = np.ones(shape)
-        feed[each.name] = np.ascontiguousarray(values, dtype=each.dtype)
+        feed[each.name] = np.array(values, dtype=each.dtype, order="C")
     return feed
 
 

@@ -159,7 +159,7 @@ def test_a_runtime_that_is_missing_names_its_extra(
 @every_runtime
 def test_devices_and_precisions_that_there_are_not(write: Write, tmp_path: Path) -> None:
     path = write(tmp_path, METADATA.to_json(), "batch")
-    with pytest.raises(ConfigError, match='device: got "xpu:3", but .* has .*cpu here'):
+    with pytest.raises(ConfigError, match=r'device: got "xpu:3", but .* has .*cpu here'):
         open_engine(path, device="xpu:3")
     with pytest.raises(ConfigError, match="threads: got 0, expected a number of threads"):
         open_engine(path, threads=0)
