@@ -6,7 +6,6 @@ Names are imported on first use, so `import rtdetrv4` is fast and whatever does 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ _NEEDS = {  # a package outside the base install, and the extra that installs it
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("rtdetrv4")
+        return importlib.import_module("importlib.metadata").version("rtdetrv4")
     if name not in __all__:
         raise AttributeError(f"module 'rtdetrv4' has no attribute {name!r}")
     errors = importlib.import_module("rtdetrv4.errors")

@@ -154,7 +154,7 @@ def random_feed(inputs: Sequence[Input], batch: int, size_hw: tuple[int, int]) -
             values = rng.random(shape)
         elif each.is_images:
             values = rng.integers(256, size=shape)
-        elif shape[-1:] == (2,):
+        elif len(shape) == 2 and shape[1] == 2:
             values = np.broadcast_to(size_hw[::-1], shape)
         else:
             values = np.ones(shape)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rtdetrv4.evaluation import speed
+from rtdetrv4.runtime import speed
 from rtdetrv4.runtime.speed import measure_speed
 
 
