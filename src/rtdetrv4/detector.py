@@ -585,7 +585,7 @@ class Detector:
             DatasetError: the data set has no such split, or its classes are not the model's.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        require("faster_coco_eval", "train")
+        require("accelerate", "train")
         require("jinja2", "train")  # now, and not after the evaluation
         from accelerate import PartialState
 
@@ -632,7 +632,7 @@ class Detector:
             DatasetError: the split has none of the model's classes.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        require("faster_coco_eval", "train")
+        require("accelerate", "train")
         from rtdetrv4.assembly.training import build_evaluation
         from rtdetrv4.config import override
         from rtdetrv4.evaluation import CocoEvaluator, ImageDetections

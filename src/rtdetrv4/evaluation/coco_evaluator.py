@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rtdetrv4.data.records import Record
-from rtdetrv4.errors import DatasetError, require
+from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,8 @@ class CocoEvaluator:
         total, unseen = len(self._records), len(self._records) - len(self._detections)
         if unseen:
             logger.warning("%d of %d images were not evaluated; their boxes count as missed", unseen, total)
-        coco = require("faster_coco_eval")
+        import faster_coco_eval as coco  # takes a while, and collecting detections does not need it
+
         with _paused_garbage_collection():
             truth = coco.COCO(self._dataset(self._annotations()))
             found = coco.COCO(self._dataset(self._predictions()))

@@ -16,8 +16,6 @@ _MODULES = {
     ".xml": "openvino",
     ".pt2": "torch",
     ".torchscript": "torch",
-    ".tflite": "litert",
-    "_ncnn": "ncnn",
 }
 """Modules by the ending of what they run; a folder has the name of its runtime at the end."""
 

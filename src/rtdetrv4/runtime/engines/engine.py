@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -122,8 +121,3 @@ def reason(error: BaseException) -> str:
     """What a runtime complains about, in one line: the last one, because those before say where in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def beside(path: Path) -> Path:
-    """The metadata of a file in which there is no place for them: NAME.json."""
-    return path.with_suffix(".json")

@@ -40,7 +40,7 @@ def load_session(path: Path, options: EngineOptions) -> tuple[Any, str]:
         ExportError: the file is broken.
         MissingDependencyError: onnxruntime is not installed.
     """
-    runtime = require("onnxruntime")
+    runtime = require("onnxruntime", "export")
     found = [name for name, provider in PROVIDERS.items() if provider in runtime.get_available_providers()]
     device, _, index = (options.device or found[0]).partition(":")
     options.only("this ONNX Runtime", found)
