@@ -6,7 +6,6 @@ Names are imported on first use, so `import rtdetrv4` is fast and whatever does 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
         SourceError,
         WeightsError,
     )
+    from rtdetrv4.exported_detector import ExportedDetector
     from rtdetrv4.runtime.detections import Detections
-    from rtdetrv4.runtime.exported_detector import ExportedDetector
     from rtdetrv4.training.reports import Observer
 
     __version__: str
@@ -53,13 +52,12 @@ _HOMES = {
     "Detections": "rtdetrv4.runtime.detections",
     "Detector": "rtdetrv4.detector",
     "Observer": "rtdetrv4.training.reports",
-    "ExportedDetector": "rtdetrv4.runtime.exported_detector",
+    "ExportedDetector": "rtdetrv4.exported_detector",
     "compare": "rtdetrv4.comparison",
     "create_model": "rtdetrv4.assembly",
     "load_recipe": "rtdetrv4.config",
 }
 _NEEDS = {  # a package outside the base install, and the extra that installs it
-    "Detector": ("torch", "torch"),
     "Observer": ("accelerate", "train"),
     "compare": ("accelerate", "train"),
     "create_model": ("torch", "torch"),
@@ -68,7 +66,7 @@ _NEEDS = {  # a package outside the base install, and the extra that installs it
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("rtdetrv4")
+        return importlib.import_module("importlib.metadata").version("rtdetrv4")
     if name not in __all__:
         raise AttributeError(f"module 'rtdetrv4' has no attribute {name!r}")
     errors = importlib.import_module("rtdetrv4.errors")

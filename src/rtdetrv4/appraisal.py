@@ -20,20 +20,20 @@ from rtdetrv4.config import Recipe
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.decode import read_image
 from rtdetrv4.data.formats import Split
-from rtdetrv4.distillation.similarity import SIMILARITY_FILE, save_similarity, similarity
+from rtdetrv4.distillation.similarity import save_similarity, similarity
 from rtdetrv4.errors import DatasetError, RTDETRError, SourceError, first_line
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.evaluation import write_report as write_evaluation
-from rtdetrv4.evaluation.speed import measure_speed
-from rtdetrv4.outputs import write_text
+from rtdetrv4.outputs import SIMILARITY_FILE, write_text
 from rtdetrv4.report import FACTS_FILE, write_report
 from rtdetrv4.run_folder import RunFolder, package_versions
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess
 from rtdetrv4.runtime.draw import contact_sheet
+from rtdetrv4.runtime.machine import processor_name
 from rtdetrv4.runtime.slicing import Slicing
+from rtdetrv4.runtime.speed import measure_speed
 from rtdetrv4.training import Tracker, Trainer, make_accelerator, validate_predictions
 from rtdetrv4.training.checkpoint import load_checkpoint
-from rtdetrv4.training.machine import processor_name
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ import typer
 import typer.core
 
 import rtdetrv4
-from rtdetrv4.errors import ConfigError, RTDETRError
+from rtdetrv4.errors import ConfigError, RTDETRError, require
 
 if TYPE_CHECKING:
-    from rtdetrv4 import Detections, Detector
+    from rtdetrv4 import Detector
+    from rtdetrv4.benchmark import Benchmark
     from rtdetrv4.comparison import Comparison
     from rtdetrv4.doctor import Findings
     from rtdetrv4.evaluation import Metrics
@@ -75,7 +76,7 @@ _Model = Annotated[
     str | None, typer.Option("--model", "-m", help="A model (see `rtdetrv4 models`), weights, or a recipe file.")
 ]
 _TrainedOption = typer.Option(
-    "--model", "-m", help="Weights (.safetensors), a model by name (see `rtdetrv4 models`), or an exported .onnx file."
+    "--model", "-m", help="Weights (.safetensors), a model by name (see `rtdetrv4 models`), or an exported file."
 )
 _Trained = Annotated[str, _TrainedOption]
 _Weights = Annotated[
@@ -261,16 +262,22 @@ def val(
     """Compute COCO metrics."""
     given = _given(batch=batch, imgsz=_image_size(imgsz), **_tiles(slice, overlap, whole))
     device = _device(device)
+    if out is not None:
+        for module in ("jinja2", "matplotlib"):
+            require(module, "eval")
 
-    from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
-    from rtdetrv4.outputs import unused_folder
-    from rtdetrv4.report import REPORT_FILES
+    from rtdetrv4.runtime.engines import is_exported
 
     with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
         detector = _detector(model, weights, device)
-        out = None if out is None else unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
-        metrics = detector.val(data, split=split, **given, **_given(out=out))
-    if not _is_main_process():
+        if out is not None:
+            from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
+            from rtdetrv4.outputs import unused_folder
+            from rtdetrv4.report import REPORT_FILES
+
+            given["out"] = out = unused_folder(out, (*EVALUATION_FILES, *REPORT_FILES))
+        metrics = detector.val(data, split=split, **given)
+    if not (is_exported(model) or _is_main_process()):
         return
     _print_metrics(metrics)
     if out is not None:
@@ -305,7 +312,7 @@ def predict(
 ) -> None:
     """Detect objects in images and videos, with COCO weights of rtdetrv4-s unless a model is named.
 
-    An exported .onnx file needs no torch.
+    An exported file, such as weights.onnx, needs no torch.
     """
     options = {"conf": _confidence(conf), "duplicates": duplicates, **_given(classes=classes, batch=batch)}
     size_hw, device = _image_size(imgsz), _device(device)
@@ -315,7 +322,8 @@ def predict(
 
     results = PredictionFolder(out)  # a folder that cannot be is known before weights are fetched
     with _interruptible(lambda: f"Complete: {results}."):
-        for detections in _predictions(model, weights, source, size_hw, device, options):
+        detector = _detector(model, weights, device)
+        for detections in detector.predict(source, stream=True, **_given(imgsz=size_hw), **options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
             print(f"{picture}: {', '.join(f'{count} {label}' for label, count in counts) or 'nothing'}")
@@ -338,6 +346,70 @@ def export(
     with _interruptible(lambda: "The export was not finished, and no file was replaced."):
         path = _detector(model, weights, _device(device)).export(format, dynamic=dynamic, **given)
     print(f"Exported: {path}")
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(help="Exported files and folders; .onnx and .xml files of other programs.")
+    ],
+    batch: Annotated[str, typer.Option(help="Images per run: 1, or several numbers: 1,8.", metavar="N,N")] = "1",
+    threads: Annotated[
+        str | None, typer.Option(help="Threads per run: 2, or 1,2. Default: as the runtime chooses.", metavar="N,N")
+    ] = None,
+    imgsz: Annotated[
+        str | None,
+        typer.Option(help="Sizes for models of other programs that take any: 640,480x640.", metavar="SIZE,SIZE"),
+    ] = None,
+    hint: Annotated[
+        str, typer.Option(help="latency, throughput (several runs at once, in OpenVINO), or both.", metavar="HINT,HINT")
+    ] = "latency",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="What to run .onnx files with: onnxruntime, openvino, or both.", metavar="NAME,NAME"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="What OpenVINO computes in: fp32, bf16, or both.", metavar="NAME,NAME")
+    ] = None,
+    device: _Device = None,
+    seconds: Annotated[float, typer.Option(help="Time for each row of the table.")] = 3.0,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Data set to measure the AP on; else it is that of the export.")
+    ] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of --data.")] = "val",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for bench.json and bench.png, AP against latency.", file_okay=False),
+    ] = None,
+) -> None:
+    """Time exported models side by side: latency and throughput, with what surrounds the network apart."""
+    from rtdetrv4.benchmark import BENCHMARK_FILES, draw_benchmark, run_benchmark
+    from rtdetrv4.outputs import unused_folder, write_text
+
+    sizes = [] if imgsz is None else [_image_size(part) for part in imgsz.split(",")]
+    given = _given(
+        batches=_numbers("--batch", batch),
+        threads=None if threads is None else _numbers("--threads", threads),
+        image_sizes=[size for size in sizes if size is not None],
+        hints=_words("--hint", hint, ("latency", "throughput")),
+        runtimes=None if runtime is None else _words("--runtime", runtime, ("onnxruntime", "openvino")),
+        precisions=None if precision is None else _words("--precision", precision, ("fp32", "bf16")),
+    )
+    if out is not None:
+        require("matplotlib", "eval")  # now, and not after the measurement
+        out = unused_folder(out, BENCHMARK_FILES)
+    with _interruptible(lambda: "Nothing was written."):
+        found = run_benchmark(models, device=_device(device), seconds=seconds, data=data, split=split, **given)
+    if json:
+        print(found.to_json(), end="")
+    else:
+        _print_benchmark(found)
+    if out is not None:
+        write_text(out / BENCHMARK_FILES[0], found.to_json())
+        is_drawn = draw_benchmark(found, out / BENCHMARK_FILES[1])
+        if not json:
+            print(f"Results: {out}" if is_drawn else f"Results: {out}, without a picture, because no AP is known")
 
 
 @app.command()
@@ -670,10 +742,12 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
     from rtdetrv4.config.schema import parse_image_size
 
     try:
-        return None if text is None else parse_image_size(text)
+        return parse_image_size(text)
     except ValueError as error:
         raise ConfigError(f'--imgsz: got "{text}", {error}.') from None
 
@@ -697,25 +771,31 @@ def _confidence(text: str) -> float | str:
 
 
 def _tiles(slice: str | None, overlap: float | None, whole: bool) -> dict[str, Any]:
-    from rtdetrv4.runtime.slicing import Slicing
-
     if slice is None and (overlap is not None or not whole):
         raise ConfigError("--overlap and --no-whole belong to tiles; give their size, such as --slice 640.")
-    Slicing.of(slice, **_given(overlap=overlap))  # before weights are read
+    if slice is not None:
+        from rtdetrv4.runtime.slicing import Slicing
+
+        Slicing.of(slice, **_given(overlap=overlap))  # before weights are read
     return _given(slice=slice, overlap=overlap, whole=None if whole else False)
 
 
 def _device(text: str | None) -> str | None:
+    if text is None:
+        return None
     from rtdetrv4.config.schema import parse_device
 
     try:
-        return None if text is None else parse_device(text)
+        return parse_device(text)
     except ValueError as error:
         raise ConfigError(f'--device: got "{text}", {error}.') from None
 
 
 def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
-    import torch  # noqa: F401 - without it, `main` names the extra of the command, which may be more than Detector's
+    from rtdetrv4.runtime.engines import is_exported
+
+    if model is None or not is_exported(model):
+        import torch  # noqa: F401 - without it, `main` names the extra of the command: maybe more than Detector's
 
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
 
@@ -725,21 +805,6 @@ def _seeds(text: str | None) -> list[int]:
         return [] if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f'--seed-list: got "{text}", expected numbers such as 0,2,5.') from None
-
-
-def _predictions(
-    model: str | None,
-    weights: str | None,
-    source: str,
-    imgsz: tuple[int, int] | None,
-    device: str | None,
-    options: dict[str, Any],
-) -> Iterable[Detections]:
-    if model is None or Path(model).suffix != ".onnx":
-        return _detector(model, weights, device).predict(source, stream=True, **_given(imgsz=imgsz), **options)
-    if imgsz or device or weights:
-        raise ConfigError("--imgsz, --device and --weights do not apply to an exported model: its image size is fixed.")
-    return rtdetrv4.ExportedDetector(model).predict(source, stream=True, **options)
 
 
 @contextmanager
@@ -775,6 +840,62 @@ def _print_metrics(metrics: Metrics) -> None:
         # Text, because brackets in a class name are not markup.
         table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
     Console().print(table)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f'{option}: got "{text}", expected a number, 1 or more, or several such as 1,8.')
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _words(option: str, text: str, known: Sequence[str]) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not set(parts) <= set(known):
+        raise ConfigError(f'{option}: got "{text}", expected {" or ".join(known)}, or both with a comma between.')
+    return list(dict.fromkeys(parts))
+
+
+def _print_benchmark(benchmark: Benchmark) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    def number(value: float | None, factor: float = 1.0) -> str:
+        return "" if value is None else f"{factor * value:.3g}" if factor * value < 100 else f"{factor * value:.0f}"
+
+    rows = benchmark.rows
+    columns = {
+        "batch": [str(row.batch) for row in rows],
+        "threads": [str(row.threads or "") for row in rows],
+        "at once": ["" if row.num_parallel == 1 else str(row.num_parallel) for row in rows],
+        "ms": [number(row.median_ms) for row in rows],
+        "p95": [number(row.p95_ms) for row in rows],
+        "images/s": [number(row.images_per_second) for row in rows],
+        "before": [number(row.preprocess_ms) for row in rows],
+        "after": [number(row.postprocess_ms) for row in rows],
+        "AP": [number(row.ap, 100) for row in rows],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    table = Table(
+        Column("model", overflow="fold"),
+        Column("runtime", overflow="fold"),
+        *(Column(name, justify="right", no_wrap=True) for name in columns),
+        title=benchmark.machine,
+        caption="ms: median of a batch in the network alone. before: from 1280×720 frames to its input, in ms; after: "
+        "from its outputs to detections.",
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    sizes = {row.image_size for row in rows}
+    for row, *cells in zip(rows, *columns.values(), strict=True):
+        size = f" {row.image_size[0]}×{row.image_size[1]}" if len(sizes) > 1 else ""
+        table.add_row(Text(f"{row.file}{size}"), row.runtime, *cells)  # brackets in a name are not markup
+    Console().print(table)
+    for note in benchmark.notes:
+        print(f"Left out: {note}")
 
 
 def _print_findings(findings: Findings) -> None:

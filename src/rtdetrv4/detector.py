@@ -7,54 +7,44 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from rtdetrv4.assembly import build_detector
-from rtdetrv4.assembly.recipes import named_recipe, recipe_of_weights, settled_settings, without_pretrained
-from rtdetrv4.assembly.start import (
-    START_NAMES,
-    Start,
-    StartName,
-    choose_start,
-    has_trained_weights,
-    start_from_file,
-    trained_start,
-)
-from rtdetrv4.config import DEFAULT_MODEL, Recipe, given_settings, override
-from rtdetrv4.config.budget import budget_seconds
-from rtdetrv4.config.schema import parse_device, parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
+from rtdetrv4.exported_detector import ExportedDetector
 from rtdetrv4.keywords import suggests
-from rtdetrv4.models import DetectionModel, fuse, postprocess
-from rtdetrv4.ops.device import find_device
-from rtdetrv4.ops.hub import is_cached
 from rtdetrv4.outputs import unused_file, unused_folder
 from rtdetrv4.runtime import Detections, preprocess
 from rtdetrv4.runtime.detect import detect
+from rtdetrv4.runtime.engines import is_exported
 from rtdetrv4.runtime.postprocess import NUM_TOP
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap
-from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata, load_weights, read_checkpoint
-from rtdetrv4.weights.files import add_facts, listing
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from rtdetrv4.appraisal import Appraisal
+    from rtdetrv4.assembly.start import Start, StartName
+    from rtdetrv4.config import Recipe
     from rtdetrv4.data.formats import Split
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import ImageDetections, Metrics
+    from rtdetrv4.models import DetectionModel
     from rtdetrv4.run_folder import RunFolder
     from rtdetrv4.training import Observer
+    from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+Own = TypeVar("Own", bound="Detector")
 
 
 @dataclass(frozen=True)
@@ -91,9 +81,13 @@ class Detector:
 
     Trained weights are fetched by name when they are first needed, into the cache of huggingface_hub.
 
+    `Detector("weights.onnx")`, or any other exported file, makes an `ExportedDetector`, which predicts and validates
+    without torch: torch is imported only for a model of PyTorch.
+
     Args:
-        model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, or weights (.safetensors, .pt,
-            .pth). None: the model that `weights` belongs to, or rtdetrv4-s without a file of weights.
+        model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, weights (.safetensors, .pt,
+            .pth), or an exported file. None: the model that `weights` belongs to, or rtdetrv4-s without a file of
+            weights.
         weights: "coco", "obj365" or "obj2coco" for weights of `model` trained on COCO, on Objects365, or on one after
             the other; "imagenet" for a backbone only; "none"; or a file: weights.safetensors or a training state of
             this package, a released .pth, "hf://owner/repo/file". None: "coco"; training takes the next best if these
@@ -102,8 +96,25 @@ class Detector:
 
     Raises:
         ConfigError: the model is unknown, or there is no such device.
+        ExportError: the exported file is missing or broken, or was not written by this package.
+        MissingDependencyError: torch, or the runtime of the exported file, is not installed.
         WeightsError: the weights cannot be read, or belong to another model.
     """
+
+    def __new__(
+        cls: type[Own],
+        model: str | Path | Recipe | None = None,
+        weights: str | Path | None = None,
+        *,
+        device: str | int | torch.device | None = None,
+    ) -> Own:
+        """Make a detector of PyTorch, or an `ExportedDetector` for an exported file."""
+        if not (isinstance(model, str | Path) and is_exported(model)):
+            return object.__new__(cls)
+        if weights is not None:
+            raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give only one.')
+        # It has the methods of a detector, and those that it cannot offer say so.
+        return cast("Own", ExportedDetector(model, device=None if device is None else str(device)))
 
     def __init__(
         self,
@@ -112,6 +123,12 @@ class Detector:
         *,
         device: str | int | torch.device | None = None,
     ) -> None:
+        require("torch", "torch")
+        from rtdetrv4.assembly.recipes import named_recipe, recipe_of_weights, settled_settings
+        from rtdetrv4.assembly.start import START_NAMES
+        from rtdetrv4.config import DEFAULT_MODEL
+        from rtdetrv4.weights import read_checkpoint
+
         if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
             if weights is not None:
                 raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give only one.')
@@ -140,6 +157,10 @@ class Detector:
 
     def _load(self, checkpoint: Checkpoint, level: int = logging.INFO) -> None:
         """Build the network for a checkpoint, take over its classes and weights, and log how they fit."""
+        from rtdetrv4.assembly import build_detector
+        from rtdetrv4.assembly.recipes import without_pretrained
+        from rtdetrv4.weights import load_weights
+
         metadata = checkpoint.metadata
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
@@ -152,6 +173,9 @@ class Detector:
 
     def _load_by_name(self) -> None:
         """Load the trained weights that were asked for, COCO's by default, unless there is a network already."""
+        from rtdetrv4.assembly.start import has_trained_weights, trained_start
+        from rtdetrv4.weights import Checkpoint
+
         name = self._start_name
         if self._network is not None or name in ("imagenet", "none"):
             return
@@ -172,6 +196,9 @@ class Detector:
         Raises:
             WeightsError: weights that were asked for by name cannot be had.
         """
+        from rtdetrv4.assembly import build_detector
+        from rtdetrv4.assembly.recipes import without_pretrained
+
         try:
             self._load_by_name()
         except WeightsError as error:
@@ -260,10 +287,13 @@ class Detector:
 
         from rtdetrv4.assembly.arrangement import arrange, read_training_data
         from rtdetrv4.assembly.training import build_trainer
+        from rtdetrv4.config import Recipe, given_settings, override
+        from rtdetrv4.config.budget import budget_seconds
         from rtdetrv4.data.records import has_objects
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.run_folder import RunFolder, log_findings
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
+        from rtdetrv4.weights import read_checkpoint
 
         for callback in callbacks:
             if isinstance(callback, type) or not isinstance(callback, Observer):
@@ -369,6 +399,8 @@ class Detector:
 
     def _start_of(self, recipe: Recipe) -> Start:
         """What training with this recipe starts from: this detector's weights, or else what was asked for by name."""
+        from rtdetrv4.assembly.start import choose_start, start_from_file
+
         if self.metadata is None:
             return choose_start(recipe, self._start_name)
         return self._start or start_from_file(self.metadata)
@@ -377,6 +409,10 @@ class Detector:
         self, recipe: Recipe, classes: ClassMap, start: Start | None
     ) -> tuple[DetectionModel, LoadReport | None]:
         """Build a network with heads for `classes`, and load the weights it starts from; None: all weights follow."""
+        from rtdetrv4.assembly import build_detector
+        from rtdetrv4.assembly.recipes import without_pretrained
+        from rtdetrv4.weights import load_weights
+
         if start is None:
             return build_detector(without_pretrained(recipe), classes.num_classes), None
         if start.weights is None:
@@ -425,11 +461,16 @@ class Detector:
             WeightsError: weights that were asked for by name cannot be had.
         """
         require("accelerate", "train")
+        from rtdetrv4.assembly import build_detector
         from rtdetrv4.assembly.arrangement import arrange, read_training_data
+        from rtdetrv4.assembly.recipes import without_pretrained
         from rtdetrv4.assembly.training import build_student, build_teacher, settle_course
+        from rtdetrv4.config import given_settings, override
+        from rtdetrv4.config.budget import budget_seconds
         from rtdetrv4.run_folder import log_findings
         from rtdetrv4.training import make_accelerator
         from rtdetrv4.training.stage_sheet import draw_stage_sheet
+        from rtdetrv4.weights.files import listing
 
         path = Path(out)
         if path.suffix.lower() not in PICTURE_SUFFIXES:
@@ -496,10 +537,11 @@ class Detector:
             DatasetError: the data set has no such split, or its classes are not the model's.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        require("faster_coco_eval", "train")
+        require("accelerate", "train")
         require("jinja2", "train")  # now, and not after the evaluation
         from accelerate import PartialState
 
+        from rtdetrv4.config import override
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
         from rtdetrv4.report import FACTS_FILE, REPORT_FILES, write_report
@@ -542,8 +584,9 @@ class Detector:
             DatasetError: the split has none of the model's classes.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        require("faster_coco_eval", "train")
+        require("accelerate", "train")
         from rtdetrv4.assembly.training import build_evaluation
+        from rtdetrv4.config import override
         from rtdetrv4.evaluation import CocoEvaluator, ImageDetections
         from rtdetrv4.training import make_accelerator
 
@@ -586,6 +629,8 @@ class Detector:
 
     def _remember(self, facts: Mapping[str, Any]) -> None:
         """Add to the metadata of the weights, in their file too."""
+        from rtdetrv4.weights.files import add_facts
+
         assert self.metadata is not None, "there are no weights"
         add_facts(Path(self.metadata.source), facts)
         self.metadata = self.metadata._replace(facts={**self.metadata.facts, **facts})
@@ -688,6 +733,10 @@ class Detector:
 
     def _run(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All detections in a batch, as `ExportedDetector.run`."""
+        import torch
+
+        from rtdetrv4.models import postprocess
+
         pixels = torch.from_numpy(preprocess(images, size, self.recipe.model.resize)).to(self.device)
         with torch.inference_mode():
             output = self._deploy()(pixels)
@@ -728,6 +777,7 @@ class Detector:
         require("onnx", "export")
 
         from rtdetrv4.export import export_onnx, report_path
+        from rtdetrv4.ops.hub import is_cached
 
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         source = None if self.metadata is None or is_cached(self.metadata.source) else self.metadata.source
@@ -762,6 +812,8 @@ class Detector:
         return {"teacher": teacher["name"], "teacher_license": terms}
 
     def _deploy(self) -> DetectionModel:
+        from rtdetrv4.models import fuse
+
         if self._deployed is None:
             self._deployed = fuse(self.model)
         return self._deployed
@@ -802,6 +854,8 @@ def _failures_explained(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
 
 
 def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:
+    from rtdetrv4.config.schema import parse_image_size
+
     try:
         return parse_image_size(value)
     except ValueError as error:
@@ -809,6 +863,9 @@ def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:
 
 
 def _device(name: str | int | torch.device | None) -> torch.device:
+    from rtdetrv4.config.schema import parse_device
+    from rtdetrv4.ops.device import find_device
+
     try:
         known = "auto" if name is None else parse_device(name)
     except ValueError as error:

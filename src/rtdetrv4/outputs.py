@@ -11,6 +11,11 @@ from rtdetrv4.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+LOG_FILE = "log.jsonl"
+"""What a run logs, in its folder."""
+SIMILARITY_FILE = "similarity.npz"
+"""How the student's F5 resembles the teacher, in the folder of an evaluation."""
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name and rename it: a process that dies while writing leaves the old one whole.

@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 from rtdetrv4.assembly.training import patience_of
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
 from rtdetrv4.data.document import count_of, some_of
-from rtdetrv4.distillation.similarity import SIMILARITY_FILE
 from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
-from rtdetrv4.outputs import numbered_folders, unused_folder, write_text
+from rtdetrv4.outputs import LOG_FILE, SIMILARITY_FILE, numbered_folders, unused_folder, write_text
 from rtdetrv4.report import FACTS_FILE, METRICS_FILE, REPORT_FILES, REPORT_PAGE
 from rtdetrv4.run_lock import locked
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint
-from rtdetrv4.training.observers import LOG_FILE
 from rtdetrv4.training.state import is_complete
 from rtdetrv4.weights.files import listing
 

@@ -58,8 +58,8 @@ def _workplace(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -
     save_weights(create_model("test").state_dict(), Path("coco.safetensors"), {"model": "test"})
     start = start_from_file(read_metadata("coco.safetensors"))
     start = replace(start, weights=read_checkpoint("coco.safetensors"))
-    monkeypatch.setattr("rtdetrv4.detector.has_trained_weights", lambda _: True)
-    monkeypatch.setattr("rtdetrv4.detector.trained_start", lambda *_: start)
+    monkeypatch.setattr("rtdetrv4.assembly.start.has_trained_weights", lambda _: True)
+    monkeypatch.setattr("rtdetrv4.assembly.start.trained_start", lambda *_: start)
     write_shapes(Path("datasets/mine"), num_train=4, num_val=2, image_size=64, seed=0)
     Path("photos").mkdir()
     for index, picture in enumerate(sorted(Path("datasets/mine/valid").glob("*.jpg"))):

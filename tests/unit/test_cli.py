@@ -322,18 +322,22 @@ def test_an_interrupted_prediction_leaves_whole_results(
     )
 
 
-def test_predict_runs_exported_models_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Session:
-        def __init__(self, path: str) -> None:
-            assert path == "w.onnx"
-
-        def predict(self, source: str, **options: Any) -> Any:
-            assert (source, options) == ("photos", {"conf": 0.25, "duplicates": "drop", "stream": True})
-            return iter([detections("cat.png")])
-
-    monkeypatch.setattr("rtdetrv4.ExportedDetector", Session)
-    assert run("predict photos --model w.onnx --out found") == 0
+@pytest.mark.parametrize("model", ["w.onnx", "w_openvino/", "w_openvino/w.xml", "w.pt2"])
+def test_exported_models_need_no_torch(
+    detector: type[FakeDetector], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert run(f"predict photos --model {model} --out found") == 0
     assert Path("found/cat.jpg").is_file()
+    assert run(f"val --data d --model {model} --split test") == 0
+    assert "ap of cat" in capsys.readouterr().out
+    assert detector.calls == [
+        ("init", (), {"model": model}),
+        ("predict", ("photos",), {"conf": 0.25, "duplicates": "drop", "stream": True}),
+        ("init", (), {"model": model}),
+        ("val", ("d",), {"split": "test"}),
+    ]
 
 
 def test_export(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,8 +421,6 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("predict a --model w.safetensors --slice 640 --overlap 1", "overlap: got 1.0, expected a share"),
         ("predict a --model w.safetensors --overlap 0.1", "belong to tiles; give their size, such as --slice 640"),
         ("val --data d --model w.safetensors --no-whole", "belong to tiles; give their size, such as --slice 640"),
-        ("predict a --model w.onnx --imgsz 320", "do not apply to an exported model"),
-        ("predict a --model w.onnx --weights coco", "do not apply to an exported model"),
         ("models rtdetrv4_s", 'Did you mean "rtdetrv4-s"?'),
         ("convert w.pth", "Missing option '--out'"),
         ("convert w.pth --out w.pt", "w.pt must end in .safetensors, such as w.safetensors."),
@@ -565,23 +567,27 @@ def test_public_names_are_sorted_and_unknown_ones_refused() -> None:
         _ = rtdetrv4.Detektor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_an_exported_model_is_run_without_torch() -> None:
+def test_a_detector_of_an_exported_model_imports_no_torch() -> None:
     code = """
 import sys
-sys.modules["torch"] = None  # as in the base install
-from rtdetrv4 import ExportedDetector
-print(ExportedDetector.__module__)
+from rtdetrv4 import Detector, ExportedDetector
+try:
+    Detector("missing.onnx")
+except Exception as error:
+    print(type(error).__name__)
+heavy = {"torch", "torchvision", "timm", "scipy", "pydantic", "matplotlib", "faster_coco_eval"}
+print(ExportedDetector.__module__, sorted(heavy & set(sys.modules)))
 """
-    assert run_python(code).strip() == "rtdetrv4.runtime.exported_detector"
+    assert run_python(code).splitlines() == ["ExportError", "rtdetrv4.exported_detector []"]
 
 
 def test_the_torch_extra_is_enough_to_predict() -> None:
     code = """
 import sys
-for module in ("accelerate", "faster_coco_eval", "matplotlib", "psutil", "scipy", "simplejpeg", "tensorboard"):
+for module in ("accelerate", "matplotlib", "psutil", "scipy", "simplejpeg", "tensorboard"):
     sys.modules[module] = None
 from rtdetrv4 import Detector
-print(Detector.__module__)
+print(Detector("test").__module__)
 """
     assert run_python(code).strip() == "rtdetrv4.detector"
 
@@ -590,7 +596,7 @@ def test_without_torch_the_detector_names_the_extra(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(vars(rtdetrv4), "Detector")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(rtdetrv4.MissingDependencyError, match=r'pip install "rtdetrv4\[torch\]"'):
-        _ = rtdetrv4.Detector
+        rtdetrv4.Detector("rtdetrv4-s")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(rtdetrv4.MissingDependencyError, match=r'pip install "rtdetrv4\[train\]"'):
         _ = rtdetrv4.Observer

@@ -13,8 +13,8 @@ from rtdetrv4.data.records import Record, Split
 from rtdetrv4.distillation import PIP_TEACHER
 from rtdetrv4.distillation.teacher_catalog import timm_name
 from rtdetrv4.ops.networks import has_pip_weights, has_timm_weights
+from rtdetrv4.runtime.machine import free_host_memory, num_cores
 from rtdetrv4.training.fit import free_memory
-from rtdetrv4.training.machine import free_host_memory, num_cores
 
 StartKind = Literal["coco", "imagenet", "none"]
 """What training starts from: a trained detector, whatever it was trained on; an ImageNet backbone; random weights."""

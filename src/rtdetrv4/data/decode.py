@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.pixels import PNG_MAGIC, PixelsError, decode_stored, read_header, turn
+
+_simplejpeg: Any = None
+"""None in the base install, where Pillow reads JPEG files: as the same pixels, more slowly."""
+with contextlib.suppress(ModuleNotFoundError):
+    _simplejpeg = importlib.import_module("simplejpeg")
 
 JPEG_MAGIC = b"\xff\xd8"
 EXIF_MAGIC = b"Exif\x00\x00"
@@ -111,14 +117,14 @@ def decode_reduced(data: bytes, reduction: int) -> tuple[NDArray[np.uint8], tupl
     Raises:
         PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
     """
-    if data.startswith(JPEG_MAGIC):
+    if _simplejpeg is not None and data.startswith(JPEG_MAGIC):
         # Pillow tells what is wrong, and reads odd files, such as those with bytes after the end.
         with contextlib.suppress(ValueError, MemoryError):
-            header = simplejpeg.decode_jpeg_header(data)
+            header = _simplejpeg.decode_jpeg_header(data)
             height, width, colorspace = int(header[0]), int(header[1]), header[2]
             if colorspace not in {"CMYK", "YCCK"}:
                 min_height, min_width = -(-height // reduction), -(-width // reduction)
-                pixels = simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
+                pixels = _simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
                 return pixels, (height, width), _jpeg_orientation(data)
     pixels, orientation = _decode_png(data) or decode_stored(data)
     height, width = pixels.shape[:2]

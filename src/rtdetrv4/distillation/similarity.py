@@ -15,7 +15,6 @@ from rtdetrv4.distillation.student import DistillationStudent
 from rtdetrv4.distillation.teacher import Teacher
 from rtdetrv4.outputs import write_whole
 
-SIMILARITY_FILE = "similarity.npz"
 _SPREAD = (2.0, 98.0)
 """Percentiles of a component that become the darkest and the brightest value of its color."""
 

@@ -2,6 +2,15 @@
 
 from rtdetrv4.evaluation.analysis import Analysis, analyze
 from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, ImageDetections, Metrics
+from rtdetrv4.evaluation.exported import evaluate_exported
 from rtdetrv4.evaluation.report import write_report
 
-__all__ = ["Analysis", "CocoEvaluator", "ImageDetections", "Metrics", "analyze", "write_report"]
+__all__ = [
+    "Analysis",
+    "CocoEvaluator",
+    "ImageDetections",
+    "Metrics",
+    "analyze",
+    "evaluate_exported",
+    "write_report",
+]

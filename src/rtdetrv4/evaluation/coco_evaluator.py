@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rtdetrv4.data.records import Record
-from rtdetrv4.errors import DatasetError, require
+from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
 
 logger = logging.getLogger(__name__)
@@ -146,17 +146,32 @@ class CocoEvaluator:
             DatasetError: an image is not in the ground truth, or a label is not one of its classes.
         """
         scores = found.scores.detach().float().cpu().numpy()
-        labels = found.labels.detach().cpu().numpy()
         boxes = found.boxes_xyxy_px.detach().float().cpu().numpy()
+        self.add(infos, boxes, scores, found.labels.detach().cpu().numpy())
+
+    def add(
+        self, infos: Sequence[ImageInfo], boxes_xyxy_px: np.ndarray, scores: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """Add the detections of a batch as `update` does, without torch.
+
+        Args:
+            infos: the B images of the batch.
+            boxes_xyxy_px: B×N×4 float32, pixels of the original images.
+            scores: B×N float32 in [0, 1], in descending order.
+            labels: B×N integers in [0, K).
+
+        Raises:
+            DatasetError: an image is not in the ground truth, or a label is not one of its classes.
+        """
         if labels.size and not 0 <= labels.min() <= labels.max() < self.classes.num_classes:
             raise DatasetError(
                 f"the detections have labels {labels.min()}...{labels.max()}, but the data set has classes "
                 f"0...{self.classes.num_classes - 1}; evaluate a model that was trained for these classes"
             )
-        finite = np.isfinite(scores) & np.isfinite(boxes).all(axis=-1)
+        finite = np.isfinite(scores) & np.isfinite(boxes_xyxy_px).all(axis=-1)
         if not finite.all():
             logger.warning("%d detections are NaN or infinite and are ignored", (~finite).sum())
-        for info, *arrays, keep in zip(infos, boxes, scores, labels, finite, strict=True):
+        for info, *arrays, keep in zip(infos, boxes_xyxy_px, scores, labels, finite, strict=True):
             if info.image_id not in self._image_ids:
                 raise DatasetError(
                     f"image id {info.image_id} ({info.file_name}) is not among the {len(self._records)} images of the "
@@ -193,7 +208,8 @@ class CocoEvaluator:
         total, unseen = len(self._records), len(self._records) - len(self._detections)
         if unseen:
             logger.warning("%d of %d images were not evaluated; their boxes count as missed", unseen, total)
-        coco = require("faster_coco_eval", "train")
+        import faster_coco_eval as coco  # takes a while, and collecting detections does not need it
+
         with _paused_garbage_collection():
             truth = coco.COCO(self._dataset(self._annotations()))
             found = coco.COCO(self._dataset(self._predictions()))

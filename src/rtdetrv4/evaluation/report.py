@@ -67,7 +67,7 @@ def write_report(evaluator: CocoEvaluator, folder: str | Path, metrics: Metrics 
     write_text(folder / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "analysis.json", json.dumps(analysis.to_dict()) + "\n")
 
-    with require("matplotlib", "train").rc_context({"font.family": _fonts()}):
+    with require("matplotlib", "eval").rc_context({"font.family": _fonts()}):
         _save(draw_precision_recall(analysis.curves, names), folder / "precision_recall.png")
         _save(draw_f1_confidence(analysis.curves, names), folder / "f1_confidence.png")
         picture = draw_confusion_matrix(analysis.confusion, names, analysis.confusion_confidence)
@@ -134,7 +134,7 @@ def draw_confusion_matrix(counts: np.ndarray, names: Sequence[str], confidence: 
     side = num_shown * cell
     figure = _figure(max(side, 3.2) + margin + 0.9, max(side, 2.4) + margin + 0.4)
     axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", norm=require("matplotlib.colors", "train").PowerNorm(0.6, 0, 1))
+    image = axes.imshow(share, cmap="Blues", norm=require("matplotlib.colors", "eval").PowerNorm(0.6, 0, 1))
     labels = [_short(names[k]) for k in shown]
     ticks = range(num_shown)
     axes.set_xticks(ticks, [*labels, "missed"], rotation=90 if longest > 3 else 0, fontsize=font, parse_math=False)
@@ -219,12 +219,12 @@ def _draw_lines(
 
 def _figure(width: float, height: float) -> Figure:
     """Make a figure of this size in inches, outside pyplot's global state."""
-    return require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
+    return require("matplotlib.figure", "eval").Figure(figsize=(width, height), layout="constrained")
 
 
 def _fonts() -> list[str]:
     """Return matplotlib's own font, then installed ones with Chinese, Japanese and Korean characters."""
-    installed = {font.name for font in require("matplotlib.font_manager", "train").fontManager.ttflist}
+    installed = {font.name for font in require("matplotlib.font_manager", "eval").fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in installed)]
 
 

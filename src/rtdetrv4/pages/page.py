@@ -23,7 +23,7 @@ def render(template: str, **context: Any) -> str:
     Raises:
         MissingDependencyError: jinja2 is not installed.
     """
-    jinja2 = require("jinja2", "train")
+    jinja2 = require("jinja2", "eval")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rtdetrv4", ""),
         autoescape=True,

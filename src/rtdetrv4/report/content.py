@@ -12,11 +12,8 @@ from typing import Any
 
 import yaml
 
-from rtdetrv4.distillation.similarity import SIMILARITY_FILE
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.outputs import write_text
-from rtdetrv4.training.observers import LOG_FILE, read_log
-from rtdetrv4.training.run_curves import TERMS
+from rtdetrv4.outputs import LOG_FILE, SIMILARITY_FILE, write_text
 from rtdetrv4.yaml12 import load_yaml
 
 REPORT_PAGE, REPORT_DATA = "report.html", "report.json"
@@ -94,6 +91,8 @@ def _beginning(path: Path) -> str:
 
 
 def _run(folder: Path, left_out: list[str]) -> Content:
+    from rtdetrv4.training.observers import read_log  # imports torch, which a report on an evaluation does not need
+
     recipe = _read(folder / RECIPE_FILE, load_yaml)
     record = _read(folder / RECORD_FILE, json.loads)
     if record is None:
@@ -135,6 +134,7 @@ def _curves(
     log: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]], start: Mapping[str, Any] | None
 ) -> Content:
     """Series over the epochs; null where an epoch has no value."""
+    from rtdetrv4.training.run_curves import TERMS  # as in `_run`
 
     def series(value_of: Callable[[Mapping[str, Any]], Any]) -> list[Any] | None:
         values = [value_of(epoch) for epoch in epochs]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 
+from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import Detections
-from rtdetrv4.runtime.engines import open_engine
+from rtdetrv4.runtime.engines import Precision, open_engine
 from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
 from rtdetrv4.runtime.preprocess import preprocess
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
@@ -18,28 +20,44 @@ from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap
 
+logger = logging.getLogger(__name__)
+
 
 class ExportedDetector:
     """An exported detector, run by the runtime that its file is for.
 
     Args:
         path: a file or folder written by `Detector.export`.
-        device: what to run it on, in the words of the runtime, such as "cpu" or "cuda"; None for the best that it has.
+        device: what to run it on, in the words of the runtime, such as "cpu" or "cuda"; None for the best that it has
+            and that is known to be right.
         threads: threads that work on one batch; None leaves it to the runtime.
+        precision: "fp32" or "bf16", where the runtime has the choice; None for what it prefers.
 
     Attributes:
+        path: the file.
         engine: the runtime with the loaded file.
         metadata: class names, input size and more.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or an option that the runtime does not have.
         ExportError: the file is missing or broken, or was not written by this package.
         MissingDependencyError: the runtime is not installed.
     """
 
-    def __init__(self, path: str | Path, *, device: str | None = None, threads: int | None = None) -> None:
-        self.engine = open_engine(path, device=device, threads=threads)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        precision: Precision | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.engine = open_engine(
+            path, device=None if device == "auto" else device, threads=threads, precision=precision
+        )
         self.metadata = self.engine.metadata
+        logger.info("%s runs in %s", path, self.engine.name)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,6 +70,7 @@ class ExportedDetector:
         source: Any,
         *,
         conf: Confidence = ...,
+        imgsz: int | str | tuple[int, int] | None = ...,
         batch: int = ...,
         stream: Literal[False] = ...,
         duplicates: Duplicates = ...,
@@ -68,6 +87,7 @@ class ExportedDetector:
         source: Any,
         *,
         conf: Confidence = ...,
+        imgsz: int | str | tuple[int, int] | None = ...,
         batch: int = ...,
         stream: Literal[True],
         duplicates: Duplicates = ...,
@@ -83,6 +103,7 @@ class ExportedDetector:
         source: Any,
         *,
         conf: Confidence = 0.25,
+        imgsz: int | str | tuple[int, int] | None = None,
         batch: int = 1,
         stream: bool = False,
         duplicates: Duplicates = "drop",
@@ -98,6 +119,7 @@ class ExportedDetector:
             source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array or PIL image.
             conf: minimum confidence, a mapping from class name to minimum confidence, or "best": the threshold of each
                 class that was best in the validation after training.
+            imgsz: the size the file was exported with; no other is possible.
             batch: images, or tiles of them, per run. Files exported with a fixed batch size always use that.
             stream: yield results one by one instead of returning a list, so that long videos fit in memory.
             duplicates: "drop": one label per query, and of nearly identical boxes of one class only the best; "keep":
@@ -113,6 +135,7 @@ class ExportedDetector:
             ConfigError: an option is invalid, or names a class that the model does not have.
             SourceError: something in `source` cannot be read.
         """
+        self._check_size(imgsz)
         metadata = self.metadata
         found = detect(
             read_source(source),
@@ -153,3 +176,13 @@ class ExportedDetector:
         else:
             scores, labels, boxes = outputs["scores"], outputs["labels"], outputs["boxes"]
         return scores[: len(images)], labels[: len(images)], boxes[: len(images)]
+
+    def _check_size(self, imgsz: int | str | tuple[int, int] | None) -> None:
+        """Refuse another image size than the file's; its sides may be written as for `Detector`."""
+        height, width = self.metadata.image_size
+        same = (None, (height, width), f"{height}x{width}", *((height, str(height)) if height == width else ()))
+        if (tuple(imgsz) if isinstance(imgsz, list) else imgsz) not in same:
+            given = "x".join(map(str, imgsz)) if isinstance(imgsz, tuple | list) else imgsz
+            raise ConfigError(
+                f"imgsz: got {given}, but {self.path} was exported for {height}x{width}; leave it out, or export again."
+            )

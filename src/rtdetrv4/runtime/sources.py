@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import http.client
 import itertools
 import logging
 import os
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -235,6 +233,9 @@ def _decode(data: bytes, name: str) -> np.ndarray:
 
 
 def _download(url: str) -> bytes:
+    import http.client  # only where it is needed: `predict` is to start fast
+    import urllib.request
+
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             data = response.read(MAX_DOWNLOAD_BYTES + 1)

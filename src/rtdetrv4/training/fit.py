@@ -19,7 +19,7 @@ from rtdetrv4.data.document import count_of
 from rtdetrv4.distillation import DistillationStudent
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.losses import Criterion, weighted_sum
-from rtdetrv4.training.machine import free_host_memory
+from rtdetrv4.runtime.machine import free_host_memory
 from rtdetrv4.types import Targets
 
 logger = logging.getLogger(__name__)

@@ -19,12 +19,11 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 
 from rtdetrv4.errors import ConfigError, MissingDependencyError, did_you_mean
+from rtdetrv4.outputs import LOG_FILE
 from rtdetrv4.training.progress import TerminalProgress
 from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
 from rtdetrv4.training.run_curves import draw_curves
 from rtdetrv4.training.symptoms import BandWatch, LoaderWatch
-
-LOG_FILE = "log.jsonl"
 
 
 def default_observers(out: Path, *, log_every: int = 50, console: Console | None = None) -> list[Observer]:

@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from rtdetrv4.errors import ExportError
-from rtdetrv4.runtime.export_metadata import ExportMetadata
+from rtdetrv4.runtime.engines.engine import Engine, EngineOptions, Hint, Precision
+
+__all__ = ["Engine", "EngineOptions", "Hint", "Precision", "is_exported", "open_engine"]
+
+_MODULES = {
+    ".onnx": "onnx",
+    "_openvino": "openvino",
+    ".xml": "openvino",
+    ".pt2": "torch",
+    ".torchscript": "torch",
+}
+"""Modules by the ending of what they run; a folder has the name of its runtime at the end."""
 
 
-class Engine(Protocol):
-    """An exported file, loaded by its runtime."""
-
-    metadata: ExportMetadata
-    """What the file says of itself; `batch` is what the file itself accepts."""
-    name: str
-    """The runtime and its version, and what it runs on, such as "ONNX Runtime 1.30.0 on CPU"."""
-
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Run a batch.
-
-        Args:
-            images: B×3×H×W float32, as `rtdetrv4.runtime.preprocess` returns it.
-
-        Returns:
-            The outputs that `ExportMetadata.outputs` describes, by name; those that are not integers as float32.
-
-        Raises:
-            ExportError: the runtime fails, or the file does not accept this batch size.
-        """
-        ...
+def is_exported(path: str | Path) -> bool:
+    """Whether a name is one that exported files and folders have."""
+    return Path(path).name.endswith(tuple(_MODULES))
 
 
-def open_engine(path: str | Path, *, device: str | None = None, threads: int | None = None) -> Engine:
-    """Load an exported file with the runtime that its suffix names.
+def open_engine(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    precision: Precision | None = None,
+    hint: Hint = "latency",
+) -> Engine:
+    """Load an exported file with the runtime that its name ends with.
 
     Args:
         path: a file or folder that `Detector.export` wrote.
-        device: what to run it on, in the words of the runtime; None for the best that it has.
+        device: what to run it on, in the words of the runtime; None for the best that it has and that is known to be
+            right.
         threads: threads that work on one batch; None leaves it to the runtime.
+        precision: "fp32" computes in float32 what the file holds in floats, "bf16" in bfloat16. None: what the runtime
+            prefers; in OpenVINO that is bfloat16 on processors that have instructions for it.
+        hint: "latency": one batch as fast as possible. "throughput": as many as possible in the same time, if as many
+            calls as `Engine.num_parallel` run at once.
 
     Raises:
+        ConfigError: there is no such device, or an option that the runtime does not have.
         ExportError: the file is missing, broken, or was not written by this package.
         MissingDependencyError: its runtime is not installed.
     """
     path = Path(path)
+    options = EngineOptions(device, threads, precision, hint).checked()
+    ending = next((ending for ending in _MODULES if path.name.endswith(ending)), None)
+    if ending is None:
+        raise ExportError(f"{path} is no exported file that can be run here; expected {', '.join(_MODULES)}.")
     if not path.exists():
         raise ExportError(f"{path} does not exist; write it with Detector.export.")
-    if path.suffix == ".onnx":
-        from rtdetrv4.runtime.engines.onnx import OnnxEngine
-
-        return OnnxEngine(path, device=device, threads=threads)
-    raise ExportError(f"{path} is no exported file that can be run here; expected .onnx.")
+    return importlib.import_module(f"{__name__}.{_MODULES[ending]}").open_file(path, options)

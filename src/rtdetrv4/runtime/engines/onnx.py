@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from rtdetrv4.errors import ConfigError, ExportError, require
-from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata
+from rtdetrv4.errors import ConfigError, ExportError, first_line, require
+from rtdetrv4.runtime.engines.engine import EngineOptions, as_input, as_outputs, check_batch
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 """Execution providers by the name of a device, the preferred first."""
+NUMPY_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+def open_file(path: Path, options: EngineOptions) -> OnnxEngine:
+    """Load an ONNX file; see `open_engine`."""
+    return OnnxEngine(path, options)
+
+
+def load_session(path: Path, options: EngineOptions) -> tuple[Any, str]:
+    """Load any ONNX file.
+
+    Returns:
+        An `onnxruntime.InferenceSession`, and the name of the runtime.
+
+    Raises:
+        ConfigError: there is no such device.
+        ExportError: the file is broken.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    runtime = require("onnxruntime", "export")
+    found = [name for name, provider in PROVIDERS.items() if provider in runtime.get_available_providers()]
+    device, _, index = (options.device or found[0]).partition(":")
+    options.only("this ONNX Runtime", found)
+    settings = runtime.SessionOptions()
+    settings.log_severity_level = 4  # errors are raised anyway
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    providers: list[Any] = [PROVIDERS["cpu"]]
+    if device != "cpu":
+        providers.insert(0, (PROVIDERS[device], {"device_id": index or "0"}))
+    try:
+        session = runtime.InferenceSession(str(path), settings, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ExportError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+    if PROVIDERS[device] not in session.get_providers():  # its libraries are missing, which is only logged
+        raise ConfigError(f'device: ONNX Runtime cannot use "{device}" here; install what it needs, or use "cpu".')
+    return session, f"ONNX Runtime {runtime.__version__} on {device.upper()}"
 
 
 class OnnxEngine:
@@ -18,46 +65,30 @@ class OnnxEngine:
 
     Args:
         path: a file written by `Detector.export("onnx")`.
-        device: "cuda" or "cpu"; None for the first of these that there is.
-        threads: threads that work on one batch; None leaves it to ONNX Runtime.
+        options: `device` is "cuda", "cuda:1" or "cpu"; None for the first of these that there is.
 
     Raises:
         ConfigError: there is no such device.
         ExportError: the file is broken, or was not written by this package.
     """
 
-    def __init__(self, path: Path, *, device: str | None = None, threads: int | None = None) -> None:
-        runtime = require("onnxruntime", "export")
-        found = [name for name, provider in PROVIDERS.items() if provider in runtime.get_available_providers()]
-        if device is not None and device not in found:
-            raise ConfigError(f'device: got "{device}", but this ONNX Runtime has {" and ".join(found)}.')
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised anyway
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        providers = [PROVIDERS[name] for name in found if device is None or name in (device, "cpu")]
-        try:
-            self._session = runtime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise ExportError(f"onnxruntime cannot load {path}: {error}") from error
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        if text is None:
-            raise ExportError(f'{path} has no metadata of rtdetrv4; write it with Detector.export("onnx")')
+    num_parallel = 1
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        self._session, self.name = load_session(path, options)
+        metadata = read_metadata(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
         model_input = self._session.get_inputs()[0]
         batch = model_input.shape[0]
-        self.metadata = ExportMetadata.from_json(text)._replace(batch=batch if isinstance(batch, int) else None)
-        self.name = f"ONNX Runtime {runtime.__version__} on {(device or found[0]).upper()}"
+        self.metadata = metadata._replace(batch=batch if isinstance(batch, int) else None)
         self._input = model_input.name
-        self._dtype = np.float16 if model_input.type == "tensor(float16)" else np.float32
+        self._dtype = NUMPY_TYPES[model_input.type]
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Run a batch; see `Engine`."""
+        check_batch(images, self.metadata)
         try:
-            found = self._session.run(self._outputs, {self._input: images.astype(self._dtype, copy=False)})
+            found = self._session.run(self._outputs, {self._input: as_input(images, self.metadata, self._dtype)})
         except Exception as error:  # as above
-            raise ExportError(f"onnxruntime cannot run the file at batch {len(images)}: {error}") from error
-        return {
-            name: array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
-            for name, array in zip(self._outputs, found, strict=True)
-        }
+            raise ExportError(f"onnxruntime cannot run the file at batch {len(images)}: {first_line(error)}") from error
+        return as_outputs(self._outputs, found)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rtdetrv4.training import machine
-from rtdetrv4.training.machine import (
+from rtdetrv4.runtime import machine
+from rtdetrv4.runtime.machine import (
     _cores_of_cgroups,
     _free_in_cgroups,
     free_host_memory,

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
+from rtdetrv4.errors import require
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -20,6 +20,7 @@ def free_host_memory() -> int:
 
     psutil sees the memory of the whole machine, while the kernel kills a container's process at the container's limit.
     """
+    psutil = require("psutil", "train")
     return min([psutil.virtual_memory().available, *_free_in_cgroups(_CGROUPS, _OWN_CGROUP)])
 
 

@@ -1,0 +1,182 @@
+"""OpenVINO's files, run by OpenVINO."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rtdetrv4.errors import ConfigError, ExportError, require
+from rtdetrv4.runtime.engines.engine import METADATA_FILE, EngineOptions, as_input, as_outputs, check_batch, reason
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
+from rtdetrv4.runtime.known_bad import check_runtime
+
+MAX_COMPILED = 4
+"""Shapes for which a model is kept compiled."""
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Of all inputs of a model."""
+
+
+def open_file(path: Path, options: EngineOptions) -> OpenVinoEngine:
+    """Load a folder NAME_openvino/ or NAME.xml; see `open_engine`."""
+    return OpenVinoEngine(path, options)
+
+
+class OpenVinoModel:
+    """Any model that OpenVINO reads, compiled for each shape of inputs that comes: fixed shapes are computed faster.
+
+    Threads may call at once: each has a request of its own.
+
+    Args:
+        path: a folder with NAME.xml, that file itself, or NAME.onnx.
+        options: `device` is "cpu", "gpu", "gpu.1", … None is the processor, because detection transformers have been
+            found to be computed wrongly on GPUs.
+
+    Attributes:
+        name: the runtime and what it runs on; see `Engine`.
+        model: the `openvino.Model`.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot compute in bfloat16.
+        ExportError: the file is broken, or this version of OpenVINO is known to be wrong.
+        MissingDependencyError: openvino is not installed.
+    """
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        openvino = require("openvino", "openvino")
+        core: Any = openvino.Core()
+        device = (options.device or "cpu").upper()
+        found = [each.lower() for each in core.available_devices]
+        if not any(each == device.lower() or each.startswith(f"{device.lower()}.") for each in found):
+            raise ConfigError(f'device: got "{options.device}", but OpenVINO has {" and ".join(found)} here.')
+        version = openvino.__version__.partition("-")[0]
+        check_runtime("openvino", version, device=device)
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": options.hint.upper()}
+        if options.precision is not None:
+            if options.precision == "bf16" and "BF16" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+                raise ConfigError("precision: this processor has no instructions for bf16; leave it out.")
+            settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[options.precision]
+        if options.threads is not None and device == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+        # What the plugin computes in where it is not told: bfloat16 where the processor multiplies matrices of it.
+        preferred = core.get_property(device, "INFERENCE_PRECISION_HINT").get_type_name()
+        self.name = f"OpenVINO {version} on {device}, {settings.get('INFERENCE_PRECISION_HINT', preferred)}"
+        self._compile = partial(core.compile_model, device_name=device, config=settings)
+        try:
+            self.model: Any = core.read_model(str(find_model(path)))
+        except RuntimeError as error:
+            raise ExportError(f"openvino cannot load {path}: {reason(error)}") from error
+        self._compiled: dict[Shapes, Any] = {}
+        self._lock = threading.Lock()
+        self._requests = threading.local()
+
+    def num_parallel(self, shapes: Shapes) -> int:
+        """Requests that suit the hint, for inputs of these shapes."""
+        return int(self._for(shapes).get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run the model.
+
+        Args:
+            inputs: in the order of the model's.
+
+        Returns:
+            The outputs, in its order.
+
+        Raises:
+            ExportError: OpenVINO fails.
+        """
+        shapes = tuple(each.shape for each in inputs)
+        compiled = self._for(shapes)
+        of_thread: dict[Shapes, tuple[Any, Any]] = self._requests.__dict__.setdefault("by_shapes", {})
+        if of_thread.get(shapes, (None,))[0] is not compiled:
+            of_thread[shapes] = compiled, compiled.create_infer_request()
+        request = of_thread[shapes][1]
+        try:
+            found = request.infer(dict(enumerate(inputs)), share_inputs=True)
+        except RuntimeError as error:
+            raise ExportError(f"openvino cannot run the file at batch {shapes[0][0]}: {reason(error)}") from error
+        return [found[index] for index in range(len(self.model.outputs))]
+
+    def _for(self, shapes: Shapes) -> Any:
+        """The model compiled for inputs of these shapes."""
+        with self._lock:
+            if shapes not in self._compiled:
+                model = self.model
+                try:
+                    if model.is_dynamic():
+                        model = model.clone()
+                        model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
+                    compiled = self._compile(model)
+                except RuntimeError as error:
+                    raise ExportError(f"openvino cannot compile the model: {reason(error)}") from error
+                if len(self._compiled) == MAX_COMPILED:
+                    del self._compiled[next(iter(self._compiled))]
+                self._compiled[shapes] = compiled
+            return self._compiled[shapes]
+
+
+class OpenVinoEngine:
+    """A model of OpenVINO; see `Engine`.
+
+    Args:
+        path: a folder NAME_openvino/ written by `Detector.export("openvino")`, the NAME.xml in it, or NAME.onnx.
+        options: see `OpenVinoModel`.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot compute in bfloat16.
+        ExportError: the file is broken, or was not written by this package, or OpenVINO is known to be wrong.
+        MissingDependencyError: openvino is not installed.
+    """
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        self._run = OpenVinoModel(path, options)
+        self.name = self._run.name
+        model = self._run.model
+        metadata = read_metadata(_metadata_text(model, path), path)
+        shape = model.input(0).partial_shape
+        self.metadata = metadata._replace(batch=shape[0].get_length() if shape[0].is_static else None)
+        self._image = tuple(side.get_length() for side in list(shape)[1:])
+        self._dtype = model.input(0).element_type.to_dtype()
+        self._outputs = [output.any_name for output in model.outputs]
+
+    @property
+    def num_parallel(self) -> int:
+        """Infer requests that suit the hint."""
+        return self._run.num_parallel(((self.metadata.batch or 1, *self._image),))
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Run a batch; see `Engine`."""
+        check_batch(images, self.metadata)
+        return as_outputs(self._outputs, self._run([as_input(images, self.metadata, self._dtype)]))
+
+
+def find_model(path: Path) -> Path:
+    """The NAME.xml that `path` is, or that it holds.
+
+    Raises:
+        ExportError: a folder holds none, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.xml"))
+    if len(found) != 1:
+        raise ExportError(f"{path} holds {len(found)} files NAME.xml, expected one; export it again.")
+    return found[0]
+
+
+def _metadata_text(model: Any, path: Path) -> str | None:
+    """The metadata in the folder of the model, or in the model itself."""
+    beside = (path if path.is_dir() else path.parent) / METADATA_FILE
+    if path.suffix != ".onnx" and beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    for place in ([METADATA_KEY], ["framework", METADATA_KEY]):  # the second is where ONNX files have it
+        if model.has_rt_info(place):
+            return str(model.get_rt_info(place).astype(str))
+    return None

@@ -1,0 +1,248 @@
+"""Every runtime on a small model whose answer is known: the scores are the mean red, green and blue of the image."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnx.parser
+import openvino
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rtdetrv4.errors import ConfigError, ExportError, MissingDependencyError
+from rtdetrv4.runtime import ExportedDetector, ExportMetadata
+from rtdetrv4.runtime.engines import is_exported, open_engine
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, ForeignFileError
+
+METADATA = ExportMetadata(
+    model="test",
+    names=("red", "green", "blue"),
+    category_ids=(1, 2, 3),
+    image_size=(32, 64),
+    outputs="raw",
+    version="0.1.0",
+)
+GRAPH = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    graph (float[{batch}, 3, 32, 64] images) => (float[{batch}, 1, 3] logits, float[{batch}, 1, 4] boxes)
+    <int64[2] space = {{2, 3}}, float[4] box = {{0.5, 0.5, 0.5, 1.0}}, int64[1] query = {{1}}, int64[1] first = {{0}},
+     int64[1] one = {{1}}, int64[1] last = {{2}}>
+    {{
+        mean = ReduceMean<keepdims=0>(images, space)
+        logits = Unsqueeze(mean, query)
+        zeros = Sub(logits, logits)
+        column = Slice(zeros, first, one, last)
+        boxes = Add(column, box)
+    }}
+"""
+
+
+class Colors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("box", torch.tensor([0.5, 0.5, 0.5, 1.0]))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = images.mean(dim=(2, 3))[:, None]
+        return logits, logits[..., :1] * 0 + self.box
+
+
+Write = Callable[[Path, str | None, str], Path]
+
+
+def write_onnx(folder: Path, metadata: str | None, batch: str = "batch") -> Path:
+    model = onnx.parser.parse_model(GRAPH.format(batch=batch))
+    if metadata is not None:
+        onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
+    onnx.save(model, str(folder / "model.onnx"))
+    return folder / "model.onnx"
+
+
+def write_openvino(folder: Path, metadata: str | None, batch: str = "batch") -> Path:
+    model = openvino.Core().read_model(str(write_onnx(folder, None, batch)))
+    target = folder / "model_openvino"
+    target.mkdir()
+    openvino.save_model(model, str(target / "model.xml"), compress_to_fp16=False)
+    if metadata is not None:
+        (target / "metadata.json").write_text(metadata, encoding="utf-8")
+    return target
+
+
+def write_torchscript(folder: Path, metadata: str | None, batch: str = "batch") -> Path:
+    program = torch.jit.trace(Colors(), (torch.rand(2, 3, 32, 64),))
+    extra = {} if metadata is None else {METADATA_KEY: metadata}
+    torch.jit.save(program, folder / "model.torchscript", _extra_files=extra)
+    return folder / "model.torchscript"
+
+
+def write_pt2(folder: Path, metadata: str | None, batch: str = "batch") -> Path:
+    shapes = {"images": {0: torch.export.Dim("batch") if batch == "batch" else None}}
+    images = torch.rand(2 if batch == "batch" else int(batch), 3, 32, 64)
+    program = torch.export.export(Colors(), (images,), dynamic_shapes=shapes)
+    extra = {} if metadata is None else {METADATA_KEY: metadata}
+    torch.export.save(program, folder / "model.pt2", extra_files=extra)
+    return folder / "model.pt2"
+
+
+WRITERS: dict[str, Write] = {
+    "onnxruntime": write_onnx,
+    "openvino": write_openvino,
+    "torchscript": write_torchscript,
+    "pt2": write_pt2,
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec:FutureWarning"),
+]
+every_runtime = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+
+
+@every_runtime
+def test_any_batch_is_run(write: Write, tmp_path: Path) -> None:
+    path = write(tmp_path, METADATA.to_json(), "batch")
+    assert is_exported(path)
+    engine = open_engine(path, device="cpu", threads=1, precision="fp32")
+    assert engine.metadata == METADATA
+    images = np.random.default_rng(0).random((7, 3, 32, 64), dtype=np.float32)
+    for batch in (1, 2, 7):
+        found = engine(images[:batch])
+        assert set(found) == {"logits", "boxes"}
+        assert found["logits"].dtype == np.float32
+        np.testing.assert_allclose(found["logits"][:, 0], images[:batch].mean(axis=(2, 3)), atol=1e-5)
+        np.testing.assert_allclose(found["boxes"], np.tile([0.5, 0.5, 0.5, 1], (batch, 1, 1)))
+    (detections,) = ExportedDetector(path).predict(np.full((50, 200, 3), (255, 0, 0), np.uint8), conf=0.6)
+    assert detections.class_name == ["red"]
+    np.testing.assert_allclose(detections.xyxy, [[50, 0, 150, 50]], atol=1e-3)
+
+
+@every_runtime
+def test_another_size_or_batch_is_one_line(write: Write, tmp_path: Path) -> None:
+    engine = open_engine(write(tmp_path, METADATA._replace(batch=2).to_json(), "2"))
+    if engine.metadata.batch is None:  # TorchScript's own shapes are not fixed
+        return
+    with pytest.raises(ExportError, match=r"takes images 2×3×32×64, got 3×3×32×64. Export without a fixed batch size"):
+        engine(np.zeros((3, 3, 32, 64), np.float32))
+    with pytest.raises(ExportError, match="takes images 2×3×32×64, got 2×3×64×64"):
+        engine(np.zeros((2, 3, 64, 64), np.float32))
+
+
+@every_runtime
+def test_foreign_and_damaged_files_are_one_line(write: Write, tmp_path: Path) -> None:
+    path = write(tmp_path, None, "batch")
+    with pytest.raises(ForeignFileError, match=r"has no metadata of rtdetrv4; write it with Detector.export"):
+        open_engine(path)
+    file = path / "model.xml" if path.is_dir() else path
+    for content in (file.read_bytes()[: file.stat().st_size // 2], b"no model", b""):
+        file.write_bytes(content)
+        with pytest.raises(ExportError, match=r"cannot load .*model") as caught:
+            open_engine(path)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@every_runtime
+def test_a_runtime_that_is_missing_names_its_extra(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, METADATA.to_json(), "batch")
+    for module in ("onnxruntime", "openvino", "torch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match="is not installed; install it with: pip install"):
+        open_engine(path)
+
+
+@every_runtime
+def test_devices_and_precisions_that_there_are_not(write: Write, tmp_path: Path) -> None:
+    path = write(tmp_path, METADATA.to_json(), "batch")
+    with pytest.raises(ConfigError, match=r'device: got "xpu:3", but .* has .*cpu here'):
+        open_engine(path, device="xpu:3")
+    with pytest.raises(ConfigError, match="threads: got 0, expected a number of threads"):
+        open_engine(path, threads=0)
+    with pytest.raises(ConfigError, match='precision: got "int4", expected fp32 or bf16'):
+        open_engine(path, precision="int4")  # pyright: ignore[reportArgumentType]
+    if not path.is_dir():
+        with pytest.raises(ConfigError, match="computes in the precision of the file; bf16 is for OpenVINO"):
+            open_engine(path, precision="bf16")
+
+
+def test_openvino_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_openvino(tmp_path, METADATA.to_json())
+    version = openvino.__version__.partition("-")[0]
+    assert open_engine(path, precision="fp32").name == f"OpenVINO {version} on CPU, f32"
+    core = openvino.Core()
+    preferred = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    assert open_engine(path / "model.xml").name == f"OpenVINO {version} on CPU, {preferred}"
+    if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert open_engine(path, precision="bf16").name.endswith("bf16")
+    else:
+        with pytest.raises(ConfigError, match="no instructions for bf16"):
+            open_engine(path, precision="bf16")
+    monkeypatch.setattr(openvino, "__version__", "2026.0.0-1-x")
+    with pytest.raises(ExportError, match=r"openvino 2026.0.0 on CPUs finds nothing.*install another one"):
+        open_engine(path)
+
+
+def test_openvino_runs_as_many_calls_at_once_as_it_suggests(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = open_engine(write_openvino(tmp_path, METADATA.to_json()), hint="throughput", precision="fp32")
+    assert engine.num_parallel >= 1
+    images = np.random.default_rng(0).random((12, 1, 3, 32, 64), dtype=np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(engine, images))
+    logits = np.concatenate([each["logits"] for each in found])[:, 0]
+    np.testing.assert_allclose(logits, images[:, 0].mean(axis=(2, 3)), atol=1e-5)
+
+
+def test_openvino_reads_the_metadata_of_onnx_files(tmp_path: Path) -> None:
+    from rtdetrv4.runtime.engines.engine import EngineOptions
+    from rtdetrv4.runtime.engines.openvino import OpenVinoEngine
+
+    engine = OpenVinoEngine(write_onnx(tmp_path, METADATA.to_json()), EngineOptions(precision="fp32"))
+    assert engine.metadata == METADATA
+    assert engine(np.ones((2, 3, 32, 64), np.float32))["logits"].tolist() == [[[1, 1, 1]]] * 2
+
+
+def test_openvino_keeps_few_shapes_compiled(tmp_path: Path) -> None:
+    engine = open_engine(write_openvino(tmp_path, METADATA.to_json()), precision="fp32")
+    for batch in (1, 2, 3, 4, 5, 6, 1):
+        assert len(engine(np.ones((batch, 3, 32, 64), np.float32))["logits"]) == batch
+    assert len(engine._run._compiled) == 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_folders_that_hold_no_model(tmp_path: Path) -> None:
+    folder = tmp_path / "empty_openvino"
+    folder.mkdir()
+    with pytest.raises(ExportError, match=r"holds 0 files NAME.xml, expected one"):
+        open_engine(folder)
+    with pytest.raises(ExportError, match=r"missing.pt2 does not exist"):
+        open_engine(tmp_path / "missing.pt2")
+    with pytest.raises(ExportError, match=r"is no exported file that can be run here; expected .onnx"):
+        open_engine(tmp_path / "weights.safetensors")
+
+
+def test_a_device_of_onnx_runtime_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package for GPUs lists CUDA where its libraries are missing, and falls back with a line in its log."""
+    import onnxruntime
+
+    class Session:
+        def __init__(self, path: str, options: object, providers: list[object]) -> None:
+            assert providers == [("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"]
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    runtime = SimpleNamespace(
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        SessionOptions=onnxruntime.SessionOptions,
+        InferenceSession=Session,
+        __version__="1",
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    with pytest.raises(ConfigError, match='ONNX Runtime cannot use "cuda" here'):
+        open_engine(write_onnx(tmp_path, METADATA.to_json()), device="cuda:1")
