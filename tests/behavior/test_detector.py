@@ -143,12 +143,15 @@ def test_weights_are_read_once(trained: Path, monkeypatch: pytest.MonkeyPatch, t
         assert detector.metadata is not None
         assert detector.metadata.facts["teacher"] == {"name": "tiny", "license": "none"}
         assert opened == [kind]
-    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, facts, **__: facts)
-    assert detector.export() == {"teacher": "tiny", "teacher_license": "none"}
+    exported: list[dict[str, str]] = []
+    monkeypatch.setattr("rtdetrv4.export.export_model", lambda *_, facts, **__: exported.append(facts))
+    detector.export()
+    assert exported == [{"teacher": "tiny", "teacher_license": "none"}]
     facts = detector.metadata.facts
     for teacher, terms in (({"licence": "mit"}, "mit"), ({}, "unknown")):
         detector.metadata = detector.metadata._replace(facts={**facts, "teacher": {"name": "tiny", **teacher}})
-        assert detector.export() == {"teacher": "tiny", "teacher_license": terms}
+        detector.export()
+        assert exported[-1] == {"teacher": "tiny", "teacher_license": terms}
     convert_weights(trained / "weights.safetensors", tmp_path / "again.safetensors")
     assert opened == ["pickle", "safetensors"]
 
@@ -178,13 +181,15 @@ def test_the_best_thresholds_are_remembered(shapes: Path, tmp_path: Path, monkey
     detector = Detector("test")
     weights = detector.train(shapes, epochs=1, out=tmp_path, tracker="none").weights
     photos = sorted((shapes / "valid").glob("*.jpg"))
-    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, thresholds, **__: thresholds)
+    exported: list[dict[str, float]] = []
+    monkeypatch.setattr("rtdetrv4.export.export_model", lambda *_, thresholds, **__: exported.append(thresholds))
     convert_weights(weights, tmp_path / "again.safetensors")
     for each in (detector, Detector(weights), Detector(tmp_path / "again.safetensors")):
         assert each.metadata is not None
         assert each.metadata.thresholds == best
         assert each.metadata.facts["confidence"] == 0.2
-        assert each.export() == best
+        each.export()
+        assert exported.pop() == best
         found, expected, everything = (
             [len(one) for one in each.predict(photos, conf=conf, duplicates="keep")] for conf in ("best", best, 0.0)
         )
@@ -257,8 +262,11 @@ def test_a_letterbox_is_remembered(shapes: Path, tmp_path: Path, monkeypatch: py
     inside = (by_hand.xyxy[:, 2] >= 16) & (by_hand.xyxy[:, 0] <= 80)
     np.testing.assert_allclose(found.xyxy, expected[inside], atol=1e-3)
     np.testing.assert_allclose(found.confidence, by_hand.confidence[inside], atol=1e-5)
-    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, resize, **__: resize)
-    assert [detector.export(), Detector(result.weights).export()] == ["stretch", "letterbox"]
+    exported: list[str] = []
+    monkeypatch.setattr("rtdetrv4.export.export_model", lambda *_, resize, **__: exported.append(resize))
+    detector.export()
+    Detector(result.weights).export()
+    assert exported == ["stretch", "letterbox"]
     convert_weights(result.weights, tmp_path / "again.safetensors")
     assert Detector(tmp_path / "again.safetensors").recipe.model.resize == "letterbox"
     with pytest.raises(WeightsError, match=r"trained with model\.resize=letterbox, which released weights"):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rtdetrv4.errors import ExportError
 from rtdetrv4.runtime.preprocess import ResizeMode
 
 METADATA_KEY = "rtdetrv4"
+
+
+class ForeignFileError(ExportError):
+    """A model that another program wrote."""
 
 
 class ExportMetadata(NamedTuple):
@@ -37,6 +42,10 @@ class ExportMetadata(NamedTuple):
     """In what the network computes: "fp32", "fp16", "bf16" or "int8"; whatever it is, the outputs are the same."""
     batch: int | None = None
     """The only batch size that the file accepts; None: any."""
+    input: Literal["images", "frames"] = "images"
+    """"images": B×3×H×W float32 in [0, 1]. "frames": B×H×W×3 uint8, as cameras and decoders give them."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """"drop": a query has one label, and what repeats a better detection has score 0 and is at the end."""
 
     def to_json(self) -> str:
         """Return the value to store under the key "rtdetrv4"."""
@@ -66,6 +75,8 @@ class ExportMetadata(NamedTuple):
             "scale": {"1/255"},
             "channels": {"RGB"},
             "outputs": {"postprocessed", "raw"},
+            "input": {"images", "frames"},
+            "duplicates": {"keep", "drop"},
         }
         for key, values in known.items():
             value = getattr(metadata, key)
@@ -75,3 +86,15 @@ class ExportMetadata(NamedTuple):
                     f"it was written by rtdetrv4 {metadata.version}; install that version"
                 )
         return metadata
+
+
+def read_metadata(text: str | None, path: Path) -> ExportMetadata:
+    """Parse the metadata found in or beside a file; None: there are none.
+
+    Raises:
+        ForeignFileError: there are none.
+        ExportError: they cannot be used.
+    """
+    if text is None:
+        raise ForeignFileError(f"{path} has no metadata of rtdetrv4; write it with Detector.export.")
+    return ExportMetadata.from_json(text)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rtdetrv4.evaluation import speed
-from rtdetrv4.evaluation.speed import measure_speed
+from rtdetrv4.runtime.speed import measure_speed
 
 
 class Clock:

@@ -1,0 +1,69 @@
+"""What is written about an exported file can be read again, and says so if it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rtdetrv4.errors import ExportError
+from rtdetrv4.runtime.export_report import Accuracy, ExpectedScene, ExportReport, Latency, report_path
+
+REPORT = ExportReport(
+    file="w.onnx",
+    format="onnx",
+    precision="fp16",
+    model="rtdetrv4-s",
+    runtime="ONNX Runtime 1.30 on CPU",
+    image_size=(640, 640),
+    batches=(1, 2, 7),
+    num_images=10,
+    num_detections=3000,
+    num_moved=2,
+    num_undecided=1,
+    max_box_px=0.01,
+    max_score=1e-5,
+    num_confident=40,
+    matched=0.975,
+    accuracy=Accuracy("datasets/é", "val", 20, 0.53, 0.88, 0.5325, 0.889),
+    latency=Latency(1, 12.5, 14.0, 30),
+    torch_latency=Latency(1, 25.0, 26.0, 30),
+    size_bytes=20_000_000,
+    machine="a processor, 2 cores",
+    versions={"rtdetrv4": "0.1.0"},
+    notes=("a note",),
+    expected=(ExpectedScene(0, "abc", (0.9, 0.5), (1, 0), ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0))),),
+)
+
+
+def test_a_report_survives_being_written(tmp_path: Path) -> None:
+    path = report_path(tmp_path / "w.onnx")
+    assert path.name == "w.onnx.report.json"
+    path.write_text(REPORT.to_json(), encoding="utf-8")
+    read = ExportReport.read(path)
+    assert read.to_json() == REPORT.to_json()
+    assert read.accuracy is not None
+    assert read.accuracy.drop == pytest.approx(0.25)
+    assert read.expected[0].boxes_xyxy_px[1][3] == 8
+    assert json.loads(path.read_text(encoding="utf-8"))["accuracy"]["data"] == "datasets/é"
+
+
+def test_the_report_of_a_folder_lies_beside_it() -> None:
+    assert report_path(Path("runs/w_openvino")) == Path("runs/w_openvino.report.json")
+
+
+def test_what_it_says_in_a_line() -> None:
+    assert str(REPORT) == (
+        "w.onnx agrees with PyTorch in ONNX Runtime 1.30 on CPU, 97.5 % of confident detections matched, AP 0.530, in "
+        "PyTorch 0.532; 3 batch sizes, 10 images."
+    )
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"file": 1}', REPORT.to_json()[:-20]])
+def test_a_damaged_one_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "w.onnx.report.json").write_text(content)
+    with pytest.raises(ExportError, match=r"w\.onnx\.report\.json is damaged or of another version"):
+        ExportReport.read(tmp_path / "w.onnx.report.json")
+    with pytest.raises(ExportError, match=r"missing\.report\.json does not exist"):
+        ExportReport.read(tmp_path / "missing.report.json")
