@@ -443,7 +443,6 @@ def _print_proof(path: Path) -> None:
     if not file.is_file():
         return
     report = ExportReport.read(file)
-    print(f"  {report}")
     latency, in_torch = report.latency, report.torch_latency
     size = f"{report.size_bytes / 1e6:.1f} MB"
     print(f"  {size}, {latency.median_ms:.4g} ms per batch of {latency.batch}, in PyTorch {in_torch.median_ms:.4g} ms")

@@ -827,10 +827,46 @@ class Detector:
         return scores.cpu().numpy(), labels.cpu().numpy(), boxes.cpu().numpy()
 
     @overload
-    def export(self, format: FormatName = ..., **options: Any) -> Path: ...
+    def export(
+        self,
+        format: FormatName = ...,
+        *,
+        precision: Literal["fp32", "fp16", "bf16", "int8"] = ...,
+        out: str | Path | None = ...,
+        imgsz: int | str | tuple[int, int] | None = ...,
+        batch: int | None = ...,
+        opset: int = ...,
+        postprocess: bool = ...,
+        num_top: int | None = ...,
+        frames: bool = ...,
+        grid_sample: bool = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        duplicates: Duplicates = ...,
+        data: str | Path | None = ...,
+        split: Literal["train", "val", "test"] = ...,
+        max_drop: float = ...,
+    ) -> Path: ...
 
     @overload
-    def export(self, format: str | Sequence[str], **options: Any) -> Path | list[Path]: ...
+    def export(
+        self,
+        format: str | Sequence[str],
+        *,
+        precision: Literal["fp32", "fp16", "bf16", "int8"] = ...,
+        out: str | Path | None = ...,
+        imgsz: int | str | tuple[int, int] | None = ...,
+        batch: int | None = ...,
+        opset: int = ...,
+        postprocess: bool = ...,
+        num_top: int | None = ...,
+        frames: bool = ...,
+        grid_sample: bool = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        duplicates: Duplicates = ...,
+        data: str | Path | None = ...,
+        split: Literal["train", "val", "test"] = ...,
+        max_drop: float = ...,
+    ) -> Path | list[Path]: ...
 
     def export(
         self,
@@ -951,15 +987,22 @@ class Detector:
         from rtdetrv4.training import validate_predictions
 
         known = self._known_classes("Nothing to export")
+        if split not in ("train", "val", "test"):
+            raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
         needs_ranges = precision == "int8"
-        splits = read_splits(data, known, {"train", split} if needs_ranges else {split}, make_val=True)
+        # The training images of a data set without a validation part are those that training leaves for training.
+        parts = {split, "train", "val"} if needs_ranges or split == "train" else {split}
+        splits = read_splits(data, known, parts, make_val=True)
         log_findings(splits)
         part: Split | None = getattr(splits, split)
         if part is None or (needs_ranges and splits.train is None):
             raise DatasetError(f"{data} has no {split if part is None else 'train'} part.")
         names = [known.names[index] for index in chosen]
 
-        def average(metrics: Metrics) -> tuple[float, float]:
+        def average_precision(predict: Callable[[np.ndarray], Detections]) -> tuple[float, float]:
+            """AP and AP50 of the chosen classes; from the same pixels for the file and for PyTorch."""
+            dataset, evaluator = DetectionDataset(part, size), CocoEvaluator(part.records, known)
+            metrics = validate_predictions(predict, dataset, evaluator)
             of_classes = ([each[name] for name in names] for each in (metrics.per_class, metrics.per_class_ap50))
             ap, ap50 = (float(np.nanmean(each)) if np.isfinite(each).any() else 0.0 for each in of_classes)
             return ap, ap50
@@ -971,13 +1014,12 @@ class Detector:
                 found = exported.predict(image, conf=0.0, duplicates="keep")[0]
                 return replace(found, class_id=np.array(chosen)[found.class_id])
 
-            return average(
-                validate_predictions(predict, DetectionDataset(part, size), CocoEvaluator(part.records, known))
-            )
+            return average_precision(predict)
 
-        recipe = override(self.recipe, {"imgsz": size})
         logger.info("Measuring the AP in PyTorch on %d images", len(part.records))
-        torch_ap, torch_ap50 = average(self._evaluate(part, None, recipe))
+        torch_ap, torch_ap50 = average_precision(
+            lambda image: self.predict(image, conf=0.0, imgsz=size, duplicates="keep")[0]
+        )
         arguments: dict[str, Any] = {
             "images": list(_first_images(part, NUM_PROOF).values()),
             "validation": Validation(str(data), split, len(part.records), torch_ap, torch_ap50, measure, max_drop),

@@ -24,6 +24,7 @@ from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.detector import TrainResult
 from rtdetrv4.distillation import Teacher
 from rtdetrv4.evaluation import CocoEvaluator, ImageDetections
+from rtdetrv4.runtime.export_report import ExportReport, report_path
 from rtdetrv4.training import Trainer
 from rtdetrv4.training.observers import EpochReport, StepReport, read_log
 from rtdetrv4.training.run_curves import draw_curves
@@ -477,6 +478,26 @@ def test_a_fresh_model_can_run_but_not_predict() -> None:
             use(np.zeros((64, 64, 3), np.uint8))
 
 
+def test_an_export_is_measured_on_data_and_reported(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    path = Detector(run / "weights.safetensors", device="cpu").export(
+        "torchscript", data=shapes, batch=2, classes=[1, 0]
+    )
+    assert path == run / "weights.torchscript"
+    accuracy = ExportReport.read(report_path(path)).accuracy
+    assert accuracy is not None
+    assert accuracy.ap == pytest.approx(accuracy.torch_ap, abs=1e-3)
+    metrics = Detector(run / "weights.safetensors", device="cpu").val(shapes)
+    expected = np.mean([metrics.per_class[name] for name in list(metrics.per_class)[:2]])
+    assert accuracy.torch_ap == pytest.approx(expected, abs=1e-4)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Exported files" in page
+    assert "weights.torchscript" in page
+    content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert [each["file"] for each in content["exports"]] == ["weights.torchscript"]
+
+
 def test_mistakes(trained: Path, shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='"rtdetrv4-s"'):
         Detector("rtdetr4-s")
@@ -498,5 +519,5 @@ def test_mistakes(trained: Path, shapes: Path, tmp_path: Path) -> None:
         Detector("test").train(shapes, out=tmp_path, overrides={"optimizer.weight_deca": 1})
     with pytest.raises(DatasetError, match="no test part"):
         Detector(trained / "weights.safetensors").val(shapes, split="test")
-    with pytest.raises(ConfigError, match="expected onnx"):
+    with pytest.raises(ConfigError, match='format: got "tflite", expected onnx'):
         Detector(trained / "weights.safetensors").export("tflite")

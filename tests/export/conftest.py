@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,14 @@ class Exported(NamedTuple):
 
     path: Path
     model: DetectionModel
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hardly_timed() -> Iterator[None]:
+    """No test looks at latency."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rtdetrv4.export.proof.SECONDS", 0.01)
+        yield
 
 
 def model_like_a_trained_one() -> DetectionModel:

@@ -341,10 +341,13 @@ def test_export(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
     options = {"batch": 1, "out": "x.onnx", "imgsz": (320, 320), "opset": 18}
     assert detector.calls[1] == ("export", ("onnx",), options)
     assert "weights.onnx" in capsys.readouterr().out
-    assert run(
-        "export w.safetensors -f onnx,openvino -p fp16 --raw --frames --no-grid-sample --class cat --class dog "
-        "--data d --max-drop 1"
-    ) == 0
+    assert (
+        run(
+            "export w.safetensors -f onnx,openvino -p fp16 --raw --frames --no-grid-sample --class cat --class dog "
+            "--data d --max-drop 1"
+        )
+        == 0
+    )
     options = {"precision": "fp16", "postprocess": False, "frames": True, "grid_sample": False}
     options |= {"classes": ["cat", "dog"], "data": "d", "max_drop": 1.0}
     assert detector.calls[3] == ("export", (["onnx", "openvino"],), options)

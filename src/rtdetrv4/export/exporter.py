@@ -101,7 +101,10 @@ def export_model(
 
     chosen = classes
     if options.classes is not None:
-        chosen = ClassMap(*(tuple(part[k] for k in options.classes) for part in (classes.names, classes.category_ids)))
+        chosen = ClassMap(
+            tuple(classes.names[index] for index in options.classes),
+            tuple(classes.category_ids[index] for index in options.classes),
+        )
     deployment = Deployment(
         DeploymentModule(fuse(model).requires_grad_(False).float().cpu().eval(), options),
         ExportMetadata(

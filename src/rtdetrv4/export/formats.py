@@ -30,7 +30,7 @@ class Format(NamedTuple):
     """Whether a file takes one batch size only."""
 
 
-ONNX_MODULES = dict.fromkeys(("onnx", "onnxscript", "onnxslim", "onnxruntime"), "export")
+ONNX_MODULES: dict[str, str] = dict.fromkeys(("onnx", "onnxscript", "onnxslim", "onnxruntime"), "export")
 FORMATS = {
     each.name: each
     for each in (

@@ -41,7 +41,7 @@ class Accuracy(NamedTuple):
 class ExpectedScene(NamedTuple):
     """What PyTorch finds in an image of `rtdetrv4.runtime.scenes`, so that a file can be verified without it."""
 
-    index: int
+    number: int
     digest: str
     scores: tuple[float, ...]
     labels: tuple[int, ...]

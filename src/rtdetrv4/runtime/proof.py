@@ -53,20 +53,17 @@ def verify_file(
     metadata = engine.metadata
     if not report.expected:
         raise ExportError(f"{report_path(path)} holds no detections to compare with; the model was hardly trained.")
-    wanted = {scene.index: scene for scene in report.expected}
-    made = {
-        index: image
-        for index, image in enumerate(islice(scenes(metadata.image_size), max(wanted) + 1))
-        if index in wanted
-    }
-    if any(digest(image) != wanted[index].digest for index, image in made.items()):
+    wanted = {scene.number: scene for scene in report.expected}
+    every = enumerate(islice(scenes(metadata.image_size), max(wanted) + 1))
+    made = {number: image for number, image in every if number in wanted}
+    if any(digest(image) != wanted[number].digest for number, image in made.items()):
         raise ExportError(
             f"This version of rtdetrv4 or numpy makes other images than the one that exported {path.name}; verify it "
             f"with rtdetrv4 {metadata.version}, or with data."
         )
     inputs = preprocess(list(made.values()), metadata.image_size, metadata.resize)
     found = [list_detections(each, metadata)[0] for each in in_batches(engine, inputs, metadata.batch or 1)]
-    matched = match([_listed(wanted[index]) for index in made], found)
+    matched = match([_listed(wanted[number]) for number in made], found)
     share = matched.share
     if share is not None and share < LEAST_MATCHED[report.precision]:
         raise ExportError(

@@ -109,18 +109,18 @@ METADATA = ExportMetadata(
 
 
 def test_raw_queries_are_listed_as_detections() -> None:
-    """Two queries: boxes in the middle of an input of 50 × 100 pixels, logits 0 and ±2."""
+    """Two queries: boxes in the middle of an input of 50 × 100 pixels, logits of 0, ±2 and -2.5."""
     outputs = {
-        "logits": np.array([[[0.0, -2.0], [-2.0, 2.0]]], dtype=np.float32),
+        "logits": np.array([[[0.0, -2.5], [-2.0, 2.0]]], dtype=np.float32),
         "boxes": np.array([[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.1, 0.2]]], dtype=np.float32),
     }
     raw = METADATA._replace(outputs="raw")
     (queries,) = list_outputs(outputs, raw)
-    np.testing.assert_allclose(queries.scores, [[0.5, 0.1192], [0.1192, 0.8808]], atol=1e-4)
+    np.testing.assert_allclose(queries.scores, [[0.5, 0.0759], [0.1192, 0.8808]], atol=1e-4)
     np.testing.assert_allclose(queries.boxes_xyxy_px, [[40, 15, 60, 35], [45, 20, 55, 30]], atol=1e-4)
     (found,) = list_detections(outputs, raw)
     assert found.labels.tolist() == [1, 0, 0, 1]
-    np.testing.assert_allclose(found.scores[:, 0], [0.8808, 0.5, 0.1192, 0.1192], atol=1e-4)
+    np.testing.assert_allclose(found.scores[:, 0], [0.8808, 0.5, 0.1192, 0.0759], atol=1e-4)
     np.testing.assert_allclose(found.boxes_xyxy_px[0], [45, 20, 55, 30], atol=1e-4)
 
 
