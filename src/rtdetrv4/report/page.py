@@ -254,7 +254,7 @@ def _classes(analysis: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
 def _export(report: Mapping[str, Any]) -> tuple[str, ...]:
     """A row of the table of exported files."""
     accuracy, shares = report["accuracy"], report["matched"]
-    gap = f"{report['max_box_px']:.2g} px, {report['max_score']:.2g}" if report["precision"] == "fp32" else "–"
+    gap = f"{report['max_box_px']:.2g} px, {report['max_score']:.2g}"
     return (
         report["file"],
         report["runtime"],

@@ -54,6 +54,9 @@ class Matched(NamedTuple):
 
     num: int
     num_confident: int
+    max_box_px: float = 0.0
+    """Largest difference of a coordinate between two that match."""
+    max_score: float = 0.0
 
     @property
     def share(self) -> float | None:
@@ -92,18 +95,24 @@ def match(expected: Sequence[Listed], actual: Sequence[Listed]) -> Matched:
     In an image without any of them, the best 20 are looked for: noise, and models that are hardly trained.
     """
     found = total = 0
+    box_px = score = 0.0
     for ours, theirs in zip(expected, actual, strict=True):
         for one, other in ((ours, theirs), (theirs, ours)):
             confident = int((one.scores[:, 0] >= CONFIDENT).sum()) or 20
             chosen = Listed(*(array[: min(confident, MOST_COMPARED)] for array in one))
+            ious = _ious(chosen.boxes_xyxy_px, other.boxes_xyxy_px)
             same = (
                 (chosen.labels[:, None] == other.labels)
                 & (np.abs(chosen.scores - other.scores[:, 0]) <= SAME_SCORE)
-                & (_ious(chosen.boxes_xyxy_px, other.boxes_xyxy_px) >= SAME_BOX_IOU)
+                & (ious >= SAME_BOX_IOU)
             )
-            found += int(same.any(axis=1).sum())
+            here = np.flatnonzero(same.any(axis=1))
+            there = np.where(same, ious, -1).argmax(axis=1)[here]
+            box_px = max(box_px, np.abs(chosen.boxes_xyxy_px[here] - other.boxes_xyxy_px[there]).max(initial=0))
+            score = max(score, np.abs(chosen.scores[here] - other.scores[there]).max(initial=0))
+            found += len(here)
             total += len(chosen.labels)
-    return Matched(found, total)
+    return Matched(found, total, float(box_px), float(score))
 
 
 def _ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
