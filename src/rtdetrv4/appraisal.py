@@ -178,7 +178,7 @@ class Appraisal:
 
     def compare_with_teacher(self, trainer: Trainer, split: Split, folder: RunFolder) -> None:
         """Save how the best student's F5 resembles the teacher on the first validation images; nothing without one."""
-        images = _first_images(split, NUM_COMPARED)
+        images = first_images(split, NUM_COMPARED)
         if trainer.teacher is None or not images:
             return
         student = trainer.ema.module
@@ -207,7 +207,7 @@ class Appraisal:
     def _facts(self, split: Split, data: tuple[str | None, str], *, times: bool) -> dict[str, Any]:
         """What is evaluated, where its images are and, if `times`, how long one takes on this machine."""
         size = self.recipe.model.image_size
-        images = list(_first_images(split, NUM_TIMED).values()) if times else []
+        images = list(first_images(split, NUM_TIMED).values()) if times else []
         speed = None
         if images:
             timed = measure_speed(lambda number: self.run([images[number % len(images)]], size))
@@ -231,7 +231,7 @@ class Appraisal:
         }
 
 
-def _first_images(split: Split, count: int) -> dict[str, np.ndarray]:
+def first_images(split: Split, count: int) -> dict[str, np.ndarray]:
     """The first images that can be read, H×W×3 uint8 RGB, by file name."""
     images: dict[str, np.ndarray] = {}
     for info in (record.info for record in split.records):

@@ -1,4 +1,4 @@
-"""`rtdetrv4 train | augment | doctor | val | predict | export | convert | compare | report | models | teachers | demo`.
+"""`rtdetrv4 train`, `val`, `predict`, `export`, `verify` and the other commands that `rtdetrv4 --help` lists.
 
 A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130; a training
 of which only the final report failed exits with code 1, and so does `doctor` if it finds something. Slow imports happen
@@ -22,7 +22,7 @@ import typer
 import typer.core
 
 import rtdetrv4
-from rtdetrv4.errors import ConfigError, RTDETRError, require
+from rtdetrv4.errors import ConfigError, ExportError, RTDETRError, require
 
 if TYPE_CHECKING:
     from rtdetrv4 import Detector
@@ -332,20 +332,140 @@ def predict(
 
 @app.command()
 def export(
-    model: _Trained,
+    model: Annotated[str | None, typer.Argument(help="Weights (.safetensors), or a model by name.")] = None,
+    trained: Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")] = None,
     weights: _Weights = None,
-    format: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
-    out: Annotated[str | None, typer.Option("--out", "-o", help="File to write; default: beside the weights.")] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", help="onnx, openvino, torchscript, pt2 or tensorrt; several with commas between."
+        ),
+    ] = "onnx",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8"] | None,
+        typer.Option("--precision", "-p", help="In what the network computes. Default: fp32."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="File to write, or the name of several without an ending; default: beside the weights."
+        ),
+    ] = None,
     imgsz: _ImageSize = None,
+    batch: Annotated[int | None, typer.Option(help="The only batch size to accept. Default: any.", min=1)] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
-    dynamic: Annotated[bool, typer.Option(help="Accept any batch size, not only 1.")] = True,
+    postprocess: Annotated[
+        bool, typer.Option("--postprocess/--raw", help="Return detections, or logits and boxes of all queries.")
+    ] = True,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Detections per image. Default: 300.", min=1)] = None,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="Take frames, B×H×W×3 uint8, instead of B×3×H×W in [0, 1].")
+    ] = False,
+    grid_sample: Annotated[bool, typer.Option(help="Sample with GridSample; some runtimes get it wrong.")] = True,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Return only this class; may be repeated.")
+    ] = None,
+    duplicates: Annotated[
+        Literal["drop", "keep"] | None,
+        typer.Option(help="Whether the graph drops second labels and nearly identical boxes. Default: keep."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Data set to measure the AP on; int8 needs it.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "val", "test"] | None, typer.Option(help="Split to measure the AP on. Default: val.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Points of AP that another precision than fp32 may cost. Default: 0.5.")
+    ] = None,
     device: _Device = None,
 ) -> None:
-    """Export for other runtimes, and check the file against PyTorch."""
-    given = _given(out=out, imgsz=_image_size(imgsz), opset=opset)
-    with _interruptible(lambda: "The export was not finished, and no file was replaced."):
-        path = _detector(model, weights, _device(device)).export(format, dynamic=dynamic, **given)
+    """Export for other runtimes, and prove in each that it computes what PyTorch computes."""
+    if model is not None and trained is not None:
+        raise ConfigError(f'Got two models, "{model}" and --model "{trained}". Give only one.')
+    if (model or trained) is None:
+        raise ConfigError("Missing argument MODEL: weights (.safetensors), or a model by name.")
+    formats = format.split(",")
+    given = _given(
+        precision=precision,
+        out=out,
+        imgsz=_image_size(imgsz),
+        batch=batch,
+        opset=opset,
+        num_top=top_k,
+        classes=classes,
+        duplicates=duplicates,
+        data=data,
+        split=split,
+        max_drop=max_drop,
+        postprocess=None if postprocess else False,
+        frames=frames or None,
+        grid_sample=None if grid_sample else False,
+    )
+    with _interruptible(lambda: "The export was not finished; no file was replaced that had not passed its check."):
+        written = _detector(model or trained, weights, _device(device)).export(
+            formats[0] if len(formats) == 1 else formats, **given
+        )
+    for path in written if isinstance(written, list) else [written]:
+        _print_proof(path)
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="Exported file or folder, with its .report.json beside it.")],
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Data set to measure the AP on.")] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split to measure the AP on.")] = "val",
+    max_drop: Annotated[float, typer.Option(help="Points of AP that may be lost to PyTorch.")] = 0.5,
+    device: Annotated[
+        str | None, typer.Option(help="What to run it on, in the words of its runtime: cpu, gpu, …")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that work on one image.", min=1)] = None,
+) -> None:
+    """Check on this machine that an exported file finds what PyTorch found. Needs no torch."""
+    from rtdetrv4.runtime.export_report import Accuracy
+    from rtdetrv4.runtime.proof import verify_file
+
+    found = verify_file(file, device=device, threads=threads)
+    report, share = found.report, found.matched.share
+    print(f"{file} in {found.runtime}")
+    if share is not None:
+        print(f"  {100 * share:.1f} % of {found.matched.num_confident} confident detections as in PyTorch")
+    print(
+        f"  {found.latency.median_ms:.4g} ms per batch of {found.latency.batch}, 90 % within {found.latency.p90_ms:.4g}"
+    )
+    if data is None:
+        return
+    with _interruptible(lambda: "Nothing was changed."):
+        metrics = rtdetrv4.Detector(str(file), device=device).val(data, split=split)
+    known = report.accuracy
+    if known is None:
+        print(f"  AP {metrics.ap:.3f}; it was exported without data, so there is no AP of PyTorch to compare with")
+        return
+    now = Accuracy(data, split, metrics.num_images, metrics.ap, metrics.ap50, known.torch_ap, known.torch_ap50)
+    print(
+        f"  AP {now.ap:.3f}; when it was exported {known.ap:.3f}, and in PyTorch {known.torch_ap:.3f} on {known.data}"
+    )
+    if now.drop > max_drop:
+        raise ExportError(
+            f"{file} loses {now.drop:.2f} points of AP to PyTorch on this machine, and --max-drop is {max_drop:g}. Is "
+            f"{data} the same data as {known.data}?"
+        )
+
+
+def _print_proof(path: Path) -> None:
+    """Say what was written, and what of its report the user has to know."""
+    from rtdetrv4.runtime.export_report import ExportReport, report_path
+
     print(f"Exported: {path}")
+    file = report_path(path)
+    if not file.is_file():
+        return
+    report = ExportReport.read(file)
+    latency, in_torch = report.latency, report.torch_latency
+    size = f"{report.size_bytes / 1e6:.1f} MB"
+    print(f"  {size}, {latency.median_ms:.4g} ms per batch of {latency.batch}, in PyTorch {in_torch.median_ms:.4g} ms")
+    for note in report.notes:
+        print(f"  {note}")
 
 
 @app.command()

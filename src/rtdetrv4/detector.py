@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 
-from rtdetrv4.errors import ConfigError, DatasetError, WeightsError, require
+from rtdetrv4.errors import (
+    ConfigError,
+    DatasetError,
+    MissingDependencyError,
+    RTDETRError,
+    WeightsError,
+    require,
+)
 from rtdetrv4.exported_detector import ExportedDetector
 from rtdetrv4.keywords import suggests
 from rtdetrv4.outputs import unused_file, unused_folder
@@ -44,6 +51,10 @@ logger = logging.getLogger(__name__)
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
+NUM_PROOF = 16
+"""Photos on which an exported file is compared with PyTorch."""
+
+FormatName = Literal["onnx", "openvino", "torchscript", "pt2", "tensorrt"]
 Own = TypeVar("Own", bound="Detector")
 
 
@@ -744,63 +755,212 @@ class Detector:
             scores, labels, boxes = postprocess(output.logits, output.boxes, pixels.new_ones(1, 2), num_top)
         return scores.cpu().numpy(), labels.cpu().numpy(), boxes.cpu().numpy()
 
-    @suggests
+    @overload
     def export(
         self,
-        format: str = "onnx",
+        format: FormatName = ...,
         *,
+        precision: Literal["fp32", "fp16", "bf16", "int8"] = ...,
+        out: str | Path | None = ...,
+        imgsz: int | str | tuple[int, int] | None = ...,
+        batch: int | None = ...,
+        opset: int = ...,
+        postprocess: bool = ...,
+        num_top: int | None = ...,
+        frames: bool = ...,
+        grid_sample: bool = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        duplicates: Duplicates = ...,
+        data: str | Path | None = ...,
+        split: Literal["train", "val", "test"] = ...,
+        max_drop: float = ...,
+    ) -> Path: ...
+
+    @overload
+    def export(
+        self,
+        format: str | Sequence[str],
+        *,
+        precision: Literal["fp32", "fp16", "bf16", "int8"] = ...,
+        out: str | Path | None = ...,
+        imgsz: int | str | tuple[int, int] | None = ...,
+        batch: int | None = ...,
+        opset: int = ...,
+        postprocess: bool = ...,
+        num_top: int | None = ...,
+        frames: bool = ...,
+        grid_sample: bool = ...,
+        classes: Sequence[str | int] | str | int | None = ...,
+        duplicates: Duplicates = ...,
+        data: str | Path | None = ...,
+        split: Literal["train", "val", "test"] = ...,
+        max_drop: float = ...,
+    ) -> Path | list[Path]: ...
+
+    def export(
+        self,
+        format: str | Sequence[str] = "onnx",
+        *,
+        precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
         out: str | Path | None = None,
         imgsz: int | str | tuple[int, int] | None = None,
+        batch: int | None = None,
         opset: int = 18,
-        dynamic: bool = True,
         postprocess: bool = True,
-    ) -> Path:
-        """Export for other runtimes, and check the file against PyTorch.
+        num_top: int | None = None,
+        frames: bool = False,
+        grid_sample: bool = True,
+        classes: Sequence[str | int] | str | int | None = None,
+        duplicates: Duplicates = "keep",
+        data: str | Path | None = None,
+        split: Literal["train", "val", "test"] = "val",
+        max_drop: float = 0.5,
+    ) -> Path | list[Path]:
+        """Export for other runtimes, and prove in each that it computes what PyTorch computes.
+
+        What was compared is written beside each file, NAME.onnx.report.json, and into the report of the run.
 
         Args:
-            format: "onnx".
-            out: file to write, NAME.onnx; by default beside the weights, or in the current folder for weights from the
-                hub. An earlier export is replaced.
+            format: "onnx", "openvino", "torchscript", "pt2" or "tensorrt"; several as a list or with commas between.
+            precision: in what the network computes: "fp32", "fp16", "bf16" or "int8"; not every format comes in each.
+            out: file to write, such as NAME.onnx, or the name of several without an ending; by default beside the
+                weights, or in the current folder for weights from the hub. An earlier export is replaced.
             imgsz: input size; by default the size the weights were trained with.
+            batch: the only batch size to accept; None accepts any.
             opset: ONNX opset, 18 to 23.
-            dynamic: accept any batch size, not only 1.
             postprocess: output labels, boxes and scores instead of logits and boxes.
+            num_top: detections per image; by default 300, or as many as there are queries if these are more.
+            frames: take B×H×W×3 uint8 of the input's size, as cameras and decoders give them.
+            grid_sample: sample with GridSample. False samples by gathering, for runtimes that get GridSample wrong.
+            classes: the classes to return, by name or index.
+            duplicates: "drop" has the graph itself give each query one label, and score 0 to what repeats a better box.
+            data: data set to measure the AP on, in the runtime and in PyTorch; int8 needs it.
+            split: the split of it that the AP is measured on; int8 measures its ranges on the training part.
+            max_drop: points of AP, from 0 to 100, that a precision other than fp32 may cost.
+
+        Returns:
+            The file or folder; a list for several formats.
 
         Raises:
-            ConfigError: the format is not supported, or `out` is no name for it or a file of another origin.
-            ExportError: the size or the opset is impossible, or the file does not agree with PyTorch.
+            ConfigError: an option is not possible, or `out` is no name for it or a file of another origin.
+            DatasetError: the data set has no such split, or its classes are not the model's.
+            ExportError: a file does not agree with PyTorch, or its runtime is known to be wrong.
+            MissingDependencyError: a package is not installed; the message says how to install it.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        if format != "onnx":
-            raise ConfigError(f'Cannot export to "{format}"; expected onnx.')
-        classes = self._known_classes("Nothing to export")
-        require("onnx", "export")
-
-        from rtdetrv4.export import export_onnx, report_path
+        from rtdetrv4.export import GraphOptions, export_model, find_formats
+        from rtdetrv4.export.formats import check_format, target
         from rtdetrv4.ops.hub import is_cached
+        from rtdetrv4.runtime.export_report import report_path
+        from rtdetrv4.runtime.selection import class_indices
 
+        formats = find_formats(format)
+        for each in formats:
+            check_format(each, precision, batch, grid_sample=grid_sample)
+        known = self._known_classes("Nothing to export")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         source = None if self.metadata is None or is_cached(self.metadata.source) else self.metadata.source
-        beside = Path(source or self.recipe.model.name)
-        path = beside.with_suffix(".onnx") if out is None else Path(out)
-        if path.suffix != ".onnx":
-            raise ConfigError(f'out: got "{path}", expected a file name that ends in .onnx.')
-        if path.exists() and not report_path(path).is_file():
-            raise ConfigError(f"{path} is there already and was not exported here. Give another name with out=….")
-        return export_onnx(
+        beside = Path(source or self.recipe.model.name).with_suffix("")
+        paths = {each.name: target(beside if out is None else Path(out), each, precision) for each in formats}
+        if out is not None and len(formats) == 1:
+            if not str(out).endswith(formats[0].ending):
+                raise ConfigError(f'out: got "{out}", expected a file name that ends in {formats[0].ending}.')
+            paths = {formats[0].name: Path(out)}
+        for path in paths.values():
+            if path.exists() and not report_path(path).is_file():
+                raise ConfigError(f"{path} is there already and was not exported here. Give another name with out=….")
+        if postprocess:
+            num_top = max(NUM_TOP, self.recipe.model.num_queries) if num_top is None else num_top
+        elif num_top is not None:
+            raise ConfigError("num_top belongs to postprocessing; leave it out, or export with postprocessing.")
+        chosen = None if classes is None else tuple(class_indices(classes, known.names))
+        proof: dict[str, Any] = {}
+        if data is not None:
+            proof = self._proof_on(data, split, size, chosen or range(known.num_classes), precision, max_drop)
+        elif precision == "int8":
+            raise ConfigError("int8 needs a data set, to measure ranges and the loss on; give data=… (--data).")
+        export_model(
             self.model,
-            path,
+            paths,
             model_name=self.recipe.model.name,
-            classes=classes,
+            classes=known,
             image_size=size,
             resize=self.recipe.model.resize,
+            precision=precision,
+            options=GraphOptions(num_top, frames, grid_sample, chosen, duplicates),
+            batch=batch,
             opset=opset,
-            dynamic=dynamic,
-            postprocess=postprocess,
-            num_top=max(NUM_TOP, self.recipe.model.num_queries),
             facts=self._provenance(),
             thresholds=None if self.metadata is None else self.metadata.thresholds,
+            **proof,
         )
+        _renew_report(beside.parent, [path for path in paths.values() if path.parent == beside.parent])
+        written = list(paths.values())
+        return written[0] if len(written) == 1 else written
+
+    def _proof_on(
+        self,
+        data: str | Path,
+        split: str,
+        size: tuple[int, int],
+        chosen: Sequence[int],
+        precision: str,
+        max_drop: float,
+    ) -> dict[str, Any]:
+        """The arguments of `export_model` that come from a data set: photos, accuracy, and images for int8."""
+        require("faster_coco_eval", "train")
+        from rtdetrv4.appraisal import first_images
+        from rtdetrv4.data.dataset import DetectionDataset
+        from rtdetrv4.data.formats import read_splits
+        from rtdetrv4.evaluation import CocoEvaluator
+        from rtdetrv4.export import Validation
+        from rtdetrv4.run_folder import log_findings
+        from rtdetrv4.training import validate_predictions
+
+        known = self._known_classes("Nothing to export")
+        if split not in ("train", "val", "test"):
+            raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
+        needs_ranges = precision == "int8"
+        # The training images of a data set without a validation part are those that training leaves for training.
+        parts = {split, "train", "val"} if needs_ranges or split == "train" else {split}
+        splits = read_splits(data, known, parts, make_val=True)
+        log_findings(splits)
+        part: Split | None = getattr(splits, split)
+        if part is None or (needs_ranges and splits.train is None):
+            raise DatasetError(f"{data} has no {split if part is None else 'train'} part.")
+        names = [known.names[index] for index in chosen]
+
+        def average_precision(predict: Callable[[np.ndarray], Detections]) -> tuple[float, float]:
+            """AP and AP50 of the chosen classes; from the same pixels for the file and for PyTorch."""
+            dataset, evaluator = DetectionDataset(part, size), CocoEvaluator(part.records, known)
+            metrics = validate_predictions(predict, dataset, evaluator)
+            of_classes = ([each[name] for name in names] for each in (metrics.per_class, metrics.per_class_ap50))
+            ap, ap50 = (float(np.nanmean(each)) if np.isfinite(each).any() else 0.0 for each in of_classes)
+            return ap, ap50
+
+        def measure(path: Path) -> tuple[float, float]:
+            exported = ExportedDetector(path)
+
+            def predict(image: np.ndarray) -> Detections:
+                found = exported.predict(image, conf=0.0, duplicates="keep")[0]
+                return replace(found, class_id=np.array(chosen)[found.class_id])
+
+            return average_precision(predict)
+
+        logger.info("Measuring the AP in PyTorch on %d images", len(part.records))
+        torch_ap, torch_ap50 = average_precision(
+            lambda image: self.predict(image, conf=0.0, imgsz=size, duplicates="keep")[0]
+        )
+        arguments: dict[str, Any] = {
+            "images": list(first_images(part, NUM_PROOF).values()),
+            "validation": Validation(str(data), split, len(part.records), torch_ap, torch_ap50, measure, max_drop),
+        }
+        if needs_ranges:
+            from rtdetrv4.export.calibration import CalibrationImages
+
+            assert splits.train is not None
+            arguments["calibration"] = CalibrationImages(splits.train, size, self.recipe.model.resize)
+        return arguments
 
     def _provenance(self) -> dict[str, str]:
         """The teacher and its license, as entries for an exported file."""
@@ -851,6 +1011,23 @@ def _failures_explained(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
         ) from error
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None
+
+
+def _renew_report(folder: Path, paths: Sequence[Path]) -> None:
+    """Write the report of the run again whose weights were exported, if it has one."""
+    if not paths:
+        return
+    try:
+        require("accelerate", "train")
+        require("jinja2", "train")
+        from rtdetrv4.report import REPORT_PAGE, write_report
+
+        if (folder / REPORT_PAGE).is_file():
+            write_report(folder)
+    except MissingDependencyError:  # and so this machine writes no reports
+        return
+    except RTDETRError as error:
+        logger.warning("The report of the run does not show the export: %s", error)
 
 
 def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:

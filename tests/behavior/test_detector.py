@@ -24,6 +24,7 @@ from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.detector import TrainResult
 from rtdetrv4.distillation import Teacher
 from rtdetrv4.evaluation import CocoEvaluator, ImageDetections
+from rtdetrv4.runtime.export_report import ExportReport, report_path
 from rtdetrv4.training import Trainer
 from rtdetrv4.training.observers import EpochReport, StepReport, read_log
 from rtdetrv4.training.run_curves import draw_curves
@@ -145,12 +146,15 @@ def test_weights_are_read_once(trained: Path, monkeypatch: pytest.MonkeyPatch, t
         assert detector.metadata is not None
         assert detector.metadata.facts["teacher"] == {"name": "tiny", "license": "none"}
         assert opened == [kind]
-    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, facts, **__: facts)
-    assert detector.export() == {"teacher": "tiny", "teacher_license": "none"}
+    exported: list[dict[str, str]] = []
+    monkeypatch.setattr("rtdetrv4.export.export_model", lambda *_, facts, **__: exported.append(facts))
+    detector.export()
+    assert exported == [{"teacher": "tiny", "teacher_license": "none"}]
     facts = detector.metadata.facts
     for teacher, terms in (({"licence": "mit"}, "mit"), ({}, "unknown")):
         detector.metadata = detector.metadata._replace(facts={**facts, "teacher": {"name": "tiny", **teacher}})
-        assert detector.export() == {"teacher": "tiny", "teacher_license": terms}
+        detector.export()
+        assert exported[-1] == {"teacher": "tiny", "teacher_license": terms}
     convert_weights(trained / "weights.safetensors", tmp_path / "again.safetensors")
     assert opened == ["pickle", "safetensors"]
 
@@ -180,13 +184,15 @@ def test_the_best_thresholds_are_remembered(shapes: Path, tmp_path: Path, monkey
     detector = Detector("test")
     weights = detector.train(shapes, epochs=1, out=tmp_path, tracker="none").weights
     photos = sorted((shapes / "valid").glob("*.jpg"))
-    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, thresholds, **__: thresholds)
+    exported: list[dict[str, float]] = []
+    monkeypatch.setattr("rtdetrv4.export.export_model", lambda *_, thresholds, **__: exported.append(thresholds))
     convert_weights(weights, tmp_path / "again.safetensors")
     for each in (detector, Detector(weights), Detector(tmp_path / "again.safetensors")):
         assert each.metadata is not None
         assert each.metadata.thresholds == best
         assert each.metadata.facts["confidence"] == 0.2
-        assert each.export() == best
+        each.export()
+        assert exported.pop() == best
         found, expected, everything = (
             [len(one) for one in each.predict(photos, conf=conf, duplicates="keep")] for conf in ("best", best, 0.0)
         )
@@ -259,8 +265,11 @@ def test_a_letterbox_is_remembered(shapes: Path, tmp_path: Path, monkeypatch: py
     inside = (by_hand.xyxy[:, 2] >= 16) & (by_hand.xyxy[:, 0] <= 80)
     np.testing.assert_allclose(found.xyxy, expected[inside], atol=1e-3)
     np.testing.assert_allclose(found.confidence, by_hand.confidence[inside], atol=1e-5)
-    monkeypatch.setattr("rtdetrv4.export.export_onnx", lambda *_, resize, **__: resize)
-    assert [detector.export(), Detector(result.weights).export()] == ["stretch", "letterbox"]
+    exported: list[str] = []
+    monkeypatch.setattr("rtdetrv4.export.export_model", lambda *_, resize, **__: exported.append(resize))
+    detector.export()
+    Detector(result.weights).export()
+    assert exported == ["stretch", "letterbox"]
     convert_weights(result.weights, tmp_path / "again.safetensors")
     assert Detector(tmp_path / "again.safetensors").recipe.model.resize == "letterbox"
     with pytest.raises(WeightsError, match=r"trained with model\.resize=letterbox, which released weights"):
@@ -471,6 +480,26 @@ def test_a_fresh_model_can_run_but_not_predict() -> None:
             use(np.zeros((64, 64, 3), np.uint8))
 
 
+def test_an_export_is_measured_on_data_and_reported(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    path = Detector(run / "weights.safetensors", device="cpu").export(
+        "torchscript", data=shapes, batch=2, classes=[1, 0]
+    )
+    assert path == run / "weights.torchscript"
+    accuracy = ExportReport.read(report_path(path)).accuracy
+    assert accuracy is not None
+    assert accuracy.ap == pytest.approx(accuracy.torch_ap, abs=1e-3)
+    metrics = Detector(run / "weights.safetensors", device="cpu").val(shapes)
+    expected = np.mean([metrics.per_class[name] for name in list(metrics.per_class)[:2]])
+    assert accuracy.torch_ap == pytest.approx(expected, abs=1e-4)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Exported files" in page
+    assert "weights.torchscript" in page
+    content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert [each["file"] for each in content["exports"]] == ["weights.torchscript"]
+
+
 def test_mistakes(trained: Path, shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='"rtdetrv4-s"'):
         Detector("rtdetr4-s")
@@ -492,5 +521,5 @@ def test_mistakes(trained: Path, shapes: Path, tmp_path: Path) -> None:
         Detector("test").train(shapes, out=tmp_path, overrides={"optimizer.weight_deca": 1})
     with pytest.raises(DatasetError, match="no test part"):
         Detector(trained / "weights.safetensors").val(shapes, split="test")
-    with pytest.raises(ConfigError, match="expected onnx"):
+    with pytest.raises(ConfigError, match='format: got "tflite", expected onnx'):
         Detector(trained / "weights.safetensors").export("tflite")

@@ -47,12 +47,13 @@ class Small(rtdetrv4.Detector):
 def _workplace(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the documentation takes to be there; an export is a copy, for tracing takes longer than all the rest."""
 
-    def copy(model: Any, path: Path, **given: Any) -> Path:
-        inspect.signature(export_onnx).bind(model, path, **given)
-        return Path(shutil.copy(trained / "weights.onnx", path))
+    def copy(model: Any, paths: dict[str, Path], **given: Any) -> None:
+        inspect.signature(export_model).bind(model, paths, **given)
+        for path in paths.values():
+            shutil.copy(trained / "weights.onnx", path)
 
-    export_onnx = rtdetrv4.export.export_onnx
-    monkeypatch.setattr("rtdetrv4.export.export_onnx", copy)
+    export_model = rtdetrv4.export.export_model
+    monkeypatch.setattr("rtdetrv4.export.export_model", copy)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rtdetrv4, "Detector", Small, raising=False)
     save_weights(create_model("test").state_dict(), Path("coco.safetensors"), {"model": "test"})

@@ -186,10 +186,10 @@ def test_the_command_line(
 
     exported: list[Any] = []
     monkeypatch.setattr(
-        "rtdetrv4.export.export_onnx", lambda model, path, **given: exported.append((path, given["classes"])) or path
+        "rtdetrv4.export.export_model", lambda model, paths, **given: exported.append((paths, given["classes"]))
     )
     assert main(["export", "--model", "dfine-n"]) == 0
-    assert exported == [(Path("dfine-n.onnx"), COCO)]  # and not in the cache
+    assert exported == [({"onnx": Path("dfine-n.onnx")}, COCO)]  # and not in the cache
 
     begun: list[Start] = []
     monkeypatch.setattr(Detector, "_network_for", lambda self, recipe, classes, start: _stop(begun, start))

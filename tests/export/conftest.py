@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torch import nn
 
 import golden
 from rtdetrv4.assembly import create_model
-from rtdetrv4.export import export_onnx
+from rtdetrv4.export import FORMATS, GraphOptions, export_model
 from rtdetrv4.models import DetectionModel
+from rtdetrv4.runtime.export_report import ExportReport
 from rtdetrv4.types import ClassMap
 
 ANIMALS = ClassMap(("cat", "dog", "éléphant"), (3, 7, 30))
@@ -24,6 +26,14 @@ class Exported(NamedTuple):
 
     path: Path
     model: DetectionModel
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hardly_timed() -> Iterator[None]:
+    """No test looks at latency."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rtdetrv4.export.proof.SECONDS", 0.01)
+        yield
 
 
 def model_like_a_trained_one() -> DetectionModel:
@@ -44,12 +54,20 @@ def model_like_a_trained_one() -> DetectionModel:
     return model
 
 
+def export(model: DetectionModel, path: Path, **given: Any) -> ExportReport:
+    """Export to the format that the ending names, by default of 64 × 64 pixels."""
+    (name,) = [each.name for each in FORMATS.values() if path.name.endswith(each.ending)][-1:]
+    options = {"model_name": "test", "classes": ANIMALS, "image_size": (64, 64)} | given
+    (report,) = export_model(model, {name: path}, **options)
+    return report
+
+
 @pytest.fixture(scope="session")
 def square(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Post-processed, any batch size."""
     model = model_like_a_trained_one()
     path = tmp_path_factory.mktemp("square") / "animals.onnx"
-    export_onnx(model, path, model_name="test", classes=ANIMALS, image_size=(64, 64), facts={"teacher": "dinov3"})
+    export(model, path, facts={"teacher": "dinov3"})
     return Exported(path, model)
 
 
@@ -58,5 +76,5 @@ def rectangle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Raw outputs of an input that is no square, with fewer queries than cells."""
     model = model_like_a_trained_one()
     path = tmp_path_factory.mktemp("rectangle") / "animals.onnx"
-    export_onnx(model, path, model_name="test", classes=ANIMALS, image_size=(320, 512), postprocess=False)
+    export(model, path, image_size=(320, 512), options=GraphOptions(num_top=None))
     return Exported(path, model)

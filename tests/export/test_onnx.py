@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +21,12 @@ from rtdetrv4.assembly import create_model
 from rtdetrv4.config import VARIANTS
 from rtdetrv4.distillation import DistillationStudent, Injector
 from rtdetrv4.errors import ConfigError, ExportError
-from rtdetrv4.export import export_onnx, verify_onnx
-from rtdetrv4.export.verify import Listed, compare
+from rtdetrv4.export import GraphOptions
 from rtdetrv4.models import DeformableAttention, fuse, postprocess
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
 from rtdetrv4.runtime import ExportedDetector, preprocess
+from rtdetrv4.runtime.agreement import Listed, compare
+from rtdetrv4.runtime.export_report import ExportReport, report_path
 from rtdetrv4.runtime.preprocess import view_of
 from rtdetrv4.training.checkpoint import save_checkpoint
 from rtdetrv4.training.ema import ModelEma
@@ -35,7 +34,7 @@ from rtdetrv4.types import ClassMap
 from rtdetrv4.weights import COCO, from_released, load_weights, save_weights
 from small_training import assert_same
 
-from .conftest import ANIMALS, Exported, model_like_a_trained_one
+from .conftest import ANIMALS, Exported, export, model_like_a_trained_one
 
 
 def run(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
@@ -67,22 +66,25 @@ def test_detections_at_any_batch_size(square: Exported, batch: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_raw_queries_of_a_rectangle(rectangle: Exported, batch: int) -> None:
-    report = verify_onnx(rectangle.path, rectangle.model, batches=[batch])
-    assert report.agrees
-    assert (report.num_images, report.num_detections) == (batch, 300 * batch)
-    assert report.max_box_px < 0.05
-    assert report.max_score < 1e-4
-    assert run(rectangle.path, torch.rand(batch, 3, 320, 512))["logits"].shape == (batch, 300, 3)
+    actual = run(rectangle.path, torch.rand(batch, 3, 320, 512))
+    assert actual["logits"].shape == (batch, 300, 3)
+    assert actual["boxes"].shape == (batch, 300, 4)
 
 
-def test_the_report_lies_beside_the_file(square: Exported) -> None:
-    report = json.loads(square.path.with_suffix(".parity.json").read_text())
-    assert report["agrees"]
-    assert report["batches"] == [1, 2, 7]
-    assert report["num_images"] == 10
-    assert report["max_box_px"] < 0.05
-    assert {"torch", "onnxruntime"} <= report["versions"].keys()
-    assert sorted(file.name for file in square.path.parent.iterdir()) == ["animals.onnx", "animals.parity.json"]
+def test_the_report_lies_beside_the_file(square: Exported, rectangle: Exported) -> None:
+    assert sorted(file.name for file in square.path.parent.iterdir()) == ["animals.onnx", "animals.onnx.report.json"]
+    for exported, num in ((square, 252), (rectangle, 300)):
+        report = ExportReport.read(report_path(exported.path))
+        assert (report.file, report.format, report.precision, report.model) == ("animals.onnx", "onnx", "fp32", "test")
+        assert report.batches == (1, 2, 7)
+        assert report.num_images == 10
+        assert report.num_detections == num * (10 - report.num_undecided)
+        assert report.max_box_px < 0.05
+        assert report.max_score < 1e-4
+        assert report.matched == 1
+        assert report.accuracy is None
+        assert report.size_bytes == exported.path.stat().st_size
+        assert {"torch", "onnxruntime"} <= report.versions.keys()
 
 
 def test_the_file_says_how_to_use_it(square: Exported, rectangle: Exported) -> None:
@@ -151,7 +153,7 @@ def test_detector_and_exported_file_predict_alike(
     assert np.abs(ours.xyxy[:, None] - expected).max(axis=2).min(axis=1).max() < 0.1
 
     assert detector.export() == path, "an earlier export is replaced"
-    path.with_suffix(".parity.json").unlink()
+    report_path(path).unlink()
     with pytest.raises(ConfigError, match="was not exported here"):
         detector.export()
 
@@ -193,7 +195,7 @@ def test_nothing_of_distillation_is_in_the_file(
     model = create_model("test", ANIMALS.num_classes)
     assert load_weights(model, tmp_path / "last.pt").ignored == ("injector.projector.weight", "injector.projector.bias")
     for network in (square.model, model):
-        export_onnx(network, tmp_path / "m.onnx", model_name="test", classes=ANIMALS, image_size=(64, 64))
+        export(network, tmp_path / "m.onnx")
     without, distilled = traced
     assert_same(distilled.state_dict(), without.state_dict())
     assert [(name, repr(module)) for name, module in distilled.named_modules()] == [
@@ -211,8 +213,8 @@ def test_the_model_is_left_as_it_was(
     modes = [module.training for module in model.modules()]
     monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: onnx.load(square.path))
     with caplog.at_level(logging.INFO):
-        export_onnx(model, tmp_path / "m.onnx", model_name="test", classes=ANIMALS, image_size=(64, 64))
-    assert "agrees with PyTorch on 10 images" in caplog.text
+        export(model, tmp_path / "m.onnx")
+    assert "m.onnx agrees with PyTorch in ONNX Runtime" in caplog.text
     after = model.state_dict()
     assert all(
         torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items()
@@ -231,11 +233,12 @@ def test_a_file_that_disagrees_is_not_handed_out(
     path = tmp_path / "m.onnx"
     path.write_bytes(b"an older export")
     monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: onnx.load(square.path))
-    with pytest.raises(ExportError, match=r"does not agree with PyTorch: at batch 1, \d+ of 252 .*m\.parity\.json"):
-        export_onnx(wrong, path, model_name="test", classes=ANIMALS, image_size=(64, 64))
+    with pytest.raises(
+        ExportError, match=r"m\.onnx: .*not agree with PyTorch in ONNX Runtime .*: \d+ of 252 detections"
+    ):
+        export(wrong, path)
     assert path.read_bytes() == b"an older export"
-    assert not json.loads((tmp_path / "m.parity.json").read_text())["agrees"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "m.parity.json"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,28 +255,18 @@ def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "v2.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        export_onnx(
-            model,
-            path,
-            model_name="test",
-            classes=ANIMALS,
-            image_size=(64, 64),
-            opset=20,
-            dynamic=False,
-            simplify=False,
-            num_top=10,
-        )
+        report = export(model, path, opset=20, batch=1, simplify=False, options=GraphOptions(num_top=10))
     assert run(path, torch.rand(1, 3, 64, 64))["labels"].shape == (1, 10)
-    assert json.loads((tmp_path / "v2.parity.json").read_text())["batches"] == [1]
+    assert (report.batches, report.num_images) == ((1,), 1)
     assert ExportedDetector(path).predict(np.zeros((64, 64, 3), dtype=np.uint8), conf=0.0, batch=4)
 
     # A graph that only pretends to take any batch is found out.
     graph = onnx.load(path)
     for value in (*graph.graph.input, *graph.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.save(graph, path)
-    with pytest.raises(ExportError, match="cannot run the exported file at batch 2"):
-        verify_onnx(path, model)
+    monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: graph)
+    with pytest.raises(ExportError, match="cannot run the file at batch 2"):
+        export(model, path, opset=20, simplify=False, options=GraphOptions(num_top=10))
 
 
 @pytest.mark.parametrize(
@@ -283,12 +276,16 @@ def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytes
         ({"image_size": (0, 64)}, "multiples of 32"),
         ({"opset": 16}, "opset is 16, expected 18 to 23"),
         ({"classes": ClassMap(("cat",), (1,))}, "has 3 classes, but `classes` names 1"),
+        ({"batch": 0}, "batch: got 0, expected a number of images"),
+        ({"options": GraphOptions(num_top=0)}, "num_top: got 0, expected a number of detections"),
+        ({"options": GraphOptions(num_top=None, duplicates="drop")}, "belongs to postprocessing"),
+        ({"precision": "bf16"}, "onnx comes in fp32, fp16 or int8"),
+        ({"precision": "int8"}, r"int8 needs a data set.*--data"),
     ],
 )
 def test_impossible_requests(square: Exported, tmp_path: Path, change: dict[str, object], message: str) -> None:
-    options = {"model_name": "test", "classes": ANIMALS, "image_size": (64, 64)} | change
-    with pytest.raises(ExportError, match=message):
-        export_onnx(square.model, tmp_path / "m.onnx", **options)  # type: ignore[arg-type]
+    with pytest.raises((ConfigError, ExportError), match=message):
+        export(square.model, tmp_path / "m.onnx", **change)
     assert not list(tmp_path.iterdir())
 
 
@@ -298,16 +295,16 @@ def test_the_released_code_and_the_exported_file_find_the_same(tmp_path: Path, m
 
     The export itself compares one image only; small models are compared at every batch size.
     """
-    monkeypatch.setattr("rtdetrv4.export.onnx.verify_onnx", partial(verify_onnx, batches=[1]))
+    monkeypatch.setattr("rtdetrv4.export.proof.BATCHES", (1,))
     facts, arrays = golden.load("rtdetrv4_s")
     model = create_model("rtdetrv4-s")
     state = {name: torch.from_numpy(array) for name, array in golden.weights("rtdetrv4_s").items()}
     model.load_state_dict(from_released(state), strict=False)
-    path = export_onnx(model, tmp_path / "s.onnx", model_name="rtdetrv4-s", classes=COCO, image_size=(640, 640))
-    report = json.loads((tmp_path / "s.parity.json").read_text())
-    assert report["max_box_px"] < 0.05
-    assert report["max_score"] < 1e-4
-    assert report["num_undecided"] <= 1
+    path = tmp_path / "s.onnx"
+    report = export(model, path, model_name="rtdetrv4-s", classes=COCO, image_size=(640, 640))
+    assert report.max_box_px < 0.05
+    assert report.max_score < 1e-4
+    assert report.num_undecided <= 1
 
     seeds = facts["eval"]["image_seeds"]
     found = run(path, torch.from_numpy(np.stack([golden.image(seed, 640, 640) for seed in seeds])))

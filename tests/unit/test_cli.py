@@ -341,10 +341,20 @@ def test_exported_models_need_no_torch(
 
 
 def test_export(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("export --model w.safetensors --imgsz 320 --opset 18 --no-dynamic --out x.onnx") == 0
-    options = {"dynamic": False, "out": "x.onnx", "imgsz": (320, 320), "opset": 18}
+    assert run("export --model w.safetensors --imgsz 320 --opset 18 --batch 1 --out x.onnx") == 0
+    options = {"batch": 1, "out": "x.onnx", "imgsz": (320, 320), "opset": 18}
     assert detector.calls[1] == ("export", ("onnx",), options)
     assert "weights.onnx" in capsys.readouterr().out
+    assert (
+        run(
+            "export w.safetensors -f onnx,openvino -p fp16 --raw --frames --no-grid-sample --class cat --class dog "
+            "--data d --max-drop 1"
+        )
+        == 0
+    )
+    options = {"precision": "fp16", "postprocess": False, "frames": True, "grid_sample": False}
+    options |= {"classes": ["cat", "dog"], "data": "d", "max_drop": 1.0}
+    assert detector.calls[3] == ("export", (["onnx", "openvino"],), options)
 
 
 def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,6 +431,9 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("predict a --model w.safetensors --slice 640 --overlap 1", "overlap: got 1.0, expected a share"),
         ("predict a --model w.safetensors --overlap 0.1", "belong to tiles; give their size, such as --slice 640"),
         ("val --data d --model w.safetensors --no-whole", "belong to tiles; give their size, such as --slice 640"),
+        ("export", "Missing argument MODEL"),
+        ("export a.safetensors --model b.safetensors", "Got two models"),
+        ("verify missing.onnx", "missing.onnx does not exist"),
         ("models rtdetrv4_s", 'Did you mean "rtdetrv4-s"?'),
         ("convert w.pth", "Missing option '--out'"),
         ("convert w.pth --out w.pt", "w.pt must end in .safetensors, such as w.safetensors."),
@@ -501,7 +514,8 @@ def test_an_interrupted_training_tells_how_to_go_on(
     assert run("train --data d") == 130
     assert capsys.readouterr().err == "interrupted.\n"
     assert run("export --model w.safetensors") == 130
-    assert capsys.readouterr().err == "interrupted. The export was not finished, and no file was replaced.\n"
+    expected = "interrupted. The export was not finished; no file was replaced that had not passed its check.\n"
+    assert capsys.readouterr().err == expected
     assert run("val --data d --model w.safetensors --out report") == 130
     assert (
         capsys.readouterr().err == "interrupted. The evaluation is not complete; files that it has written are whole.\n"

@@ -42,3 +42,43 @@ def deformable_sample(
     ]
     heads = (torch.cat(sampled, dim=-1) * weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)).sum(dim=-1)
     return heads.unflatten(0, (-1, num_heads)).flatten(1, 2).transpose(1, 2)
+
+
+def bilinear_by_gather(
+    values: Tensor,
+    points: Tensor,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
+    """What `torch.nn.functional.grid_sample` returns, from gathers and products, for runtimes that get it wrong.
+
+    Args:
+        values: N×C×h×w.
+        points: N×Q×P×2, (x, y) in [-1, 1] of the map.
+        mode: only "bilinear".
+        padding_mode: only "zeros": samples outside the map are 0.
+        align_corners: only False.
+
+    Returns:
+        N×C×Q×P.
+    """
+    assert (mode, padding_mode, align_corners) == ("bilinear", "zeros", False)
+    channels, height, width = values.shape[1:]
+    x, y = ((points + 1) * points.new_tensor((width / 2, height / 2)) - 0.5).unbind(-1)
+    left, top = x.floor(), y.floor()
+    right_share, bottom_share = x - left, y - top
+    cells = values.flatten(2)
+    sampled = None
+    for column, across in ((left, 1 - right_share), (left + 1, right_share)):
+        for row, down in ((top, 1 - bottom_share), (top + 1, bottom_share)):
+            is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            # Integers before they are multiplied: float16 cannot count beyond 2048.
+            index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            picked = cells.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).view(
+                -1, channels, *index.shape[1:]
+            )
+            part = picked * (across * down * is_inside)[:, None]
+            sampled = part if sampled is None else sampled + part
+    assert sampled is not None
+    return sampled

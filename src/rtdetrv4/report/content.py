@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from rtdetrv4.errors import ConfigError
+from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.outputs import LOG_FILE, SIMILARITY_FILE, write_text
+from rtdetrv4.runtime.export_report import REPORT_SUFFIX, ExportReport
 from rtdetrv4.yaml12 import load_yaml
 
 REPORT_PAGE, REPORT_DATA = "report.html", "report.json"
@@ -55,7 +56,8 @@ def gather(folder: Path) -> Content:
     left_out: list[str] = []
     content: Content = header("run" if is_run else "evaluation", folder)
     content |= _run(folder, left_out) if is_run else dict.fromkeys(RUN_ENTRIES)
-    return content | _evaluation(folder / "val" if is_run else folder, left_out) | {"left_out": left_out}
+    content |= _evaluation(folder / "val" if is_run else folder, left_out)
+    return content | {"exports": _exports(folder, left_out), "left_out": left_out}
 
 
 def header(kind: str, folder: Path) -> Content:
@@ -187,6 +189,21 @@ def _evaluation(folder: Path, left_out: list[str]) -> Content:
         "evaluation": facts,
         "similarity": str(folder / SIMILARITY_FILE) if (folder / SIMILARITY_FILE).is_file() else None,
     }
+
+
+def _exports(folder: Path, left_out: list[str]) -> list[dict[str, Any]]:
+    """What is known of the files that were exported from the weights in a folder and are still there."""
+    exports = []
+    for path in sorted(folder.glob(f"*{REPORT_SUFFIX}")):
+        if not (folder / path.name.removesuffix(REPORT_SUFFIX)).exists():
+            continue
+        try:
+            report = json.loads(ExportReport.read(path).to_json())
+        except ExportError as error:
+            left_out.append(f"Export: {error}")
+            continue
+        exports.append({name: value for name, value in report.items() if name != "expected"})
+    return exports
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:

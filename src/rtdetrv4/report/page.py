@@ -99,6 +99,7 @@ def _draw(content: Content, galleries: list[Gallery], likenesses: list[Likeness]
         galleries=[(gallery, [(shown, next(uris), next(uris)) for shown in gallery.examples]) for gallery in galleries],
         num_open=NUM_OPEN,
         metrics=_metrics(content["metrics"]),
+        exports=[_export(each) for each in content["exports"]],
         chosen=_chosen(content),
         commands=_commands(content),
         versions=((content["record"] or content["evaluation"] or {}).get("versions") or {}).items(),
@@ -248,6 +249,25 @@ def _classes(analysis: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
         )
         for row in sorted(analysis["by_class"], key=lambda row: -1 if row["ap"] is None else row["ap"], reverse=True)
     ]
+
+
+def _export(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of the table of exported files."""
+    accuracy, shares = report["accuracy"], report["matched"]
+    gap = f"{report['max_box_px']:.2g} px, {report['max_score']:.2g}"
+    return (
+        report["file"],
+        report["runtime"],
+        report["precision"],
+        gap,
+        "–" if shares is None else percent(shares),
+        "–" if accuracy is None else f"{percent(accuracy['ap'])} / {percent(accuracy['torch_ap'])}",
+        *(
+            f"{_duration(each['median_ms'])} ({_duration(each['p90_ms'])})"
+            for each in (report["latency"], report["torch_latency"])
+        ),
+        f"{report['size_bytes'] / 1e6:.1f}",
+    )
 
 
 def _chosen(content: Content) -> list[tuple[str, str, str]]:

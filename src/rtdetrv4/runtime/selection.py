@@ -53,7 +53,7 @@ class Selection:
             raise ConfigError(f"max_det: got {max_det}, expected a whole number from 1, or None for no limit.")
         self._thresholds = thresholds(_numbers(conf, best), names)
         if classes is not None:
-            others = np.setdiff1d(np.arange(len(names)), _class_indices(classes, names))
+            others = np.setdiff1d(np.arange(len(names)), class_indices(classes, names))
             self._thresholds[others] = np.inf
         self.max_det = max_det
         """How many of the chosen predictions of an image to return, at most."""
@@ -150,7 +150,12 @@ def _numbers(conf: Confidence, best: Mapping[str, float] | None) -> float | Mapp
     return best
 
 
-def _class_indices(classes: Sequence[str | int] | str | int, names: tuple[str, ...]) -> list[int]:
+def class_indices(classes: Sequence[str | int] | str | int, names: tuple[str, ...]) -> list[int]:
+    """Indices of classes that are given by name or index.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
     indices = []
     for given in [classes] if isinstance(classes, str | int) else classes:
         if isinstance(given, str) and given in names:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from rtdetrv4.ops.deformable import deformable_sample
+from rtdetrv4.ops.deformable import bilinear_by_gather, deformable_sample
 
 
 def test_samples_at_cell_centers_are_the_cells() -> None:
@@ -27,3 +28,14 @@ def test_outside_the_map_is_zero() -> None:
     locations = torch.full((1, 1, 1, 1, 2), 3.0)
     sampled = deformable_sample([torch.ones(1, 4, 5, 5)], locations, torch.ones(1, 1, 1, 1), [1])
     assert sampled.abs().max() == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (80, 80)])
+def test_gathering_samples_as_grid_sample_does(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(3, 4, *size)
+    points = 6 * torch.rand(3, 6, 5, 2) - 3  # most of them outside
+    points[0, 0, :4, 0] = torch.tensor([-1.0, 1.0, 0.0, 1 - 1 / size[1]])
+    expected = torch.nn.functional.grid_sample(values, points, align_corners=False)
+    torch.testing.assert_close(bilinear_by_gather(values, points), expected, rtol=0, atol=2e-5)
+    assert (expected == 0).any()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evaluated_run import NAMES, write_evaluation, write_run, write_split
+from made_up_export import REPORT
 from rtdetrv4.distillation.similarity import Similarity, save_similarity
 from rtdetrv4.pages import MAX_BYTES
 from rtdetrv4.report import write_report
@@ -159,3 +160,30 @@ def test_an_evaluation_tells_its_command(tmp_path: Path) -> None:
     assert command in page.text
     assert "What was evaluated" in page.text
     assert re.search(r"Image size\s*64 × 96", page.text)
+
+
+def test_exported_files_are_shown_while_they_are_there(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for name in ("w.onnx", "w_openvino", "damaged.pt2", "deleted.onnx"):
+        (folder / f"{name}.report.json").write_text(REPORT._replace(file=name, precision="fp32").to_json())
+    (folder / "w.onnx").touch()
+    (folder / "w_openvino").mkdir()
+    (folder / "damaged.pt2").touch()
+    (folder / "damaged.pt2.report.json").write_text("{")
+    page = Page(write_report(folder))
+    words = " ".join(page.text.split())
+    assert "Exported files" in words
+    row = "w.onnx ONNX Runtime 1.30 on CPU fp32 0.01 px, 1e-05 97.5 53.0 / 53.2 12.5 ms (14 ms) 25 ms (26 ms) 20.0"
+    assert row in words
+    assert row.replace("w.onnx", "w_openvino") in words
+    assert "damaged.pt2.report.json is damaged" in words
+    assert "deleted.onnx" not in words
+    assert {"href": "#exports"} in page.all("a")
+    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert [each["file"] for each in content["exports"]] == ["w.onnx", "w_openvino"]
+    assert "expected" not in content["exports"][0]
+
+
+def test_without_exports_there_is_no_section(run: Path) -> None:
+    assert "Exported files" not in Page(run / "report.html").text

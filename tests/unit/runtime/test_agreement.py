@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
-import onnx
 import pytest
 
-from rtdetrv4.errors import ExportError
-from rtdetrv4.export import verify_onnx
-from rtdetrv4.export.verify import Listed, compare
-
-from .conftest import Exported
+from rtdetrv4.runtime.agreement import Listed, compare, list_detections, list_outputs, match
+from rtdetrv4.runtime.export_metadata import ExportMetadata
 
 
 def detections(num: int = 50, seed: int = 0) -> Listed:
@@ -107,27 +103,70 @@ def test_nan_agrees_with_nothing(part: str) -> None:
     assert compare(a, b).num_lost >= 49
 
 
-def edited(exported: Exported, folder: Path, name: str, factor: float) -> Path:
-    """A copy of the file in which a weight of the exported network has changed."""
-    graph = onnx.load(exported.path)
-    for tensor in graph.graph.initializer:
-        if tensor.name == name:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(factor), name))
-            break
-    else:
-        raise AssertionError(f"no {name} among {[tensor.name for tensor in graph.graph.initializer]}")
-    onnx.save(graph, folder / "edited.onnx")
-    return folder / "edited.onnx"
+METADATA = ExportMetadata(
+    model="test", names=("a", "b"), category_ids=(0, 1), image_size=(50, 100), outputs="postprocessed", version="0"
+)
 
 
-def test_a_changed_weight_is_noticed(square: Exported, tmp_path: Path) -> None:
-    name = "detector.query_selection.norm.weight"
-    assert verify_onnx(edited(square, tmp_path, name, 1.0), square.model).agrees
-    with pytest.raises(ExportError, match=r"does not agree with PyTorch.*edited\.parity\.json"):
-        verify_onnx(edited(square, tmp_path, name, 1.02), square.model)
+def test_raw_queries_are_listed_as_detections() -> None:
+    """Two queries: boxes in the middle of an input of 50 × 100 pixels, logits of 0, ±2 and -2.5."""
+    outputs = {
+        "logits": np.array([[[0.0, -2.5], [-2.0, 2.0]]], dtype=np.float32),
+        "boxes": np.array([[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.1, 0.2]]], dtype=np.float32),
+    }
+    raw = METADATA._replace(outputs="raw")
+    (queries,) = list_outputs(outputs, raw)
+    np.testing.assert_allclose(queries.scores, [[0.5, 0.0759], [0.1192, 0.8808]], atol=1e-4)
+    np.testing.assert_allclose(queries.boxes_xyxy_px, [[40, 15, 60, 35], [45, 20, 55, 30]], atol=1e-4)
+    (found,) = list_detections(outputs, raw)
+    assert found.labels.tolist() == [1, 0, 0, 1]
+    np.testing.assert_allclose(found.scores[:, 0], [0.8808, 0.5, 0.1192, 0.0759], atol=1e-4)
+    np.testing.assert_allclose(found.boxes_xyxy_px[0], [45, 20, 55, 30], atol=1e-4)
 
 
-def test_what_onnxruntime_cannot_read(tmp_path: Path, square: Exported) -> None:
-    (tmp_path / "m.onnx").write_bytes(square.path.read_bytes()[:1000])
-    with pytest.raises(ExportError, match=r"onnxruntime cannot load .*m\.onnx"):
-        verify_onnx(tmp_path / "m.onnx", square.model)
+def confident(num: int = 10) -> Listed:
+    """Boxes of 100 × 100 pixels far apart, with scores from 0.9 down to 0.3."""
+    left = 200.0 * np.arange(num)[:, None]
+    boxes = np.concatenate([left, np.zeros((num, 1)), left + 100, np.full((num, 1), 100.0)], axis=1)
+    return Listed(np.linspace(0.9, 0.3, num)[:, None], np.arange(num) % 2, boxes)
+
+
+def test_every_confident_detection_matches_itself() -> None:
+    assert match([confident()] * 2, [confident()] * 2)[:2] == (40, 40)
+    assert match([confident()], [confident()]).share == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "num"),
+    [
+        (lambda one: one._replace(labels=1 - one.labels), 0),
+        (lambda one: one._replace(boxes_xyxy_px=one.boxes_xyxy_px + np.array([2, 0, 2, 0])), 20),  # IoU 98 / 102
+        (lambda one: one._replace(boxes_xyxy_px=one.boxes_xyxy_px + np.array([3, 0, 3, 0])), 0),  # IoU 97 / 103
+        (lambda one: one._replace(scores=one.scores - 0.04), 20),
+        (lambda one: one._replace(scores=one.scores - 0.11), 0),
+        (lambda one: Listed(*(part[1:] for part in one)), 18),  # of 10 + 9
+        (lambda one: one._replace(boxes_xyxy_px=np.full_like(one.boxes_xyxy_px, np.nan)), 0),
+    ],
+)
+def test_the_same_object_has_the_same_class_box_and_about_the_same_score(
+    change: Callable[[Listed], Listed], num: int
+) -> None:
+    assert match([confident()], [change(confident())]).num == num
+
+
+def test_differences_are_those_of_matched_detections() -> None:
+    moved = confident()
+    moved.boxes_xyxy_px[3] += [1, 0, 0, 0]
+    moved.boxes_xyxy_px[4] += [50, 0, 0, 0]  # no match
+    moved.scores[5] -= 0.02
+    assert match([confident()], [moved]) == pytest.approx((18, 20, 1, 0.02))
+
+
+def test_what_only_one_finds_counts_against_both() -> None:
+    assert match([confident(10)], [confident(6)._replace(scores=confident(10).scores[:6])])[:2] == (12, 16)
+
+
+def test_without_confident_detections_the_best_are_compared() -> None:
+    unsure = confident(50)._replace(scores=np.linspace(0.2, 0.1, 50)[:, None])
+    assert match([unsure], [unsure])[:2] == (40, 40)
+    assert match([], []).share is None

@@ -1,0 +1,103 @@
+"""Verify an exported file on any machine, without torch: `rtdetrv4 verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rtdetrv4.errors import ExportError
+from rtdetrv4.runtime.agreement import Listed, Matched, list_detections, match
+from rtdetrv4.runtime.engines import Engine, open_engine
+from rtdetrv4.runtime.engines.engine import Precision
+from rtdetrv4.runtime.export_report import ExpectedScene, ExportReport, Latency, report_path
+from rtdetrv4.runtime.preprocess import preprocess
+from rtdetrv4.runtime.scenes import digest, scenes
+from rtdetrv4.runtime.speed import measure_speed
+
+LEAST_MATCHED = {"fp32": 0.99, "fp16": 0.95, "bf16": 0.85, "int8": 0.7}
+"""Share of the confident detections that must be found, by precision. Without a data set, it decides alone."""
+
+
+class Verification(NamedTuple):
+    """What a file does on this machine."""
+
+    runtime: str
+    report: ExportReport
+    """What it did where it was exported."""
+    matched: Matched
+    latency: Latency
+
+
+def verify_file(
+    path: str | Path, *, device: str | None = None, threads: int | None = None, precision: Precision | None = None
+) -> Verification:
+    """Run an exported file, and compare what it finds with what PyTorch found when it was exported.
+
+    Args:
+        path: the file or folder, with its report beside it.
+        device: what to run it on, in the words of the runtime; None for the best that it has.
+        threads: threads that work on one batch; None leaves it to the runtime.
+        precision: as for `rtdetrv4.runtime.engines.open_engine`.
+
+    Raises:
+        ExportError: the file or its report is missing or broken, or it does not find the same.
+        MissingDependencyError: its runtime is not installed.
+    """
+    path = Path(path)
+    engine = open_engine(path, device=device, threads=threads, precision=precision)
+    report = ExportReport.read(report_path(path))
+    metadata = engine.metadata
+    if not report.expected:
+        raise ExportError(f"{report_path(path)} holds no detections to compare with; the model was hardly trained.")
+    wanted = {scene.number: scene for scene in report.expected}
+    every = enumerate(islice(scenes(metadata.image_size), max(wanted) + 1))
+    made = {number: image for number, image in every if number in wanted}
+    if any(digest(image) != wanted[number].digest for number, image in made.items()):
+        raise ExportError(
+            f"This version of rtdetrv4 or numpy makes other images than the one that exported {path.name}; verify it "
+            f"with rtdetrv4 {metadata.version}, or with data."
+        )
+    inputs = preprocess(list(made.values()), metadata.image_size, metadata.resize)
+    found = [list_detections(each, metadata)[0] for each in in_batches(engine, inputs, metadata.batch or 1)]
+    matched = match([_listed(wanted[number]) for number in made], found)
+    share = matched.share
+    if share is not None and share < LEAST_MATCHED[report.precision]:
+        raise ExportError(
+            f"{path} does not find on {engine.name} what PyTorch found when it was exported: {100 * share:.1f} % of "
+            f"{matched.num_confident} confident detections are the same, expected "
+            f"{100 * LEAST_MATCHED[report.precision]:g} %."
+        )
+    batch = metadata.batch or 1
+    some = np.repeat(inputs[:1], batch, axis=0)
+    return Verification(engine.name, report, matched, Latency(batch, *measure_speed(lambda _: engine(some))))
+
+
+def open_proven(path: Path) -> Engine:
+    """Load a file that is to be compared with PyTorch: in float32, unless it says that it is for bfloat16."""
+    engine = open_engine(path, precision="fp32")
+    return open_engine(path, precision="bf16") if engine.metadata.precision == "bf16" else engine
+
+
+def in_batches(engine: Engine, inputs: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """The outputs for each image of M×3×H×W, as batches of 1; the last batch may be smaller where the file lets it."""
+    for start in range(0, len(inputs), size):
+        images = inputs[start : start + size]
+        missing = 0 if engine.metadata.batch is None else size - len(images)
+        outputs = engine(np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images)
+        for index in range(len(images)):
+            yield {name: array[index : index + 1] for name, array in outputs.items()}
+
+
+def size_bytes(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return sum(each.stat().st_size for each in files)
+
+
+def _listed(scene: ExpectedScene) -> Listed:
+    boxes = np.array(scene.boxes_xyxy_px, dtype=np.float32).reshape(-1, 4)
+    return Listed(np.array(scene.scores, dtype=np.float32)[:, None], np.array(scene.labels), boxes)

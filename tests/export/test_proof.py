@@ -1,0 +1,110 @@
+"""What is proven, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from rtdetrv4.errors import ExportError
+from rtdetrv4.export import DeploymentModule, GraphOptions
+from rtdetrv4.export.proof import Validation, _problem, prove
+from rtdetrv4.models import fuse
+from rtdetrv4.runtime.agreement import Matched
+from rtdetrv4.runtime.export_report import Accuracy, report_path
+from rtdetrv4.runtime.proof import verify_file
+
+from .conftest import Exported, export
+
+
+def edited(exported: Exported, folder: Path, name: str, factor: float) -> Path:
+    """A copy of the file and its report, in which a weight of the exported network has changed."""
+    graph = onnx.load(exported.path)
+    for tensor in graph.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(factor), name))
+            break
+    else:
+        raise AssertionError(f"no {name} among {[tensor.name for tensor in graph.graph.initializer]}")
+    onnx.save(graph, folder / "edited.onnx")
+    shutil.copy(report_path(exported.path), report_path(folder / "edited.onnx"))
+    return folder / "edited.onnx"
+
+
+NORM = "detector.query_selection.norm.weight"
+
+
+def test_a_changed_weight_is_noticed(square: Exported, tmp_path: Path) -> None:
+    module = DeploymentModule(fuse(square.model).eval(), GraphOptions())
+    same = prove(edited(square, tmp_path, NORM, 1.0), square.model, module, format="onnx", file="m.onnx")
+    assert same.max_score < 1e-4
+    with pytest.raises(
+        ExportError, match=r"not agree with PyTorch in ONNX Runtime .*: \d+ of 252 detections in an image"
+    ):
+        prove(edited(square, tmp_path, NORM, 1.02), square.model, module, format="onnx", file="m.onnx")
+
+
+def test_verify_finds_the_same_without_the_model(square: Exported, tmp_path: Path) -> None:
+    found = verify_file(square.path)
+    assert found.matched.share == 1
+    assert found.matched.num_confident > 100
+    assert found.report.model == "test"
+    with pytest.raises(ExportError, match=r"edited\.onnx does not find on ONNX Runtime .* what PyTorch found"):
+        verify_file(edited(square, tmp_path, NORM, 0.5))
+
+
+def test_verify_says_what_it_lacks(square: Exported, tmp_path: Path) -> None:
+    path = edited(square, tmp_path, NORM, 1.0)
+    content = json.loads(report_path(path).read_text())
+    assert [scene["number"] for scene in content["expected"]] == [0, 1]
+    content["expected"][0]["digest"] = "another image"
+    report_path(path).write_text(json.dumps(content))
+    with pytest.raises(ExportError, match="makes other images than the one that exported"):
+        verify_file(path)
+    report_path(path).write_text(json.dumps({**content, "expected": []}))
+    with pytest.raises(ExportError, match="holds no detections to compare with"):
+        verify_file(path)
+    report_path(path).unlink()
+    with pytest.raises(ExportError, match=r"edited\.onnx\.report\.json does not exist"):
+        verify_file(path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "matched", "drop", "problem"),
+    [
+        ("fp16", Matched(95, 100), None, ""),
+        ("fp16", Matched(94, 100), None, "of 100 confident detections 94.0 % are found in fp16 as well, expected 95 %"),
+        ("fp16", Matched(0, 0), None, ""),
+        ("int8", Matched(20, 100), 0.4, ""),
+        ("int8", Matched(99, 100), 0.61, "int8 costs 0.61 points of AP, from 0.500 to 0.494, and max_drop is 0.5"),
+        ("bf16", Matched(20, 100), -3, ""),
+    ],
+)
+def test_reduced_precision_may_cost_something(
+    precision: str, matched: Matched, drop: float | None, problem: str
+) -> None:
+    accuracy = None if drop is None else Accuracy("d", "val", 9, 0.5 - drop / 100, 0.8, 0.5, 0.8)
+    found = _problem(precision, matched, accuracy, None if drop is None else 0.5)
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)
+
+
+def test_accuracy_is_measured_in_the_runtime(square: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def measure(path: Path) -> tuple[float, float]:
+        measured.append(path.name)
+        return 0.41, 0.7
+
+    monkeypatch.setattr("rtdetrv4.export.onnx._trace", lambda *_: onnx.load(square.path))
+    photo = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
+    validation = Validation("d", "val", 5, 0.42, 0.71, measure)
+    report = export(square.model, tmp_path / "m.onnx", images=[photo] * 3, validation=validation)
+    assert measured == ["m.onnx"]
+    assert report.num_images == 13
+    assert report.accuracy == Accuracy("d", "val", 5, 0.41, 0.7, 0.42, 0.71)
+    assert report.accuracy.drop == pytest.approx(1)
