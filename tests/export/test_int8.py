@@ -1,0 +1,179 @@
+"""Int8 files compute some parts in 8 bits, leave the others as they were, and are as accurate as is asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import golden
+from rtdetrv4.errors import ConfigError, ExportError
+from rtdetrv4.export.int8 import Quantized, quantize_onnx, quantize_openvino, quantize_within
+from rtdetrv4.export.parts import PARTS, GraphNode, Part, onnx_graph, openvino_graph, parts_of
+from rtdetrv4.runtime.engines.onnx import OnnxEngine
+
+from .conftest import Exported
+
+
+@pytest.fixture(scope="module")
+def calibration() -> list[np.ndarray]:
+    return [golden.image(seed, 64, 64)[None] for seed in range(8)]
+
+
+@pytest.fixture(scope="module")
+def quantized(square: Exported, calibration: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    return quantize_onnx(square.path, tmp_path_factory.mktemp("int8") / "animals-int8.onnx", calibration)
+
+
+def kinds_of(path: Path) -> dict[Part, Counter[str]]:
+    graph = onnx_graph(onnx.load(path))
+    parts = parts_of(graph)
+    return {part: Counter(graph[name].kind for name in graph if parts[name] == part) for part in PARTS}
+
+
+def test_parts_are_found_by_structure(square: Exported, rectangle: Exported) -> None:
+    for path in (square.path, rectangle.path):
+        kinds = kinds_of(path)
+        model = square.model if path == square.path else rectangle.model
+        assert kinds["aifi"]["Softmax"] == 1
+        assert kinds["aifi"]["LayerNormalization"] == 2
+        assert kinds["query_selection"]["TopK"] == kinds["query_selection"]["LayerNormalization"] == 1
+        assert kinds["decoder"]["GridSample"] == 3 * 2  # levels × layers
+        assert [kinds[part]["Conv"] > 0 for part in PARTS] == [True, False, True, False, False]
+        assert kinds["ccff"]["Resize"] == len(model.hybrid_encoder.ccff.laterals)
+
+
+def test_a_graph_without_the_parts_is_refused() -> None:
+    with pytest.raises(ExportError, match="no top-k"):
+        parts_of({"a": GraphNode("Conv", ("",))})
+    with pytest.raises(ExportError, match="no hybrid encoder"):
+        parts_of({"a": GraphNode("Conv", ("",)), "b": GraphNode("TopK", ("a",))})
+
+
+def test_what_is_in_int8(square: Exported, quantized: Quantized) -> None:
+    before = kinds_of(square.path)
+    convolutions = before["backbone"]["Conv"] + before["ccff"]["Conv"]
+    # Of the 7 products of the attention layer, queries · keys and weights · values have no weights.
+    assert quantized.num_int8 == convolutions + before["aifi"]["MatMul"] - 2
+    assert quantized.parts == ("backbone", "aifi", "ccff")
+    assert set(quantized.in_float) == {"query_selection", "decoder"}
+    assert quantized.num_images == 8
+    after = kinds_of(quantized.path)
+    assert after["decoder"] == before["decoder"]
+    assert OnnxEngine(quantized.path).metadata == OnnxEngine(square.path).metadata._replace(precision="int8")
+
+
+def test_weights_are_rounded_to_127_steps_of_each_channel(square: Exported, quantized: Quantized) -> None:
+    before, after = onnx.load(square.path).graph, onnx.load(quantized.path).graph
+    floats = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in before.initializer}
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.initializer}
+    dequantized = {node.output[0]: node for node in after.node if node.op_type == "DequantizeLinear"}
+    weight = next(node for node in before.node if node.op_type == "Conv").input[1]
+    node = next(dequantized[node.input[1]] for node in after.node if node.op_type == "Conv")
+    steps, scale = constants[node.input[0]], constants[node.input[1]]
+    np.testing.assert_allclose(scale, np.abs(floats[weight]).max(axis=(1, 2, 3)) / 127, rtol=1e-5)
+    np.testing.assert_array_equal(constants[node.input[2]], 0)
+    error = np.abs(steps * scale[:, None, None, None] - floats[weight])
+    assert steps.dtype == np.int8
+    assert (error <= 0.5001 * scale[:, None, None, None]).all()
+
+
+def test_nearly_the_same_is_found(square: Exported, quantized: Quantized, calibration: list[np.ndarray]) -> None:
+    images = np.concatenate(calibration[:4])
+    expected, actual = OnnxEngine(square.path)(images), OnnxEngine(quantized.path)(images)
+    difference = np.abs(np.sort(expected["scores"]) - np.sort(actual["scores"]))
+    assert 0 < difference.max() < 0.1  # 0 would mean that nothing was quantized
+
+
+def test_openvino_leaves_the_same_parts_in_float(
+    square: Exported, calibration: list[np.ndarray], tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    found = quantize_openvino(square.path, tmp_path / "animals.xml", calibration)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["animals.bin", "animals.xml"]
+    before = kinds_of(square.path)
+    assert found.num_int8 == before["backbone"]["Conv"] + before["ccff"]["Conv"] + before["aifi"]["MatMul"] - 2
+    graph = openvino_graph(openvino.Core().read_model(found.path))
+    parts = parts_of(graph)
+    rounded = Counter(parts[name] for name, node in graph.items() if node.kind == "FakeQuantize")
+    assert rounded["decoder"] == 0 < rounded["backbone"]
+    request = openvino.Core().compile_model(found.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    images = np.concatenate(calibration[:4])
+    difference = np.abs(np.sort(request(images)["scores"]) - np.sort(OnnxEngine(square.path)(images)["scores"]))
+    assert 0 < difference.max() < 0.1
+
+
+class Costs:
+    """Stands in for a quantizer and an evaluation: every part has a price in AP."""
+
+    def __init__(self, **prices: float) -> None:
+        self.prices = prices
+        self.tried: list[tuple[Part, ...]] = []
+
+    def quantize(
+        self, source: Path, target: Path, calibration: Sequence[np.ndarray], *, parts: Collection[Part]
+    ) -> Quantized:
+        target.parent.mkdir(parents=True)
+        target.write_text(" ".join(parts))
+        target.with_suffix(".bin").write_text("weights")
+        self.tried.append(tuple(parts))
+        left = {part: "by default" for part in PARTS if part not in parts}
+        return Quantized(target, tuple(parts), left, 1, 1, len(calibration), {})
+
+    def evaluate(self, path: Path) -> float:
+        return 0.5 - sum(self.prices.get(part, 0) for part in path.read_text().split())
+
+
+def test_all_parts_are_kept_if_they_cost_little(tmp_path: Path) -> None:
+    costs = Costs(backbone=0.002, ccff=0.002)
+    target = tmp_path / "new" / "a.xml"
+    found = quantize_within(
+        costs.quantize, Path("a.onnx"), target, [np.zeros(1)], costs.evaluate, reference=0.5, max_drop=0.5
+    )
+    assert costs.tried == [("backbone", "aifi", "ccff")]
+    assert found.ap == pytest.approx(0.496)
+    assert found.quantized.path == target
+    assert sorted(file.name for file in target.parent.iterdir()) == ["a.bin", "a.xml"]
+
+
+def test_the_most_sensitive_parts_are_left_in_float(tmp_path: Path) -> None:
+    costs = Costs(backbone=0.004, aifi=0.001, ccff=0.02)
+    target = tmp_path / "a.xml"
+    found = quantize_within(
+        costs.quantize, Path("a.onnx"), target, [np.zeros(1)], costs.evaluate, reference=0.5, max_drop=0.5
+    )
+    assert costs.tried == [("backbone", "aifi", "ccff"), ("backbone",), ("aifi",), ("ccff",), ("backbone", "aifi")]
+    assert target.read_text() == "backbone aifi"
+    assert found.ap == pytest.approx(0.495)
+    assert found.quantized.in_float["ccff"] == "costs 2.0 points of AP alone"
+    assert [trial.ap for trial in found.trials] == pytest.approx([0.475, 0.496, 0.499, 0.48, 0.495])
+
+
+def test_what_costs_too_much_is_refused(tmp_path: Path) -> None:
+    costs = Costs(backbone=0.03, aifi=0.012, ccff=0.02)
+    with pytest.raises(ExportError, match=r"at best 1\.2 points of AP, from 0\.500 to 0\.488 with only aifi in int8"):
+        quantize_within(
+            costs.quantize,
+            Path("a.onnx"),
+            tmp_path / "a.xml",
+            [np.zeros(1)],
+            costs.evaluate,
+            reference=0.5,
+            max_drop=0.5,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_named(square: Exported, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="got no images"):
+        quantize_onnx(square.path, tmp_path / "a.onnx", [])
+    with pytest.raises(ConfigError, match="got neck, expected some of backbone, aifi"):
+        quantize_onnx(square.path, tmp_path / "a.onnx", [np.zeros(1)], parts=["neck"])  # pyright: ignore[reportArgumentType]
+    (tmp_path / "b.onnx").write_bytes(b"nothing")
+    with pytest.raises(ExportError, match=r"onnx cannot load .*b\.onnx"):
+        quantize_onnx(tmp_path / "b.onnx", tmp_path / "a.onnx", [np.zeros(1)])
