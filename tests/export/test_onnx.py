@@ -25,7 +25,8 @@ from rtdetrv4.distillation import DistillationStudent, Injector
 from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.export import export_onnx, verify_onnx
 from rtdetrv4.export.verify import Listed, compare
-from rtdetrv4.models import DeformableAttention, fuse, postprocess
+from rtdetrv4.models import fuse, postprocess
+from rtdetrv4.models.deployment import DeployedDeformableAttention
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
 from rtdetrv4.runtime import ExportedDetector, preprocess
 from rtdetrv4.runtime.preprocess import view_of
@@ -161,7 +162,7 @@ def test_graph(square: Exported) -> None:
     deployed = fuse(square.model)
     operators = Counter(node.op_type for node in graph.node)
     assert operators["LayerNormalization"] == sum(isinstance(m, nn.LayerNorm) for m in deployed.modules())
-    samplers = [m for m in deployed.modules() if isinstance(m, DeformableAttention)]
+    samplers = [m for m in deployed.modules() if isinstance(m, DeployedDeformableAttention)]
     assert operators["GridSample"] == sum(len(m.num_points) for m in samplers)
     assert operators["BatchNormalization"] == 0
     assert {node.domain for node in graph.node} == {""}

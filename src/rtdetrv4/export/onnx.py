@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetrv4.errors import ExportError, require
+from rtdetrv4.export.graph import pad_in_pools
 from rtdetrv4.export.verify import report_path, verify_onnx
 from rtdetrv4.models import DetectionModel, fuse, postprocess
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata
@@ -80,7 +81,7 @@ def export_onnx(
         postprocess: outputs are `labels` B×N, `boxes` B×N×4 (xyxy in [0, 1]) and `scores` B×N, by descending score;
             otherwise `logits` B×Q×K and `boxes` B×Q×4 (cxcywh in [0, 1]).
         num_top: N.
-        simplify: simplify the graph with onnxslim.
+        simplify: simplify the graph, mostly with onnxslim.
         facts: further entries to store, such as the teacher and its license.
         thresholds: the best confidence threshold of each class, by name; stored in the file.
 
@@ -103,6 +104,7 @@ def export_onnx(
     graph = _trace(ExportedDetector(deployed, num_top if postprocess else None), image_size, opset, dynamic)
     if simplify:
         graph = require("onnxslim", "export").slim(graph)
+        pad_in_pools(graph)
     metadata = ExportMetadata(
         model=model_name,
         names=classes.names,

@@ -8,6 +8,8 @@ Every runtime gains from them, because they change what is computed and not how:
 - A cell that query selection must not choose has a constant score and constant features, so no map is masked.
 - Sampling points come before queries in memory, so that the sum over points runs along whole rows.
 - Linear layers see matrices, which runtimes multiply and add to in one step.
+
+How much that saves is measured by benchmarks/deploy_latency.py.
 """
 
 from __future__ import annotations
@@ -26,17 +28,22 @@ from rtdetrv4.models.hybrid_encoder import AIFI, HybridEncoder, sine_cosine_posi
 from rtdetrv4.models.layers import ConvNorm, CSPRepBlock, ELANRepBlock
 from rtdetrv4.models.query_selection import QuerySelection, SelectedQueries, anchor_logits
 from rtdetrv4.ops.boxes import full_precision
-from rtdetrv4.ops.deformable import sample_bilinear
 from rtdetrv4.types import EncoderOutput
 
 
-def fuse(model: DetectionModel) -> DetectionModel:
-    """A copy for deployment, in eval mode, that computes the same with less work and without training-only parts."""
+def without_training_parts(model: DetectionModel) -> DetectionModel:
+    """A copy in eval mode: batch norms are folded into convolutions, and what only training uses is dropped."""
     fused = fuse_conv_norms(model, next(model.parameters()).new_zeros(1, 3, 64, 64))
     assert isinstance(fused, DetectionModel)
-    fold_affine_activations(fused)
     fused.denoising = None
     fused.decoder.deploy()
+    return fused
+
+
+def fuse(model: DetectionModel) -> DetectionModel:
+    """A copy for deployment, in eval mode, that computes the same with less work."""
+    fused = without_training_parts(model)
+    fold_affine_activations(fused)
     fused.set_submodule("hybrid_encoder", DeployedEncoder(fused.hybrid_encoder))
     fused.set_submodule("query_selection", DeployedQuerySelection(fused.query_selection))
     for name, module in list(fused.decoder.named_modules()):
@@ -44,9 +51,16 @@ def fuse(model: DetectionModel) -> DetectionModel:
             fused.decoder.set_submodule(name, DeployedSelfAttention(module))
         elif isinstance(module, DeformableAttention):
             fused.decoder.set_submodule(name, DeployedDeformableAttention(module))
-    for name, module in list(fused.named_modules()):
-        if type(module) is nn.Linear:
-            fused.set_submodule(name, MatrixLinear.from_tensors(module.weight, module.bias))
+    of_matrices: dict[nn.Module, nn.Module] = {}  # a module may have two names
+    for name, module in list(fused.named_modules(remove_duplicate=False)):
+        if name.startswith("backbone."):
+            continue
+        if type(module) is nn.Linear and module not in of_matrices:
+            of_matrices[module] = MatrixLinear.from_tensors(module.weight, module.bias)
+        elif type(module) is nn.LayerNorm and module not in of_matrices:
+            of_matrices[module] = MatrixNorm(module)
+        if module in of_matrices:
+            fused.set_submodule(name, of_matrices[module])
     return fused
 
 
@@ -59,11 +73,16 @@ class PointLinear(NamedTuple):
     """(O,)."""
 
     @classmethod
+    def from_tensors(cls, weight: Tensor, bias: Tensor) -> PointLinear:
+        """From O×I weights and (O,) biases; on the CPU, as not every device has float64."""
+        return cls(weight.detach().cpu().double(), bias.detach().cpu().double())
+
+    @classmethod
     def of(cls, block: ConvNorm) -> PointLinear:
         """The convolution of a block whose norm has been folded into it."""
         conv = block.conv
         assert conv.bias is not None and conv.kernel_size == (1, 1)
-        return cls(conv.weight.detach().double().flatten(1), conv.bias.detach().double())
+        return cls.from_tensors(conv.weight.flatten(1), conv.bias)
 
     def after(self, first: PointLinear) -> PointLinear:
         """This one applied to the result of `first`."""
@@ -264,6 +283,21 @@ class MatrixLinear(nn.Linear):
         return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
 
 
+class MatrixNorm(nn.Module):
+    """A layer norm that sees its input as a matrix.
+
+    ONNX Runtime would fuse it with a sum before it into an operator that takes five times as long as both.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×N×C → B×N×C."""
+        return self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
 class DeployedSelfAttention(nn.Module):
     """`SelfAttention` without a mask, with the scale of the scores in the weights of the queries."""
 
@@ -297,71 +331,83 @@ class DeployedDeformableAttention(nn.Module):
         self.num_heads, self.num_points = attention.num_heads, attention.num_points
         # Offsets are in units of `unit` times the reference's size, and grids range over 2 from edge to edge.
         unit = 2 * attention.offset_scale * attention.points_share.repeat(self.num_heads).repeat_interleave(2)
+        # All x before all y: M×P×2 → 2×M×P.
+        order = torch.arange(len(unit)).unflatten(0, (self.num_heads, -1, 2)).permute(2, 0, 1).flatten()
         offsets = attention.sampling_offsets
-        self.sampling_offsets = MatrixLinear.from_tensors(offsets.weight * unit[:, None], offsets.bias * unit)
+        self.sampling_offsets = MatrixLinear.from_tensors(
+            (offsets.weight * unit[:, None])[order], (offsets.bias * unit)[order]
+        )
         self.attention_weights, self.output_proj = attention.attention_weights, attention.output_proj
         self.value_proj = None
         if attention.value_proj is not None:
-            weight, bias = attention.value_proj.weight.detach(), attention.value_proj.bias.detach()
-            self.value_proj = PointLinear(weight.double(), bias.double()).conv(weight)
+            weight, bias = attention.value_proj.weight, attention.value_proj.bias
+            self.value_proj = PointLinear.from_tensors(weight, bias).conv(weight)
 
     def forward(self, query: Tensor, reference: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """As `DeformableAttention.forward`."""
         num_heads = self.num_heads
-        offsets = self.sampling_offsets(query).unflatten(-1, (num_heads, -1, 2))
+        offsets = self.sampling_offsets(query).unflatten(-1, (2, -1))
         weights = self.attention_weights(query).unflatten(-1, (num_heads, -1)).softmax(dim=-1)
-        center, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
-        grid = (2 * center - 1) + offsets * size  # B×Q×M×P×2
-        grid = grid.permute(0, 2, 3, 1, 4).flatten(0, 1)  # BM×P×Q×2
+        center, size = reference[..., :2, None], reference[..., 2:, None]
+        grid = (offsets * size + (2 * center - 1)).unflatten(-1, (num_heads, -1))  # B×Q×2×M×P
+        grid = grid.permute(0, 3, 4, 1, 2).flatten(0, 1)  # BM×P×Q×2
         weights = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]  # BM×1×P×Q
         levels = pyramid if self.value_proj is None else [self.value_proj(level) for level in pyramid]
         sampled = [
-            sample_bilinear(level.unflatten(1, (num_heads, -1)).flatten(0, 1), points)
+            F.grid_sample(
+                level.unflatten(1, (num_heads, -1)).flatten(0, 1),
+                points,
+                mode="bilinear",
+                padding_mode="zeros",
+                align_corners=False,
+            )
             for level, points in zip(levels, grid.split(list(self.num_points), dim=1), strict=True)
         ]
         heads = (torch.cat(sampled, dim=2) * weights).sum(dim=2)  # BM×C/M×Q
         return self.output_proj(heads.unflatten(0, (-1, num_heads)).flatten(1, 2).transpose(1, 2))
 
 
-class DeployedQuerySelection(nn.Module):
-    """`QuerySelection` that takes each level by itself, and has constants for cells that must not be chosen."""
+class BestScores(nn.Module):
+    """The score by which cells are chosen: the best of all classes, or a constant for cells without an anchor."""
 
     blank: Tensor
-    blank_score: Tensor
+
+    def __init__(self, score_head: nn.Linear, blank: Tensor) -> None:
+        super().__init__()
+        self.score_head = score_head
+        self.register_buffer("blank", score_head(blank).amax().detach(), persistent=False)
+
+    def forward(self, cells: Tensor, valid: Tensor) -> Tensor:
+        """Cells B×S×C and whether they have an anchor (S,) → B×S."""
+        return torch.where(valid, self.score_head(cells).amax(dim=-1), self.blank)
+
+
+class DeployedQuerySelection(nn.Module):
+    """`QuerySelection` with constants for cells that have no anchor, instead of a mask over all."""
+
+    blank: Tensor
 
     def __init__(self, selection: QuerySelection) -> None:
         super().__init__()
         self.num_queries = selection.num_queries
         self.projection, self.norm = selection.projection, selection.norm
         self.score_head, self.box_head = selection.score_head, selection.box_head
-        blank = selection.norm(selection.projection.bias)[None]
-        self.register_buffer("blank", blank.detach(), persistent=False)
-        self.register_buffer("blank_score", selection.score_head(blank).amax().detach(), persistent=False)
+        blank = selection.norm(selection.projection.bias)[None].detach()
+        self.register_buffer("blank", blank, persistent=False)
+        self.best_scores = BestScores(selection.score_head, blank)
 
     def forward(self, pyramid: Sequence[Tensor]) -> SelectedQueries:
         """Maps B×C×h×w, finest first → the selected queries."""
         shapes = [(level.shape[-2], level.shape[-1]) for level in pyramid]
         anchors = anchor_logits(shapes, device=pyramid[0].device)
         valid = anchors.isfinite().all(dim=-1)
-        cells = [self.norm(self.projection(_rows(level))) for level in pyramid]
-        best = torch.cat([self.score_head(each).amax(dim=-1) for each in cells], dim=1)
-        best = torch.where(valid, best, self.blank_score)
+        cells = self.norm(self.projection(torch.cat([_rows(level) for level in pyramid], dim=1)))  # B×S×C
+        best = self.best_scores(cells, valid)
         index = best.topk(min(self.num_queries, best.shape[1]), dim=1).indices
-        content = self._gather(cells, index)
+        content = cells.gather(1, index[..., None].expand(-1, -1, cells.shape[-1]))
         content = torch.where(valid[index][..., None], content, self.blank)
         reference = full_precision(self.box_head(content)) + anchors[index]
         return SelectedQueries(content, reference, self.score_head(content), reference.sigmoid())
-
-    def _gather(self, cells: Sequence[Tensor], index: Tensor) -> Tensor:
-        """The cells at these positions in the concatenation of all levels: B×h·w×C each and B×Q → B×Q×C."""
-        start, chosen = 0, None
-        for each in cells:
-            inside = (index - start).clamp(0, each.shape[1] - 1)
-            found = each.gather(1, inside[..., None].expand(-1, -1, each.shape[-1]))
-            chosen = found if chosen is None else torch.where((index >= start)[..., None], found, chosen)
-            start += each.shape[1]
-        assert chosen is not None
-        return chosen
 
 
 def _rows(level: Tensor) -> Tensor:

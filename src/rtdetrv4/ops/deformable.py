@@ -31,13 +31,14 @@ def deformable_sample(
     num_heads = locations.shape[2]
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # BM×Q×P×2
     sampled = [
-        sample_bilinear(value.unflatten(1, (num_heads, -1)).flatten(0, 1), points)
+        F.grid_sample(
+            value.unflatten(1, (num_heads, -1)).flatten(0, 1),
+            points,
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
+        )
         for value, points in zip(values, grid.split(list(num_points), dim=2), strict=True)
     ]
     heads = (torch.cat(sampled, dim=-1) * weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)).sum(dim=-1)
     return heads.unflatten(0, (-1, num_heads)).flatten(1, 2).transpose(1, 2)
-
-
-def sample_bilinear(value: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear samples, 0 outside: maps N×C×h×w at N×P×Q×2 points (x, y) in [−1, 1] from edge to edge → N×C×P×Q."""
-    return F.grid_sample(value, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
