@@ -37,6 +37,9 @@ PACKAGES = (
     "faster-coco-eval",
     "transformers",
     "pycocotools",
+    "onnx",
+    "onnxruntime",
+    "openvino",
 )
 
 

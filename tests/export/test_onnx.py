@@ -22,7 +22,8 @@ from rtdetrv4.config import VARIANTS
 from rtdetrv4.distillation import DistillationStudent, Injector
 from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.export import GraphOptions
-from rtdetrv4.models import DeformableAttention, fuse, postprocess
+from rtdetrv4.models import fuse, postprocess
+from rtdetrv4.models.deployment import DeployedDeformableAttention
 from rtdetrv4.ops.boxes import xyxy_from_cxcywh
 from rtdetrv4.runtime import ExportedDetector, preprocess
 from rtdetrv4.runtime.agreement import Listed, compare
@@ -163,7 +164,7 @@ def test_graph(square: Exported) -> None:
     deployed = fuse(square.model)
     operators = Counter(node.op_type for node in graph.node)
     assert operators["LayerNormalization"] == sum(isinstance(m, nn.LayerNorm) for m in deployed.modules())
-    samplers = [m for m in deployed.modules() if isinstance(m, DeformableAttention)]
+    samplers = [m for m in deployed.modules() if isinstance(m, DeployedDeformableAttention)]
     assert operators["GridSample"] == sum(len(m.num_points) for m in samplers)
     assert operators["BatchNormalization"] == 0
     assert {node.domain for node in graph.node} == {""}

@@ -12,7 +12,7 @@ import golden
 from rtdetrv4.assembly import create_model
 from rtdetrv4.config import load_recipe
 from rtdetrv4.distillation import DistillationStudent, Injector
-from rtdetrv4.models import fuse
+from rtdetrv4.models.deployment import without_training_parts
 from rtdetrv4.training.optimizer import parameter_groups
 from rtdetrv4.weights.convert import our_name
 
@@ -68,5 +68,5 @@ def test_deployed_parameters(name: str) -> None:
         sum(m.num_features for part in unfused if part for m in part.modules() if isinstance(m, nn.BatchNorm2d)),
         2,  # `up` and `reg_scale`, constants that the released code counts
     ]
-    deployed = sum(parameter.numel() for parameter in fuse(detector).parameters())
+    deployed = sum(parameter.numel() for parameter in without_training_parts(detector).parameters())
     assert deployed == golden.RECIPES[name]["deploy_params"] - sum(left_in)

@@ -11,6 +11,7 @@ import torch
 
 from rtdetrv4.errors import ExportError, require
 from rtdetrv4.export.deployment import Deployment, DeploymentModule, quiet
+from rtdetrv4.export.graph import pad_in_pools
 from rtdetrv4.runtime.export_metadata import METADATA_KEY
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def trace_graph(deployment: Deployment) -> onnx.ModelProto:
     graph = _trace(deployment.module, metadata.image_size, deployment.opset, metadata.batch)
     if deployment.simplify:
         graph = require("onnxslim", "export").slim(graph)
+        pad_in_pools(graph)
     _finish(graph, {METADATA_KEY: metadata._replace(precision="fp32").to_json(), **deployment.facts})
     return graph
 

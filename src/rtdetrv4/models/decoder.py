@@ -151,7 +151,8 @@ class DistributionDecoder(nn.Module):
         pyramid = [full_precision(match_gradient_layout(level).contiguous()) for level in pyramid]
         reference = reference_logits.sigmoid()
         initial, pre_logits, pre_boxes = reference, None, None
-        previous, corners = torch.zeros_like(x), None
+        previous: Tensor | None = None
+        corners = None
         logits, boxes, distributions = [], [], []
         for index, (layer, head) in enumerate(zip(self.layers, self.box_heads, strict=True)):
             position = self.query_position(reference).clamp(-10, 10)
@@ -161,7 +162,7 @@ class DistributionDecoder(nn.Module):
                 initial = pre_boxes.detach()
                 if self.training:
                     pre_logits = self.score_heads[0](x)
-            step = full_precision(head(x + previous)).unflatten(-1, (4, -1))
+            step = full_precision(head(x if previous is None else x + previous)).unflatten(-1, (4, -1))
             corners = step if corners is None else step + corners
             box = decode_boxes(initial, expected_offset(corners, self.weighting), self.reg_scale)
             if self.training or index == self.eval_index:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from rtdetrv4.models.backbone import Backbone
 from rtdetrv4.models.decoder import BoxDecoder, DistributionDecoder
 from rtdetrv4.models.denoising import ContrastiveDenoising, attention_allowed
-from rtdetrv4.models.fusing import fuse_conv_norms
 from rtdetrv4.models.hybrid_encoder import HybridEncoder
 from rtdetrv4.models.query_selection import QuerySelection
 from rtdetrv4.types import DetectorOutput, EncoderOutput, HeadOutput, Targets, TrainingOutput
@@ -91,12 +90,3 @@ def _split_queries(head: HeadOutput, first: int) -> tuple[HeadOutput, HeadOutput
         )
 
     return part(slice(None, first)), part(slice(first, None))
-
-
-def fuse(model: DetectionModel) -> DetectionModel:
-    """A copy for deployment, in eval mode: batch norms are folded into convolutions and training-only parts dropped."""
-    fused = fuse_conv_norms(model, next(model.parameters()).new_zeros(1, 3, 64, 64))
-    assert isinstance(fused, DetectionModel)
-    fused.denoising = None
-    fused.decoder.deploy()
-    return fused

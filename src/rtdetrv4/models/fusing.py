@@ -1,4 +1,4 @@
-"""Fold batch norms into convolutions, for deployment."""
+"""Fold batch norms and affine activations into convolutions, for deployment."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models.hgnet import ConvBNAct, LearnableAffineBlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
@@ -43,6 +44,39 @@ def fuse_conv_norms(module: nn.Module, images: Tensor) -> nn.Module:
         if isinstance(block, RepVGGBlock):
             block.fuse()
     return fused
+
+
+class Clamp(nn.Module):
+    """Bounds every element on one side or both."""
+
+    def __init__(self, low: float | None = None, high: float | None = None) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape → the same."""
+        return x.clamp(self.low, self.high)
+
+
+def fold_affine_activations(module: nn.Module) -> None:
+    """Turn the activation of HGNetV2's blocks into a clamp, in place, after norms have been folded.
+
+    It is scale · relu(x) + bias, with two learned numbers, which equals max(scale · x + bias, bias), or the minimum if
+    the scale is negative. The convolution before it can scale and add, and runtimes clamp as they write its output.
+    """
+    for block in module.modules():
+        if not (isinstance(block, ConvBNAct) and isinstance(block.lab, LearnableAffineBlock)):
+            continue
+        conv = block.conv
+        if not (isinstance(conv, nn.Conv2d) and isinstance(block.act, nn.ReLU) and isinstance(block.bn, nn.Identity)):
+            continue
+        assert conv.bias is not None
+        scale, bias = block.lab.scale.detach(), block.lab.bias.detach()
+        conv.weight.data.mul_(scale)
+        conv.bias.data.mul_(scale).add_(bias)
+        clamp = Clamp(low=bias.item()) if scale >= 0 else Clamp(high=bias.item())
+        block.set_submodule("act", clamp)
+        block.set_submodule("lab", nn.Identity())
 
 
 class _Uses(TorchFunctionMode):

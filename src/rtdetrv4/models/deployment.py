@@ -1,0 +1,415 @@
+"""Forms of the encoder, query selection and attention that compute the same with less work, for inference only.
+
+Every runtime gains from them, because they change what is computed and not how:
+
+- A 1×1 convolution of concatenated maps is the sum of one convolution per map. Nothing is copied, and where one map is
+  an enlarged one, it is convolved before it is enlarged, at a quarter of the cost.
+- Two 1×1 convolutions in a row are one, unless that costs more.
+- A cell that query selection must not choose has a constant score and constant features, so no map is masked.
+- Sampling points come before queries in memory, so that the sum over points runs along whole rows.
+- Linear layers see matrices, which runtimes multiply and add to in one step.
+
+How much that saves is measured by benchmarks/deploy_latency.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtdetrv4.models.attention import DeformableAttention, SelfAttention
+from rtdetrv4.models.detection_model import DetectionModel
+from rtdetrv4.models.fusing import fold_affine_activations, fuse_conv_norms
+from rtdetrv4.models.hybrid_encoder import AIFI, HybridEncoder, sine_cosine_positions
+from rtdetrv4.models.layers import ConvNorm, CSPRepBlock, ELANRepBlock
+from rtdetrv4.models.query_selection import QuerySelection, SelectedQueries, anchor_logits
+from rtdetrv4.ops.boxes import full_precision
+from rtdetrv4.types import EncoderOutput
+
+
+def without_training_parts(model: DetectionModel) -> DetectionModel:
+    """A copy in eval mode: batch norms are folded into convolutions, and what only training uses is dropped."""
+    fused = fuse_conv_norms(model, next(model.parameters()).new_zeros(1, 3, 64, 64))
+    assert isinstance(fused, DetectionModel)
+    fused.denoising = None
+    fused.decoder.deploy()
+    return fused
+
+
+def fuse(model: DetectionModel) -> DetectionModel:
+    """A copy for deployment, in eval mode, that computes the same with less work."""
+    fused = without_training_parts(model)
+    fold_affine_activations(fused)
+    fused.set_submodule("hybrid_encoder", DeployedEncoder(fused.hybrid_encoder))
+    fused.set_submodule("query_selection", DeployedQuerySelection(fused.query_selection))
+    for name, module in list(fused.decoder.named_modules()):
+        if isinstance(module, SelfAttention):
+            fused.decoder.set_submodule(name, DeployedSelfAttention(module))
+        elif isinstance(module, DeformableAttention):
+            fused.decoder.set_submodule(name, DeployedDeformableAttention(module))
+    of_matrices: dict[nn.Module, nn.Module] = {}  # a module may have two names
+    for name, module in list(fused.named_modules(remove_duplicate=False)):
+        if name.startswith("backbone."):
+            continue
+        if type(module) is nn.Linear and module not in of_matrices:
+            of_matrices[module] = MatrixLinear.from_tensors(module.weight, module.bias)
+        elif type(module) is nn.LayerNorm and module not in of_matrices:
+            of_matrices[module] = MatrixNorm(module)
+        if module in of_matrices:
+            fused.set_submodule(name, of_matrices[module])
+    return fused
+
+
+class PointLinear(NamedTuple):
+    """A 1×1 convolution as a matrix, in float64."""
+
+    weight: Tensor
+    """O×I."""
+    bias: Tensor
+    """(O,)."""
+
+    @classmethod
+    def from_tensors(cls, weight: Tensor, bias: Tensor) -> PointLinear:
+        """From O×I weights and (O,) biases; on the CPU, as not every device has float64."""
+        return cls(weight.detach().cpu().double(), bias.detach().cpu().double())
+
+    @classmethod
+    def of(cls, block: ConvNorm) -> PointLinear:
+        """The convolution of a block whose norm has been folded into it."""
+        conv = block.conv
+        assert conv.bias is not None and conv.kernel_size == (1, 1)
+        return cls.from_tensors(conv.weight.flatten(1), conv.bias)
+
+    def after(self, first: PointLinear) -> PointLinear:
+        """This one applied to the result of `first`."""
+        return PointLinear(self.weight @ first.weight, self.weight @ first.bias + self.bias)
+
+    def rows(self, start: int, stop: int) -> PointLinear:
+        """The part that makes these output channels."""
+        return PointLinear(self.weight[start:stop], self.bias[start:stop])
+
+    def conv(self, like: Tensor, *, bias: bool = True) -> nn.Conv2d:
+        """As a module, with the dtype and device of `like`."""
+        outputs, inputs = self.weight.shape
+        # Made on the meta device, so that no random numbers are drawn for weights that are overwritten.
+        conv = nn.Conv2d(inputs, outputs, 1, bias=bias, device="meta", dtype=like.dtype).to_empty(device=like.device)
+        conv.weight.data.copy_(self.weight[:, :, None, None])
+        if conv.bias is not None:
+            conv.bias.data.copy_(self.bias)
+        return conv
+
+
+class SummedConv(nn.Module):
+    """A 1×1 convolution of concatenated maps, as a sum of convolutions."""
+
+    def __init__(self, whole: PointLinear, widths: Sequence[int], like: Tensor) -> None:
+        super().__init__()
+        parts = zip(whole.weight.split(list(widths), dim=1), range(len(widths)), strict=True)
+        self.convs = nn.ModuleList(
+            PointLinear(weight, whole.bias).conv(like, bias=index == 0) for weight, index in parts
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """B×Ci×H×W each → B×O×H×W."""
+        total, *others = (conv(each) for conv, each in zip(self.convs, maps, strict=True))
+        for other in others:
+            total = total + other
+        return total
+
+
+class PairConv(nn.Module):
+    """A 1×1 convolution and an activation of two concatenated maps, the first of which is enlarged if it is smaller."""
+
+    def __init__(self, of_first: PointLinear, of_second: PointLinear, act: nn.Module, like: Tensor) -> None:
+        super().__init__()
+        self.of_first = of_first.conv(like, bias=False)
+        self.of_second = PointLinear(of_second.weight, of_first.bias + of_second.bias).conv(like)
+        self.act = act
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """B×C1×h×w with h×w = H×W or half of it, and B×C2×H×W → B×O×H×W."""
+        small = self.of_first(first)
+        if small.shape[-1] != second.shape[-1]:
+            small = F.interpolate(small, scale_factor=2.0, mode="nearest")
+        return self.act(small + self.of_second(second))
+
+
+class DeployedCSP(nn.Module):
+    """A `CSPRepBlock` of two concatenated maps."""
+
+    def __init__(self, block: CSPRepBlock, deep: PairConv, shortcut: PairConv) -> None:
+        super().__init__()
+        self.deep, self.shortcut, self.blocks, self.widen = deep, shortcut, block.blocks, block.widen
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """See `PairConv` → B×C×H×W."""
+        return self.widen(self.blocks(self.deep(first, second)) + self.shortcut(first, second))
+
+
+class DeployedELAN(nn.Module):
+    """An `ELANRepBlock` of two concatenated maps."""
+
+    def __init__(self, block: ELANRepBlock, kept: PairConv, passed: PairConv) -> None:
+        super().__init__()
+        self.kept, self.passed, self.first, self.second = kept, passed, block.first, block.second
+        widths = [kept.of_second.out_channels] * 2
+        inner = (block.merge.conv.in_channels - sum(widths)) // 2
+        self.merge = SummedConv(PointLinear.of(block.merge), [*widths, inner, inner], block.merge.conv.weight)
+        self.act = block.merge.act
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """See `PairConv` → B×C×H×W."""
+        passed = self.passed(first, second)
+        deep = self.first(passed)
+        return self.act(self.merge((self.kept(first, second), passed, deep, self.second(deep))))
+
+
+class DeployedAIFI(nn.Module):
+    """`AIFI` that goes from maps to tokens by a single transposition."""
+
+    def __init__(self, aifi: AIFI) -> None:
+        super().__init__()
+        self.attention = DeployedSelfAttention(aifi.attention)
+        self.norm1, self.norm2, self.act = aifi.norm1, aifi.norm2, aifi.act
+        self.linear1, self.linear2 = aifi.linear1, aifi.linear2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×h×w → B×C×h×w."""
+        height, width = x.shape[-2:]
+        tokens = _rows(x)
+        position = sine_cosine_positions(height, width, tokens.shape[-1], device=x.device).to(tokens.dtype)
+        tokens = self.norm1(tokens + self.attention(tokens, position))
+        tokens = self.norm2(tokens + self.linear2(self.act(self.linear1(tokens))))
+        return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+class DeployedEncoder(nn.Module):
+    """`HybridEncoder` without concatenations; its maps meet in `PairConv`."""
+
+    def __init__(self, encoder: HybridEncoder) -> None:
+        super().__init__()
+        ccff = encoder.ccff
+        *finer, coarsest = list(encoder.projections)
+        self.aifi = DeployedAIFI(encoder.aifi)
+        self.coarsest_projection = coarsest
+        self.downsamples = ccff.downsamples
+        self.laterals, self.projections = nn.ModuleList(), nn.ModuleList()
+        self.top_down, self.bottom_up = nn.ModuleList(), nn.ModuleList()
+        linears: list[PointLinear | None] = []
+        for lateral, projection, block in zip(ccff.laterals, reversed(finer), ccff.top_down, strict=True):
+            linears.append(_linear(lateral))
+            before = _linear(projection)
+            if before is not None and not _is_cheaper(before, block):
+                before = None
+            self.laterals.append(lateral if linears[-1] is None else nn.Identity())
+            self.projections.append(projection if before is None else nn.Identity())
+            self.top_down.append(_deployed_fusion(block, linears[-1], before))
+        for block, lateral in zip(ccff.bottom_up, reversed(linears), strict=True):
+            self.bottom_up.append(_deployed_fusion(block, None, lateral))
+
+    def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
+        """The backbone's maps, finest first → pyramid of C channels, and F5."""
+        *finer, last = features
+        coarse = f5 = self.aifi(self.coarsest_projection(last))
+        descended: list[Tensor] = []
+        steps = zip(self.laterals, self.projections, self.top_down, reversed(finer), strict=True)
+        for lateral, projection, fuse, fine in steps:
+            coarse = lateral(coarse)
+            descended.append(coarse)
+            coarse = fuse(coarse, projection(fine))
+        pyramid = [coarse]
+        for shrink, fuse, lateral in zip(self.downsamples, self.bottom_up, reversed(descended), strict=True):
+            pyramid.append(fuse(shrink(pyramid[-1]), lateral))
+        return EncoderOutput(tuple(pyramid), f5)
+
+
+def _linear(block: nn.Module) -> PointLinear | None:
+    """A block as a matrix, if it is no more than that."""
+    assert isinstance(block, ConvNorm)
+    return PointLinear.of(block) if isinstance(block.act, nn.Identity) else None
+
+
+def _entries(block: nn.Module) -> tuple[PointLinear, PointLinear, nn.Module]:
+    """The two parallel 1×1 convolutions with which a fusion block begins, and the activation after both."""
+    if isinstance(block, ELANRepBlock):
+        both, half = PointLinear.of(block.split), block.split.conv.out_channels // 2
+        return both.rows(0, half), both.rows(half, 2 * half), block.split.act
+    assert isinstance(block, CSPRepBlock)
+    return PointLinear.of(block.deep), PointLinear.of(block.shortcut), block.deep.act
+
+
+def _is_cheaper(projection: PointLinear, block: nn.Module) -> bool:
+    """Whether to fold a projection into the convolutions after it: fewer multiplications, or as many and no map."""
+    width, inputs = projection.weight.shape
+    outputs = sum(len(entry.bias) for entry in _entries(block)[:2])
+    return inputs * outputs <= inputs * width + width * outputs
+
+
+def _deployed_fusion(block: nn.Module, first: PointLinear | None, second: PointLinear | None) -> nn.Module:
+    """A fusion block, with 1×1 convolutions of its two maps folded in."""
+    one, other, act = _entries(block)
+    like = next(block.parameters())
+
+    def pair(entry: PointLinear) -> PairConv:
+        width = entry.weight.shape[1] // 2
+        halves = [PointLinear(part, torch.zeros_like(entry.bias)) for part in entry.weight.split(width, dim=1)]
+        of_first = halves[0] if first is None else halves[0].after(first)
+        of_second = halves[1] if second is None else halves[1].after(second)
+        return PairConv(of_first, PointLinear(of_second.weight, of_second.bias + entry.bias), act, like)
+
+    if isinstance(block, ELANRepBlock):
+        return DeployedELAN(block, pair(one), pair(other))
+    assert isinstance(block, CSPRepBlock)
+    return DeployedCSP(block, pair(one), pair(other))
+
+
+class MatrixLinear(nn.Linear):
+    """A linear layer that sees its input as a matrix; runtimes then add the bias while they multiply."""
+
+    @classmethod
+    def from_tensors(cls, weight: Tensor, bias: Tensor) -> MatrixLinear:
+        """With copies of O×I weights and (O,) biases."""
+        made = cls(weight.shape[1], weight.shape[0], device="meta", dtype=weight.dtype).to_empty(device=weight.device)
+        made.weight.data.copy_(weight)
+        made.bias.data.copy_(bias)
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:
+        """B×N×I → B×N×O."""
+        return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+
+
+class MatrixNorm(nn.Module):
+    """A layer norm that sees its input as a matrix.
+
+    ONNX Runtime would fuse it with a sum before it into an operator that takes five times as long as both.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×N×C → B×N×C."""
+        return self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class DeployedSelfAttention(nn.Module):
+    """`SelfAttention` without a mask, with the scale of the scores in the weights of the queries."""
+
+    def __init__(self, attention: SelfAttention) -> None:
+        super().__init__()
+        weights, biases = attention.in_proj.weight.chunk(3), attention.in_proj.bias.chunk(3)
+        self.num_heads = attention.num_heads
+        scale = (len(biases[0]) / self.num_heads) ** -0.5
+        self.query = MatrixLinear.from_tensors(weights[0] * scale, biases[0] * scale)
+        self.key = MatrixLinear.from_tensors(weights[1], biases[1])
+        self.value = MatrixLinear.from_tensors(weights[2], biases[2])
+        self.out_proj = attention.out_proj
+
+    def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """B×N×C, with positions broadcastable to it → B×N×C."""
+        assert allowed is None, "deployed models have no denoising queries"
+        placed = x + position
+        query, key, value = (
+            each.unflatten(-1, (self.num_heads, -1)) for each in (self.query(placed), self.key(placed), self.value(x))
+        )
+        scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)
+        attended = scores.softmax(dim=-1) @ value.transpose(1, 2)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class DeployedDeformableAttention(nn.Module):
+    """`DeformableAttention` that keeps points before queries, and the units of offsets in the weights."""
+
+    def __init__(self, attention: DeformableAttention) -> None:
+        super().__init__()
+        self.num_heads, self.num_points = attention.num_heads, attention.num_points
+        # Offsets are in units of `unit` times the reference's size, and grids range over 2 from edge to edge.
+        unit = 2 * attention.offset_scale * attention.points_share.repeat(self.num_heads).repeat_interleave(2)
+        # All x before all y: M×P×2 → 2×M×P.
+        order = torch.arange(len(unit)).unflatten(0, (self.num_heads, -1, 2)).permute(2, 0, 1).flatten()
+        offsets = attention.sampling_offsets
+        self.sampling_offsets = MatrixLinear.from_tensors(
+            (offsets.weight * unit[:, None])[order], (offsets.bias * unit)[order]
+        )
+        self.attention_weights, self.output_proj = attention.attention_weights, attention.output_proj
+        self.value_proj = None
+        if attention.value_proj is not None:
+            weight, bias = attention.value_proj.weight, attention.value_proj.bias
+            self.value_proj = PointLinear.from_tensors(weight, bias).conv(weight)
+
+    def forward(self, query: Tensor, reference: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """As `DeformableAttention.forward`."""
+        num_heads = self.num_heads
+        offsets = self.sampling_offsets(query).unflatten(-1, (2, -1))
+        weights = self.attention_weights(query).unflatten(-1, (num_heads, -1)).softmax(dim=-1)
+        center, size = reference[..., :2, None], reference[..., 2:, None]
+        grid = (offsets * size + (2 * center - 1)).unflatten(-1, (num_heads, -1))  # B×Q×2×M×P
+        grid = grid.permute(0, 3, 4, 1, 2).flatten(0, 1)  # BM×P×Q×2
+        weights = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]  # BM×1×P×Q
+        levels = pyramid if self.value_proj is None else [self.value_proj(level) for level in pyramid]
+        sampled = [
+            F.grid_sample(
+                level.unflatten(1, (num_heads, -1)).flatten(0, 1),
+                points,
+                mode="bilinear",
+                padding_mode="zeros",
+                align_corners=False,
+            )
+            for level, points in zip(levels, grid.split(list(self.num_points), dim=1), strict=True)
+        ]
+        heads = (torch.cat(sampled, dim=2) * weights).sum(dim=2)  # BM×C/M×Q
+        return self.output_proj(heads.unflatten(0, (-1, num_heads)).flatten(1, 2).transpose(1, 2))
+
+
+class BestScores(nn.Module):
+    """The score by which cells are chosen: the best of all classes, or a constant for cells without an anchor."""
+
+    blank: Tensor
+
+    def __init__(self, score_head: nn.Linear, blank: Tensor) -> None:
+        super().__init__()
+        self.score_head = score_head
+        self.register_buffer("blank", score_head(blank).amax().detach(), persistent=False)
+
+    def forward(self, cells: Tensor, valid: Tensor) -> Tensor:
+        """Cells B×S×C and whether they have an anchor (S,) → B×S."""
+        return torch.where(valid, self.score_head(cells).amax(dim=-1), self.blank)
+
+
+class DeployedQuerySelection(nn.Module):
+    """`QuerySelection` with constants for cells that have no anchor, instead of a mask over all."""
+
+    blank: Tensor
+
+    def __init__(self, selection: QuerySelection) -> None:
+        super().__init__()
+        self.num_queries = selection.num_queries
+        self.projection, self.norm = selection.projection, selection.norm
+        self.score_head, self.box_head = selection.score_head, selection.box_head
+        blank = selection.norm(selection.projection.bias)[None].detach()
+        self.register_buffer("blank", blank, persistent=False)
+        self.best_scores = BestScores(selection.score_head, blank)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> SelectedQueries:
+        """Maps B×C×h×w, finest first → the selected queries."""
+        shapes = [(level.shape[-2], level.shape[-1]) for level in pyramid]
+        anchors = anchor_logits(shapes, device=pyramid[0].device)
+        valid = anchors.isfinite().all(dim=-1)
+        cells = self.norm(self.projection(torch.cat([_rows(level) for level in pyramid], dim=1)))  # B×S×C
+        best = self.best_scores(cells, valid)
+        index = best.topk(min(self.num_queries, best.shape[1]), dim=1).indices
+        content = cells.gather(1, index[..., None].expand(-1, -1, cells.shape[-1]))
+        content = torch.where(valid[index][..., None], content, self.blank)
+        reference = full_precision(self.box_head(content)) + anchors[index]
+        return SelectedQueries(content, reference, self.score_head(content), reference.sigmoid())
+
+
+def _rows(level: Tensor) -> Tensor:
+    """B×C×h×w → B×h·w×C."""
+    return level.permute(0, 2, 3, 1).flatten(1, 2)
