@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from ctypes.util import find_library
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +22,7 @@ from .conftest import Exported
 
 SOURCE = Path(__file__).parents[2] / "examples/cpp/detect.cpp"
 HEADERS = {
-    "onnxruntime_cxx_api.h": (os.environ.get("ONNXRUNTIME_INCLUDE", ""), "/usr/include/onnxruntime"),
+    "onnxruntime_cxx_api.h": ("/usr/local/include/onnxruntime", "/usr/include/onnxruntime"),
     "opencv2/imgcodecs.hpp": ("/usr/include/opencv4", "/usr/include"),
     "nlohmann/json.hpp": ("/usr/include",),
 }
@@ -44,14 +45,16 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         missing("g++")
     includes = []
     for header, folders in HEADERS.items():
-        found = next((each for each in folders if each and (Path(each) / header).is_file()), None)
+        found = next((each for each in folders if (Path(each) / header).is_file()), None)
         if found is None:
             missing(header)
         includes += ["-I", found]
     libraries = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
-    for library in libraries:
+    if libraries:
         for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
-            (folder / name).symlink_to(library)
+            (folder / name).symlink_to(libraries[0])
+    elif find_library("onnxruntime") is None:
+        missing("libonnxruntime.so")
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-L", str(folder), f"-Wl,-rpath,{folder}"]
     needed = ["-lopencv_imgcodecs", "-lopencv_imgproc", "-lopencv_core", "-lonnxruntime"]
     compiled = folder / "detect"
