@@ -10,8 +10,9 @@ export class Detector {
    */
   static async create(ort, bytes, device = "wasm") {
     const metadata = readMetadata(bytes);
-    if (metadata.outputs !== "postprocessed" || metadata.channels !== "RGB" || metadata.scale !== "1/255")
-      throw new Error("this is not such a file as this page reads; export it without options");
+    const { input = "images", outputs, channels, scale } = metadata;
+    if (input !== "images" || outputs !== "postprocessed" || channels !== "RGB" || scale !== "1/255")
+      throw new Error("this page cannot read such a file; export it without --raw and --frames");
     const session = await ort.InferenceSession.create(bytes, { executionProviders: [device, "wasm"] });
     return new Detector(ort, session, metadata);
   }
@@ -193,7 +194,7 @@ function between(from, to) {
   });
 }
 
-/** Of equal boxes the first, which is the better label; then of boxes of one class that are nearly the same the first. */
+/** Of equal boxes the first, the better label; then of boxes of one class that are nearly the same the first. */
 function withoutDuplicates(listed) {
   const queries = new Map();
   for (const one of listed) if (!queries.has(String(one.box))) queries.set(String(one.box), one);

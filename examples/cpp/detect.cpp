@@ -74,14 +74,16 @@ float iou(const std::array<float, 4>& a, const std::array<float, 4>& b) {
 // the same the first.
 std::vector<Detection> without_duplicates(const std::vector<Detection>& found) {
     std::vector<Detection> queries, objects;
-    for (const Detection& one : found)
-        if (std::none_of(queries.begin(), queries.end(), [&](const Detection& better) { return better.box == one.box; }))
-            queries.push_back(one);
-    for (const Detection& one : queries)
-        if (std::none_of(objects.begin(), objects.end(), [&](const Detection& better) {
-                return better.label == one.label && iou(better.box, one.box) >= 0.9f;
-            }))
-            objects.push_back(one);
+    for (const Detection& one : found) {
+        const auto is_same = [&one](const Detection& better) { return better.box == one.box; };
+        if (std::none_of(queries.begin(), queries.end(), is_same)) queries.push_back(one);
+    }
+    for (const Detection& one : queries) {
+        const auto is_same = [&one](const Detection& better) {
+            return better.label == one.label && iou(better.box, one.box) >= 0.9f;
+        };
+        if (std::none_of(objects.begin(), objects.end(), is_same)) objects.push_back(one);
+    }
     return objects;
 }
 
@@ -97,7 +99,7 @@ public:
         if (metadata.at("outputs") != "postprocessed" || metadata.at("channels") != "RGB" ||
             metadata.at("scale") != "1/255" ||
             input.GetTensorTypeAndShapeInfo().GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
-            throw std::runtime_error(path.string() + " is not such a file as this program reads; export it without options");
+            throw std::runtime_error(path.string() + " is not for this program; export it without --raw and --frames");
         const auto& size = metadata.at("image_size");
         metadata_ = {metadata.at("names"), {size.at(1), size.at(0)}, metadata.at("resize") == "letterbox"};
         shape_ = input.GetTensorTypeAndShapeInfo().GetShape();
@@ -126,8 +128,8 @@ public:
         const std::int64_t count = results[0].GetTensorTypeAndShapeInfo().GetShape()[1];
 
         std::vector<Detection> found;
-        for (std::int64_t i = 0; i < count && scores[i] >= confidence; ++i)
-            found.push_back({scores[i], labels[i], {boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]}});
+        for (std::int64_t i = 0; i < count && scores[i] >= confidence; ++i, boxes += 4)
+            found.push_back({scores[i], labels[i], {boxes[0], boxes[1], boxes[2], boxes[3]}});
 
         std::vector<Detection> objects;
         for (Detection one : without_duplicates(found)) {
@@ -136,8 +138,9 @@ public:
                 const bool vertical = side % 2;
                 const float shown = vertical ? content.height : content.width;
                 const float start = vertical ? content.y : content.x;
+                const float whole = vertical ? input.height : input.width;
                 const float length = vertical ? image.rows : image.cols;
-                const float position = (one.box[side] * (vertical ? input.height : input.width) - start) * length / shown;
+                const float position = (one.box[side] * whole - start) * length / shown;
                 inside &= side < 2 ? position <= length : position >= 0;
                 one.box[side] = std::clamp(position, 0.0f, length);
             }
@@ -156,10 +159,13 @@ private:
 
 int main(int count, char** arguments) try {
     if (count < 3) throw std::invalid_argument("usage: detect MODEL.onnx PICTURE [CONFIDENCE]");
+    char* rest = nullptr;
+    const float confidence = count > 3 ? std::strtof(arguments[3], &rest) : 0.25f;
+    if (rest && (rest == arguments[3] || *rest)) throw std::invalid_argument("CONFIDENCE: expected a number from 0 to 1");
     Detector detector(arguments[1]);
     const cv::Mat image = cv::imread(arguments[2], cv::IMREAD_COLOR);  // upright, as the photo's EXIF data say
     if (image.empty()) throw std::runtime_error(std::string("cannot read ") + arguments[2]);
-    for (const Detection& one : detector.detect(image, count > 3 ? std::stof(arguments[3]) : 0.25f))
+    for (const Detection& one : detector.detect(image, confidence))
         std::printf("%.4f %.2f %.2f %.2f %.2f %s\n", one.confidence, one.box[0], one.box[1], one.box[2], one.box[3],
                     detector.names().at(one.label).c_str());
     return EXIT_SUCCESS;

@@ -36,8 +36,8 @@ extern "C" bool NvDsInferParseDetections(const std::vector<NvDsInferLayerInfo>& 
         if (label < 0 || label >= parameters.numClassesConfigured) return false;
         if (score[i] < parameters.perClassPreclusterThreshold[label]) continue;
         // A query may be listed with several labels, always with the same box; the first is the best.
-        if (std::any_of(seen.begin(), seen.end(), [box](const float* other) { return std::equal(box, box + 4, other); }))
-            continue;
+        const auto is_same = [box](const float* other) { return std::equal(box, box + 4, other); };
+        if (std::any_of(seen.begin(), seen.end(), is_same)) continue;
         seen.push_back(box);
         const float left = std::clamp(box[0], 0.0f, 1.0f) * network.width;
         const float top = std::clamp(box[1], 0.0f, 1.0f) * network.height;

@@ -16,7 +16,8 @@ import onnx
 import pytest
 
 import golden
-from rtdetrv4.runtime import Detections, ExportedDetector, preprocess
+from rtdetrv4 import ExportedDetector
+from rtdetrv4.runtime import Detections, preprocess
 
 from .conftest import Exported
 

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import golden
-from rtdetrv4.runtime import Detections, ExportedDetector
+from rtdetrv4 import ExportedDetector
+from rtdetrv4.runtime import Detections
 
 from .conftest import Exported
 
@@ -111,13 +112,14 @@ def test_a_photo_is_turned_upright(program: Path, square: Exported, tmp_path: Pa
     assert_same(run(program, square.path, tmp_path / "photo.jpg", CONFIDENCE).stdout, expected)
 
 
-def test_a_mistake_is_one_line(program: Path, square: Exported, tmp_path: Path) -> None:
+def test_a_mistake_is_said(program: Path, square: Exported, tmp_path: Path) -> None:
     foreign = onnx.load(square.path)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
     for arguments, message in (
         ([], "usage: detect MODEL.onnx PICTURE"),
         ([square.path, tmp_path / "no.png"], "cannot read"),
+        ([square.path, tmp_path / "no.png", "high"], "CONFIDENCE: expected a number"),
         ([tmp_path / "foreign.onnx", tmp_path / "no.png"], "was not exported by rtdetrv4"),
         ([tmp_path / "no.onnx", tmp_path / "no.png"], "no.onnx"),
     ):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import golden
-from rtdetrv4.runtime import ExportedDetector
+from rtdetrv4 import ExportedDetector
 
 from .conftest import Exported
 
