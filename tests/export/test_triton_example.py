@@ -24,10 +24,10 @@ SIZE = (640, 640)
 
 
 def tensors(config: str, kind: str) -> dict[str, tuple[str, list[int]]]:
-    """Type and dimensions by name of the `kind`, input or output, in a config.pbtxt."""
-    block = re.search(rf"^{kind} \[(.*?)^\]|^{kind} \[(.*)\]$", config, flags=re.DOTALL | re.MULTILINE)
-    assert block is not None
-    entries = re.findall(r'name: "(\w+)", data_type: (\w+), dims: \[ ([-\d, ]+) \]', block[0])
+    """Type and dimensions by name of each "input" or "output" in a config.pbtxt."""
+    inputs, _, outputs = config.partition("\noutput [")
+    block = inputs if kind == "input" else outputs
+    entries = re.findall(r'name: "(\w+)", data_type: (\w+), dims: \[ ([-\d, ]+) \]', block)
     return {name: (data_type, [int(dim) for dim in dims.split(",")]) for name, data_type, dims in entries}
 
 
