@@ -13,7 +13,7 @@ export class Detector {
     const { input = "images", outputs, channels, scale } = metadata;
     if (input !== "images" || outputs !== "postprocessed" || channels !== "RGB" || scale !== "1/255")
       throw new Error("this page cannot read such a file; export it without --raw and --frames");
-    const session = await ort.InferenceSession.create(bytes, { executionProviders: [device, "wasm"] });
+    const session = await ort.InferenceSession.create(bytes, { executionProviders: [device] });
     return new Detector(ort, session, metadata);
   }
 
