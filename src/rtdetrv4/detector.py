@@ -30,7 +30,7 @@ from rtdetrv4.config import Recipe, given_settings, override
 from rtdetrv4.config.schema import parse_device, parse_image_size
 from rtdetrv4.errors import ConfigError, DatasetError, RTDETRError, SourceError, WeightsError, first_line, require
 from rtdetrv4.models import DetectionModel, fuse, postprocess
-from rtdetrv4.ops.device import find_device
+from rtdetrv4.ops.device import find_device, is_out_of_memory
 from rtdetrv4.ops.hub import is_cached
 from rtdetrv4.outputs import unused_file, unused_folder, write_text
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess
@@ -272,7 +272,6 @@ class Detector:
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.run_folder import RunFolder, log_findings
         from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
-        from rtdetrv4.training.fit import is_out_of_memory
 
         for callback in callbacks:
             if isinstance(callback, type) or not isinstance(callback, Observer):
@@ -362,9 +361,9 @@ class Detector:
             if not is_out_of_memory(error):
                 raise
             raise ConfigError(
-                f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
-                f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
-                "run.checkpoint_activations=true."
+                f"The device is out of memory with {recipe.schedule.batch} images per step in "
+                f"{trainer.accumulate * trainer.num_parts} part(s). Use batch=auto, a smaller batch, image size or "
+                "model, or run.checkpoint_activations=true."
             ) from error
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None
