@@ -113,6 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        if self.path.startswith("/api/"):  # what some clients ask of their own accord
+            self._refuse(404, "EntryNotFound")
+            return
         owner, repository, _, revision, path = self.path.lstrip("/").split("/", maxsplit=4)
         name, token = f"{owner}/{repository}/{path}", self.headers["Authorization"]
         self.server.requests.append(Request(self.command, name, revision, self.headers["Range"], token))

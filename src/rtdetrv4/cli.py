@@ -22,7 +22,7 @@ import typer
 import typer.core
 
 import rtdetrv4
-from rtdetrv4.errors import ConfigError, ExportError, RTDETRError, require
+from rtdetrv4.errors import ConfigError, ExportError, RTDETRError, first_line, require
 
 if TYPE_CHECKING:
     from rtdetrv4 import Detector
@@ -815,7 +815,20 @@ def main(args: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         return _mistake(f"{error.filename}: {error.strerror}")
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        cause = first_line(error).partition(" GPU ")[0]  # which begins an account of all its memory
+        return _mistake(f"out of memory ({cause}). Use a smaller batch or image size, or close other programs.")
     return code if isinstance(code, int) else 0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from rtdetrv4.ops.device import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _mistake(message: str) -> int:

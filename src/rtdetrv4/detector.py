@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rtdetrv4.evaluation import ImageDetections, Metrics
     from rtdetrv4.models import DetectionModel
     from rtdetrv4.run_folder import RunFolder
-    from rtdetrv4.training import Observer
+    from rtdetrv4.training import Observer, Trainer
     from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata
 
 logger = logging.getLogger(__name__)
@@ -400,7 +400,7 @@ class Detector:
                 advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
                 if advice is not None and fitting is None and start is not None and start.weights is None:
                     logger.warning(advice)
-            with _failures_explained(recipe, folder):
+            with _failures_explained(trainer, recipe, folder):
                 trainer.run(folder.last if resume else None)
             self.recipe, self.device = recipe, accelerator.device
             accelerator.wait_for_everyone()
@@ -989,10 +989,10 @@ class Detector:
 
 
 @contextmanager
-def _failures_explained(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
+def _failures_explained(trainer: Trainer, recipe: Recipe, folder: RunFolder) -> Iterator[None]:
     """Say what to do about a run that ran out of memory or was stopped inside."""
     from rtdetrv4.data.loader import is_lost_worker
-    from rtdetrv4.training.fit import is_out_of_memory
+    from rtdetrv4.ops.device import is_out_of_memory
 
     try:
         yield
@@ -1005,9 +1005,9 @@ def _failures_explained(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ConfigError(
-            f"The device is out of memory with {recipe.schedule.batch} images per step in {recipe.run.accumulate} "
-            f"part(s). Use batch=auto, run.accumulate={2 * int(recipe.run.accumulate)}, a smaller image size, or "
-            "run.checkpoint_activations=true."
+            f"The device is out of memory with {recipe.schedule.batch} images per step in "
+            f"{trainer.accumulate * trainer.num_parts} part(s). Use batch=auto, a smaller batch, image size or model, "
+            "or run.checkpoint_activations=true."
         ) from error
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None

@@ -132,12 +132,9 @@ class RunFolder:
         """Create recipe.yaml, unless another run has been faster."""
         self._new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
+        with suppress(FileExistsError):
             self.recipe.touch(exist_ok=False)
             self._is_taken = True
-        except FileExistsError:
-            if not self.recipe.exists():  # a broken link, which no look at the folder finds
-                raise
 
     @contextmanager
     def held(self, accelerator: Accelerator) -> Iterator[None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rtdetrv4 import ConfigError, Detector
 from rtdetrv4.assembly import training
@@ -68,6 +69,21 @@ def test_a_budget_decides_how_long_a_run_is(shapes: Path, tmp_path: Path, caplog
     assert "schedule.epochs 6 " in text
     assert "Training will take about 3 min." in text
     assert "6 optimizer steps in all teach a detector next to nothing" in text
+
+
+@pytest.mark.parametrize(("most", "epochs"), [(8, 6), (2, 2)])
+def test_the_pace_is_measured_with_what_fits_into_memory(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, epochs: int
+) -> None:
+    def measure(*args: Any, batch: int, accumulate: int, **options: Any) -> Pace:
+        if batch > most:
+            raise torch.OutOfMemoryError
+        return Pace(10.0 * accumulate, 10.0)
+
+    monkeypatch.setattr(training, "measure_pace", measure)
+    begin(Detector("test"), shapes, out=tmp_path, budget="3m", batch=8, overrides={**DERIVE, "run.accumulate": 1})
+    # In four parts, a step takes 40 seconds: two epochs of 40 + 1 + 10 seconds take 127 with the end, three 178.
+    assert load_recipe(tmp_path / "recipe.yaml").schedule.epochs == epochs
 
 
 @pytest.mark.usefixtures("pace")

@@ -497,9 +497,28 @@ def test_without_torch_the_extra_is_that_of_the_command(
     assert mistake(command, capsys) == f'torch is not installed; install it with: pip install "rtdetrv4[{extra}]"'
 
 
-def test_errors_that_are_not_the_users_are_not_hidden(detector: type[FakeDetector]) -> None:
-    detector.error = ZeroDivisionError()
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB.\nSee"),
+            "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        ),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str], error: Exception, cause: str
+) -> None:
+    detector.error = error
+    line = mistake("val --data d --model w.safetensors", capsys)
+    assert line == f"out of memory ({cause}). Use a smaller batch or image size, or close other programs."
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes cannot be multiplied")])
+def test_errors_that_are_not_the_users_are_not_hidden(detector: type[FakeDetector], error: Exception) -> None:
+    detector.error = error
+    with pytest.raises(type(error)):
         main(["train", "--data", "d"])
 
 

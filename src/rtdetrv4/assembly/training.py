@@ -34,6 +34,7 @@ from rtdetrv4.errors import ConfigError, DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
+from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.runtime.preprocess import scale_of
 from rtdetrv4.training import (
     BatchSheets,
@@ -405,18 +406,26 @@ def _pace(
     """Measure the pace of the run."""
     assert splits.train is not None
     loader = _training_data(recipe, splits.train, accumulate, accelerator, cache).loader
-    return measure_pace(
+    batch = min(loader.batch_size or 1, len(loader.dataset))
+    measure = partial(
+        measure_pace,
         student,
         build_criterion(recipe.loss, find_variant(recipe.model.name)),
         loss_weights(recipe.loss),
         loader.dataset,
-        batch=min(loader.batch_size or 1, len(loader.dataset)),
-        accumulate=accumulate,
         workers=recipe.data.workers,
         num_val=0 if splits.val is None else math.ceil(len(splits.val.records) / accelerator.num_processes),
         accelerator=accelerator,
         teacher=None if teacher is None else teacher.to(accelerator.device),
     )
+    while True:
+        try:
+            return measure(batch=batch, accumulate=accumulate)
+        except (RuntimeError, MemoryError) as error:
+            # The run itself will cut its batches like this; with several ranks, the others would wait for this one.
+            if not is_out_of_memory(error) or batch == 1 or accelerator.num_processes > 1:
+                raise
+        batch, accumulate = math.ceil(batch / 2), 2 * accumulate
 
 
 def _is_quickly_evaluated(splits: Splits, epochs: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which devices PyTorch finds on this machine."""
+"""Which devices PyTorch finds on this machine, and whether their memory ran out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def find_device(name: str = "auto") -> torch.device:
         reason = "" if kind != "cuda" or torch.backends.cuda.is_built() else "; this PyTorch is built without CUDA"
         raise ConfigError(f'PyTorch finds no device "{name}" here, only {_found(current)}{reason}. Use device="auto".')
     return torch.device(name)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be allocated, on whatever device.
+
+    PyTorch has a class for it on accelerators only; on a CPU, and in libraries of CUDA, the message tells.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+    )
 
 
 def _found(current: torch.device | None) -> str:

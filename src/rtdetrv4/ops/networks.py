@@ -31,8 +31,8 @@ def create_network(name: str, *, weights: Path | None = None, **options: Any) ->
     if weights is not None:
         state = load_state_dict(str(weights), weights_only=True)
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
-    # For ViTs; for Swin; for the rest, which need no option to take any size.
-    for flexible in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
+    # For Swin, which before timm 1.0.31 ignores the other; for ViTs; for the rest, which need none to take any size.
+    for flexible in ({"strict_img_size": False}, {"dynamic_img_size": True}, {}):
         try:
             network = timm.create_model(name, **flexible, **options)
             break

@@ -31,10 +31,16 @@ def make_accelerator(device: str = "auto", amp: Literal["auto", "bf16", "fp16", 
             since Ampere and on CPUs with AMX, otherwise off.
 
     Raises:
-        ConfigError: there is no such device, or it cannot compute in that format.
+        ConfigError: there is no such device, or none for this rank, or it cannot compute in that format.
     """
     kind = device.partition(":")[0]
     on_cpu = find_device(kind if "LOCAL_RANK" in os.environ else device).type == "cpu"
+    if not on_cpu and int(os.environ.get("LOCAL_RANK", 0)) >= (count := torch.accelerator.device_count()):
+        raise ConfigError(
+            f"This machine has {count} GPU{'s' if count > 1 else ''}, and was asked to run "
+            f"{os.environ.get('LOCAL_WORLD_SIZE', 'more')} processes, each of which takes one. Start fewer with "
+            f"--nproc-per-node={count}, or use device=cpu."
+        )
     chosen = {} if kind in ("auto", "cpu") or "LOCAL_RANK" in os.environ else {"ACCELERATE_TORCH_DEVICE": device}
     # accelerate keeps one device and number format per process, but a notebook may train twice.
     AcceleratorState._reset_state(reset_partial_state=True)

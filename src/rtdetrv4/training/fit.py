@@ -67,6 +67,7 @@ def bytes_per_image(
         storages: dict[int, Tensor] = {}  # kept alive, so that no address is reused
 
         def pack(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()  # with its graph, an output would keep the graph alive that keeps the output
             if tensor.untyped_storage().data_ptr() not in own:
                 storages[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
@@ -82,7 +83,10 @@ def bytes_per_image(
 
     student.train()
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.compiler.set_stance("force_eager"),  # two batch sizes that the run will not have need no compiling
+    ):
         two, four = saved_bytes(2), saved_bytes(4)
     for name, buffer in student.named_buffers():
         buffer.data.copy_(before[name])
@@ -118,19 +122,6 @@ def worker_memory(workers: int, image_bytes: int, images_in_one: int, batch_byte
         batch_bytes: of a batch; each worker prepares two ahead.
     """
     return workers * (WORKER_BYTES + 2 * images_in_one * image_bytes + 2 * batch_bytes)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be allocated, on whatever device.
-
-    PyTorch has a class for it on accelerators only; on a CPU, and in libraries of CUDA, the message tells.
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
-    )
 
 
 def parts_that_fit(

@@ -25,12 +25,12 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import Criterion, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
+from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.training.accelerator import synchronize_norms
 from rtdetrv4.training.batch_sheets import BatchSheets
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
 from rtdetrv4.training.clock import Clock
 from rtdetrv4.training.ema import ModelEma
-from rtdetrv4.training.fit import is_out_of_memory
 from rtdetrv4.training.interrupt import Interrupt
 from rtdetrv4.training.nonfinite import nonfinite_error, nonfinite_terms
 from rtdetrv4.training.plan import Plan, Stage

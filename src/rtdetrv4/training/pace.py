@@ -110,15 +110,17 @@ def measure_pace(
         student.detector(prepared.images)
 
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            student.train()
+            compute = _seconds(step, NUM_STEPS, device)
+            student.eval()
+            detection = _seconds(detect, 1, device) / batch if num_val else 0.0
+    finally:
         student.train()
-        compute = _seconds(step, NUM_STEPS, device)
-        student.eval()
-        detection = _seconds(detect, 1, device) / batch if num_val else 0.0
-        student.train()
-    for name, buffer in student.named_buffers():
-        buffer.data.copy_(before[name])
-    student.zero_grad()
+        for name, buffer in student.named_buffers():
+            buffer.data.copy_(before[name])
+        student.zero_grad()
 
     # Workers load during the computation; on a CPU they take time from it.
     loading = load / max(workers, 1)

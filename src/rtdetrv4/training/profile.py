@@ -33,6 +33,7 @@ class Profiler(Observer):
             activities=sorted(supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}, key=str),
             schedule=schedule(wait=FIRST_STEPS - 1, warmup=1, active=RECORDED_STEPS, repeat=1),
             on_trace_ready=self._write,
+            acc_events=True,  # some versions of PyTorch warn without it; there is one cycle
         )
         self._profile.start()
 

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from rtdetrv4.data.batch import prepare_images
+from rtdetrv4.data.batch import prepare_images, split_images
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.models.postprocess import postprocess
 from rtdetrv4.ops.collectives import world_size
+from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.types import Batch, DetectorOutput, PostprocessedBatch
@@ -34,7 +35,7 @@ def validate(
     """COCO metrics, in float32. A collective call: every rank evaluates its own images and gets the metrics of all.
 
     By COCO's convention, the `num_top` best (query, class) pairs count, whatever their score: an object may have
-    several labels, whereas `predict` gives it one.
+    several labels, whereas `predict` gives it one. If memory runs out, batches are cut into more parts.
 
     Args:
         detector: its train or eval mode is restored afterwards.
@@ -48,13 +49,28 @@ def validate(
     was_training = detector.training
     detector.eval()
     evaluator.reset()
-    for batch in loader:
+
+    def detect(batch: Batch) -> PostprocessedBatch:
         output: DetectorOutput = detector(prepare_images(batch.images, image_size, device))
         views = [view_of((info.height, info.width), image_size, resize) for info in batch.infos]
         sizes_hw = torch.tensor([(view.height, view.width) for view in views], device=device)
         origins = torch.tensor([(view.left, view.top) * 2 for view in views], device=device)[:, None]
         best = postprocess(output.logits, output.boxes, sizes_hw, num_top)
-        evaluator.update(batch.infos, best._replace(boxes_xyxy_px=best.boxes_xyxy_px + origins))
+        return best._replace(boxes_xyxy_px=best.boxes_xyxy_px + origins)
+
+    num_parts = 1
+    for batch in loader:
+        while True:
+            parts = split_images(batch, num_parts)
+            try:
+                found = [detect(part) for part in parts]
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(parts) == len(batch.images):
+                    raise
+            num_parts *= 2
+        for part, best in zip(parts, found, strict=True):
+            evaluator.update(part.infos, best)
     detector.train(was_training)
     return _over_all_ranks(evaluator)
 

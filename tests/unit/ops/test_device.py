@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.ops.device import find_device
+from rtdetrv4.ops.device import find_device, is_out_of_memory
 
 
 @pytest.fixture
@@ -51,3 +51,27 @@ def test_devices_that_are_not_there(name: str, message: str) -> None:
     with pytest.raises(ConfigError) as told:
         find_device(name)
     assert message in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+            True,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_of_memory_are_told_from_others(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_a_cpu_that_cannot_allocate_is_recognized() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)

@@ -36,7 +36,8 @@ def read(source: Any) -> np.ndarray:
 
 def by_file(image: Image.Image, folder: Path, name: str) -> list[np.ndarray]:
     """The image read by name, as a PIL object that was opened, and as one in memory."""
-    image.save(folder / name)
+    # Pillow before 13 cannot read what it writes of YCbCr without compression.
+    image.save(folder / name, **({"compression": "tiff_lzw"} if image.mode == "YCbCr" else {}))
     with Image.open(folder / name) as opened:
         return [read(folder / name), read(opened), read(image)]
 

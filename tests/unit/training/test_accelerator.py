@@ -92,3 +92,13 @@ def test_norms_of_several_gpus_become_one_but_frozen_ones_stay():
 
 def test_freed_memory_is_kept_where_the_c_library_lets_it() -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"has 1 GPU, and was asked to run 2 processes.*--nproc-per-node=1"):
+        make_accelerator()

@@ -71,3 +71,26 @@ def test_everything_in_a_step_is_counted(
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_steps_that_do_not_fit_leave_the_student_as_it_was(tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    student = DistillationStudent(make_detector())
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(torch.OutOfMemoryError):
+        measure_pace(
+            student,
+            full,  # type: ignore[arg-type]
+            WEIGHTS,
+            DetectionDataset(write_images(tmp_path / "images"), SIZE, AUGMENT),
+            batch=4,
+            accumulate=1,
+            workers=0,
+            num_val=0,
+            accelerator=make_accelerator("cpu", "off"),
+        )
+    assert student.training
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

@@ -91,3 +91,25 @@ def test_predictions_in_images_of_any_size(split: Split) -> None:
     assert metrics.num_images == 3
     assert metrics.ap75 == 1
     assert metrics.ar100 > 0.9
+
+
+class FindsWhiteInFewImages(FindsWhite):
+    """Has memory for `most` images at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, images: Tensor) -> DetectorOutput:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError
+        return super().forward(images)
+
+
+def test_a_batch_that_does_not_fit_is_evaluated_in_parts(split: Split) -> None:
+    loader = build_loader(DetectionDataset(split, (192, 192)), 4, 0, shuffle=False)
+    evaluator = CocoEvaluator(split.records, split.classes)
+    whole = validate(FindsWhite(), loader, evaluator, image_size=(192, 192))
+    assert validate(FindsWhiteInFewImages(1), loader, evaluator, image_size=(192, 192)) == whole
+    with pytest.raises(torch.OutOfMemoryError):
+        validate(FindsWhiteInFewImages(0), loader, evaluator, image_size=(192, 192))
