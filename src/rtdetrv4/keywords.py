@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from rtdetrv4.config import setting_names
 from rtdetrv4.errors import did_you_mean
 
 P = ParamSpec("P")
@@ -68,6 +67,8 @@ def _suggestion(name: str, known: Sequence[str]) -> str:
     if NAMES_ELSEWHERE.get(name) in known:
         return f' Did you mean "{NAMES_ELSEWHERE[name]}"?'
     if "overrides" in known:
+        from rtdetrv4.config import setting_names  # slow to import, and seldom needed
+
         by_leaf = {setting.rpartition(".")[2]: setting for setting in reversed(setting_names())}
         if setting := SETTINGS_ELSEWHERE.get(name, by_leaf.get(name)):
             return f' It is a setting: overrides={{"{setting}": …}}.'
