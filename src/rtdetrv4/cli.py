@@ -651,7 +651,6 @@ def compare(
         from rtdetrv4.config import parse_assignment
 
         given = _given(
-            arms=names or None,
             epochs=epochs,
             batch=_batch(batch),
             imgsz=_image_size(imgsz),
@@ -660,9 +659,10 @@ def compare(
             device=_device(device),
             workers=workers,
             amp=amp,
-            weights=weights,
         )
         overrides = dict(parse_assignment(text) for text in settings or ())
+        _check_settings(model, weights, given | overrides, None)
+        given |= _given(arms=names or None, weights=weights)
         from rtdetrv4.comparison import compare as run_comparison
 
         comparison = run_comparison(data, model, seeds=chosen, out=out, overrides=overrides, **given)

@@ -453,6 +453,7 @@ def test_mistakes_are_told_before_torch_is_imported() -> None:
         "val --data d --model w.safetensors --imgsz 65",
         "predict a --conf 3",
         "compare --data d --imgsz 65",
+        "compare --data d --epochs 0",
     )
     script = "import sys; from rtdetrv4.cli import main; print(*(main(a.split()) for a in sys.argv[1:]), *sys.modules)"
     done = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, check=True)

@@ -190,6 +190,12 @@ def test_perfect_detections_score_one_and_absent_classes_are_null_in_json() -> N
     assert written["per_class"]["never"] is None
     assert written["ap_large"] is None
     assert written["ap"] == metrics.ap
+    again = Metrics.from_dict({**written, "confidence": 0.5})
+    assert again.per_class["cat"] == metrics.per_class["cat"]
+    assert math.isnan(again.per_class["never"])
+    assert again.to_dict() == written
+    with pytest.raises(KeyError, match="ap75"):
+        Metrics.from_dict({name: value for name, value in written.items() if name != "ap75"})
 
 
 def test_images_that_could_not_be_read_are_left_out() -> None:
