@@ -21,8 +21,8 @@ CUT_WEIGHT = 0.5
 """What a box that a tile cuts off is worth against whole ones."""
 SEAM = 0.01
 """A box this close to a side of its tile, as a share of the tile, may be cut off there."""
-MAX_ENLARGEMENT = 1.5
-"""How much larger objects may be in a tile than in training before a warning is due."""
+MAX_ENLARGEMENT = 1.25
+"""How much larger than in training objects may be in a tile; beyond it, parts of them are found as objects."""
 
 
 class Slicing(NamedTuple):
@@ -110,18 +110,20 @@ def enlargement_warning(
     enlargement = float(scale_of(np.array([slicing.size_hw]), size_hw, mode)[0]) / training_scale
     if enlargement <= MAX_ENLARGEMENT:
         return None
-    fitting = [round(side * enlargement) for side in slicing.size_hw]
-    tile = " × ".join(map(str, dict.fromkeys(reversed(slicing.size_hw))))
+    tile, fitting = (
+        "x".join(map(str, dict.fromkeys(sides)))
+        for sides in (slicing.size_hw, [round(side * enlargement) for side in slicing.size_hw])
+    )
     return (
         f"tiles of {tile} pixels show objects {enlargement:.1f} times as large as training did, so parts of objects "
-        f"may be taken for objects; tiles of {fitting[0]}x{fitting[1]} show them at the size of training"
+        f"may be taken for objects; tiles of {fitting} show them at the size of training"
     )
 
 
 def is_whole_trusted(
     tiles: tuple[Rectangle, ...], size_hw: tuple[int, int], mode: ResizeMode, training_scale: float | None
 ) -> bool:
-    """Whether the image as a whole shows objects nearer to the size of training than its tiles do.
+    """Whether tiles show objects much larger than training did, and the image as a whole is nearer to it.
 
     Args:
         tiles: those of `tiles_of`.
@@ -133,8 +135,8 @@ def is_whole_trusted(
     if training_scale is None or (first.height, first.width) == (last.height, last.width):
         return False
     sides = np.array([(first.height, first.width), (last.height, last.width)])
-    tile, whole = np.abs(np.log(scale_of(sides, size_hw, mode) / training_scale))
-    return bool(whole < tile)
+    tile, whole = np.log(scale_of(sides, size_hw, mode) / training_scale)
+    return bool(tile > np.log(MAX_ENLARGEMENT) and abs(whole) < tile)
 
 
 def merge_tiles(

@@ -208,8 +208,10 @@ def test_parts_of_what_a_trusted_image_shows_give_way() -> None:
 def test_which_view_is_trusted() -> None:
     """At 320 pixels, an image of 640×480 is shown at 0.58 of its size, a tile of 320 at all of it."""
     tiles = tiles_of((480, 640), Slicing((320, 320), 0.2, whole=True))
-    trusted = {scale: is_whole_trusted(tiles, (320, 320), "stretch", scale) for scale in (0.5, 0.58, 0.7, 0.8, 1.0)}
-    assert trusted == {0.5: True, 0.58: True, 0.7: True, 0.8: False, 1.0: False}  # the middle is √0.577 = 0.76
+    trusted = {scale: is_whole_trusted(tiles, (320, 320), "stretch", scale) for scale in (0.5, 0.58, 0.7, 0.77, 1.0)}
+    assert trusted == {0.5: True, 0.58: True, 0.7: True, 0.77: False, 1.0: False}  # the middle is √0.577 = 0.76
+    tiles = tiles_of((480, 640), Slicing((500, 500), 0.2, whole=True))
+    assert not is_whole_trusted(tiles, (320, 320), "stretch", 0.58), "1.13 times as large is no matter"
     assert not is_whole_trusted(tiles[:-1], (320, 320), "stretch", 0.5), "it is not looked at"
     assert not is_whole_trusted(tiles, (320, 320), "stretch", None)
 
@@ -269,17 +271,29 @@ def test_tiles_that_enlarge_objects_beyond_training_are_told_once(caplog: pytest
         assert [each.image.shape for each in found if each.image is not None] == [(40, 40, 3), (100, 160, 3)]
     (record,) = caplog.records
     assert "tiles of 50 pixels show objects 2.5 times as large as training did" in record.message
-    assert "tiles of 125x125 show them at the size of training" in record.message
+    assert "tiles of 125 show them at the size of training" in record.message
 
 
 @pytest.mark.parametrize(
     ("size", "scale", "is_told"),
-    [(320, 0.5774, True), (416, 0.5774, False), (320, 1.0, False), (320, None, False), ("160x320", 1.0, False)],
+    [
+        (320, 0.5774, True),
+        (416, 0.5774, True),
+        (500, 0.5774, False),
+        (320, 1.0, False),
+        (320, None, False),
+        ("160x320", 1.0, True),
+    ],
 )
 def test_when_tiles_are_told_to_be_small(size: int | str, scale: float | None, is_told: bool) -> None:
     slicing = Slicing.of(size)
     assert slicing is not None
-    assert (enlargement_warning(slicing, (320, 320), "stretch", scale) is not None) == is_told
+    told = enlargement_warning(slicing, (320, 320), "stretch", scale)
+    assert (told is not None) == is_told
+    if size == "160x320":
+        assert told is not None
+        assert "tiles of 160x320 pixels" in told
+        assert "tiles of 226x453 show" in told
 
 
 def test_sizes_of_tiles() -> None:
