@@ -86,6 +86,10 @@ _DATA = typer.Option(
 )
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
+_RuntimeDevice = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps; for exported files in the words of their runtime."),
+]
 
 # Options of both `val` and `predict`.
 _Slice = Annotated[
@@ -245,7 +249,7 @@ def val(
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split to evaluate.")] = "val",
     batch: Annotated[int | None, typer.Option(help="Images per batch.")] = None,
     imgsz: _ImageSize = None,
-    device: _Device = None,
+    device: _RuntimeDevice = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for report.html, metrics.json and the curves.", file_okay=False),
@@ -267,7 +271,7 @@ def val(
     from rtdetrv4.runtime.engines import is_exported
 
     with _interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
-        metrics = _detector(model, weights, _device(device)).val(data, split=split, **given)
+        metrics = _detector(model, weights, device).val(data, split=split, **given)
     if not (is_exported(model) or _is_main_process()):
         return
     _print_metrics(metrics)
@@ -296,7 +300,7 @@ def predict(
     slice: _Slice = None,
     overlap: _Overlap = None,
     whole: _Whole = True,
-    device: _Device = None,
+    device: _RuntimeDevice = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for annotated pictures and predictions.jsonl.")
     ] = Path("runs/predict"),
@@ -311,7 +315,7 @@ def predict(
     options = {"conf": _confidence(conf), "duplicates": duplicates, **given}
     results = PredictionFolder(out)
     with _interruptible(lambda: f"Complete: {results}."):
-        detector = _detector(model, weights, _device(device))
+        detector = _detector(model, weights, device)
         for detections in detector.predict(source, stream=True, **options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
@@ -333,7 +337,7 @@ def export(
     """Export for other runtimes, and check the file against PyTorch."""
     given = _given(out=out, imgsz=_image_size(imgsz), opset=opset)
     with _interruptible(lambda: "The export was not finished, and no file was replaced."):
-        path = _detector(model, weights, _device(device)).export(format, dynamic=dynamic, **given)
+        path = _detector(model, weights, device).export(format, dynamic=dynamic, **given)
     print(f"Exported: {path}")
 
 
@@ -360,7 +364,7 @@ def bench(
     precision: Annotated[
         str | None, typer.Option(help="What OpenVINO computes in: fp32, bf16, or both.", metavar="NAME,NAME")
     ] = None,
-    device: _Device = None,
+    device: _RuntimeDevice = None,
     seconds: Annotated[float, typer.Option(help="Time for each row of the table.")] = 3.0,
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Data set to measure the AP on; else it is that of the export.")
@@ -389,7 +393,7 @@ def bench(
         require("matplotlib", "eval")  # now, and not after the measurement
         out = unused_folder(out, BENCHMARK_FILES)
     with _interruptible(lambda: "Nothing was written."):
-        found = run_benchmark(models, device=_device(device), seconds=seconds, data=data, split=split, **given)
+        found = run_benchmark(models, device=device, seconds=seconds, data=data, split=split, **given)
     if json:
         print(found.to_json(), end="")
     else:
@@ -436,7 +440,11 @@ def doctor(
         check_destination(fix, data)
     size_hw, detector = _image_size(imgsz), None
     if model is not None:
-        detector = _detector(model, weights, _device(device))
+        from rtdetrv4.runtime.engines import is_exported
+
+        if is_exported(model):
+            raise ConfigError(f"{model} is an exported model; the doctor looks for wrong labels with weights.")
+        detector = _detector(model, weights, device)
         size_hw = size_hw or detector.recipe.model.image_size
     elif weights or device:
         raise ConfigError("--weights and --device say how to look for wrong labels; give --model, too.")
@@ -746,7 +754,8 @@ def _device(text: str | None) -> str | None:
 def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
     from rtdetrv4.runtime.engines import is_exported
 
-    if model is None or not is_exported(model):
+    if model is None or not is_exported(model):  # else the runtime has its own words for devices
+        device = _device(device)
         import torch  # noqa: F401 - without it, `main` names the extra of the command: maybe more than Detector's
 
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))
