@@ -88,6 +88,10 @@ _DATA = typer.Option(
 )
 _ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
+_RuntimeDevice = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps; for exported files in the words of their runtime."),
+]
 
 # Options of both `val` and `predict`.
 _Slice = Annotated[
@@ -250,7 +254,7 @@ def val(
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split to evaluate.")] = "val",
     batch: Annotated[int | None, typer.Option(help="Images per batch.")] = None,
     imgsz: _ImageSize = None,
-    device: _Device = None,
+    device: _RuntimeDevice = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for report.html, metrics.json and the curves.", file_okay=False),
@@ -261,7 +265,6 @@ def val(
 ) -> None:
     """Compute COCO metrics."""
     given = _given(batch=batch, imgsz=_image_size(imgsz), **_tiles(slice, overlap, whole))
-    device = _device(device)
     if out is not None:
         for module in ("jinja2", "matplotlib"):
             require(module, "eval")
@@ -305,7 +308,7 @@ def predict(
     slice: _Slice = None,
     overlap: _Overlap = None,
     whole: _Whole = True,
-    device: _Device = None,
+    device: _RuntimeDevice = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for annotated pictures and predictions.jsonl.")
     ] = Path("runs/predict"),
@@ -315,7 +318,7 @@ def predict(
     An exported file, such as weights.onnx, needs no torch.
     """
     options = {"conf": _confidence(conf), "duplicates": duplicates, **_given(classes=classes, batch=batch)}
-    size_hw, device = _image_size(imgsz), _device(device)
+    size_hw = _image_size(imgsz)
     options |= _tiles(slice, overlap, whole)
 
     from rtdetrv4.runtime import PredictionFolder
@@ -403,7 +406,7 @@ def export(
         grid_sample=None if grid_sample else False,
     )
     with _interruptible(lambda: "The export was not finished; no file was replaced that had not passed its check."):
-        written = _detector(model or trained, weights, _device(device)).export(
+        written = _detector(model or trained, weights, device).export(
             formats[0] if len(formats) == 1 else formats, **given
         )
     for path in written if isinstance(written, list) else [written]:
@@ -491,7 +494,7 @@ def bench(
     precision: Annotated[
         str | None, typer.Option(help="What OpenVINO computes in: fp32, bf16, or both.", metavar="NAME,NAME")
     ] = None,
-    device: _Device = None,
+    device: _RuntimeDevice = None,
     seconds: Annotated[float, typer.Option(help="Time for each row of the table.")] = 3.0,
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Data set to measure the AP on; else it is that of the export.")
@@ -520,7 +523,7 @@ def bench(
         require("matplotlib", "eval")  # now, and not after the measurement
         out = unused_folder(out, BENCHMARK_FILES)
     with _interruptible(lambda: "Nothing was written."):
-        found = run_benchmark(models, device=_device(device), seconds=seconds, data=data, split=split, **given)
+        found = run_benchmark(models, device=device, seconds=seconds, data=data, split=split, **given)
     if json:
         print(found.to_json(), end="")
     else:
@@ -572,7 +575,11 @@ def doctor(
         check_destination(fix, data)
     size_hw, detector = _image_size(imgsz), None
     if model is not None:
-        detector = _detector(model, weights, _device(device))
+        from rtdetrv4.runtime.engines import is_exported
+
+        if is_exported(model):
+            raise ConfigError(f"{model} is an exported model; the doctor looks for wrong labels with weights.")
+        detector = _detector(model, weights, device)
         size_hw = size_hw or detector.recipe.model.image_size
     elif weights or device:
         raise ConfigError("--weights and --device say how to look for wrong labels; give --model, too.")
@@ -927,7 +934,8 @@ def _device(text: str | None) -> str | None:
 def _detector(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
     from rtdetrv4.runtime.engines import is_exported
 
-    if model is None or not is_exported(model):
+    if model is None or not is_exported(model):  # else the runtime has its own words for devices
+        device = _device(device)
         import torch  # noqa: F401 - without it, `main` names the extra of the command: maybe more than Detector's
 
     return rtdetrv4.Detector(**_given(model=model, weights=weights, device=device))

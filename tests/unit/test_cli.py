@@ -330,12 +330,12 @@ def test_exported_models_need_no_torch(
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert run(f"predict photos --model {model} --out found") == 0
     assert Path("found/cat.jpg").is_file()
-    assert run(f"val --data d --model {model} --split test") == 0
+    assert run(f"val --data d --model {model} --split test --device gpu.1") == 0
     assert "ap of cat" in capsys.readouterr().out
     assert detector.calls == [
         ("init", (), {"model": model}),
         ("predict", ("photos",), {"conf": 0.25, "duplicates": "drop", "stream": True}),
-        ("init", (), {"model": model}),
+        ("init", (), {"model": model, "device": "gpu.1"}),
         ("val", ("d",), {"split": "test"}),
     ]
 
@@ -434,6 +434,8 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("export", "Missing argument MODEL"),
         ("export a.safetensors --model b.safetensors", "Got two models"),
         ("verify missing.onnx", "missing.onnx does not exist"),
+        ("doctor d --model w.onnx", "w.onnx is an exported model; the doctor looks for wrong labels with weights."),
+        ("val --data d --model w.safetensors --device gpu", '--device: got "gpu", expected auto, cpu'),
         ("models rtdetrv4_s", 'Did you mean "rtdetrv4-s"?'),
         ("convert w.pth", "Missing option '--out'"),
         ("convert w.pth --out w.pt", "w.pt must end in .safetensors, such as w.safetensors."),

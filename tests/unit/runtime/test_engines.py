@@ -224,6 +224,11 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         open_engine(tmp_path / "missing.pt2")
     with pytest.raises(ExportError, match=r"is no exported file that can be run here; expected .onnx"):
         open_engine(tmp_path / "weights.safetensors")
+    assert is_exported("weights.engine")
+    with pytest.raises(ExportError, match=r"weights.engine is no exported file that can be run here"):
+        open_engine(tmp_path / "weights.engine")
+    for name in ("rtdetrv4-s", "weights.safetensors", "last.pt", "recipe.yaml", "folder/"):
+        assert not is_exported(name)
 
 
 def test_a_device_of_onnx_runtime_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,13 @@ _MODULES = {
     ".torchscript": "torch",
 }
 """Modules by the ending of what they run; a folder has the name of its runtime at the end."""
+_ELSEWHERE = (".engine", ".mlpackage", ".pte", ".tflite", "_ncnn")
+"""Endings of what other programs run."""
 
 
 def is_exported(path: str | Path) -> bool:
     """Whether a name is one that exported files and folders have."""
-    return Path(path).name.endswith(tuple(_MODULES))
+    return Path(path).name.endswith((*_MODULES, *_ELSEWHERE))
 
 
 def open_engine(
