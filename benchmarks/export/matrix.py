@@ -1,0 +1,153 @@
+"""Every format in every precision: is it the same model, and what does it cost?
+
+    python benchmarks/export/matrix.py --out exported/
+    python benchmarks/export/matrix.py --out exported/ --weights runs/mine/weights.safetensors --data datasets/mine
+
+Models without trained weights get made-up ones, whose scores are spread as in a trained model. Each file is run at
+batch 1, 2 and 7; what does not agree with PyTorch is in the table with the reason. Results go to
+benchmarks/results/export_matrix.json after each model, and a table to the terminal.
+
+Expected: some minutes for each model on two cores. `--models test --sizes 64` only shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from rtdetrv4 import Detector
+from rtdetrv4.assembly import create_model
+from rtdetrv4.errors import RTDETRError
+from rtdetrv4.export import FORMATS, export_model
+from rtdetrv4.export.formats import target
+from rtdetrv4.models import DetectionModel
+from rtdetrv4.runtime.export_report import ExportReport, report_path
+from rtdetrv4.types import ClassMap
+
+RESULTS = Path(__file__).parents[1] / "results" / "export_matrix.json"
+MODELS = "rtdetrv4-s,rtdetrv4-l,dfine-s,rtdetrv2-r18"
+SIZES = "640x640,384x640"
+NUM_CLASSES = 20
+COLUMNS = ("model", "size", "format", "precision", "matched, %", "AP", "AP in PyTorch", "px", "score", "MB", "remark")
+
+
+def made_up(name: str) -> DetectionModel:
+    """A model whose heads are far from their initial zeros, and whose norms have seen images."""
+    torch.manual_seed(0)
+    model = create_model(name, NUM_CLASSES)
+    with torch.no_grad():
+        for part in (model.query_selection, model.decoder):
+            for parameter in part.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        for head in (model.query_selection.score_head, *model.decoder.score_heads):
+            nn.init.normal_(head.get_parameter("weight"), std=0.3)
+            nn.init.normal_(head.get_parameter("bias"), mean=-3)
+        for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]:
+            norm.momentum = 1.0  # statistics of the next batch alone
+        model.train()(torch.rand(4, 3, 256, 256))
+    return model
+
+
+def row_of(report: ExportReport) -> dict[str, Any]:
+    """What the table says of a file."""
+    accuracy = report.accuracy
+    return {
+        "matched": report.matched,
+        "ap": None if accuracy is None else accuracy.ap,
+        "torch_ap": None if accuracy is None else accuracy.torch_ap,
+        "max_box_px": report.max_box_px,
+        "max_score": report.max_score,
+        "megabytes": round(report.size_bytes / 1e6, 1),
+        "batches": report.batches,
+        "runtime": report.runtime,
+        "machine": report.machine,
+        "remark": "",
+    }
+
+
+def rows_of_made_up(name: str, size: tuple[int, int], out: Path) -> Iterator[dict[str, Any]]:
+    """Export a model with made-up weights in every way that needs no data."""
+    model = made_up(name)
+    numbers = tuple(range(NUM_CLASSES))
+    for kind in FORMATS.values():
+        for precision in (each for each in kind.precisions if each != "int8"):
+            path = target(out / f"{name}-{size[0]}x{size[1]}", kind, precision)
+            row: dict[str, Any] = {"model": name, "size": size, "format": kind.name, "precision": precision}
+            try:
+                (report,) = export_model(
+                    model,
+                    {kind.name: path},
+                    model_name=name,
+                    classes=ClassMap(tuple(map(str, numbers)), numbers),
+                    image_size=size,
+                    precision=precision,
+                )
+                yield row | row_of(report)
+            except RTDETRError as error:
+                yield row | {"remark": str(error)}
+
+
+def rows_of_trained(weights: Path, data: str, out: Path) -> Iterator[dict[str, Any]]:
+    """Export trained weights in every way, and measure the AP of each."""
+    detector = Detector(weights=weights, device="cpu")
+    for kind in FORMATS.values():
+        for precision in kind.precisions:
+            path = target(out / weights.stem, kind, precision)
+            size = detector.recipe.model.image_size
+            row: dict[str, Any] = {"model": f"{detector.recipe.model.name}, trained", "size": size}
+            row |= {"format": kind.name, "precision": precision}
+            try:
+                detector.export(kind.name, precision=precision, data=data, out=path)
+                yield row | row_of(ExportReport.read(report_path(path)))
+            except RTDETRError as error:
+                yield row | {"remark": str(error)}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    table = Table(*COLUMNS, box=None)
+    for row in rows:
+        share = row.get("matched")
+        table.add_row(
+            row["model"],
+            "×".join(map(str, row["size"])),
+            row["format"],
+            row["precision"],
+            "" if share is None else f"{100 * share:.1f}",
+            *("" if row.get(name) is None else f"{row[name]:.3f}" for name in ("ap", "torch_ap")),
+            *("" if row.get(name) is None else f"{row[name]:.2g}" for name in ("max_box_px", "max_score")),
+            str(row.get("megabytes", "")),
+            row["remark"],
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Export everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=MODELS, help=f"by name, with commas between; default {MODELS}")
+    parser.add_argument("--sizes", default=SIZES, help=f"height x width, with commas between; default {SIZES}")
+    parser.add_argument("--weights", type=Path, help="trained weights, to measure the AP of")
+    parser.add_argument("--data", help="their data set")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    args = parser.parse_args()
+    sizes = [tuple(map(int, (text if "x" in text else f"{text}x{text}").split("x"))) for text in args.sizes.split(",")]
+    works = [rows_of_trained(args.weights, args.data, args.out)] if args.weights and args.data else []
+    works += [rows_of_made_up(name, size, args.out) for name in args.models.split(",") if name for size in sizes]
+    rows: list[dict[str, Any]] = []
+    for work in works:
+        rows.extend(work)
+        RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
