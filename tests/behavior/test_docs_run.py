@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 PAGES = ("README.md", "docs/index.md", "docs/quickstart.md", "docs/guides/doctor.md", "docs/guides/training.md")
-PAGES_AFTER_TRAINING = tuple(f"docs/guides/{name}.md" for name in ("predict", "evaluate", "deploy", "deploy/places", "report"))
+PAGES_AFTER_TRAINING = tuple(
+    f"docs/guides/{name}.md" for name in ("predict", "evaluate", "deploy", "deploy/places", "report")
+)
 
 
 class Small(rtdetrv4.Detector):
