@@ -41,7 +41,7 @@ class Accuracy(NamedTuple):
 class ExpectedScene(NamedTuple):
     """What PyTorch finds in an image of `rtdetrv4.runtime.scenes`, so that a file can be verified without it."""
 
-    index: int
+    number: int
     digest: str
     scores: tuple[float, ...]
     labels: tuple[int, ...]
@@ -69,9 +69,9 @@ class ExportReport(NamedTuple):
     num_undecided: int
     """Images in which rounding decides which queries are selected."""
     max_box_px: float
-    """Largest difference of a coordinate, in pixels of the input."""
+    """Largest difference of a coordinate, in pixels of the input; of matched detections if the precision is another."""
     max_score: float
-    """Largest difference of a score."""
+    """Largest difference of a score, likewise."""
     num_confident: int
     matched: float | None
     """Share of confident detections that both have: same class, IoU of at least 0.95; None if there are none."""
@@ -105,6 +105,8 @@ class ExportReport(NamedTuple):
             fields = json.loads(path.read_text(encoding="utf-8"))
             for name, kind in (("accuracy", Accuracy), ("latency", Latency), ("torch_latency", Latency)):
                 fields[name] = None if fields[name] is None else kind(**fields[name])
+            for name in ("image_size", "batches", "notes"):
+                fields[name] = tuple(fields[name])
             fields["expected"] = tuple(ExpectedScene(**scene) for scene in fields["expected"])
             return cls(**fields)
         except FileNotFoundError:
