@@ -132,7 +132,7 @@ def confident(num: int = 10) -> Listed:
 
 
 def test_every_confident_detection_matches_itself() -> None:
-    assert match([confident()] * 2, [confident()] * 2) [:2] == (40, 40)
+    assert match([confident()] * 2, [confident()] * 2)[:2] == (40, 40)
     assert match([confident()], [confident()]).share == 1
 
 
@@ -163,10 +163,10 @@ def test_differences_are_those_of_matched_detections() -> None:
 
 
 def test_what_only_one_finds_counts_against_both() -> None:
-    assert match([confident(10)], [confident(6)._replace(scores=confident(10).scores[:6])]) [:2] == (12, 16)
+    assert match([confident(10)], [confident(6)._replace(scores=confident(10).scores[:6])])[:2] == (12, 16)
 
 
 def test_without_confident_detections_the_best_are_compared() -> None:
     unsure = confident(50)._replace(scores=np.linspace(0.2, 0.1, 50)[:, None])
-    assert match([unsure], [unsure]) [:2] == (40, 40)
+    assert match([unsure], [unsure])[:2] == (20, 20)
     assert match([], []).share is None
