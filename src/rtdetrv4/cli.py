@@ -341,7 +341,9 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            "--format", "-f", help="onnx, openvino, torchscript, pt2 or tensorrt; several with commas between."
+            "--format",
+            "-f",
+            help="onnx, openvino, torchscript, pt2, executorch or tensorrt; several with commas between.",
         ),
     ] = "onnx",
     precision: Annotated[

@@ -46,6 +46,13 @@ def test_precisions() -> None:
         check_format(FORMATS["onnx"], "bf16", None)
 
 
+def test_a_format_that_needs_a_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(ConfigError, match="executorch takes one batch size only; give it, such as batch=1"):
+        check_format(FORMATS["executorch"], "fp32", None)
+    check_format(FORMATS["executorch"], "fp32", 1)
+
+
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     missing: set[str] = set()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else name)
@@ -54,11 +61,12 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         ("onnxslim", "onnx", "fp32", "export"),
         ("openvino", "openvino", "fp16", "openvino"),
         ("nncf", "openvino", "int8", "int8"),
+        ("executorch", "executorch", "fp32", "executorch"),
     ):
-        check_format(FORMATS[name], precision, None)
+        check_format(FORMATS[name], precision, 1)
         missing.add(module)
         with pytest.raises(MissingDependencyError, match=rf'{module} is not .*pip install "rtdetrv4\[{extra}\]"'):
-            check_format(FORMATS[name], precision, None)
+            check_format(FORMATS[name], precision, 1)
         missing.clear()
 
 

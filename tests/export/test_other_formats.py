@@ -139,3 +139,14 @@ def test_an_earlier_folder_is_replaced_whole(
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {
         "m.bin", "m.xml", "metadata.json", "m_openvino.report.json"
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_executorch(square: Exported, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    report = export(square.model, tmp_path / "m.pte", batch=1)
+    assert (report.batches, report.matched) == ((1,), 1)
+    assert report.max_box_px < 0.05
+    (tmp_path / "m.pte").write_bytes(b"not a model")
+    with pytest.raises(ExportError, match=r"executorch cannot load .*m\.pte"):
+        open_engine(tmp_path / "m.pte")

@@ -76,8 +76,8 @@ def test_verify_says_what_it_lacks(square: Exported, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("precision", "matched", "drop", "problem"),
     [
-        ("fp16", Matched(95, 100), None, ""),
-        ("fp16", Matched(94, 100), None, "of 100 confident detections 94.0 % are found in fp16 as well, expected 95 %"),
+        ("fp16", Matched(85, 100), None, ""),
+        ("fp16", Matched(84, 100), None, "of 100 confident detections 84.0 % are found in fp16 as well, expected 85 %"),
         ("fp16", Matched(0, 0), None, ""),
         ("int8", Matched(20, 100), 0.4, ""),
         ("int8", Matched(99, 100), 0.61, "int8 costs 0.61 points of AP, from 0.500 to 0.494, and max_drop is 0.5"),

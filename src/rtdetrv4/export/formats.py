@@ -38,6 +38,7 @@ FORMATS = {
         Format("openvino", "_openvino", ONNX_MODULES | {"openvino": "openvino"}, "OpenVINO", PRECISIONS),
         Format("torchscript", ".torchscript", {}, "PyTorch"),
         Format("pt2", ".pt2", {}, "PyTorch"),
+        Format("executorch", ".pte", {"executorch": "executorch"}, "ExecuTorch", needs_batch=True),
         Format("tensorrt", "-tensorrt.onnx", ONNX_MODULES, "ONNX Runtime", ("fp32", "fp16")),
     )
 }

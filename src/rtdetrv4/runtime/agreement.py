@@ -24,6 +24,7 @@ SAME_SCORE = 0.1
 """Scores of one object in two precisions differ less than this."""
 CONFIDENT = 0.25
 """The score from which `predict` returns a detection by default."""
+NUM_BEST = 20
 MOST_COMPARED = 100
 """Detections of an image that are looked for in another precision."""
 
@@ -92,13 +93,14 @@ def list_detections(outputs: Mapping[str, np.ndarray], metadata: ExportMetadata)
 def match(expected: Sequence[Listed], actual: Sequence[Listed]) -> Matched:
     """Look for the confident detections of each image in the other list: same class, IoU ≥ 0.95, about the same score.
 
-    In an image without any of them, the best 20 are looked for: noise, and models that are hardly trained.
+    In an image without any of them, the best 20 that are expected are looked for: noise, or a model that is hardly
+    trained.
     """
     found = total = 0
     box_px = score = 0.0
     for ours, theirs in zip(expected, actual, strict=True):
-        for one, other in ((ours, theirs), (theirs, ours)):
-            confident = int((one.scores[:, 0] >= CONFIDENT).sum()) or 20
+        for one, other, fewest in ((ours, theirs, NUM_BEST), (theirs, ours, 0)):
+            confident = int((one.scores[:, 0] >= CONFIDENT).sum()) or fewest
             chosen = Listed(*(array[: min(confident, MOST_COMPARED)] for array in one))
             ious = _ious(chosen.boxes_xyxy_px, other.boxes_xyxy_px)
             same = (

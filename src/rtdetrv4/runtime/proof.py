@@ -12,14 +12,17 @@ import numpy as np
 from rtdetrv4.errors import ExportError
 from rtdetrv4.runtime.agreement import Listed, Matched, list_detections, match
 from rtdetrv4.runtime.engines import Engine, open_engine
-from rtdetrv4.runtime.engines.engine import Precision
 from rtdetrv4.runtime.export_report import ExpectedScene, ExportReport, Latency, report_path
 from rtdetrv4.runtime.preprocess import preprocess
 from rtdetrv4.runtime.scenes import digest, scenes
 from rtdetrv4.runtime.speed import measure_speed
 
-LEAST_MATCHED = {"fp32": 0.99, "fp16": 0.95, "bf16": 0.85, "int8": 0.7}
-"""Share of the confident detections that must be found, by precision. Without a data set, it decides alone."""
+LEAST_MATCHED = {"fp32": 0.99, "fp16": 0.85, "bf16": 0.5, "int8": 0.3}
+"""Share of the confident detections that must be found, by precision.
+
+It tells a wrong file from a rounded one, not a good one from a bad one: in synthetic scenes, a trained model is sure of
+little, and rounding changes what it is least sure of. Accuracy needs data.
+"""
 
 
 class Verification(NamedTuple):
@@ -32,23 +35,20 @@ class Verification(NamedTuple):
     latency: Latency
 
 
-def verify_file(
-    path: str | Path, *, device: str | None = None, threads: int | None = None, precision: Precision | None = None
-) -> Verification:
+def verify_file(path: str | Path, *, device: str | None = None, threads: int | None = None) -> Verification:
     """Run an exported file, and compare what it finds with what PyTorch found when it was exported.
 
     Args:
         path: the file or folder, with its report beside it.
         device: what to run it on, in the words of the runtime; None for the best that it has.
         threads: threads that work on one batch; None leaves it to the runtime.
-        precision: as for `rtdetrv4.runtime.engines.open_engine`.
 
     Raises:
         ExportError: the file or its report is missing or broken, or it does not find the same.
         MissingDependencyError: its runtime is not installed.
     """
     path = Path(path)
-    engine = open_engine(path, device=device, threads=threads, precision=precision)
+    engine = open_proven(path, device=device, threads=threads)
     report = ExportReport.read(report_path(path))
     metadata = engine.metadata
     if not report.expected:
@@ -76,10 +76,15 @@ def verify_file(
     return Verification(engine.name, report, matched, Latency(batch, *measure_speed(lambda _: engine(some))))
 
 
-def open_proven(path: Path) -> Engine:
-    """Load a file that is to be compared with PyTorch: in float32, unless it says that it is for bfloat16."""
-    engine = open_engine(path, precision="fp32")
-    return open_engine(path, precision="bf16") if engine.metadata.precision == "bf16" else engine
+def open_proven(path: Path, *, device: str | None = None, threads: int | None = None) -> Engine:
+    """Load a file that is to be compared with PyTorch: in float32, unless it says that it is for bfloat16.
+
+    Left to itself, OpenVINO computes in bfloat16 on processors that have it.
+    """
+    engine = open_engine(path, device=device, threads=threads, precision="fp32")
+    if engine.metadata.precision == "bf16":
+        engine = open_engine(path, device=device, threads=threads, precision="bf16")
+    return engine
 
 
 def in_batches(engine: Engine, inputs: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -168,5 +168,5 @@ def test_what_only_one_finds_counts_against_both() -> None:
 
 def test_without_confident_detections_the_best_are_compared() -> None:
     unsure = confident(50)._replace(scores=np.linspace(0.2, 0.1, 50)[:, None])
-    assert match([unsure], [unsure])[:2] == (40, 40)
+    assert match([unsure], [unsure])[:2] == (20, 20)
     assert match([], []).share is None
