@@ -236,7 +236,12 @@ def _channel_means(
 
 
 def quantize_openvino(
-    source: Path, target: Path, calibration: Sequence[np.ndarray], *, parts: Collection[Part] = INT8_PARTS
+    source: Path,
+    target: Path,
+    calibration: Sequence[np.ndarray],
+    *,
+    parts: Collection[Part] = INT8_PARTS,
+    seven_bits: bool = False,
 ) -> Quantized:
     """Quantize a model for OpenVINO, with NNCF.
 
@@ -245,6 +250,7 @@ def quantize_openvino(
         target: the .xml file to write; the .bin file comes beside it.
         calibration: as for `quantize_onnx`.
         parts: the parts to quantize; NNCF knows what to leave in float in a transformer.
+        seven_bits: as for `quantize_onnx`.
 
     Raises:
         ConfigError: there are no such parts, or no calibration images.
@@ -256,11 +262,14 @@ def quantize_openvino(
     with _quiet():
         nncf = require("nncf", "int8")
     try:
-        model = openvino.Core().read_model(source)
+        # Reading alone leaves activations in pieces, between which NNCF would round.
+        is_onnx = source.suffix == ".onnx"
+        model = openvino.convert_model(source) if is_onnx else openvino.Core().read_model(source)
     except Exception as error:  # RuntimeError, or whatever the frontend raises
         raise ExportError(f"openvino cannot load {source}: {first_line(error)}") from error
     part_of = parts_of(openvino_graph(model))
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
+    overflow_fix = nncf.quantization.advanced_parameters.OverflowFix
     with _quiet():
         result = nncf.quantize(
             model,
@@ -272,7 +281,9 @@ def quantize_openvino(
                 names=[name for name, part in part_of.items() if part not in wanted], validate=False
             ),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                activations_range_estimator_params=ranges, weights_range_estimator_params=ranges
+                overflow_fix=overflow_fix.ENABLE if seven_bits else overflow_fix.DISABLE,
+                activations_range_estimator_params=ranges,
+                weights_range_estimator_params=ranges,
             ),
         )
     target.parent.mkdir(parents=True, exist_ok=True)
