@@ -1,9 +1,9 @@
-"""Forms of the encoder, query selection and attention that compute the same with less work, for inference only.
+"""Forms of a detector's parts that compute the same with less work, for inference only.
 
 Every runtime gains from them, because they change what is computed and not how:
 
-- A 1×1 convolution of concatenated maps is the sum of one convolution per map. Nothing is copied, and where one map is
-  an enlarged one, it is convolved before it is enlarged, at a quarter of the cost.
+- A convolution of concatenated maps is the sum of one convolution per map. Nothing is copied, and where one map is an
+  enlarged one, it is convolved before it is enlarged, at a quarter of the cost.
 - Two 1×1 convolutions in a row are one, unless that costs more.
 - A cell that query selection must not choose has a constant score and constant features, so no map is masked.
 - Sampling points come before queries in memory, so that the sum over points runs along whole rows.
@@ -15,15 +15,16 @@ How much that saves is measured by benchmarks/deploy_latency.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.models.hgnet import ConvBNAct, HighPerfGpuBlock, StemV2
 from torch import Tensor, nn
 
 from rtdetrv4.models.attention import DeformableAttention, SelfAttention
 from rtdetrv4.models.detection_model import DetectionModel
-from rtdetrv4.models.fusing import fold_affine_activations, fuse_conv_norms
+from rtdetrv4.models.fusing import Clamp, fold_affine_activations, fuse_conv_norms
 from rtdetrv4.models.hybrid_encoder import AIFI, HybridEncoder, sine_cosine_positions
 from rtdetrv4.models.layers import ConvNorm, CSPRepBlock, ELANRepBlock
 from rtdetrv4.models.query_selection import QuerySelection, SelectedQueries, anchor_logits
@@ -44,6 +45,11 @@ def fuse(model: DetectionModel) -> DetectionModel:
     """A copy for deployment, in eval mode, that computes the same with less work."""
     fused = without_training_parts(model)
     fold_affine_activations(fused)
+    for name, module in list(fused.backbone.named_modules()):
+        if isinstance(module, StemV2):
+            fused.backbone.set_submodule(name, DeployedStem(module))
+        elif isinstance(module, HighPerfGpuBlock) and isinstance(module.aggregation[1], ConvBNAct):
+            fused.backbone.set_submodule(name, DeployedBlock(module))
     fused.set_submodule("hybrid_encoder", DeployedEncoder(fused.hybrid_encoder))
     fused.set_submodule("query_selection", DeployedQuerySelection(fused.query_selection))
     for name, module in list(fused.decoder.named_modules()):
@@ -104,21 +110,100 @@ class PointLinear(NamedTuple):
 
 
 class SummedConv(nn.Module):
-    """A 1×1 convolution of concatenated maps, as a sum of convolutions."""
+    """A convolution of concatenated maps, as a sum of convolutions."""
 
-    def __init__(self, whole: PointLinear, widths: Sequence[int], like: Tensor) -> None:
+    def __init__(self, whole: nn.Conv2d, widths: Sequence[int]) -> None:
         super().__init__()
-        parts = zip(whole.weight.split(list(widths), dim=1), range(len(widths)), strict=True)
-        self.convs = nn.ModuleList(
-            PointLinear(weight, whole.bias).conv(like, bias=index == 0) for weight, index in parts
-        )
+        assert whole.bias is not None and whole.groups == 1
+        self.convs = nn.ModuleList()
+        for weight in whole.weight.split(list(widths), dim=1):
+            conv = nn.Conv2d(
+                weight.shape[1],
+                whole.out_channels,
+                weight.shape[2],
+                whole.stride[0],
+                whole.padding[0],  # type: ignore[arg-type]
+                bias=len(self.convs) == 0,
+                device="meta",
+                dtype=weight.dtype,
+            ).to_empty(device=weight.device)
+            conv.weight.data.copy_(weight)
+            if conv.bias is not None:
+                conv.bias.data.copy_(whole.bias)
+            self.convs.append(conv)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """B×Ci×H×W each → B×O×H×W."""
+        """B×Ci×H×W each → B×O×H'×W'."""
         total, *others = (conv(each) for conv, each in zip(self.convs, maps, strict=True))
         for other in others:
             total = total + other
         return total
+
+
+class DeployedStem(nn.Module):
+    """The stem of HGNetV2, whose two branches are summed instead of concatenated."""
+
+    def __init__(self, stem: StemV2) -> None:
+        super().__init__()
+        merge: Any = stem.stem3
+        _hand_on_clamp(merge, stem.stem4)
+        half = merge.conv.in_channels // 2
+        self.first, self.left, self.right, self.pool = stem.stem1, stem.stem2a, stem.stem2b, stem.pool
+        self.merge, self.act, self.last = SummedConv(merge.conv, [half, half]), merge.act, stem.stem4
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B×3×H×W → B×C×H/4×W/4."""
+        x = F.pad(self.first(images), (0, 1, 0, 1))
+        other = self.right(F.pad(self.left(x), (0, 1, 0, 1)))
+        return self.last(self.act(self.merge((self.pool(x), other))))
+
+
+class DeployedBlock(nn.Module):
+    """A block of HGNetV2, whose maps are summed instead of concatenated."""
+
+    def __init__(self, block: HighPerfGpuBlock) -> None:
+        super().__init__()
+        squeeze: Any = block.aggregation[0]
+        self.excite: Any = block.aggregation[1]
+        _hand_on_clamp(squeeze, self.excite)
+        mid = _width(block.layers[0])
+        first = squeeze.conv.in_channels - mid * len(block.layers)
+        self.layers, self.is_residual = block.layers, block.residual
+        self.squeeze, self.act = SummedConv(squeeze.conv, [first] + [mid] * len(block.layers)), squeeze.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W → B×C'×H×W."""
+        maps = [x]
+        for layer in self.layers:
+            maps.append(layer(maps[-1]))
+        y = self.excite(self.act(self.squeeze(maps)))
+        return y + x if self.is_residual else y
+
+
+def _width(layer: nn.Module) -> int:
+    """The channels of a layer's output."""
+    return [part.out_channels for part in layer.modules() if isinstance(part, nn.Conv2d)][-1]
+
+
+def _hand_on_clamp(block: ConvBNAct, following: ConvBNAct) -> None:
+    """Make the clamp of a block a ReLU, in place; the 1×1 convolution after it adds what is missing.
+
+    max(x, b) is relu(x − b) + b, and min(x, b) is b − relu(b − x). Runtimes fuse a ReLU into a sum of convolutions, but
+    not every clamp.
+    """
+    act: nn.Module = block.act
+    conv: Any = block.conv
+    after: Any = following.conv
+    if not isinstance(act, Clamp):
+        return
+    assert conv.bias is not None and after.bias is not None and after.kernel_size == (1, 1)
+    bound, sign = (act.low, 1) if act.low is not None else (act.high, -1)
+    assert bound is not None
+    conv.weight.data.mul_(sign)
+    conv.bias.data.sub_(bound).mul_(sign)
+    after.bias.data.add_(bound * after.weight.data.sum(dim=(1, 2, 3)))
+    after.weight.data.mul_(sign)
+    block.set_submodule("act", nn.ReLU())
 
 
 class PairConv(nn.Module):
@@ -158,7 +243,7 @@ class DeployedELAN(nn.Module):
         self.kept, self.passed, self.first, self.second = kept, passed, block.first, block.second
         widths = [kept.of_second.out_channels] * 2
         inner = (block.merge.conv.in_channels - sum(widths)) // 2
-        self.merge = SummedConv(PointLinear.of(block.merge), [*widths, inner, inner], block.merge.conv.weight)
+        self.merge = SummedConv(block.merge.conv, [*widths, inner, inner])
         self.act = block.merge.act
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
