@@ -394,7 +394,7 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("train --data d --epocs 5", 'No such option: --epocs. Did you mean "--epochs"?'),
         ("train --data d epochs=5", 'Options are written "--epochs 50", other settings "--set name=value".'),
         ("train --data d --epochs many", "'--epochs'"),
-        ("train", "Missing option --data: a folder with a COCO, YOLO, Pascal VOC or LabelMe data set."),
+        ("train", "Missing option --data: a folder with a COCO, YOLO, Pascal VOC, LabelMe or CVAT data set."),
         ("train --data d --imgsz 650", '--imgsz: got "650", expected multiples of 32, such as 640 or 672.'),
         ("train --data d --device gpu", '--device: got "gpu", expected auto, cpu, cuda, cuda:INDEX, mps or xpu.'),
         ("train --data d --set epochs", 'Got "epochs", expected NAME=VALUE'),
