@@ -549,9 +549,7 @@ def doctor(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for an info, too.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder for doctor.html, a page with pictures, and doctor.json.", file_okay=False
-        ),
+        typer.Option("--out", "-o", help="Folder for doctor.html, a page with pictures, and doctor.json."),
     ] = None,
     fix: Annotated[
         str | None, typer.Option(help="New folder for a repaired copy, in COCO format; the data set stays as it is.")
@@ -571,10 +569,13 @@ def doctor(
     """
     from rtdetrv4.doctor import examine, found_in, inspect, suspected, write_pages, write_repaired_copy
     from rtdetrv4.doctor.inspection import INPUT_HW
+    from rtdetrv4.doctor.page import check_folder
     from rtdetrv4.doctor.repair import check_destination
 
     if fix is not None:
         check_destination(fix, data)
+    if out is not None:
+        check_folder(out)
     size_hw, detector = _image_size(imgsz), None
     if model is not None:
         from rtdetrv4.runtime.engines import is_exported

@@ -738,7 +738,7 @@ class Detector:
                 duplicates=duplicates,
             ),
             slicing=Slicing.of(slice, overlap, whole),
-            training_scale=None if self.metadata is None else self.metadata.training_scale,
+            training_hw=None if self.metadata is None else self.metadata.training_hw(size),
         )
         return found if stream else list(found)
 

@@ -110,7 +110,8 @@ def test_weights_know_everything(trained: Path, shapes: Path) -> None:
     assert detector.recipe.model.name == "test"
     assert detector.recipe.model.image_size == (64, 64)
     assert detector.metadata is not None
-    assert detector.metadata.training_scale == 1
+    assert detector.metadata.training_hw((64, 64)) == (64, 64)
+    assert detector.metadata.training_hw((32, 128)) == (32, 128), "half as high, twice as wide an input"
     logged = json.loads((trained / "val" / "metrics.json").read_text())
     metrics = detector.val(shapes).to_dict()
     assert metrics["ap"] == pytest.approx(logged["ap"], abs=1e-9)

@@ -35,7 +35,6 @@ from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
 from rtdetrv4.ops.device import is_out_of_memory
-from rtdetrv4.runtime.preprocess import scale_of
 from rtdetrv4.training import (
     BatchSheets,
     ModelEma,
@@ -289,7 +288,7 @@ def build_trainer(
         max_skipped=recipe.run.max_skipped,
         seed=recipe.run.seed,
         recipe=recipe.model_dump(mode="json"),
-        metadata=weights_metadata(recipe, splits.train.classes, teacher, start, training_scale(recipe, splits.train)),
+        metadata=weights_metadata(recipe, splits.train.classes, teacher, start, usual_size(splits.train)),
     )
 
 
@@ -328,10 +327,10 @@ def build_evaluation(
     )
 
 
-def training_scale(recipe: Recipe, split: Split) -> float:
-    """How much larger the input shows the training images than they are, without augmentation: the median."""
-    sizes_hw = np.array([(record.info.height, record.info.width) for record in split.records])
-    return round(float(np.median(scale_of(sizes_hw, recipe.model.image_size, recipe.model.resize))), 4)
+def usual_size(split: Split) -> tuple[int, int]:
+    """The median height and the median width of the images of a split."""
+    height, width = np.median([(record.info.height, record.info.width) for record in split.records], axis=0)
+    return round(float(height)), round(float(width))
 
 
 def weights_metadata(
@@ -339,7 +338,7 @@ def weights_metadata(
     classes: ClassMap,
     teacher: Teacher | None,
     start: Mapping[str, Any] | None = None,
-    training_scale: float | None = None,
+    training_image_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Metadata of `weights.safetensors`: how to build the detector, and where it came from."""
     return {
@@ -350,7 +349,7 @@ def weights_metadata(
         "image_size": list(recipe.model.image_size),
         "resize": recipe.model.resize,
         "num_queries": recipe.model.num_queries,
-        "training_scale": training_scale,
+        "training_image_size": training_image_size,
         "teacher": None if teacher is None else {"name": teacher.name, "license": teacher.license},
         "start": start,
         "version": importlib.metadata.version("rtdetrv4"),

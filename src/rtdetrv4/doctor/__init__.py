@@ -18,7 +18,7 @@ from rtdetrv4.doctor import annotation_checks, file_checks, set_checks
 from rtdetrv4.doctor.codes import CODES
 from rtdetrv4.doctor.finding import MAX_EXAMPLES, SEVERITIES, Example, Finding, Findings, PartCounts, Severity
 from rtdetrv4.doctor.inspection import INPUT_HW, ImageFacts, Inspection, Part, inspect, inspect_quickly
-from rtdetrv4.doctor.page import write_pages
+from rtdetrv4.doctor.page import check_folder, write_pages
 from rtdetrv4.doctor.repair import check_destination, write_repaired_copy
 from rtdetrv4.doctor.suspects import Detect, suspected
 from rtdetrv4.errors import ConfigError
@@ -74,13 +74,15 @@ def doctor(
         input_hw: the image size to train at, by which small boxes are judged.
 
     Raises:
-        ConfigError: `fix` holds something, lies in the data set, or is asked for in a quick check.
+        ConfigError: `fix` holds something, lies in the data set, or is asked for in a quick check; or `out` is a file.
         DatasetError: there is nothing at the path, or `fix` is given and nothing can be repaired.
     """
     if fix is not None:
         if quick:
             raise ConfigError("A repair needs a look at every image; leave out quick=True.")
         check_destination(fix, data)
+    if out is not None:
+        check_folder(out)
     inspection = inspect(data, quick=quick)._replace(input_hw=input_hw)
     findings = examine(inspection, () if detect is None else suspected(inspection, detect))
     if out is not None:

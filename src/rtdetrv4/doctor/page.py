@@ -19,7 +19,7 @@ from rtdetrv4.doctor.image_facts import ImageFacts
 from rtdetrv4.doctor.inspection import Inspection
 from rtdetrv4.doctor.overview import Histogram, Labeled, Overview, labeled, overview, scale_of
 from rtdetrv4.errors import DatasetError
-from rtdetrv4.outputs import unused_folder, write_text
+from rtdetrv4.outputs import find_unused_folder, unused_folder, write_text
 from rtdetrv4.pages import Bar, bars, encode, histogram, render, thumbnail, write_page
 from rtdetrv4.pages.pictures import MAX_SIDE
 from rtdetrv4.runtime.draw import Color, color_of_class
@@ -95,6 +95,15 @@ def write_pages(folder: str | Path, findings: Findings, inspection: Inspection) 
     write_page(folder / PAGE_FILE, html)
     logger.info("Page: %s", folder / PAGE_FILE)
     return folder / PAGE_FILE
+
+
+def check_folder(folder: str | Path) -> None:
+    """Check that `write_pages` can write to a folder.
+
+    Raises:
+        ConfigError: it is a file; or it holds an earlier page, and is the current folder or one above it.
+    """
+    find_unused_folder(Path(folder).expanduser(), DOCTOR_FILES)
 
 
 def page(findings: Findings, inspection: Inspection) -> str:

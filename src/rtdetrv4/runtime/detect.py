@@ -35,7 +35,7 @@ def detect(
     batch: int,
     selection: Selection,
     slicing: Slicing | None = None,
-    training_scale: float | None = None,
+    training_hw: tuple[float, float] | None = None,
 ) -> Iterator[Detections]:
     """Detect objects in every image of a source.
 
@@ -49,8 +49,8 @@ def detect(
         batch: images, or tiles of them, per run.
         selection: which predictions to return.
         slicing: how to cut images into tiles; None for no tiles.
-        training_scale: how large the network saw the training images; None if that is not known. Tiles that show
-            objects much larger are told, and count less than the image as a whole.
+        training_hw: height and width of an image that the input shows at the scale of training; None if that is not
+            known. Tiles that show objects much larger are told, and count less than the image as a whole.
 
     Raises:
         ConfigError: `batch` is not a number of images.
@@ -58,8 +58,8 @@ def detect(
     """
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
-    warning = None if slicing is None else enlargement_warning(slicing, size_hw, mode, training_scale)
-    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, training_scale, warning)
+    warning = None if slicing is None else enlargement_warning(slicing, size_hw, mode, training_hw)
+    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, training_hw, warning)
 
 
 class _Piece(NamedTuple):
@@ -92,7 +92,7 @@ def _stream(
     batch: int,
     selection: Selection,
     slicing: Slicing | None,
-    training_scale: float | None,
+    training_hw: tuple[float, float] | None,
     warning: str | None,
 ) -> Iterator[Detections]:
     has_warned = False
@@ -113,7 +113,7 @@ def _stream(
                 continue
             if warning is not None and len(piece.tiles) > 1:
                 _warn_once(warning)
-            found = _joined(parts, piece.tiles, is_whole_trusted(piece.tiles, size_hw, mode, training_scale))
+            found = _joined(parts, piece.tiles, is_whole_trusted(piece.tiles, size_hw, mode, training_hw))
             parts.clear()
             yield Detections.from_predictions(
                 *(each[: selection.max_det] for each in found),

@@ -95,7 +95,7 @@ def tiles_of(image_hw: tuple[int, int], slicing: Slicing | None) -> tuple[Rectan
 
 
 def enlargement_warning(
-    slicing: Slicing, size_hw: tuple[int, int], mode: ResizeMode, training_scale: float | None
+    slicing: Slicing, size_hw: tuple[int, int], mode: ResizeMode, training_hw: tuple[float, float] | None
 ) -> str | None:
     """What to say if tiles show objects much larger than training did; None if they do not, or it is not known.
 
@@ -103,25 +103,23 @@ def enlargement_warning(
         slicing: the tiles.
         size_hw: height and width of the input.
         mode: how a tile fills it.
-        training_scale: see `rtdetrv4.runtime.preprocess.scale_of`; the median of the training images.
+        training_hw: height and width of an image that the input shows at the scale of training: at the image size of
+            training, the usual size of the training images.
     """
-    if training_scale is None:
+    if training_hw is None:
         return None
-    enlargement = float(scale_of(np.array([slicing.size_hw]), size_hw, mode)[0]) / training_scale
-    if enlargement <= MAX_ENLARGEMENT:
+    tile, usual = scale_of(np.array([slicing.size_hw, training_hw]), size_hw, mode)
+    if tile <= MAX_ENLARGEMENT * usual:
         return None
-    tile, fitting = (
-        "x".join(map(str, dict.fromkeys(sides)))
-        for sides in (slicing.size_hw, [round(side * enlargement) for side in slicing.size_hw])
-    )
+    small, fitting = ("x".join(map(str, dict.fromkeys(map(round, sides)))) for sides in (slicing.size_hw, training_hw))
     return (
-        f"tiles of {tile} pixels show objects {enlargement:.1f} times as large as training did, so parts of objects "
-        f"may be taken for objects; tiles of {fitting} show them at the size of training"
+        f"tiles of {small} pixels show objects {tile / usual:.1f} times as large as training did, so parts of objects "
+        f"may be taken for objects; tiles of {fitting} show them as training images do"
     )
 
 
 def is_whole_trusted(
-    tiles: tuple[Rectangle, ...], size_hw: tuple[int, int], mode: ResizeMode, training_scale: float | None
+    tiles: tuple[Rectangle, ...], size_hw: tuple[int, int], mode: ResizeMode, training_hw: tuple[float, float] | None
 ) -> bool:
     """Whether tiles show objects much larger than training did, and the image as a whole is nearer to it.
 
@@ -129,14 +127,14 @@ def is_whole_trusted(
         tiles: those of `tiles_of`.
         size_hw: height and width of the input.
         mode: how a tile fills it.
-        training_scale: as in `enlargement_warning`; without it, nothing is trusted more.
+        training_hw: as in `enlargement_warning`; without it, nothing is trusted more.
     """
     first, last = tiles[0], tiles[-1]
-    if training_scale is None or (first.height, first.width) == (last.height, last.width):
+    if training_hw is None or (first.height, first.width) == (last.height, last.width):
         return False
-    sides = np.array([(first.height, first.width), (last.height, last.width)])
-    tile, whole = np.log(scale_of(sides, size_hw, mode) / training_scale)
-    return bool(tile > np.log(MAX_ENLARGEMENT) and abs(whole) < tile)
+    sides = np.array([(first.height, first.width), (last.height, last.width), training_hw])
+    tile, whole, usual = np.log(scale_of(sides, size_hw, mode))
+    return bool(tile - usual > np.log(MAX_ENLARGEMENT) and abs(whole - usual) < tile - usual)
 
 
 def merge_tiles(

@@ -69,10 +69,15 @@ class WeightsMetadata(NamedTuple):
         """The confidence threshold of each class that was best in validation, by name; None if it is not known."""
         return self.facts.get("thresholds")
 
-    @property
-    def training_scale(self) -> float | None:
-        """How much larger the input showed the training images than they are: the median; None if it is not known."""
-        return self.facts.get("training_scale")
+    def training_hw(self, size_hw: tuple[int, int]) -> tuple[float, float] | None:
+        """The size of an image that an input of `size_hw` shows at the scale of training; None if it is not known.
+
+        At the image size of training, it is the median height and width of the training images.
+        """
+        usual = self.facts.get("training_image_size")
+        if usual is None or self.image_size is None:
+            return None
+        return usual[0] * size_hw[0] / self.image_size[0], usual[1] * size_hw[1] / self.image_size[1]
 
     @property
     def model(self) -> str:

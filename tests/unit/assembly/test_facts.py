@@ -7,8 +7,8 @@ import pytest
 
 from rtdetrv4.assembly import facts
 from rtdetrv4.assembly.facts import data_facts, find_teacher, machine_facts
-from rtdetrv4.assembly.training import training_scale
-from rtdetrv4.config import load_recipe, override
+from rtdetrv4.assembly.training import usual_size
+from rtdetrv4.config import load_recipe
 from rtdetrv4.data.records import Record, Split
 from rtdetrv4.training import make_accelerator
 from rtdetrv4.types import ClassMap, ImageInfo
@@ -37,11 +37,8 @@ def test_facts_of_a_few_images() -> None:
     assert found.aspect == pytest.approx(2)
 
 
-@pytest.mark.parametrize(("resize", "expected"), [("stretch", 2.0), ("letterbox", 1.6)])
-def test_the_scale_of_training_is_that_of_the_middle_image(resize: str, expected: float) -> None:
-    recipe = override(load_recipe("test"), {"imgsz": (160, 320), "model.resize": resize})
-    images = split((160, 320, []), (100, 128, []), (40, 80, []))  # shown at 1, at 1.6 × 2.5 and at 4
-    assert training_scale(recipe, images) == expected
+def test_the_usual_size_of_images() -> None:
+    assert usual_size(split((160, 320, []), (100, 128, []), (480, 80, []))) == (160, 128)
 
 
 def test_a_single_crowded_image_hardly_counts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -208,12 +209,12 @@ def test_parts_of_what_a_trusted_image_shows_give_way() -> None:
 def test_which_view_is_trusted() -> None:
     """At 320 pixels, an image of 640×480 is shown at 0.58 of its size, a tile of 320 at all of it."""
     tiles = tiles_of((480, 640), Slicing((320, 320), 0.2, whole=True))
-    trusted = {scale: is_whole_trusted(tiles, (320, 320), "stretch", scale) for scale in (0.5, 0.58, 0.7, 0.77, 1.0)}
-    assert trusted == {0.5: True, 0.58: True, 0.7: True, 0.77: False, 1.0: False}  # the middle is √0.577 = 0.76
+    usual = {(480, 640): True, (600, 800): True, (400, 500): True, (350, 500): False, (320, 320): False, None: False}
+    # In the middle between 640×480 and 320×320 are √(640·480)·320 = 177362 pixels, more than 350·500.
+    assert {hw: is_whole_trusted(tiles, (320, 320), "stretch", hw) for hw in usual} == usual
+    assert not is_whole_trusted(tiles[:-1], (320, 320), "stretch", (480, 640)), "it is not looked at"
     tiles = tiles_of((480, 640), Slicing((500, 500), 0.2, whole=True))
-    assert not is_whole_trusted(tiles, (320, 320), "stretch", 0.58), "1.13 times as large is no matter"
-    assert not is_whole_trusted(tiles[:-1], (320, 320), "stretch", 0.5), "it is not looked at"
-    assert not is_whole_trusted(tiles, (320, 320), "stretch", None)
+    assert not is_whole_trusted(tiles, (320, 320), "stretch", (480, 640)), "1.13 times as large is no matter"
 
 
 @pytest.mark.parametrize("trusts_whole", [False, True])
@@ -266,34 +267,34 @@ def test_tiles_that_enlarge_objects_beyond_training_are_told_once(caplog: pytest
             batch=2,
             selection=Selection(CLASSES.names, conf=0.01),
             slicing=Slicing.of(50),
-            training_scale=0.8,
+            training_hw=(100, 156.25),
         )
         assert [each.image.shape for each in found if each.image is not None] == [(40, 40, 3), (100, 160, 3)]
     (record,) = caplog.records
     assert "tiles of 50 pixels show objects 2.5 times as large as training did" in record.message
-    assert "tiles of 125 show them at the size of training" in record.message
+    assert "tiles of 100x156 show them as training images do" in record.message
 
 
 @pytest.mark.parametrize(
-    ("size", "scale", "is_told"),
+    ("size", "training_hw", "told"),
     [
-        (320, 0.5774, True),
-        (416, 0.5774, True),
-        (500, 0.5774, False),
-        (320, 1.0, False),
-        (320, None, False),
-        ("160x320", 1.0, True),
+        (320, (480, 640), "tiles of 320 pixels show objects 1.7 times .*; tiles of 480x640 show them"),
+        (416, (480, 640), "tiles of 416 pixels show objects 1.3 times"),
+        (500, (480, 640), None),
+        (320, (320, 320), None),
+        (320, None, None),
+        ("160x320", (320, 320), "tiles of 160x320 pixels show objects 1.4 times .*; tiles of 320 show them"),
     ],
 )
-def test_when_tiles_are_told_to_be_small(size: int | str, scale: float | None, is_told: bool) -> None:
+def test_when_tiles_are_told_to_be_small(
+    size: int | str, training_hw: tuple[float, float] | None, told: str | None
+) -> None:
     slicing = Slicing.of(size)
     assert slicing is not None
-    told = enlargement_warning(slicing, (320, 320), "stretch", scale)
-    assert (told is not None) == is_told
-    if size == "160x320":
-        assert told is not None
-        assert "tiles of 160x320 pixels" in told
-        assert "tiles of 226x453 show" in told
+    message = enlargement_warning(slicing, (320, 320), "stretch", training_hw)
+    assert (message is None) == (told is None)
+    if told is not None:
+        assert re.match(told, message or "")
 
 
 def test_sizes_of_tiles() -> None:
