@@ -32,27 +32,25 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> bool:
     figure: Any = require("matplotlib.figure", "eval").Figure(figsize=(8, 5), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     runtimes = list(dict.fromkeys(row.runtime for row in shown))
-    for index, runtime in enumerate(runtimes):
-        rows = [row for row in shown if row.runtime == runtime]
-        axes.scatter(
-            [row.median_ms for row in rows],
-            [100 * (row.ap or 0.0) for row in rows],
-            color=_COLORS[index % len(_COLORS)],
-            marker="os^Dv"[index // len(_COLORS) % 5],
-            label=str(index),
-            zorder=3,
+    for number, row in enumerate(sorted(shown, key=lambda row: row.median_ms)):
+        index = runtimes.index(row.runtime)
+        point = (row.median_ms, 100 * (row.ap or 0.0))
+        axes.plot(*point, "os^Dv"[index // len(_COLORS) % 5], color=_COLORS[index % len(_COLORS)], markersize=7)
+        axes.annotate(
+            _label(row, shown),
+            point,
+            xytext=(0, 9 if number % 2 == 0 else -9),  # neighbors are named above and below
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if number % 2 == 0 else "top",
+            fontsize="small",
+            parse_math=False,
         )
-        for row in rows:
-            axes.annotate(
-                _label(row, shown),
-                (row.median_ms, 100 * (row.ap or 0.0)),
-                xytext=(6, 4),
-                textcoords="offset points",
-                fontsize="small",
-                parse_math=False,
-            )
-    axes.set_xlim(left=0)
-    axes.margins(x=0.2, y=0.2)
+    slowest = max(row.median_ms for row in shown)
+    axes.set_xlim(0, 1.15 * slowest)
+    aps = [100 * (row.ap or 0.0) for row in shown]
+    middle, reach = (min(aps) + max(aps)) / 2, max(0.7 * (max(aps) - min(aps)), 2.5)  # a tenth is not to look like much
+    axes.set_ylim(middle - reach, middle + reach)
     axes.set_xlabel("latency of the network, one image, ms (median)")
     axes.set_ylabel("AP, %")
     where = "" if benchmark.data is None else f", AP on {benchmark.data}"
@@ -60,9 +58,12 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> bool:
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(loc="lower right", frameon=False, fontsize="small")
-    for text, runtime in zip(legend.get_texts(), runtimes, strict=True):
-        text.set_text(runtime)
+    handles = [
+        axes.plot([], [], "os^Dv"[index // len(_COLORS) % 5], color=_COLORS[index % len(_COLORS)])[0]
+        for index in range(len(runtimes))
+    ]
+    legend = figure.legend(handles, runtimes, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    for text in legend.get_texts():
         text.set_parse_math(False)
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
     return True

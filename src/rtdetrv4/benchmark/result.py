@@ -34,7 +34,7 @@ class Row(NamedTuple):
     precision: str | None
     """Of the file; None if it does not say."""
     ap: float | None
-    """COCO's AP on `Benchmark.data`, or on the data of the file's report; None if it is not known."""
+    """COCO's AP on `Benchmark.data` in this runtime, or that of the file's report; None if it is not known."""
     size_mb: float
 
 

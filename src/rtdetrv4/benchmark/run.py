@@ -21,7 +21,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.exported_detector import ExportedDetector
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.engines import EngineOptions, Hint, Precision, is_exported
-from rtdetrv4.runtime.export_metadata import ExportMetadata, ForeignFileError
+from rtdetrv4.runtime.export_metadata import ExportMetadata
 from rtdetrv4.runtime.export_report import report_path
 from rtdetrv4.runtime.machine import processor_name
 from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
@@ -43,6 +43,7 @@ class _Case(NamedTuple):
     path: Path
     subject: Subject
     options: EngineOptions
+    in_openvino: bool
     batch: int
     num_parallel: int
     feed: Any
@@ -92,14 +93,18 @@ def run_benchmark(
     cases = list(_cases(paths, batches, threads, image_sizes, hints, runtimes, precisions, device, notes))
     if not cases:
         raise ConfigError(f"There is nothing to time: {' '.join(notes)}")
-    aps = {path: _ap(path, data, split) for path in dict.fromkeys(case.path for case in cases)}
+    aps: dict[tuple[Path, str], float | None] = {}
+    for case in cases:
+        if (case.path, case.subject.name) not in aps:
+            aps[case.path, case.subject.name] = _ap(case, data, split)
     times = _timed(cases, seconds)
     around: dict[tuple[Path, int], tuple[float | None, float | None]] = {}
     for case in cases:
         if (case.path, case.batch) not in around:
             around[case.path, case.batch] = _around(case)
     rows = [
-        _row(case, *times[index], around[case.path, case.batch], aps[case.path]) for index, case in enumerate(cases)
+        _row(case, *times[index], around[case.path, case.batch], aps[case.path, case.subject.name])
+        for index, case in enumerate(cases)
     ]
     versions = {name: importlib.metadata.version(name) for name in ("rtdetrv4", "numpy")}
     return Benchmark(
@@ -152,7 +157,7 @@ def _cases(
                     notes.append(f"{path} at other batch sizes than {subject.batch}, the only one it takes.")
                 for batch in batches if subject.batch is None else (subject.batch,):
                     parallel = subject.num_parallel if hint == "throughput" else 1
-                    yield _Case(path, subject, options, batch, parallel, subject.feed(batch))
+                    yield _Case(path, subject, options, in_openvino, batch, parallel, subject.feed(batch))
 
 
 def _timed(cases: Sequence[_Case], seconds: float) -> list[tuple[np.ndarray, list[float]]]:
@@ -278,14 +283,15 @@ def _row(
     )
 
 
-def _ap(path: Path, data: str | Path | None, split: Literal["train", "val", "test"]) -> float | None:
-    """AP of an exported file on `data`, or else what the report on its export says."""
+def _ap(case: _Case, data: str | Path | None, split: Literal["train", "val", "test"]) -> float | None:
+    """AP of an exported file on `data`, or else what the report on its export says; None in another file's runtime."""
+    path, options = case.path, case.options
+    if case.subject.metadata is None or (path.suffix == ".onnx" and case.in_openvino):
+        return None
     report = report_path(path)
     if data is not None:
-        try:
-            return round(ExportedDetector(path).val(data, split=split).ap, 4)
-        except ForeignFileError:
-            return None
+        detector = ExportedDetector(path, device=options.device, precision=options.precision)
+        return round(detector.val(data, split=split).ap, 4)
     if not report.is_file():
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from rtdetrv4.benchmark.run import _one_round, _timed  # pyright: ignore[reportP
 from rtdetrv4.benchmark.subject import Input, open_subject, random_feed
 from rtdetrv4.cli import main
 from rtdetrv4.errors import ConfigError, ExportError
+from rtdetrv4.exported_detector import ExportedDetector
 from rtdetrv4.runtime import ExportMetadata
 from rtdetrv4.runtime.engines import EngineOptions
 from rtdetrv4.runtime.export_metadata import METADATA_KEY
@@ -168,7 +170,7 @@ def test_rounds_alternate_and_their_first_run_does_not_count() -> None:
 
     from rtdetrv4.benchmark.run import _Case  # pyright: ignore[reportPrivateUsage]
 
-    cases = [_Case(Path(name), Fake(name), EngineOptions(), 4, 1, None) for name in "ab"]  # pyright: ignore[reportArgumentType]
+    cases = [_Case(Path(name), Fake(name), EngineOptions(), False, 4, 1, None) for name in "ab"]  # pyright: ignore[reportArgumentType]
     times = _timed(cases, seconds=1e-9)
     # Three runs each to warm up, then a b, b a, a b, …: of two runs in each round one counts.
     assert "".join(calls) == "aaabbb" + "aabb" + "bbaa" + "aabb" + "bbaa" + "aabb" + "bbaa" + "aabb"
@@ -192,6 +194,42 @@ def test_ap_comes_from_the_report_of_the_export(ours: Path, tmp_path: Path) -> N
         assert found.rows[0].ap is None
     assert not draw_benchmark(found, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_ap_is_measured_in_the_runtime_of_the_file(
+    ours: Path, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ours_openvino"
+    folder.mkdir()
+    openvino.save_model(openvino.Core().read_model(str(ours)), str(folder / "ours.xml"), compress_to_fp16=False)
+    (folder / "metadata.json").write_text(METADATA.to_json())
+    asked: list[tuple[str, str, str]] = []
+
+    def val(detector: ExportedDetector, data: str, *, split: str) -> SimpleNamespace:
+        asked.append((detector.engine.name.split()[0], data, split))
+        return SimpleNamespace(ap=0.25)
+
+    monkeypatch.setattr(ExportedDetector, "val", val)
+    found = run_benchmark(
+        [ours, folder, theirs],
+        batches=(1, 2),
+        runtimes=("onnxruntime", "openvino"),
+        image_sizes=((32, 32),),
+        precisions=("fp32",),
+        seconds=0.01,
+        data="mine",
+        split="test",
+    )
+    assert asked == [("ONNX", "mine", "test"), ("OpenVINO", "mine", "test")]
+    known = {(Path(row.file).name, row.runtime.split()[0]): row.ap for row in found.rows}
+    assert known == {
+        ("ours.onnx", "ONNX"): 0.25,
+        ("ours.onnx", "OpenVINO"): None,
+        ("ours_openvino", "OpenVINO"): 0.25,
+        ("theirs.onnx", "ONNX"): None,
+        ("theirs.onnx", "OpenVINO"): None,
+    }
+    assert found.data == "mine, test"
 
 
 def test_the_command_prints_a_table_or_json_and_writes_both(
