@@ -12,7 +12,7 @@ import pytest
 import golden
 from rtdetrv4.errors import ExportError
 from rtdetrv4.export.half import Halved, half_onnx
-from rtdetrv4.runtime.engines.onnx import OnnxEngine
+from rtdetrv4.runtime.engines import open_engine
 
 from .conftest import Exported
 
@@ -38,7 +38,7 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 
 def test_the_same_is_found(square: Exported, halved: Halved) -> None:
     images = np.stack([golden.image(seed, 64, 64) for seed in range(4)])
-    expected, actual = OnnxEngine(square.path)(images), OnnxEngine(halved.path)(images)
+    expected, actual = open_engine(square.path)(images), open_engine(halved.path)(images)
     # On average: where rounding selects another query, more changes.
     assert 0 < np.abs(actual["scores"] - expected["scores"]).mean() < 3e-3
     best, near = expected["boxes"][:, 0], actual["boxes"][:, :5]
@@ -46,9 +46,9 @@ def test_the_same_is_found(square: Exported, halved: Halved) -> None:
 
 
 def test_the_file_is_half_as_large_and_says_what_it_is(square: Exported, halved: Halved) -> None:
-    engine = OnnxEngine(halved.path)
+    engine = open_engine(halved.path)
     assert engine.metadata.precision == "fp16"
-    assert engine.metadata._replace(precision="fp32") == OnnxEngine(square.path).metadata
+    assert engine.metadata._replace(precision="fp32") == open_engine(square.path).metadata
     assert halved.path.stat().st_size < 0.65 * square.path.stat().st_size
     model = onnx.load(halved.path)
     assert {entry.key: entry.value for entry in model.metadata_props}["teacher"] == "dinov3"

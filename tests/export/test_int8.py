@@ -14,7 +14,7 @@ import golden
 from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.export.int8 import Quantized, correct_biases, quantize_onnx, quantize_openvino, quantize_within
 from rtdetrv4.export.parts import PARTS, GraphNode, Part, onnx_graph, openvino_graph, parts_of
-from rtdetrv4.runtime.engines.onnx import OnnxEngine
+from rtdetrv4.runtime.engines import open_engine
 
 from .conftest import Exported
 
@@ -69,7 +69,7 @@ def test_what_is_in_int8(square: Exported, quantized: Quantized) -> None:
     assert quantized.num_images == 8
     after = kinds_of(quantized.path)
     assert after["decoder"] == before["decoder"]
-    assert OnnxEngine(quantized.path).metadata == OnnxEngine(square.path).metadata._replace(precision="int8")
+    assert open_engine(quantized.path).metadata == open_engine(square.path).metadata._replace(precision="int8")
 
 
 def test_weights_are_rounded_to_127_steps_of_each_channel(square: Exported, quantized: Quantized) -> None:
@@ -118,7 +118,7 @@ def test_biases_make_up_for_rounded_weights() -> None:
 
 def test_nearly_the_same_is_found(square: Exported, quantized: Quantized, calibration: list[np.ndarray]) -> None:
     images = np.concatenate(calibration[:4])
-    expected, actual = OnnxEngine(square.path)(images), OnnxEngine(quantized.path)(images)
+    expected, actual = open_engine(square.path)(images), open_engine(quantized.path)(images)
     # On average: where rounding selects another query, more changes. 0 would mean that nothing was rounded.
     assert 0 < np.abs(expected["scores"] - actual["scores"]).mean() < 0.03
 
@@ -138,7 +138,7 @@ def test_openvino_leaves_the_same_parts_in_float(
     assert rounded["decoder"] == 0 < rounded["backbone"]
     request = openvino.Core().compile_model(found.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = np.concatenate(calibration[:4])
-    assert 0 < np.abs(request(images)["scores"] - OnnxEngine(square.path)(images)["scores"]).mean() < 0.03
+    assert 0 < np.abs(request(images)["scores"] - open_engine(square.path)(images)["scores"]).mean() < 0.03
 
 
 class Costs:
