@@ -18,7 +18,7 @@ from rtdetrv4.data.synthetic import CLASSES, write_shapes
 from rtdetrv4.evaluation import CocoEvaluator
 from rtdetrv4.export import export_onnx
 from rtdetrv4.runtime import preprocess
-from rtdetrv4.runtime.engines.onnx import OnnxEngine
+from rtdetrv4.runtime.engines import open_engine
 from rtdetrv4.runtime.export_metadata import ExportMetadata
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.types import ClassMap, PostprocessedBatch
@@ -158,7 +158,7 @@ def case_of(model: Path | None, data: Path | None, folder: Path, *, quick: bool,
         name = "test" if quick else "rtdetrv4-s"
         classes = ClassMap(CLASSES, tuple(range(1, len(CLASSES) + 1)))
         export_onnx(create_model(name, len(CLASSES)), model, model_name=name, classes=classes, image_size=(size, size))
-    metadata = OnnxEngine(model).metadata
+    metadata = open_engine(model).metadata
     classes = ClassMap(metadata.names, metadata.category_ids)
     splits = read_splits(data, classes, ("train", "val"), make_val=True)
     train, val = splits.train, splits.val if val_data is None else read_splits(val_data, classes, ("val",)).val
