@@ -64,6 +64,8 @@ def suggests(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
+    from rtdetrv4.config import setting_names  # pydantic, which prediction with an exported file does without
+
     if NAMES_ELSEWHERE.get(name) in known:
         return f' Did you mean "{NAMES_ELSEWHERE[name]}"?'
     if "overrides" in known:
