@@ -797,6 +797,7 @@ class Detector:
         max_drop: float = ...,
     ) -> Path | list[Path]: ...
 
+    @suggests
     def export(
         self,
         format: str | Sequence[str] = "onnx",
