@@ -290,6 +290,12 @@ def test_impossible_requests(square: Exported, tmp_path: Path, change: dict[str,
     assert not list(tmp_path.iterdir())
 
 
+def test_tensorrt_gets_no_opset_that_it_misreads(square: Exported, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="opset is 20, expected at most 19 for TensorRT"):
+        export(square.model, tmp_path / "m-tensorrt.onnx", opset=20)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_released_code_and_the_exported_file_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RT-DETRv4-S at full size: recorded weights in, recorded detections out, of two images at once.

@@ -17,6 +17,7 @@ from rtdetrv4.export.deployment import Calibration, Deployment, DeploymentModule
 from rtdetrv4.export.formats import FORMATS, Precision, check_format
 from rtdetrv4.export.onnx import OPSETS
 from rtdetrv4.export.proof import Validation, prove
+from rtdetrv4.export.tensorrt import check_opset
 from rtdetrv4.models import DetectionModel, fuse
 from rtdetrv4.outputs import write_text
 from rtdetrv4.runtime.export_metadata import ExportMetadata
@@ -85,6 +86,8 @@ def export_model(
         raise ExportError(f"image_size is {image_size}, expected (height, width), both multiples of {STRIDE}.")
     if opset not in OPSETS:
         raise ExportError(f"opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}.")
+    if "tensorrt" in paths:
+        check_opset(opset)
     if batch is not None and batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more, or None for any.")
     if options.num_top is not None and options.num_top < 1:

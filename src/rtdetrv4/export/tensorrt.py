@@ -10,10 +10,16 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from rtdetrv4.errors import ExportError
 from rtdetrv4.export import onnx
 from rtdetrv4.export.deployment import Deployment
 from rtdetrv4.runtime.export_metadata import ExportMetadata
 
+LAST_OPSET = 19
+"""In files of later ones, TensorRT's parser takes the nearest pixel where GridSample is linear (TensorRT issue 4646)."""
+GRID_SAMPLE = (
+    "TensorRT 10.13 computes GridSample wrongly, and later ones are reported to: export with grid_sample=False"
+)
 BATCHES = (1, 4, 16)
 """The smallest, the usual and the largest batch of an engine for any batch size."""
 
@@ -26,6 +32,19 @@ def write(deployment: Deployment, path: Path) -> tuple[str, ...]:
     """
     lines = build_lines(path.name, deployment.metadata, deployment.module.input_name)
     return (*onnx.write(deployment, path), "run in ONNX Runtime, not in TensorRT", *lines)
+
+
+def check_opset(opset: int) -> None:
+    """Check that TensorRT reads files of this opset as they are meant.
+
+    Raises:
+        ExportError: it does not.
+    """
+    if opset > LAST_OPSET:
+        raise ExportError(
+            f"opset is {opset}, expected at most {LAST_OPSET} for TensorRT, which samples the nearest pixel in later ones "
+            "(TensorRT issue 4646)."
+        )
 
 
 def build_lines(file: str, metadata: ExportMetadata, input_name: str) -> tuple[str, ...]:
@@ -41,11 +60,11 @@ def build_lines(file: str, metadata: ExportMetadata, input_name: str) -> tuple[s
         return (
             f"TensorRT 8.6, 10: {line} --noTF32",
             f"TensorRT 11: {line} --noTF32",
-            "TensorRT 10.13 computes GridSample wrongly: export with grid_sample=False for it",
+            GRID_SAMPLE,
         )
     return (
         f"TensorRT 10.6 and newer: {line} --stronglyTyped",
         f"TensorRT 11: {line}",
         "TensorRT 8.5 to 10.5 lose detections in float16: use the float32 file there",
-        "TensorRT 10.13 computes GridSample wrongly: export with grid_sample=False for it",
+        GRID_SAMPLE,
     )
