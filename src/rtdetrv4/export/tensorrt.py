@@ -16,7 +16,7 @@ from rtdetrv4.export.deployment import Deployment
 from rtdetrv4.runtime.export_metadata import ExportMetadata
 
 LAST_OPSET = 19
-"""In files of later ones, TensorRT's parser takes the nearest pixel where GridSample is linear (TensorRT issue 4646)."""
+"""In files of later ones, TensorRT's parser takes the nearest pixel in a linear GridSample (TensorRT issue 4646)."""
 GRID_SAMPLE = (
     "TensorRT 10.13 computes GridSample wrongly, and later ones are reported to: export with grid_sample=False"
 )
@@ -42,8 +42,8 @@ def check_opset(opset: int) -> None:
     """
     if opset > LAST_OPSET:
         raise ExportError(
-            f"opset is {opset}, expected at most {LAST_OPSET} for TensorRT, which samples the nearest pixel in later ones "
-            "(TensorRT issue 4646)."
+            f"opset is {opset}, expected at most {LAST_OPSET} for TensorRT, which samples the nearest pixel in "
+            "later ones (TensorRT issue 4646)."
         )
 
 

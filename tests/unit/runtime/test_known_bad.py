@@ -37,7 +37,7 @@ def test_wrong_versions_are_refused(runtime: str, version: str, more: dict[str, 
         ("tensorrt", "8.4.3", {"precision": "fp16"}),
         ("tensorrt", "10.6.0", {"precision": "fp16"}),
         ("tensorrt", "10.4.0", {"precision": "fp32"}),
-        ("tensorrt", "10.14.1", {}),
+        ("tensorrt", "10.12.0", {}),
         ("onnxruntime", "1.17.0", {}),
     ],
 )
