@@ -77,6 +77,14 @@ def test_what_is_in_int8(square: Exported, quantized: Quantized) -> None:
     assert open_engine(quantized.path).metadata == open_engine(square.path).metadata._replace(precision="int8")
 
 
+def test_a_part_without_convolutions(square: Exported, calibration: list[np.ndarray], tmp_path: Path) -> None:
+    found = quantize_onnx(square.path, tmp_path / "a.onnx", calibration[:1], parts=["aifi"], seven_bits=True)
+    assert found.num_int8 == num_products(kinds_of(square.path)["aifi"])
+    assert found.in_float["backbone"] == "as asked"
+    steps = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "a.onnx").graph.initializer]
+    assert max(np.abs(array.astype(int)).max() for array in steps if array.dtype == np.int8 and array.ndim == 2) == 64
+
+
 def test_weights_are_rounded_to_127_steps_of_each_channel(square: Exported, quantized: Quantized) -> None:
     before, after = onnx.load(square.path).graph, onnx.load(quantized.path).graph
     floats = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in before.initializer}

@@ -187,6 +187,8 @@ def correct_biases(
         for node in model.graph.node
         if node.name in names and node.op_type in CONVOLUTIONS and node.input[1] in constants
     ]
+    if not nodes:
+        return
     means = _channel_means(model, {node.input[0] for node in nodes}, calibration)
     for node in nodes:
         weight = onnx.numpy_helper.to_array(constants[node.input[1]])
