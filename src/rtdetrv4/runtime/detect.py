@@ -14,7 +14,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, is_whole_trusted, merge_tiles, tiles_of
+from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import Frame
 from rtdetrv4.types import ClassMap, Rectangle
 
@@ -50,7 +50,7 @@ def detect(
         selection: which predictions to return.
         slicing: how to cut images into tiles; None for no tiles.
         training_hw: height and width of an image that the input shows at the scale of training; None if that is not
-            known. Tiles that show objects much larger are told, and count less than the image as a whole.
+            known. Tiles that show objects much larger are told.
 
     Raises:
         ConfigError: `batch` is not a number of images.
@@ -59,7 +59,7 @@ def detect(
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
     warning = None if slicing is None else enlargement_warning(slicing, size_hw, mode, training_hw)
-    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, training_hw, warning)
+    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, warning)
 
 
 class _Piece(NamedTuple):
@@ -92,7 +92,6 @@ def _stream(
     batch: int,
     selection: Selection,
     slicing: Slicing | None,
-    training_hw: tuple[float, float] | None,
     warning: str | None,
 ) -> Iterator[Detections]:
     has_warned = False
@@ -113,7 +112,7 @@ def _stream(
                 continue
             if warning is not None and len(piece.tiles) > 1:
                 _warn_once(warning)
-            found = _joined(parts, piece.tiles, is_whole_trusted(piece.tiles, size_hw, mode, training_hw))
+            found = _joined(parts, piece.tiles)
             parts.clear()
             yield Detections.from_predictions(
                 *(each[: selection.max_det] for each in found),
@@ -137,7 +136,7 @@ def _pieces(frames: Iterator[Frame], slicing: Slicing | None) -> Iterator[_Piece
         yield from (_Piece(frame, tiles, number) for number in range(len(tiles)))
 
 
-def _joined(parts: Sequence[_Found], tiles: tuple[Rectangle, ...], trusts_whole: bool) -> _Found:
+def _joined(parts: Sequence[_Found], tiles: tuple[Rectangle, ...]) -> _Found:
     """What was found in a frame, in its pixels; if it has several tiles, clipped to them and without second boxes."""
     if len(parts) == 1:
         return parts[0]
@@ -153,5 +152,5 @@ def _joined(parts: Sequence[_Found], tiles: tuple[Rectangle, ...], trusts_whole:
     )
     has_area = (found.boxes_xyxy_px[:, 2:] > found.boxes_xyxy_px[:, :2]).all(axis=1)  # False outside the tile
     found, tile_of = _Found(*(each[has_area] for each in found)), np.concatenate(indices)[has_area]
-    chosen = merge_tiles(*found, tile_of, tiles, trusts_whole=trusts_whole)
+    chosen = merge_tiles(*found, tile_of, tiles)
     return _Found(*(each[chosen] for each in found))

@@ -22,7 +22,7 @@ CUT_WEIGHT = 0.5
 SEAM = 0.01
 """A box this close to a side of its tile, as a share of the tile, may be cut off there."""
 MAX_ENLARGEMENT = 1.25
-"""How much larger than in training objects may be in a tile; beyond it, parts of them are found as objects."""
+"""How much larger than in training objects may be in a tile; beyond it, parts of them may be found as objects."""
 
 
 class Slicing(NamedTuple):
@@ -118,33 +118,12 @@ def enlargement_warning(
     )
 
 
-def is_whole_trusted(
-    tiles: tuple[Rectangle, ...], size_hw: tuple[int, int], mode: ResizeMode, training_hw: tuple[float, float] | None
-) -> bool:
-    """Whether tiles show objects much larger than training did, and the image as a whole is nearer to it.
-
-    Args:
-        tiles: those of `tiles_of`.
-        size_hw: height and width of the input.
-        mode: how a tile fills it.
-        training_hw: as in `enlargement_warning`; without it, nothing is trusted more.
-    """
-    first, last = tiles[0], tiles[-1]
-    if training_hw is None or (first.height, first.width) == (last.height, last.width):
-        return False
-    sides = np.array([(first.height, first.width), (last.height, last.width), training_hw])
-    tile, whole, usual = np.log(scale_of(sides, size_hw, mode))
-    return bool(tile - usual > np.log(MAX_ENLARGEMENT) and abs(whole - usual) < tile - usual)
-
-
 def merge_tiles(
     scores: np.ndarray,
     labels: np.ndarray,
     boxes_xyxy_px: np.ndarray,
     tile_of: np.ndarray,
     tiles: tuple[Rectangle, ...],
-    *,
-    trusts_whole: bool = False,
 ) -> np.ndarray:
     """Choose from what was found in all tiles, so that no object has two boxes.
 
@@ -153,24 +132,18 @@ def merge_tiles(
     seam cuts off: 70 % of a box that ends at a seam lie in it. Boxes of one tile never drop each other: the model has
     seen them side by side.
 
-    Where the image as a whole is trusted more than its tiles, boxes of tiles are taken as cut off wherever they end:
-    tiles that show objects much larger than training did have parts of objects taken for objects.
-
     Args:
         scores: (n,).
         labels: (n,).
         boxes_xyxy_px: (n, 4), pixels of the image.
         tile_of: (n,), the index of the tile that each was found in.
         tiles: those of `tiles_of`.
-        trusts_whole: see `is_whole_trusted`; the last tile is the image then.
 
     Returns:
         Indices (m,) of those that stay, by descending score.
     """
     boxes = boxes_xyxy_px.astype(np.float64)
     is_cut = _ends_at_seam(boxes, tile_of, tiles)
-    if trusts_whole:
-        is_cut |= tile_of < len(tiles) - 1
     ranking = np.argsort(-scores * np.where(is_cut, CUT_WEIGHT, 1), kind="stable")
     rank = np.empty(len(ranking), dtype=np.int64)
     rank[ranking] = np.arange(len(ranking))

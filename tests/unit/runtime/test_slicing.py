@@ -15,7 +15,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime import Detections
 from rtdetrv4.runtime.detect import _warn_once, detect
 from rtdetrv4.runtime.selection import Selection
-from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, is_whole_trusted, merge_tiles, tiles_of
+from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, merge_tiles, tiles_of
 from rtdetrv4.runtime.sources import read_source
 from rtdetrv4.types import ClassMap, Rectangle
 
@@ -167,12 +167,10 @@ def test_tiles_cover_the_image_and_end_with_it() -> None:
 TILES = (Rectangle(0, 0, 100, 100), Rectangle(0, 50, 100, 100), Rectangle(0, 0, 100, 150))
 
 
-def merged(*found: tuple[list[float], float, int, int], trusts_whole: bool = False) -> list[int]:
+def merged(*found: tuple[list[float], float, int, int]) -> list[int]:
     """Indices that stay of (box, score, label, tile)."""
     boxes, scores, labels, tile_of = (np.array(column) for column in zip(*found, strict=True))
-    return merge_tiles(
-        scores.astype(np.float32), labels, boxes.astype(np.float32), tile_of, TILES, trusts_whole=trusts_whole
-    ).tolist()
+    return merge_tiles(scores.astype(np.float32), labels, boxes.astype(np.float32), tile_of, TILES).tolist()
 
 
 def test_what_is_merged() -> None:
@@ -196,29 +194,7 @@ def test_what_a_seam_cuts_off_gives_way() -> None:
     assert merged(([50, 10, 70, 40], 0.5, 0, 1), ([20, 10, 60, 40], 0.6, 0, 0)) == [1, 0], "half of it is outside"
 
 
-def test_parts_of_what_a_trusted_image_shows_give_way() -> None:
-    part, whole = [30, 10, 50, 30], [20, 10, 90, 60]
-    assert merged((part, 0.6, 0, 0), (whole, 0.5, 0, 2)) == [0, 1]
-    assert merged((part, 0.6, 0, 0), (whole, 0.5, 0, 2), trusts_whole=True) == [1]
-    assert merged((part, 0.6, 0, 2), (whole, 0.9, 0, 0), trusts_whole=True) == [1, 0], "what it shows itself stays"
-    assert merged((part, 0.9, 0, 0), (whole, 0.4, 0, 2), trusts_whole=True) == [0, 1], "if it is half as sure"
-    near = [20, 10, 90, 55]
-    assert merged((near, 0.8, 0, 0), (whole, 0.5, 0, 2), trusts_whole=True) == [1], "its box is the better one"
-
-
-def test_which_view_is_trusted() -> None:
-    """At 320 pixels, an image of 640×480 is shown at 0.58 of its size, a tile of 320 at all of it."""
-    tiles = tiles_of((480, 640), Slicing((320, 320), 0.2, whole=True))
-    usual = {(480, 640): True, (600, 800): True, (400, 500): True, (350, 500): False, (320, 320): False, None: False}
-    # In the middle between 640×480 and 320×320 are √(640·480)·320 = 177362 pixels, more than 350·500.
-    assert {hw: is_whole_trusted(tiles, (320, 320), "stretch", hw) for hw in usual} == usual
-    assert not is_whole_trusted(tiles[:-1], (320, 320), "stretch", (480, 640)), "it is not looked at"
-    tiles = tiles_of((480, 640), Slicing((500, 500), 0.2, whole=True))
-    assert not is_whole_trusted(tiles, (320, 320), "stretch", (480, 640)), "1.13 times as large is no matter"
-
-
-@pytest.mark.parametrize("trusts_whole", [False, True])
-def test_merging_against_the_definition(trusts_whole: bool) -> None:
+def test_merging_against_the_definition() -> None:
     """One box after the other, in the order of what it is worth: it stays unless a better one shows its object."""
     rng = np.random.default_rng(0)
     tiles = tiles_of((160, 220), Slicing((100, 100), 0.3, whole=True))
@@ -232,7 +208,7 @@ def test_merging_against_the_definition(trusts_whole: bool) -> None:
         boxes = np.minimum(boxes, np.tile(edges[:, 2:], 2)).astype(np.float32)
         scores, labels = rng.permutation(80).astype(np.float32) / 80, rng.integers(0, 2, 80)
         inner_seams = (edges != [0, 0, 220, 160]) & (np.abs(boxes - edges) <= np.where(tile_of == 6, 0, 1)[:, None])
-        is_cut = inner_seams.any(axis=1) | (trusts_whole & (tile_of < 6))
+        is_cut = inner_seams.any(axis=1)
         kept: list[int] = []
         for i in sorted(range(80), key=lambda i: -scores[i] * (0.5 if is_cut[i] else 1)):
             for j in kept:
@@ -245,7 +221,7 @@ def test_merging_against_the_definition(trusts_whole: bool) -> None:
             else:
                 kept.append(i)
         expected = sorted(kept, key=lambda i: -scores[i])
-        assert merge_tiles(scores, labels, boxes, tile_of, tiles, trusts_whole=trusts_whole).tolist() == expected
+        assert merge_tiles(scores, labels, boxes, tile_of, tiles).tolist() == expected
         num_dropped += 80 - len(kept)
     assert num_dropped > 100
 
