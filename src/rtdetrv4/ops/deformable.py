@@ -74,7 +74,7 @@ def bilinear_by_gather(
         for row, down in ((top, 1 - bottom_share), (top + 1, bottom_share)):
             is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             # Integers before they are multiplied: float16 cannot count beyond 2048.
-            index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            index = torch.where(is_inside, row.long() * width + column.long(), 0)
             picked = cells.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).view(
                 -1, channels, *index.shape[1:]
             )
