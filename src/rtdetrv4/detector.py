@@ -894,6 +894,7 @@ class Detector:
             opset=opset,
             facts=self._provenance(),
             thresholds=None if self.metadata is None else self.metadata.thresholds,
+            training_hw=None if self.metadata is None else self.metadata.training_hw(size),
             **proof,
         )
         _renew_report(beside.parent, [path for path in paths.values() if path.parent == beside.parent])

@@ -45,6 +45,7 @@ def export_model(
     simplify: bool = True,
     facts: Mapping[str, str] | None = None,
     thresholds: Mapping[str, float] | None = None,
+    training_hw: tuple[float, float] | None = None,
     images: Sequence[np.ndarray] = (),
     validation: Validation | None = None,
     calibration: Sequence[np.ndarray] = (),
@@ -68,6 +69,7 @@ def export_model(
         simplify: simplify the ONNX graph with onnxslim.
         facts: further entries to store, such as the teacher and its license.
         thresholds: the best confidence threshold of each class, by name; stored in the files.
+        training_hw: height and width of an image that the input shows at the scale of training; stored in the files.
         images: photos to compare on, H×W×3 uint8 RGB.
         validation: the data set to measure AP on; int8 needs it.
         calibration: inputs of the network to measure the ranges of int8 on, B×3×H×W float32 in [0, 1].
@@ -123,6 +125,7 @@ def export_model(
             batch=batch,
             input="frames" if options.frames else "images",
             duplicates=options.duplicates,
+            training_hw=training_hw,
         ),
         dict(facts or {}),
         opset,

@@ -46,12 +46,15 @@ class ExportMetadata(NamedTuple):
     """"images": B×3×H×W float32 in [0, 1]. "frames": B×H×W×3 uint8, as cameras and decoders give them."""
     duplicates: Literal["keep", "drop"] = "keep"
     """"drop": a query has one label, and what repeats a better detection has score 0 and is at the end."""
+    training_hw: tuple[float, float] | None = None
+    """Height and width of an image that the input shows at the scale of training; absent if it is not known."""
 
     def to_json(self) -> str:
         """Return the value to store under the key "rtdetrv4"."""
         fields = self._asdict()
-        if self.thresholds is None:
-            del fields["thresholds"]
+        for name in ("thresholds", "training_hw"):
+            if fields[name] is None:
+                del fields[name]
         return json.dumps(fields, ensure_ascii=False)
 
     @classmethod
@@ -64,7 +67,11 @@ class ExportMetadata(NamedTuple):
         try:
             fields = json.loads(text)
             metadata = cls(**fields)._replace(
-                **{key: tuple(fields[key]) for key in ("names", "category_ids", "image_size")}
+                **{
+                    key: tuple(fields[key])
+                    for key in ("names", "category_ids", "image_size", "training_hw")
+                    if key in fields
+                }
             )
         except (ValueError, TypeError) as error:
             raise ExportError(

@@ -143,6 +143,7 @@ class ExportedDetector:
             classes=ClassMap(metadata.names, metadata.category_ids),
             size_hw=metadata.image_size,
             mode=metadata.resize,
+            training_hw=metadata.training_hw,
             batch=metadata.batch or batch,
             selection=Selection(
                 metadata.names,

@@ -14,6 +14,7 @@ import torch
 from rtdetrv4.errors import ConfigError, ExportError, SourceError
 from rtdetrv4.models.postprocess import postprocess as torch_postprocess
 from rtdetrv4.runtime import ExportedDetector, ExportMetadata
+from rtdetrv4.runtime.detect import _warn_once
 from rtdetrv4.runtime.export_metadata import METADATA_KEY
 from rtdetrv4.runtime.postprocess import postprocess
 from rtdetrv4.runtime.preprocess import view_of
@@ -153,6 +154,18 @@ def test_tiles_are_joined(batch: str, tmp_path: Path) -> None:
     (plain,), (uncut,) = session.predict(image, conf=0.5), session.predict(image, conf=0.5, slice=112)
     np.testing.assert_array_equal(plain.xyxy, uncut.xyxy)
     np.testing.assert_allclose(plain.xyxy, [[28, 16, 84, 32]])
+
+
+def test_tiles_that_enlarge_beyond_training_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _warn_once.cache_clear()
+    images = [plain_image(255, 0, 0, 32, 112)]
+    ExportedDetector(write_model(tmp_path)).predict(images, slice=(32, 64))
+    assert not caplog.records, "it is not known at which scale"
+    known = METADATA._replace(training_hw=(64.0, 128.0))
+    assert ExportMetadata.from_json(known.to_json()) == known
+    ExportedDetector(write_model(tmp_path, metadata=known.to_json())).predict(images, slice=(32, 64))
+    (record,) = caplog.records
+    assert "tiles of 32x64 pixels show objects 2.0 times as large as training did" in record.message
 
 
 def test_nan_scores_find_nothing_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
