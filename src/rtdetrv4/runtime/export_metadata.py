@@ -70,7 +70,7 @@ class ExportMetadata(NamedTuple):
                 **{
                     key: tuple(fields[key])
                     for key in ("names", "category_ids", "image_size", "training_hw")
-                    if key in fields
+                    if fields.get(key) is not None
                 }
             )
         except (ValueError, TypeError) as error:
