@@ -35,7 +35,7 @@ def edited(exported: Exported, folder: Path, name: str, factor: float) -> Path:
     return folder / "edited.onnx"
 
 
-NORM = "detector.query_selection.norm.weight"
+NORM = "detector.query_selection.norm.norm.weight"
 
 
 def test_a_changed_weight_is_noticed(square: Exported, tmp_path: Path) -> None:
