@@ -13,6 +13,7 @@ Expected: 10 minutes on two cores.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -132,6 +133,7 @@ def make_files(source: Path, folder: Path, calibration: CalibrationImages) -> No
     import openvino
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    logging.disable(logging.WARNING)  # both packages tell of every operator
     (folder / "float.onnx").write_bytes(source.read_bytes())
     half_onnx(source, folder / "half.onnx")
     quantize_onnx(source, folder / "int8.onnx", calibration)

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 INT8_PARTS: tuple[Part, ...] = ("backbone", "aifi", "ccff")
 IN_FLOAT: Mapping[Part, str] = {
-    "query_selection": "rounded scores select other queries",
+    "query_selection": "its two layers take too little time to gain from it",
     "decoder": "coordinates, sampling points and edge distributions need more than 256 steps",
 }
 """Why the other parts are left in float."""
