@@ -140,7 +140,6 @@ def test_openvino_leaves_the_same_parts_in_float(
     square: Exported, calibration: list[np.ndarray], tmp_path: Path
 ) -> None:
     openvino = pytest.importorskip("openvino")
-    pytest.importorskip("nncf")
     found = quantize_openvino(square.path, tmp_path / "animals.xml", calibration)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["animals.bin", "animals.xml"]
     before = kinds_of(square.path)
