@@ -16,7 +16,7 @@ from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.records import Split
 from rtdetrv4.data.synthetic import CLASSES, write_shapes
 from rtdetrv4.evaluation import CocoEvaluator
-from rtdetrv4.export import export_onnx
+from rtdetrv4.export import export_model
 from rtdetrv4.runtime import preprocess
 from rtdetrv4.runtime.engines import open_engine
 from rtdetrv4.runtime.export_metadata import ExportMetadata
@@ -157,7 +157,8 @@ def case_of(model: Path | None, data: Path | None, folder: Path, *, quick: bool,
         torch.manual_seed(0)
         name = "test" if quick else "rtdetrv4-s"
         classes = ClassMap(CLASSES, tuple(range(1, len(CLASSES) + 1)))
-        export_onnx(create_model(name, len(CLASSES)), model, model_name=name, classes=classes, image_size=(size, size))
+        network = create_model(name, len(CLASSES))
+        export_model(network, {"onnx": model}, model_name=name, classes=classes, image_size=(size, size))
     metadata = open_engine(model).metadata
     classes = ClassMap(metadata.names, metadata.category_ids)
     splits = read_splits(data, classes, ("train", "val"), make_val=True)

@@ -46,7 +46,7 @@ def half_onnx(source: Path, target: Path) -> Halved:
     Every operator has inputs of one float type, as strongly typed TensorRT requires.
 
     Args:
-        source: a float32 file of `export_onnx`.
+        source: a float32 file of `export_model`.
         target: the file to write; it keeps the metadata, with precision "fp16".
 
     Raises:

@@ -97,10 +97,10 @@ def quantize_onnx(
     parts: Collection[Part] = INT8_PARTS,
     seven_bits: bool = False,
 ) -> Quantized:
-    """Quantize an ONNX file for ONNX Runtime and TensorRT, with QuantizeLinear and DequantizeLinear nodes.
+    """Quantize an ONNX file for ONNX Runtime and OpenVINO, with QuantizeLinear and DequantizeLinear nodes.
 
     Args:
-        source: a float32 file of `export_onnx`.
+        source: a float32 file of `export_model`.
         target: the file to write; it keeps the metadata, with precision "int8".
         calibration: inputs of the network, B×3×H×W float32 each; see `calibration.CalibrationImages`.
         parts: the parts to quantize. The attention, the norms and the sums of residuals in them stay in float.

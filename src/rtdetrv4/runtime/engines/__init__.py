@@ -16,9 +16,10 @@ _MODULES = {
     ".xml": "openvino",
     ".pt2": "torch",
     ".torchscript": "torch",
+    ".pte": "executorch",
 }
 """Modules by the ending of what they run; a folder has the name of its runtime at the end."""
-_ELSEWHERE = (".engine", ".mlpackage", ".pte", ".tflite", "_ncnn")
+_ELSEWHERE = (".engine", ".mlpackage", ".tflite", "_ncnn")
 """Endings of what other programs run."""
 
 
