@@ -180,7 +180,7 @@ def test_the_command_line(
 ) -> None:
     _serve(hub, "dfine-n")
     photo = str(next((data / "valid").glob("*.jpg")))
-    monkeypatch.setattr("rtdetrv4.detector.DEFAULT_MODEL", "dfine-n")
+    monkeypatch.setattr("rtdetrv4.config.DEFAULT_MODEL", "dfine-n")
     assert main(["predict", photo, "--imgsz", "64", "--out", "found"]) == 0
     assert Path("found/predictions.jsonl").is_file()
 

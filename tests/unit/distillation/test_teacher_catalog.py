@@ -125,7 +125,7 @@ def test_the_command_lists_every_teacher(capsys: pytest.CaptureFixture[str], mon
     assert main(["teachers"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for facts in TEACHERS:
-        (line,) = (line for line in lines if f" {facts.name} " in line and facts.timm_name in line)
+        (line,) = (line for line in lines if line.split()[:1] == [facts.name] and facts.timm_name in line.split())
         assert f" {facts.dim} " in line
         assert (f"{facts.license} *" in line) != facts.is_open
 
