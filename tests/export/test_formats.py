@@ -60,7 +60,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, precision, extra in (
         ("onnxslim", "onnx", "fp32", "export"),
         ("openvino", "openvino", "fp16", "openvino"),
-        ("nncf", "openvino", "int8", "int8"),
+        ("onnxruntime", "openvino", "int8", "export"),
         ("executorch", "executorch", "fp32", "executorch"),
     ):
         check_format(FORMATS[name], precision, 1)

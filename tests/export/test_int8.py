@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 
 import golden
@@ -139,7 +140,6 @@ def test_nearly_the_same_is_found(square: Exported, quantized: Quantized, calibr
 def test_openvino_leaves_the_same_parts_in_float(
     square: Exported, calibration: list[np.ndarray], tmp_path: Path
 ) -> None:
-    openvino = pytest.importorskip("openvino")
     found = quantize_openvino(square.path, tmp_path / "animals.xml", calibration)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["animals.bin", "animals.xml"]
     before = kinds_of(square.path)

@@ -90,8 +90,7 @@ def check_format(format: Format, precision: str, batch: int | None, *, grid_samp
         raise ConfigError(f'precision: got "{precision}", but {format.name} comes in {known}.')
     if format.needs_batch and batch is None:
         raise ConfigError(f"batch: a file for {format.name} takes one batch size only; give it, such as batch=1.")
-    needed = {**format.modules, "nncf": "int8"} if (format.name, precision) == ("openvino", "int8") else format.modules
-    for module, extra in needed.items():
+    for module, extra in format.modules.items():
         if importlib.util.find_spec(module) is None:
             raise MissingDependencyError(f'{module} is not installed; install it with: pip install "rtdetrv4[{extra}]"')
     if format.name == "openvino":

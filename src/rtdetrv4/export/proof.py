@@ -44,7 +44,7 @@ NUM_SCENES, FEWEST_STORED = 2, 30
 """Images that a report keeps for `verify`, and detections in each of them."""
 SECONDS = 2.0
 """Time to measure latency for."""
-PACKAGES = ("rtdetrv4", "torch", "onnx", "onnxruntime", "openvino", "nncf")
+PACKAGES = ("rtdetrv4", "torch", "onnx", "onnxruntime", "openvino")
 
 
 class Validation(NamedTuple):
