@@ -19,36 +19,15 @@ import onnx
 import onnx.parser
 import pytest
 
+from color_model import GRAPH, METADATA
 from rtdetrv4 import Detector, ExportedDetector
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.errors import ConfigError, DatasetError, ExportError
 from rtdetrv4.evaluation import CocoEvaluator, evaluate_exported
-from rtdetrv4.runtime import ExportMetadata
 from rtdetrv4.runtime.export_metadata import METADATA_KEY
 from rtdetrv4.runtime.slicing import Slicing
 from rtdetrv4.types import ClassMap
 
-METADATA = ExportMetadata(
-    model="test",
-    names=("red", "green", "blue"),
-    category_ids=(1, 2, 3),
-    image_size=(32, 64),
-    outputs="raw",
-    version="0.1.0",
-)
-GRAPH = """
-    <ir_version: 8, opset_import: ["" : 18]>
-    graph (float[{batch}, 3, 32, 64] images) => (float[{batch}, 1, 3] logits, float[{batch}, 1, 4] boxes)
-    <int64[2] space = {{2, 3}}, float[4] box = {{0.5, 0.5, 0.5, 1.0}}, int64[1] query = {{1}}, int64[1] first = {{0}},
-     int64[1] one = {{1}}, int64[1] last = {{2}}>
-    {{
-        mean = ReduceMean<keepdims=0>(images, space)
-        logits = Unsqueeze(mean, query)
-        zeros = Sub(logits, logits)
-        column = Slice(zeros, first, one, last)
-        boxes = Add(column, box)
-    }}
-"""
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0)}
 
 

@@ -12,6 +12,7 @@ import onnx.parser
 import openvino
 import pytest
 
+from color_model import GRAPH, METADATA
 from rtdetrv4.benchmark import Benchmark, draw_benchmark, run_benchmark
 from rtdetrv4.benchmark.run import _one_round, _timed  # pyright: ignore[reportPrivateUsage]
 from rtdetrv4.benchmark.subject import Input, open_subject, random_feed
@@ -22,27 +23,6 @@ from rtdetrv4.runtime import ExportMetadata
 from rtdetrv4.runtime.engines import EngineOptions
 from rtdetrv4.runtime.export_metadata import METADATA_KEY
 
-METADATA = ExportMetadata(
-    model="test",
-    names=("red", "green", "blue"),
-    category_ids=(1, 2, 3),
-    image_size=(32, 64),
-    outputs="raw",
-    version="0.1.0",
-)
-OURS = """
-    <ir_version: 8, opset_import: ["" : 18]>
-    graph (float[{batch}, 3, 32, 64] images) => (float[{batch}, 1, 3] logits, float[{batch}, 1, 4] boxes)
-    <int64[2] space = {{2, 3}}, float[4] box = {{0.5, 0.5, 0.5, 1.0}}, int64[1] query = {{1}}, int64[1] first = {{0}},
-     int64[1] one = {{1}}, int64[1] last = {{2}}>
-    {{
-        mean = ReduceMean<keepdims=0>(images, space)
-        logits = Unsqueeze(mean, query)
-        zeros = Sub(logits, logits)
-        column = Slice(zeros, first, one, last)
-        boxes = Add(column, box)
-    }}
-"""
 THEIRS = """
     <ir_version: 8, opset_import: ["" : 18]>
     graph (float[N, 3, H, W] images, int64[N, 2] orig_target_sizes) => (float[N, 3] means, int64[N, 2] sizes)
@@ -64,7 +44,7 @@ def write(path: Path, graph: str, metadata: ExportMetadata | None = None) -> Pat
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    return write(tmp_path / "ours.onnx", OURS.format(batch="batch"), METADATA)
+    return write(tmp_path / "ours.onnx", GRAPH.format(batch="batch"), METADATA)
 
 
 @pytest.fixture
@@ -73,7 +53,7 @@ def theirs(tmp_path: Path) -> Path:
 
 
 def test_every_combination_is_timed(ours: Path, theirs: Path, tmp_path: Path) -> None:
-    fixed = write(tmp_path / "fixed.onnx", OURS.format(batch="2"), METADATA)
+    fixed = write(tmp_path / "fixed.onnx", GRAPH.format(batch="2"), METADATA)
     found = run_benchmark(
         [ours, theirs, fixed], batches=(1, 3), threads=(1, 2), image_sizes=((32, 32), (64, 32)), seconds=0.01
     )

@@ -15,32 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from color_model import GRAPH, METADATA
 from rtdetrv4.errors import ConfigError, ExportError, MissingDependencyError
-from rtdetrv4.runtime import ExportedDetector, ExportMetadata
+from rtdetrv4.runtime import ExportedDetector
 from rtdetrv4.runtime.engines import is_exported, open_engine
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, ForeignFileError
-
-METADATA = ExportMetadata(
-    model="test",
-    names=("red", "green", "blue"),
-    category_ids=(1, 2, 3),
-    image_size=(32, 64),
-    outputs="raw",
-    version="0.1.0",
-)
-GRAPH = """
-    <ir_version: 8, opset_import: ["" : 18]>
-    graph (float[{batch}, 3, 32, 64] images) => (float[{batch}, 1, 3] logits, float[{batch}, 1, 4] boxes)
-    <int64[2] space = {{2, 3}}, float[4] box = {{0.5, 0.5, 0.5, 1.0}}, int64[1] query = {{1}}, int64[1] first = {{0}},
-     int64[1] one = {{1}}, int64[1] last = {{2}}>
-    {{
-        mean = ReduceMean<keepdims=0>(images, space)
-        logits = Unsqueeze(mean, query)
-        zeros = Sub(logits, logits)
-        column = Slice(zeros, first, one, last)
-        boxes = Add(column, box)
-    }}
-"""
 
 
 class Colors(nn.Module):
