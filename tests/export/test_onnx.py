@@ -282,6 +282,7 @@ def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytes
         ({"options": GraphOptions(num_top=None, duplicates="drop")}, "belongs to postprocessing"),
         ({"precision": "bf16"}, "onnx comes in fp32, fp16 or int8"),
         ({"precision": "int8"}, r"int8 needs a data set.*--data"),
+        ({"precision": "int8", "options": GraphOptions(frames=True)}, r"int8 measures .*leave out frames \(--frames\)"),
     ],
 )
 def test_impossible_requests(square: Exported, tmp_path: Path, change: dict[str, object], message: str) -> None:

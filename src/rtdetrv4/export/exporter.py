@@ -99,6 +99,8 @@ def export_model(
     num_classes = model.query_selection.score_head.out_features
     if classes.num_classes != num_classes:
         raise ExportError(f"The model has {num_classes} classes, but `classes` names {classes.num_classes}.")
+    if precision == "int8" and options.frames:
+        raise ConfigError("int8 measures ranges on floats; leave out frames (--frames), or choose another precision.")
     if precision == "int8" and (validation is None or not len(calibration)):
         raise ConfigError("int8 needs a data set, to measure ranges and the loss on; give data=… (--data).")
     for name in paths:
