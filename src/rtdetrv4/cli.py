@@ -428,7 +428,7 @@ def verify(
 ) -> None:
     """Check on this machine that an exported file finds what PyTorch found. Needs no torch."""
     from rtdetrv4.runtime.export_report import Accuracy
-    from rtdetrv4.runtime.proof import verify_file
+    from rtdetrv4.runtime.proof import proven_precision, verify_file
 
     found = verify_file(file, device=device, threads=threads)
     report, share = found.report, found.matched.share
@@ -441,7 +441,9 @@ def verify(
     if data is None:
         return
     with _interruptible(lambda: "Nothing was changed."):
-        metrics = rtdetrv4.Detector(str(file), device=device).val(data, split=split)
+        precision = proven_precision(report.precision)
+        exported = rtdetrv4.ExportedDetector(file, device=device, threads=threads, precision=precision)
+        metrics = exported.val(data, split=split)
     known = report.accuracy
     if known is None:
         print(f"  AP {metrics.ap:.3f}; it was exported without data, so there is no AP of PyTorch to compare with")

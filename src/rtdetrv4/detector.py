@@ -918,7 +918,7 @@ class Detector:
         from rtdetrv4.evaluation import CocoEvaluator
         from rtdetrv4.export import Validation
         from rtdetrv4.run_folder import log_findings
-        from rtdetrv4.runtime.proof import open_proven
+        from rtdetrv4.runtime.proof import proven_precision
         from rtdetrv4.training import validate_predictions
 
         known = self._known_classes("Nothing to export")
@@ -943,8 +943,7 @@ class Detector:
             return ap, ap50
 
         def measure(path: Path) -> tuple[float, float]:
-            exported = ExportedDetector(path)
-            exported.engine = open_proven(path)  # in the precision of the file, whatever this processor prefers
+            exported = ExportedDetector(path, precision=proven_precision(precision))
 
             def predict(image: np.ndarray) -> Detections:
                 found = exported.predict(image, conf=0.0, duplicates="keep")[0]

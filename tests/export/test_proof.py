@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
+from made_up_export import REPORT
+from rtdetrv4.cli import main
 from rtdetrv4.errors import ExportError
 from rtdetrv4.export import DeploymentModule, GraphOptions
 from rtdetrv4.export.proof import Validation, _problem, prove
 from rtdetrv4.models import fuse
 from rtdetrv4.runtime.agreement import Matched
 from rtdetrv4.runtime.export_report import Accuracy, report_path
-from rtdetrv4.runtime.proof import verify_file
+from rtdetrv4.runtime.proof import Verification, verify_file
 
 from .conftest import Exported, export
 
@@ -55,6 +58,31 @@ def test_verify_finds_the_same_without_the_model(square: Exported, tmp_path: Pat
     assert found.report.model == "test"
     with pytest.raises(ExportError, match=r"edited\.onnx does not find on ONNX Runtime .* what PyTorch found"):
         verify_file(edited(square, tmp_path, NORM, 0.5))
+
+
+@pytest.mark.parametrize(("of_file", "computed_in"), [("fp32", "fp32"), ("int8", "fp32"), ("bf16", "bf16")])
+def test_verify_measures_accuracy_in_the_precision_of_the_file(
+    of_file: str, computed_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the runtime prefers: the AP is compared with PyTorch's."""
+    options: dict[str, object] = {}
+
+    class Exported:
+        def __init__(self, file: Path, **given: object) -> None:
+            options.update(given)
+
+        def val(self, data: str, *, split: str) -> SimpleNamespace:
+            return SimpleNamespace(ap=0.52, ap50=0.8, num_images=20)
+
+    report = REPORT._replace(precision=of_file)
+    verification = Verification("a runtime", report, Matched(39, 40, 0.1, 0.01), report.latency)
+    monkeypatch.setattr("rtdetrv4.runtime.proof.verify_file", lambda *_, **__: verification)
+    monkeypatch.setattr("rtdetrv4.ExportedDetector", Exported)
+    assert main(["verify", "w.onnx", "--data", "d", "--threads", "1", "--max-drop", "2"]) == 0
+    assert options == {"device": None, "threads": 1, "precision": computed_in}
+    assert "AP 0.520; when it was exported 0.530, and in PyTorch 0.532" in capsys.readouterr().out
+    assert main(["verify", "w.onnx", "--data", "d", "--max-drop", "1"]) == 2
+    assert "loses 1.25 points of AP to PyTorch on this machine" in capsys.readouterr().err
 
 
 def test_verify_says_what_it_lacks(square: Exported, tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ class ExportedDetector:
             path, device=None if device == "auto" else device, threads=threads, precision=precision
         )
         self.metadata = self.engine.metadata
-        logger.info("%s runs in %s", path, self.engine.name)
+        if precision is None:  # what the runtime prefers may round more than PyTorch
+            logger.info("%s runs in %s", path, self.engine.name)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -76,13 +76,18 @@ def verify_file(path: str | Path, *, device: str | None = None, threads: int | N
     return Verification(engine.name, report, matched, Latency(batch, *measure_speed(lambda _: engine(some))))
 
 
-def open_proven(path: Path, *, device: str | None = None, threads: int | None = None) -> Engine:
-    """Load a file that is to be compared with PyTorch: in float32, unless it says that it is for bfloat16.
+def proven_precision(precision: str) -> Literal["fp32", "bf16"]:
+    """What a runtime is to compute floats in when a file of this precision is compared with PyTorch.
 
     Left to itself, OpenVINO computes in bfloat16 on processors that have it.
     """
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def open_proven(path: Path, *, device: str | None = None, threads: int | None = None) -> Engine:
+    """Load a file that is to be compared with PyTorch, in the precision that it is meant for."""
     engine = open_engine(path, device=device, threads=threads, precision="fp32")
-    if engine.metadata.precision == "bf16":
+    if proven_precision(engine.metadata.precision) == "bf16":
         engine = open_engine(path, device=device, threads=threads, precision="bf16")
     return engine
 
