@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from local_hub import LocalHub
@@ -23,6 +24,9 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 # Numbers are compared with those of a CPU, also where there is a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# The same examples on every machine. RTDETRV4_MUTATIONS searches for new ones, see CONTRIBUTING.md.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("default" if "RTDETRV4_MUTATIONS" in os.environ else "same")
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from rtdetrv4.doctor import annotation_checks, file_checks, set_checks
 from rtdetrv4.doctor.codes import CODES
 from rtdetrv4.doctor.finding import MAX_EXAMPLES, SEVERITIES, Example, Finding, Findings, PartCounts, Severity
 from rtdetrv4.doctor.inspection import INPUT_HW, ImageFacts, Inspection, Part, inspect, inspect_quickly
+from rtdetrv4.doctor.lines import forget_files
 from rtdetrv4.doctor.page import check_folder, write_pages
 from rtdetrv4.doctor.repair import check_destination, write_repaired_copy
 from rtdetrv4.doctor.suspects import Detect, suspected
@@ -108,6 +109,7 @@ def found_in(inspection: Inspection) -> Iterator[tuple[str, Example]]:
     Args:
         inspection: the data set; of a quick one, only `QUICK_CHECKS` are run.
     """
+    forget_files()
     for check in QUICK_CHECKS if inspection.is_quick else CHECKS:
         yield from check(inspection)
 

@@ -140,7 +140,8 @@ def class_numbers(inspection: Inspection) -> Iterator[tuple[str, Example]]:
     beyond = [
         (part, fault) for part, _ in documents for fault in part.faults[:MAX_LOOKED_AT] if fault.kind == "unknown class"
     ]
-    numbers = {text_of(fault.file, fault.number).split()[0].partition(".")[0] for _, fault in beyond}
+    lines = [text_of(fault.file, fault.number).split() for _, fault in beyond]
+    numbers = {words[0].partition(".")[0] for words in lines if words}  # none if the file has changed since it was read
     is_next = numbers == {str(len(names))} and list(names) == list(range(len(names)))
     if not is_next or any((document.category_ids == 0).any() for _, document in documents):
         return

@@ -43,6 +43,12 @@ def text_of(file: Path, line: int) -> str:
     return lines[line - 1] if 0 < line <= len(lines) else ""
 
 
+def forget_files() -> None:
+    """Read files again when they are next asked for: they may have been corrected since."""
+    _lines.cache_clear()
+    _lines_of_units.cache_clear()
+
+
 @lru_cache(_FILES_KEPT)
 def _lines(file: Path) -> list[str]:
     try:

@@ -252,6 +252,15 @@ def test_a_malformed_line_is_quoted(tmp_path: Path) -> None:
     assert first(doctor(folder), "D207")[:4] == ("train", "labels/train/a.txt", 3, '"1 0.5 0.5 x 0.1"')
 
 
+def test_a_line_that_has_changed_since_the_last_look(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path / "data")
+    file = folder / "labels/train/a.txt"
+    file.write_text("0 0.5 0.5 0.1 0.1\n1 0.5 0.5 x 0.1\n")
+    assert first(doctor(folder), "D207")[2:4] == (2, '"1 0.5 0.5 x 0.1"')
+    file.write_text("1 0.5 0.5 y 0.1\n0 0.5 0.5 0.1 0.1\n")
+    assert first(doctor(folder), "D207")[2:4] == (1, '"1 0.5 0.5 y 0.1"')
+
+
 def test_parts_that_are_named_but_absent(tmp_path: Path) -> None:
     folder = write_yolo(tmp_path / "data")
     (folder / "data.yaml").write_text((folder / "data.yaml").read_text() + "test: images/test\n")
