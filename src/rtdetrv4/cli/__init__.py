@@ -1,0 +1,146 @@
+"""`rtdetrv4 train`, `val`, `predict`, `export`, `verify` and the other commands that `rtdetrv4 --help` lists.
+
+A user's mistake prints one line to stderr and exits with code 2; an interrupted command exits with code 130; a training
+of which only the final report failed exits with code 1, and so does `doctor` if it finds something. Slow imports happen
+inside the commands, so that help and error messages appear quickly.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+import rtdetrv4
+from rtdetrv4.cli.catalogs import convert, models, teachers
+from rtdetrv4.cli.datasets import doctor
+from rtdetrv4.cli.deployment import bench, export, verify
+from rtdetrv4.cli.inference import predict, val
+from rtdetrv4.cli.training import augment, compare, demo, report, train
+from rtdetrv4.errors import RTDETRError, first_line
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+# In the order in which the help lists them.
+_COMMANDS = (
+    *(train, augment, val, predict, export, verify, bench),
+    *(doctor, convert, compare, report, models, teachers, demo),
+)
+# The extra that each command needs; the others need at most `torch`.
+_EXTRAS = {
+    "train": "train",
+    "augment": "train",
+    "doctor": "train",
+    "val": "train",
+    "compare": "train",
+    "report": "train",
+    "export": "export",
+    "demo": "demo",
+}
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not every version of typer exports it
+
+
+class _Commands(typer.core.TyperGroup):
+    """Says how to resume after Ctrl-C, because typer's own reaction depends on its version."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # its message says where training stopped
+            print(" ".join(f"interrupted. {stop}".split()), file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="rtdetrv4",
+    help="Real-time object detection transformers, taught by vision foundation models.",
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(rtdetrv4.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("rtdetrv4").setLevel(logging.INFO)
+
+
+for _command in _COMMANDS:
+    app.command()(_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: the arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 130 if interrupted, or 1 if only the report on a training failed or
+        `doctor` found something.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not UTF-8
+    args = list(sys.argv[1:] if args is None else args)
+    command = next((arg for arg in args if not arg.startswith("-")), "")
+    try:
+        code = app(args, prog_name="rtdetrv4", standalone_mode=False)
+    except _UsageError as error:
+        return _mistake(_usage_message(error))
+    except RTDETRError as error:
+        return _mistake(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "rtdetrv4").partition(".")[0]
+        if package == "rtdetrv4":
+            raise
+        extra = _EXTRAS.get(command, "torch")
+        return _mistake(f'{package} is not installed; install it with: pip install "rtdetrv4[{extra}]"')
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _mistake(f"{error.filename}: {error.strerror}")
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        cause = first_line(error).partition(" GPU ")[0]  # which begins an account of all its memory
+        return _mistake(f"out of memory ({cause}). Use a smaller batch or image size, or close other programs.")
+    return code if isinstance(code, int) else 0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from rtdetrv4.ops.device import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _mistake(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_MISTAKE
+
+
+def _usage_message(error: Any) -> str:
+    possibilities = getattr(error, "possibilities", None)
+    if possibilities:
+        return f'{error.message}. Did you mean "{possibilities[0]}"?'
+    message = error.format_message()
+    if re.search(r"unexpected extra argument.*=", message):
+        return f'{message}. Options are written "--epochs 50", other settings "--set name=value".'
+    return message

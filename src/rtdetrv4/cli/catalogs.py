@@ -1,0 +1,112 @@
+"""What there is to choose from: `models` and `teachers`, and `convert` for weights of elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+
+WIDE = 132
+"""Columns of a terminal from which on tables show all that there is."""
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Print this model's recipe instead.")] = None,
+) -> None:
+    """List the models, or print a model's recipe as YAML."""
+    from rtdetrv4.config import VARIANTS, load_recipe, to_yaml
+
+    if name is not None:
+        print(to_yaml(load_recipe(name)), end="")
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetrv4.weights.catalog import HUB_FILES, Dataset
+
+    table = Table(
+        title="Models",
+        box=None,
+        pad_edge=False,
+        caption="coco, obj2coco, obj365: weights that can be fetched by name, with their AP on COCO val2017 as "
+        "published for that file (✓: none was). ms: latency as published, on a T4 with TensorRT FP16. Nothing here was "
+        "measured by us.",
+        caption_justify="left",
+    )
+    table.add_column("model", style="bold", no_wrap=True)
+    table.add_column("backbone", no_wrap=True)
+    for column in ("params", "ms", *get_args(Dataset)):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("license", no_wrap=True)
+    for name, variant in VARIANTS.items():
+        if variant.num_parameters is None:  # the model for tests
+            continue
+        first = {dataset: files[0] for dataset, files in HUB_FILES.get(name, {}).items()}
+        table.add_row(
+            name,
+            variant.backbone,
+            f"{variant.num_parameters / 1e6:.1f} M",
+            "" if variant.latency_ms is None else f"{variant.latency_ms:.2f}",
+            *(
+                "" if dataset not in first else "✓" if first[dataset].ap is None else f"{first[dataset].ap:.1f}"
+                for dataset in get_args(Dataset)
+            ),
+            ", ".join(sorted({file.license or "unknown" for file in first.values()})),
+        )
+    Console().print(table)
+
+
+def teachers() -> None:
+    """List the named teachers, with the licenses of their weights. Any other timm model works too."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetrv4.distillation.teacher_catalog import TEACHERS
+
+    console = Console()
+    is_wide = console.width >= WIDE
+    table = Table(
+        title="Teachers",
+        box=None,
+        pad_edge=False,
+        caption="* not an open-source license: read it before you train. Licenses are those that timm states. Any "
+        "other timm model can be a teacher too, by its timm name.",
+        caption_justify="left",
+    )
+    table.add_column("teacher", style="bold", no_wrap=True)
+    for column in ("channels", "stride"):
+        table.add_column(column, justify="right")
+    table.add_column("license", no_wrap=True)
+    if is_wide:
+        table.add_column("name in timm", no_wrap=True)
+        table.add_column("note")
+    family, names_of = TEACHERS[0].family, dict[str, list[str]]()
+    for facts in TEACHERS:
+        if facts.family != family:
+            table.add_section()
+            family = facts.family
+        terms = facts.license if facts.is_open else f"{facts.license} *"
+        more = (facts.timm_name, facts.note) if is_wide else ()
+        table.add_row(facts.name, str(facts.dim), str(facts.stride), terms, *more)
+        names_of.setdefault(facts.note, []).append(facts.name)
+    console.print(table)
+    for note, names in () if is_wide else names_of.items():
+        if note:
+            console.print(f"\n[bold]{', '.join(names)}[/]: {note}", highlight=False)
+    if not is_wide:
+        console.print(f"\nFrom {WIDE} columns on, a terminal shows the names in timm, too.", highlight=False)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A released .pth, a transformers folder, or weights of this package.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model, if the tensors fit several.")] = None,
+    to: Annotated[Literal["ours", "released", "transformers"], typer.Option(help="Format to write.")] = "ours",
+) -> None:
+    """Convert weights to this package's format, the released code's, or transformers'."""
+    from rtdetrv4.assembly.conversion import convert_weights
+
+    found = convert_weights(source, out, model=model, to=to)
+    print(f"{found.model} with {found.num_classes} classes: {out}")

@@ -1,0 +1,40 @@
+"""What commands do around their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import rtdetrv4
+from rtdetrv4.cli.options import device_of, given_options
+
+if TYPE_CHECKING:
+    from rtdetrv4 import Detector
+
+
+def detector_of(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
+    """A detector of a model, weights or an exported file."""
+    from rtdetrv4.runtime.engines import is_exported
+
+    if model is None or not is_exported(model):  # else the runtime has its own words for devices
+        device = device_of(device)
+        import torch  # noqa: F401 - without it, `main` names the extra of the command: maybe more than Detector's
+
+    return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device))
+
+
+@contextmanager
+def interruptible(what_remains: Callable[[], str]) -> Iterator[None]:
+    """Make Ctrl-C say what remains of the work inside."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or what_remains()) from None
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that run one command together, as under torchrun."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process

@@ -1,0 +1,153 @@
+"""Results as they are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rtdetrv4.benchmark import Benchmark
+    from rtdetrv4.comparison import Comparison
+    from rtdetrv4.doctor import Findings
+    from rtdetrv4.evaluation import Metrics
+
+NUM_EXAMPLES = 5
+"""Of each finding of `doctor`, on the console."""
+
+
+def print_metrics(metrics: Metrics) -> None:
+    """Print metrics, those of each class last."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    numbers = metrics.to_dict()
+    if numbers["ap"] is None:
+        print("There is nothing to measure: the images have no objects.")
+        return
+    table = Table("metric", "value")
+    for name, value in numbers.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4f}")
+    for label, value in numbers["per_class"].items():
+        # Text, because brackets in a class name are not markup.
+        table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
+    Console().print(table)
+
+
+def print_proof(path: Path) -> None:
+    """Say what was written, and what of its report the user has to know."""
+    from rtdetrv4.runtime.export_report import ExportReport, report_path
+
+    print(f"Exported: {path}")
+    file = report_path(path)
+    if not file.is_file():
+        return
+    report = ExportReport.read(file)
+    latency, in_torch = report.latency, report.torch_latency
+    size = f"{report.size_bytes / 1e6:.1f} MB"
+    print(f"  {size}, {latency.median_ms:.4g} ms per batch of {latency.batch}, in PyTorch {in_torch.median_ms:.4g} ms")
+    for note in report.notes:
+        print(f"  {note}")
+
+
+def print_benchmark(benchmark: Benchmark) -> None:
+    """Print latencies as a table."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    def number(value: float | None, factor: float = 1.0) -> str:
+        return "" if value is None else f"{factor * value:.3g}" if factor * value < 100 else f"{factor * value:.0f}"
+
+    rows = benchmark.rows
+    columns = {
+        "batch": [str(row.batch) for row in rows],
+        "threads": [str(row.threads or "") for row in rows],
+        "at once": ["" if row.num_parallel == 1 else str(row.num_parallel) for row in rows],
+        "ms": [number(row.median_ms) for row in rows],
+        "p95": [number(row.p95_ms) for row in rows],
+        "images/s": [number(row.images_per_second) for row in rows],
+        "before": [number(row.preprocess_ms) for row in rows],
+        "after": [number(row.postprocess_ms) for row in rows],
+        "AP": [number(row.ap, 100) for row in rows],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    table = Table(
+        Column("model", overflow="fold"),
+        Column("runtime", overflow="fold"),
+        *(Column(name, justify="right", no_wrap=True) for name in columns),
+        title=benchmark.machine,
+        caption="ms: median of a batch in the network alone. before: from 1280×720 frames to its input, in ms; after: "
+        "from its outputs to detections.",
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    sizes = {row.image_size for row in rows}
+    for row, *cells in zip(rows, *columns.values(), strict=True):
+        size = f" {row.image_size[0]}×{row.image_size[1]}" if len(sizes) > 1 else ""
+        table.add_row(Text(f"{row.file}{size}"), row.runtime, *cells)  # brackets in a name are not markup
+    Console().print(table)
+    for note in benchmark.notes:
+        print(f"Left out: {note}")
+
+
+def print_findings(findings: Findings) -> None:
+    """Print what `doctor` found, with some examples of each."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console()
+
+    def show(text: str, style: str = "") -> None:
+        # Names of files that are not UTF-8 hold what no terminal can show.
+        console.print(Text(text.encode(errors="backslashreplace").decode(), style), soft_wrap=True)
+
+    for note in findings.notes:
+        show(note)
+    if findings.parts:
+        table = Table("part", *(Column(name, justify="right") for name in ("images", "boxes", "classes")), box=None)
+        for name, counts in findings.parts.items():
+            table.add_row(name, *map(str, counts))
+        console.print(table)
+    styles = {"error": "bold red", "warning": "yellow", "info": "dim"}
+    table = Table("code", "", Column("count", justify="right"), "finding", box=None)
+    for finding in findings.findings:
+        severity = Text(finding.severity, styles[finding.severity])
+        table.add_row(finding.code, severity, str(finding.count), finding.title)
+    for finding in findings.findings:
+        show(f"\n{finding.code} {finding.title} ({finding.count})", styles[finding.severity])
+        show(f"  Training: {finding.effect}")
+        show(f"  To do: {finding.remedy}")
+        for example in finding.examples[:NUM_EXAMPLES]:
+            line = "" if example.line is None else f":{example.line}"
+            part = f"[{example.part}] " if example.part else ""
+            show(f"    {part}{example.file}{line}  {example.detail}")
+        if finding.count > NUM_EXAMPLES:
+            show(f"    and {finding.count - NUM_EXAMPLES} more")
+    if findings.findings:
+        console.print()
+        console.print(table)
+    else:
+        show("Nothing found.")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print what several runs reached."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for each in comparison.tables:
+        table = Table(title=each.title, caption=each.note, title_justify="left", caption_justify="left")
+        for index, name in enumerate(each.header):
+            table.add_column(name, justify="right" if index and name else "left")
+        for row in each.rows:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+    if comparison.unfinished:
+        print(f"Unfinished and left out: {', '.join(comparison.unfinished)}")
+    print(f"Results: {comparison.out / 'report.html'}, compare.md, compare.json and compare.png beside it")

@@ -1,0 +1,227 @@
+"""`train`, and what is done around training: `augment`, `compare`, `report` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rtdetrv4.cli.options import (
+    DATA,
+    Amp,
+    Batch,
+    Device,
+    Epochs,
+    ImageSize,
+    LearningRate,
+    Model,
+    Settings,
+    Start,
+    Teacher,
+    Workers,
+    batch_of,
+    check_settings,
+    device_of,
+    given_options,
+    image_size_of,
+    require_data,
+    seeds_of,
+)
+from rtdetrv4.cli.running import detector_of, interruptible, is_main_process
+from rtdetrv4.cli.tables import print_comparison, print_metrics
+from rtdetrv4.errors import ConfigError
+
+EXIT_INCOMPLETE = 1
+
+
+def train(
+    data: Annotated[str | None, DATA] = None,
+    model: Model = None,
+    weights: Start = None,
+    teacher: Teacher = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    imgsz: ImageSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
+    cache: Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")] = None,
+    amp: Amp = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run in --out, or else the latest one in runs/train.")
+    ] = False,
+    exist_ok: Annotated[
+        bool, typer.Option("--exist-ok", help="Overwrite the run in --out, instead of writing to a new folder beside.")
+    ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
+    settings: Settings = None,
+) -> int:
+    """Train a detector. Settings that are not given are chosen to fit the data and the machine."""
+    from rtdetrv4.config import parse_assignment
+    from rtdetrv4.config.schema import RunConfig
+
+    if not resume:
+        require_data(data, model)
+    overrides = dict(parse_assignment(text) for text in settings or ())
+    given = given_options(
+        epochs=epochs,
+        batch=batch_of(batch),
+        imgsz=image_size_of(imgsz),
+        teacher=teacher,
+        lr=lr,
+        device=device_of(device),
+        workers=workers,
+        cache=cache,
+        seed=seed,
+        amp=amp,
+        out=out,
+        tracker=tracker,
+    )
+    check_settings(model, weights, given | overrides, budget, resume=resume)
+    if resume and model is None:
+        from rtdetrv4.run_folder import RunFolder
+
+        folder = RunFolder(out) if out else RunFolder.latest(RunConfig().out)
+        if not folder.recipe.is_file():
+            raise ConfigError(
+                f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
+            )
+        model, given["out"] = str(folder.recipe), str(folder.path)
+    given |= given_options(budget=budget)
+    result = detector_of(model, weights).train(data, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
+    if is_main_process():
+        from rtdetrv4.report import REPORT_PAGE
+
+        if result.metrics is not None:
+            print_metrics(result.metrics)
+        print(f"Weights: {result.weights}")
+        if (page := result.out / REPORT_PAGE).is_file():
+            print(f"Report: {page}")
+    return EXIT_INCOMPLETE if result.problems else 0
+
+
+def augment(
+    data: Annotated[str, typer.Argument(help="Data set, as for train.")],
+    model: Model = None,
+    weights: Start = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    imgsz: ImageSize = None,
+    device: Device = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
+    num_images: Annotated[int, typer.Option("--images", help="Images to show.", min=1)] = 6,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.", dir_okay=False)] = Path(
+        "runs/augment.jpg"
+    ),
+    settings: Settings = None,
+) -> None:
+    """Draw training images as each stage of `train` with the same options would show them to the model."""
+    from rtdetrv4.config import parse_assignment
+
+    overrides = dict(parse_assignment(text) for text in settings or ())
+    given = given_options(
+        epochs=epochs,
+        batch=batch_of(batch),
+        imgsz=image_size_of(imgsz),
+        device=device_of(device),
+        seed=seed,
+    )
+    check_settings(model, weights, given | overrides, budget)
+    given |= given_options(budget=budget)
+    with interruptible(lambda: "No picture was written."):
+        path = detector_of(model, weights).augment(data, num_images=num_images, out=out, overrides=overrides, **given)
+    print(f"Picture: {path}")
+
+
+def compare(
+    data: Annotated[str | None, DATA] = None,
+    model: Model = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            help="Arms to compare, the reference first: off, fixed, gam, gam_paper, auto. Default: off,fixed,gam.",
+            metavar="NAME,NAME",
+            show_default=False,
+        ),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm", help="An arm of your own: --arm strong:distillation.weight=20", metavar="NAME:SETTING=VALUE,…"
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs per arm, with seeds 0, 1, 2, …", min=1)] = 3,
+    seed_list: Annotated[str | None, typer.Option(help="Use these seeds instead: 0,2,5.", metavar="N,N")] = None,
+    weights: Start = None,
+    teacher: Teacher = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    imgsz: ImageSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
+    amp: Amp = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs and the table.")] = Path("runs/compare"),
+    report: Annotated[bool, typer.Option("--report", help="Only report on the finished runs in --out.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Train several variants with several seeds, and show their differences with confidence intervals."""
+    names = [*(arms.split(",") if arms else ()), *(arm or ())]
+    chosen = seeds_of(seed_list) or seeds
+    if report:
+        from rtdetrv4.comparison import read_comparison
+
+        comparison = read_comparison(out, [name.strip() for name in names] or None)
+    else:
+        require_data(data, model)
+        from rtdetrv4.config import parse_assignment
+
+        given = given_options(
+            epochs=epochs,
+            batch=batch_of(batch),
+            imgsz=image_size_of(imgsz),
+            teacher=teacher,
+            lr=lr,
+            device=device_of(device),
+            workers=workers,
+            amp=amp,
+        )
+        overrides = dict(parse_assignment(text) for text in settings or ())
+        check_settings(model, weights, given | overrides, None)
+        given |= given_options(arms=names or None, weights=weights)
+        from rtdetrv4.comparison import compare as run_comparison
+
+        comparison = run_comparison(data, model, seeds=chosen, out=out, overrides=overrides, **given)
+    print_comparison(comparison)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of `val --out` or of a comparison.", metavar="RUN")],
+) -> None:
+    """Write report.html and report.json again, from what a folder holds."""
+    from rtdetrv4.comparison.summary import SETTINGS_FILE, read_comparison
+    from rtdetrv4.report import REPORT_PAGE, write_report
+
+    with interruptible(lambda: "Files that were written are whole."):
+        if (folder / SETTINGS_FILE).is_file():
+            page = read_comparison(folder).out / REPORT_PAGE
+        else:
+            page = write_report(folder)
+    print(f"Report: {page}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/demo"),
+) -> None:
+    """Train, evaluate and export a small detector on synthetic shapes."""
+    from rtdetrv4.demo import run_demo
+
+    run_demo(out, print)
