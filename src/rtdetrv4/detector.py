@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
@@ -14,8 +13,6 @@ import numpy as np
 from rtdetrv4.errors import (
     ConfigError,
     DatasetError,
-    MissingDependencyError,
-    RTDETRError,
     WeightsError,
     require,
 )
@@ -42,17 +39,13 @@ if TYPE_CHECKING:
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import ImageDetections, Metrics
     from rtdetrv4.models import DetectionModel
-    from rtdetrv4.run_folder import RunFolder
-    from rtdetrv4.training import Observer, Trainer
+    from rtdetrv4.training import Observer
     from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-NUM_PROOF = 16
-"""Photos on which an exported file is compared with PyTorch."""
 
 FormatName = Literal["onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt"]
 Own = TypeVar("Own", bound="Detector")
@@ -400,7 +393,7 @@ class Detector:
                 advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
                 if advice is not None and fitting is None and start is not None and start.weights is None:
                     logger.warning(advice)
-            with _failures_explained(trainer, recipe, folder):
+            with folder.failures_explained(recipe, trainer.accumulate * trainer.num_parts):
                 trainer.run(folder.last if resume else None)
             self.recipe, self.device = recipe, accelerator.device
             accelerator.wait_for_everyone()
@@ -852,6 +845,7 @@ class Detector:
         """
         from rtdetrv4.export import GraphOptions, export_model, find_formats
         from rtdetrv4.export.formats import check_format, target
+        from rtdetrv4.export_proof import proof_on, renew_report
         from rtdetrv4.ops.hub import is_cached
         from rtdetrv4.runtime.export_report import report_path
         from rtdetrv4.runtime.selection import class_indices
@@ -878,7 +872,17 @@ class Detector:
         chosen = None if classes is None else tuple(class_indices(classes, known.names))
         proof: dict[str, Any] = {}
         if data is not None:
-            proof = self._proof_on(data, split, size, chosen or range(known.num_classes), precision, max_drop)
+            proof = proof_on(
+                data,
+                split,
+                known=known,
+                chosen=chosen or range(known.num_classes),
+                size_hw=size,
+                resize=self.recipe.model.resize,
+                precision=precision,
+                max_drop=max_drop,
+                predict=lambda image: self.predict(image, conf=0.0, imgsz=size, duplicates="keep")[0],
+            )
         elif precision == "int8":
             raise ConfigError("int8 needs a data set, to measure ranges and the loss on; give data=… (--data).")
         export_model(
@@ -897,74 +901,9 @@ class Detector:
             training_hw=None if self.metadata is None else self.metadata.training_hw(size),
             **proof,
         )
-        _renew_report(beside.parent, [path for path in paths.values() if path.parent == beside.parent])
+        renew_report(beside.parent, [path for path in paths.values() if path.parent == beside.parent])
         written = list(paths.values())
         return written[0] if len(written) == 1 else written
-
-    def _proof_on(
-        self,
-        data: str | Path,
-        split: str,
-        size: tuple[int, int],
-        chosen: Sequence[int],
-        precision: str,
-        max_drop: float,
-    ) -> dict[str, Any]:
-        """The arguments of `export_model` that come from a data set: photos, accuracy, and images for int8."""
-        require("faster_coco_eval", "train")
-        from rtdetrv4.appraisal import first_images
-        from rtdetrv4.data.dataset import DetectionDataset
-        from rtdetrv4.data.formats import read_splits
-        from rtdetrv4.evaluation import CocoEvaluator
-        from rtdetrv4.export import Validation
-        from rtdetrv4.run_folder import log_findings
-        from rtdetrv4.runtime.proof import proven_precision
-        from rtdetrv4.training import validate_predictions
-
-        known = self._known_classes("Nothing to export")
-        if split not in ("train", "val", "test"):
-            raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
-        needs_ranges = precision == "int8"
-        # The training images of a data set without a validation part are those that training leaves for training.
-        parts = {split, "train", "val"} if needs_ranges or split == "train" else {split}
-        splits = read_splits(data, known, parts, make_val=True)
-        log_findings(splits)
-        part: Split | None = getattr(splits, split)
-        if part is None or (needs_ranges and splits.train is None):
-            raise DatasetError(f"{data} has no {split if part is None else 'train'} part.")
-        names = [known.names[index] for index in chosen]
-
-        def average_precision(predict: Callable[[np.ndarray], Detections]) -> tuple[float, float]:
-            """AP and AP50 of the chosen classes; from the same pixels for the file and for PyTorch."""
-            dataset, evaluator = DetectionDataset(part, size), CocoEvaluator(part.records, known)
-            metrics = validate_predictions(predict, dataset, evaluator)
-            of_classes = ([each[name] for name in names] for each in (metrics.per_class, metrics.per_class_ap50))
-            ap, ap50 = (float(np.nanmean(each)) if np.isfinite(each).any() else 0.0 for each in of_classes)
-            return ap, ap50
-
-        def measure(path: Path) -> tuple[float, float]:
-            exported = ExportedDetector(path, precision=proven_precision(precision))
-
-            def predict(image: np.ndarray) -> Detections:
-                found = exported.predict(image, conf=0.0, duplicates="keep")[0]
-                return replace(found, class_id=np.array(chosen)[found.class_id])
-
-            return average_precision(predict)
-
-        logger.info("Measuring the AP in PyTorch on %d images", len(part.records))
-        torch_ap, torch_ap50 = average_precision(
-            lambda image: self.predict(image, conf=0.0, imgsz=size, duplicates="keep")[0]
-        )
-        arguments: dict[str, Any] = {
-            "images": list(first_images(part, NUM_PROOF).values()),
-            "validation": Validation(str(data), split, len(part.records), torch_ap, torch_ap50, measure, max_drop),
-        }
-        if needs_ranges:
-            from rtdetrv4.export.calibration import CalibrationImages
-
-            assert splits.train is not None
-            arguments["calibration"] = CalibrationImages(splits.train, size, self.recipe.model.resize)
-        return arguments
 
     def _provenance(self) -> dict[str, str]:
         """The teacher and its license, as entries for an exported file."""
@@ -990,48 +929,6 @@ class Detector:
                 "or load weights: Detector(weights='weights.safetensors')."
             )
         return self.classes
-
-
-@contextmanager
-def _failures_explained(trainer: Trainer, recipe: Recipe, folder: RunFolder) -> Iterator[None]:
-    """Say what to do about a run that ran out of memory or was stopped inside."""
-    from rtdetrv4.data.loader import is_lost_worker
-    from rtdetrv4.ops.device import is_out_of_memory
-
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError, EOFError) as error:
-        if is_lost_worker(error):
-            raise ConfigError(
-                "A process that loads images was killed, most likely because memory ran out. Use fewer workers than "
-                f"{recipe.data.workers}, or a smaller batch. {folder.how_to_go_on()}"
-            ) from error
-        if not is_out_of_memory(error):
-            raise
-        raise ConfigError(
-            f"The device is out of memory with {recipe.schedule.batch} images per step in "
-            f"{trainer.accumulate * trainer.num_parts} part(s). Use batch=auto, a smaller batch, image size or model, "
-            "or run.checkpoint_activations=true."
-        ) from error
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or folder.how_to_go_on()) from None
-
-
-def _renew_report(folder: Path, paths: Sequence[Path]) -> None:
-    """Write the report of the run again whose weights were exported, if it has one."""
-    if not paths:
-        return
-    try:
-        require("accelerate", "train")
-        require("jinja2", "train")
-        from rtdetrv4.report import REPORT_PAGE, write_report
-
-        if (folder / REPORT_PAGE).is_file():
-            write_report(folder)
-    except MissingDependencyError:  # and so this machine writes no reports
-        return
-    except RTDETRError as error:
-        logger.warning("The report of the run does not show the export: %s", error)
 
 
 def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:

@@ -289,6 +289,34 @@ class RunFolder:
             return f"The latest training state is in {self.last}; the same command with --resume continues from there."
         return f"There is no training state in {self.path} to resume from yet; start the run again."
 
+    @contextmanager
+    def failures_explained(self, recipe: Recipe, num_parts: int) -> Iterator[None]:
+        """Say what to do about a run that ran out of memory or was stopped inside.
+
+        Args:
+            recipe: of the run.
+            num_parts: parts in which the batch of a step is computed.
+        """
+        from rtdetrv4.data.loader import is_lost_worker
+        from rtdetrv4.ops.device import is_out_of_memory
+
+        try:
+            yield
+        except (RuntimeError, MemoryError, OSError, EOFError) as error:
+            if is_lost_worker(error):
+                raise ConfigError(
+                    "A process that loads images was killed, most likely because memory ran out. Use fewer workers "
+                    f"than {recipe.data.workers}, or a smaller batch. {self.how_to_go_on()}"
+                ) from error
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"The device is out of memory with {recipe.schedule.batch} images per step in {num_parts} part(s). Use "
+                "batch=auto, a smaller batch, image size or model, or run.checkpoint_activations=true."
+            ) from error
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(str(stop) or self.how_to_go_on()) from None
+
     def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         """Return the recipe that the run began with, with the changes that a resumed run may make.
 
