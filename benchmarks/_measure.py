@@ -179,6 +179,7 @@ class Results:
         self._folder: Path = args.results
         words = ["--results", str(args.results)]  # where a result was written is irrelevant to it
         given = " ".join(sys.argv[1:]).replace(" ".join(words), "").split()
+        given = [Path(word).name if Path(word).is_absolute() else word for word in given]  # as a reader would have it
         self._command = " ".join(["python", f"benchmarks/{script}.py", *given])
         self._entries: list[dict[str, Any]] = []
         self._details: dict[str, Any] = {"environment": environment(), "measured": {}, "notes": {}}

@@ -79,7 +79,7 @@ def main() -> None:
     if args.serve:
         serve_way(WAYS[args.serve[0]], Path(args.serve[1]))
         return
-    results = Results("int8" + (f"-{args.name}" if args.name else ""), args)
+    results = Results("int8", args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         case = case_of(args.model, args.data, folder, quick=args.quick, val_data=args.val_data)

@@ -5,9 +5,11 @@
 
 Models without trained weights get made-up ones, whose scores are spread as in a trained model. Each file is run at
 batch 1, 2 and 7; what does not agree with PyTorch is in the table with the reason. Results go to
-benchmarks/results/export_matrix.json after each model, and a table to the terminal.
+benchmarks/results/export_matrix.json after each file, a table to the terminal, and another to
+docs/research/export-matrix.md. What is in the results already is not repeated; --anew forgets it.
 
-Expected: some minutes for each model on two cores. `--models test --sizes 64` only shows that it runs.
+Expected: some minutes for each model on two cores. `--models test --sizes 64 --results /tmp/matrix.json` only shows
+that it runs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,24 @@ from rtdetrv4.models import DetectionModel
 from rtdetrv4.runtime.export_report import ExportReport, report_path
 from rtdetrv4.types import ClassMap
 
-RESULTS = Path(__file__).parents[1] / "results" / "export_matrix.json"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "export_matrix.json"
+PAGE = ROOT / "docs" / "research" / "export-matrix.md"
+PAGE_HEAD = """# Formats and precisions
+
+Written by `benchmarks/export/matrix.py`, which repeats it on your machine. Every file was run in its own runtime at
+batch 1, 2 and 7 and compared with PyTorch on the same images. *Matched* is the share of confident detections that both
+have, of the same class and with an IoU of at least 0.95. AP is there for trained weights; the others are made up, with
+scores spread as in a trained model, which is a harder test: many of their detections are nearly tied.
+"""
 MODELS = "rtdetrv4-s,rtdetrv4-l,dfine-s,rtdetrv2-r18"
 SIZES = "640x640,384x640"
 NUM_CLASSES = 20
+KEYS = ("model", "size", "format", "precision")
 COLUMNS = ("model", "size", "format", "precision", "matched, %", "AP", "AP in PyTorch", "px", "score", "MB", "remark")
+
+
+Known = list[dict[str, Any]]
 
 
 def made_up(name: str) -> DetectionModel:
@@ -73,14 +89,16 @@ def row_of(report: ExportReport) -> dict[str, Any]:
     }
 
 
-def rows_of_made_up(name: str, size: tuple[int, int], out: Path) -> Iterator[dict[str, Any]]:
+def rows_of_made_up(name: str, size: tuple[int, int], out: Path, known: Known) -> Iterator[dict[str, Any]]:
     """Export a model with made-up weights in every way that needs no data."""
     model = made_up(name)
     numbers = tuple(range(NUM_CLASSES))
     for kind in FORMATS.values():
         for precision in (each for each in kind.precisions if each != "int8"):
             path = target(out / f"{name}-{size[0]}x{size[1]}", kind, precision)
-            row: dict[str, Any] = {"model": name, "size": size, "format": kind.name, "precision": precision}
+            row: dict[str, Any] = {"model": name, "size": list(size), "format": kind.name, "precision": precision}
+            if row in known:
+                continue
             try:
                 (report,) = export_model(
                     model,
@@ -95,15 +113,17 @@ def rows_of_made_up(name: str, size: tuple[int, int], out: Path) -> Iterator[dic
                 yield row | {"remark": str(error)}
 
 
-def rows_of_trained(weights: Path, data: str, out: Path) -> Iterator[dict[str, Any]]:
+def rows_of_trained(weights: Path, data: str, out: Path, known: Known) -> Iterator[dict[str, Any]]:
     """Export trained weights in every way, and measure the AP of each."""
     detector = Detector(weights=weights, device="cpu")
     for kind in FORMATS.values():
         for precision in kind.precisions:
             path = target(out / weights.stem, kind, precision)
             size = detector.recipe.model.image_size
-            row: dict[str, Any] = {"model": f"{detector.recipe.model.name}, trained", "size": size}
+            row: dict[str, Any] = {"model": f"{detector.recipe.model.name}, trained", "size": list(size)}
             row |= {"format": kind.name, "precision": precision}
+            if row in known:
+                continue
             try:
                 detector.export(kind.name, precision=precision, data=data, out=path)
                 yield row | row_of(ExportReport.read(report_path(path)))
@@ -111,23 +131,34 @@ def rows_of_trained(weights: Path, data: str, out: Path) -> Iterator[dict[str, A
                 yield row | {"remark": str(error)}
 
 
+def cells_of(row: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+
+    def number(name: str, how: str, factor: float = 1.0) -> str:
+        value = row.get(name)
+        return "" if value is None else format(factor * value, how)
+
+    accuracy = [number("matched", ".1f", 100), number("ap", ".4f"), number("torch_ap", ".4f")]
+    rest = [number("max_box_px", ".2g"), number("max_score", ".2g"), str(row.get("megabytes", "")), row["remark"]]
+    return [row["model"], "×".join(map(str, row["size"])), row["format"], row["precision"], *accuracy, *rest]
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
     table = Table(*COLUMNS, box=None)
     for row in rows:
-        share = row.get("matched")
-        table.add_row(
-            row["model"],
-            "×".join(map(str, row["size"])),
-            row["format"],
-            row["precision"],
-            "" if share is None else f"{100 * share:.1f}",
-            *("" if row.get(name) is None else f"{row[name]:.3f}" for name in ("ap", "torch_ap")),
-            *("" if row.get(name) is None else f"{row[name]:.2g}" for name in ("max_box_px", "max_score")),
-            str(row.get("megabytes", "")),
-            row["remark"],
-        )
+        table.add_row(*cells_of(row))
     Console().print(table)
+
+
+def write_page(rows: list[dict[str, Any]]) -> None:
+    """Write the table for the documentation."""
+    machines = sorted({row["machine"] for row in rows if "machine" in row})
+    runtimes = sorted({row["runtime"] for row in rows if "runtime" in row})
+    lines = [PAGE_HEAD, f"Machine: {'; '.join(machines)}. Runtimes: {', '.join(runtimes)}.", ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells_of(row)) + " |" for row in rows]
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -138,15 +169,22 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="trained weights, to measure the AP of")
     parser.add_argument("--data", help="their data set")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results; default %(default)s")
+    parser.add_argument("--anew", action="store_true", help="repeat what is in the results already")
     args = parser.parse_args()
     sizes = [tuple(map(int, (text if "x" in text else f"{text}x{text}").split("x"))) for text in args.sizes.split(",")]
-    works = [rows_of_trained(args.weights, args.data, args.out)] if args.weights and args.data else []
-    works += [rows_of_made_up(name, size, args.out) for name in args.models.split(",") if name for size in sizes]
-    rows: list[dict[str, Any]] = []
-    for work in works:
-        rows.extend(work)
-        RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    is_known = args.results.is_file() and not args.anew
+    rows: list[dict[str, Any]] = json.loads(args.results.read_text(encoding="utf-8")) if is_known else []
+    known = [{key: row[key] for key in KEYS} for row in rows]
+    works = [rows_of_trained(args.weights, args.data, args.out, known)] if args.weights and args.data else []
+    works += [rows_of_made_up(name, size, args.out, known) for name in args.models.split(",") if name for size in sizes]
+    for row in chain.from_iterable(works):
+        print(*cells_of(row), flush=True)
+        rows.append(row)
+        args.results.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     show(rows)
+    if args.results == RESULTS:
+        write_page(rows)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,11 @@ def test_openvino_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.M
     core = openvino.Core()
     preferred = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
     assert open_engine(path / "model.xml").name == f"OpenVINO {version} on CPU, {preferred}"
+    (tmp_path / "int8").mkdir()
+    quantized = write_openvino(tmp_path / "int8", METADATA._replace(precision="int8").to_json())
+    assert open_engine(quantized).name.endswith("f32")
     if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert open_engine(quantized, precision="bf16").name.endswith("bf16")
         assert open_engine(path, precision="bf16").name.endswith("bf16")
     else:
         with pytest.raises(ConfigError, match="no instructions for bf16"):

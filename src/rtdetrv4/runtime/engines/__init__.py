@@ -44,7 +44,8 @@ def open_engine(
             right.
         threads: threads that work on one batch; None leaves it to the runtime.
         precision: "fp32" computes in float32 what the file holds in floats, "bf16" in bfloat16. None: what the runtime
-            prefers; in OpenVINO that is bfloat16 on processors that have instructions for it.
+            prefers; in OpenVINO that is bfloat16 on processors that have instructions for it, and float32 for int8
+            files, as they were proven.
         hint: "latency": one batch as fast as possible. "throughput": as many as possible in the same time, if as many
             calls as `Engine.num_parallel` run at once.
 

@@ -140,6 +140,11 @@ class OpenVinoEngine:
         self.name = self._run.name
         model = self._run.model
         metadata = read_metadata(_metadata_text(model, path), path)
+        on_cpu = (options.device or "cpu").lower() == "cpu"
+        if options.precision is None and on_cpu and metadata.precision == "int8":
+            # As it was proven: bfloat16 beside 8 bits costs several times the AP that 8 bits alone do.
+            self._run = OpenVinoModel(path, options._replace(precision="fp32"))
+            self.name, model = self._run.name, self._run.model
         shape = model.input(0).partial_shape
         self.metadata = metadata._replace(batch=shape[0].get_length() if shape[0].is_static else None)
         self._image = tuple(side.get_length() for side in list(shape)[1:])
