@@ -157,7 +157,9 @@ def make_deformable_detr() -> nn.Module:
 
 def make_lw_detr() -> nn.Module:
     backbone = LwDetrViTConfig(image_size=64, num_windows=4, window_block_indices=[0], **_VIT)
-    return LwDetrForObjectDetection(LwDetrConfig(backbone_config=backbone, projector_scale_factors=[1.0], **_OVER_A_VIT))
+    return LwDetrForObjectDetection(
+        LwDetrConfig(backbone_config=backbone, projector_scale_factors=[1.0], **_OVER_A_VIT)
+    )
 
 
 def make_rf_detr() -> nn.Module:

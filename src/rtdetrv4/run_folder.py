@@ -228,8 +228,8 @@ class RunFolder:
         """
         if name := self._recorded("own_teacher"):
             raise ConfigError(
-                f'The run in {self.path} learns from a teacher that was given as an object, "{name}", and is in no file. '
-                "To resume, give it again: Detector(…).train(resume=True, teacher=…)."
+                f'The run in {self.path} learns from a teacher that was given as an object, "{name}", and is in no '
+                "file. To resume, give it again: Detector(…).train(resume=True, teacher=…)."
             )
 
     def _recorded(self, key: str) -> Any:

@@ -351,7 +351,9 @@ def test_a_run_with_a_teacher_of_ones_own_resumes_with_it_only(shapes: Path, tmp
     network.__name__ = "vit_tiny_patch16_224"  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         Detector("test").train(shapes, epochs=2, teacher=network, out=tmp_path, callbacks=[Stop()])
-    with pytest.raises(ConfigError, match=r'given as an object, "vit_tiny_patch16_224".*train\(resume=True, teacher=…\)'):
+    with pytest.raises(
+        ConfigError, match=r'given as an object, "vit_tiny_patch16_224".*train\(resume=True, teacher=…\)'
+    ):
         Detector("test").train(shapes, out=tmp_path, resume=True)
     resumed = Detector("test").train(shapes, out=tmp_path, resume=True, teacher=network)
     assert resumed.weights.is_file()

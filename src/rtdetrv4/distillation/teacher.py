@@ -404,8 +404,8 @@ def _known(name: str) -> str:
     names = [*BY_NAME, *timm.list_models(), *timm.list_pretrained()]
     raise ConfigError(
         f'Teacher "{name}" is not a timm model.{did_you_mean(name, names)} '
-        "See `rtdetrv4 teachers` and `timm.list_models()`; a network of your own is given as an object, teacher=…, also "
-        "to resume."
+        "See `rtdetrv4 teachers` and `timm.list_models()`; a network of your own is given as an object, teacher=…, "
+        "also to resume."
     )
 
 

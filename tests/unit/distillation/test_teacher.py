@@ -440,7 +440,10 @@ def test_a_network_in_low_precision_is_probed_and_runs_in_its_own_format() -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"stride": 32}, r'"means" returns maps of 12×20 for 192×320 pixels, where 6×10 were expected of its stride, 32'),
+        (
+            {"stride": 32},
+            r'"means" returns maps of 12×20 for 192×320 pixels, where 6×10 were expected of its stride, 32',
+        ),
         ({"stride": 8}, r'"means" returns maps of 3×5 for 48×80 pixels, where 6×10 were expected of its stride, 8'),
         ({"dim": 1}, r'"means" returns maps of 3 channels, but its dim is 1\. wrap_teacher'),
         ({"network": lambda images: images.mean(dim=(2, 3))}, r'"means" returns \(2, 3\) for 2 images'),
