@@ -32,7 +32,8 @@ def test_a_tap(name: str) -> None:
     family = FAMILIES[name]
     torch.manual_seed(0)
     model = family.make().train()
-    tap = tap_of(family, model, make_teacher(), Modulation(5.0))
+    teacher = make_teacher()
+    tap = tap_of(family, model, teacher, Modulation(5.0))
     images, mask = padded_batch()
     batch: dict[str, Any] = {"pixel_values": images, "labels": labels_for(images)}
     if family.takes_mask:
@@ -51,7 +52,7 @@ def test_a_tap(name: str) -> None:
     valid = torch.ones(2, rows, columns, dtype=torch.bool)
     if family.takes_mask:
         valid[1, rows // 2 :] = valid[1, :, columns // 2 :] = False
-    expected = 5 * alignment_loss(tap.injector(f5), make_teacher()(images, (rows, columns)), valid)
+    expected = 5 * alignment_loss(tap.injector(f5), teacher(images, (rows, columns)), valid)
     torch.testing.assert_close(distillation, expected)
 
     (detection + distillation).backward()
