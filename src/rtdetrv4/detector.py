@@ -261,7 +261,7 @@ class Detector:
                 as fit in memory.
             imgsz: side of a square, or (height, width); multiples of 32.
             teacher: a name from `rtdetrv4 teachers` or timm, "none", a built `Teacher`, or any network that maps
-                normalized images B×3×H×W to a feature map.
+                normalized images B×3×H×W to a feature map. What is no name must be given again to resume.
             lr: learning rate; the backbone's changes by the same factor.
             device: device to train on.
             workers: number of processes that load images.
@@ -343,6 +343,8 @@ class Detector:
             self.recipe, self.device = recipe, accelerator.device
             self._load(read_checkpoint(folder.weights), logging.DEBUG)
             return TrainResult(folder.path, folder.weights, folder.best, folder.last, folder.metrics())
+        if resume and built_teacher is None and recipe.distillation.is_on:
+            folder.require_teacher()
         splits, findings = read_training_data(recipe)
         assert splits.train is not None
         if accelerator.is_main_process:
@@ -388,7 +390,8 @@ class Detector:
                 if fitting is not None:
                     fitting.report(recipe)
                 derived = None if resume else () if fitting is None else fitting.choices
-                folder.write_record(recipe, splits, start_record, derived)
+                own_teacher = None if built_teacher is None else teacher_name(built_teacher)
+                folder.write_record(recipe, splits, start_record, derived, own_teacher)
                 schedule = recipe.schedule
                 advice = few_steps_advice(trainer.plan, recipe_warmup=schedule.warmup_steps, batch=schedule.batch)
                 if advice is not None and fitting is None and start is not None and start.weights is None:

@@ -187,6 +187,7 @@ class RunFolder:
         splits: Splits,
         start: Mapping[str, Any] | None = None,
         derived: Sequence[Choice] | None = None,
+        own_teacher: str | None = None,
     ) -> None:
         """Write recipe.yaml, run.json, and the list of validation images if these were chosen here.
 
@@ -195,6 +196,7 @@ class RunFolder:
             splits: the data.
             start: what the run started from, see `rtdetrv4.assembly.start.Start.record`.
             derived: the settings that were derived for the run; None keeps those of the record there is, on resume.
+            own_teacher: the name of a teacher that was given as an object, which no recipe can make again.
         """
         parts = splits.parts
         names, ids = parts["train"].classes
@@ -209,6 +211,7 @@ class RunFolder:
             },
             "data_notes": list(splits.notes),
             "derived": self._recorded("derived") if derived is None else [choice._asdict() for choice in derived],
+            "own_teacher": own_teacher,
         }
         write_text(self.recipe, to_yaml(recipe))
         # A file name that is not UTF-8 is written as JSON's own escapes.
@@ -217,6 +220,17 @@ class RunFolder:
         if splits.is_val_made and splits.val is not None:
             chosen = "".join(f"{record.info.file_name}\n" for record in splits.val.records)
             write_text(self.validation, chosen, errors="surrogatepass")
+
+    def require_teacher(self) -> None:
+        """Raise if the run in this folder learns from a teacher that was given as an object.
+
+        Its name in the recipe may even be that of another network.
+        """
+        if name := self._recorded("own_teacher"):
+            raise ConfigError(
+                f'The run in {self.path} learns from a teacher that was given as an object, "{name}", and is in no '
+                "file. To resume, give it again: Detector(…).train(resume=True, teacher=…)."
+            )
 
     def _recorded(self, key: str) -> Any:
         """An entry of run.json; None without it."""

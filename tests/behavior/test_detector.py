@@ -340,6 +340,25 @@ def test_a_run_goes_on_with_its_own_settings(shapes: Path, tmp_path: Path) -> No
         Detector("rtdetrv4-n").train(shapes, out=tmp_path, resume=True)
 
 
+def test_a_run_with_a_teacher_of_ones_own_resumes_with_it_only(shapes: Path, tmp_path: Path) -> None:
+    """Even if it is called like a network of timm's, which would teach something else without a word."""
+
+    class Stop(Observer):
+        def epoch_end(self, *args: object, **kwargs: object) -> None:
+            raise KeyboardInterrupt
+
+    network = torch.nn.Conv2d(3, 6, 32, 32)
+    network.__name__ = "vit_tiny_patch16_224"  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        Detector("test").train(shapes, epochs=2, teacher=network, out=tmp_path, callbacks=[Stop()])
+    with pytest.raises(
+        ConfigError, match=r'given as an object, "vit_tiny_patch16_224".*train\(resume=True, teacher=…\)'
+    ):
+        Detector("test").train(shapes, out=tmp_path, resume=True)
+    resumed = Detector("test").train(shapes, out=tmp_path, resume=True, teacher=network)
+    assert resumed.weights.is_file()
+
+
 def test_fine_tuning_starts_from_the_weights(trained: Path, shapes: Path, tmp_path: Path) -> None:
     detector = Detector(trained / "weights.safetensors")
     before = {name: tensor.clone() for name, tensor in detector.model.state_dict().items()}

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rtdetrv4.distillation.f5 import tokens_of_stride
     from rtdetrv4.distillation.injector import Injector, alignment_loss
     from rtdetrv4.distillation.modulation import Modulation, ModulationReport, next_weight
     from rtdetrv4.distillation.student import DistillationStudent
@@ -30,11 +31,13 @@ __all__ = [
     "alignment_loss",
     "load_teacher",
     "next_weight",
+    "tokens_of_stride",
     "wrap_teacher",
 ]
 
 _HOMES = {
     "teacher_catalog": ("DEFAULT_TEACHER", "PIP_TEACHER", "TEACHERS", "TeacherFacts"),
+    "f5": ("tokens_of_stride",),
     "injector": ("Injector", "alignment_loss"),
     "modulation": ("Modulation", "ModulationReport", "next_weight"),
     "student": ("DistillationStudent",),

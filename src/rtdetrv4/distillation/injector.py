@@ -25,11 +25,16 @@ class Injector(nn.Module):
         return self.projector(f5.movedim(1, -1)).movedim(-1, 1)
 
 
-def alignment_loss(projected: Tensor, teacher_map: Tensor) -> Tensor:
+def alignment_loss(projected: Tensor, teacher_map: Tensor, valid: Tensor | None = None) -> Tensor:
     """L_DSI: the mean over positions of 1 − cos, in float32, a scalar in [0, 2].
 
     Args:
         projected: B×D×h×w.
         teacher_map: B×D×h×w, without gradient.
+        valid: B×h×w, boolean: the positions that count, such as those that are not padding; None counts all. Without
+            any, the loss is 0.
     """
-    return (1 - F.cosine_similarity(projected.float(), teacher_map.float(), dim=1)).mean()
+    distance = 1 - F.cosine_similarity(projected.float(), teacher_map.float(), dim=1)
+    if valid is None:
+        return distance.mean()
+    return (distance * valid).sum() / valid.sum().clamp(min=1)

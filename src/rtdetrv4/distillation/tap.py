@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Mapping, MutableMapping
+import inspect
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
 
+from rtdetrv4.distillation.f5 import F5Reader, Select, Size, in_whole_cells, tensors_in, valid_cells
 from rtdetrv4.distillation.injector import Injector, alignment_loss
 from rtdetrv4.distillation.modulation import Modulation, ModulationReport
-from rtdetrv4.distillation.teacher import Teacher
+from rtdetrv4.distillation.teacher import Teacher, check_normalization
+from rtdetrv4.distillation.watch import Watch, require_trained
 from rtdetrv4.errors import ConfigError, did_you_mean
 from rtdetrv4.ops.collectives import world_size
 
 NAME = "tap"
 """Name of the tap within the model."""
-IMAGE_RANGE = (-0.1, 1.1)
-"""Augmentations may overshoot [0, 1] slightly; bytes and normalized images exceed this range."""
+IMAGES, MASK = "pixel_values", "pixel_mask"
+"""What transformers' detectors call their images and the mask of what is not padding."""
 
 
 class _Beside(NamedTuple):
@@ -32,11 +35,22 @@ class _Beside(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What the layer returned, and the autocast it ran under."""
+    """What the layer returned, the autocast it ran under, and the model's arguments by name."""
 
     output: Any
     autocast: bool
     dtype: torch.dtype
+    arguments: Mapping[str, Any]
+
+
+class _Inputs(NamedTuple):
+    """How `add_to_loss` finds what `loss` takes among the model's arguments."""
+
+    images: str
+    mask: str
+    grid_hw: Size | Callable[[Size], Size] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
 
 
 class Tap(nn.Module):
@@ -66,11 +80,13 @@ class Tap(nn.Module):
         teacher: what F5 is aligned with; follows F5 to its device.
         modulation: owner of λ.
         dim: C, the channels of F5.
-        select: extracts F5 from the layer's output; needed if that has several tensors with C channels, or none.
+        select: from the layer's output and the images' (height, width) in pixels to F5; needed if the output has
+            several tensors with C channels, or none. See `tokens_of_stride`.
         batch_first: whether tokens are B×N×C; otherwise, they are N×B×C.
 
     Raises:
-        ConfigError: the model has no such layer, the layer has no parameters, or the model already has a tap or DDP.
+        ConfigError: the model has no such layer, the layer has no parameters, the model already has a tap or DDP, or
+            the teacher is no `Teacher` or the modulation no `Modulation`.
     """
 
     def __init__(
@@ -81,23 +97,28 @@ class Tap(nn.Module):
         modulation: Modulation,
         *,
         dim: int,
-        select: Callable[[Any], Tensor] | None = None,
+        select: Select | None = None,
         batch_first: bool = True,
     ) -> None:
         super().__init__()
-        if isinstance(model, DistributedDataParallel):
-            raise ConfigError("DDP would not reduce the projector's gradient. Make the tap first, then wrap the model.")
+        _check_kinds(model, teacher, modulation, select)
         if hasattr(model, NAME):
             raise ConfigError(f'The model has a part called "{NAME}". Close an earlier tap with model.{NAME}.close().')
         tapped = _find(model, layer)
         self.injector = Injector(dim, teacher.dim).to(next(tapped.parameters()))
         self.modulation = modulation
         self._beside = _Beside(model, tapped, teacher)
-        self._layer, self._dim, self._select, self._batch_first = layer, dim, select, batch_first
-        self._images = ""
+        self._layer = layer
+        self._reader = F5Reader(layer, dim, select, batch_first)
+        self._watch = Watch(self.injector, tapped, layer)
+        self._parameters_of_model = _names_of_arguments(model)
+        self._inputs = _Inputs(IMAGES, MASK, None, None, None)
+        self._arguments: Mapping[str, Any] = {}
         self._kept: _Kept | None = None
-        self._is_checked = self._is_observed = False
+        self._alignment: Tensor | None = None
+        self._is_observed = False
         self._hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
             tapped.register_forward_pre_hook(self._reach, with_kwargs=True),
             tapped.register_forward_hook(self._keep),
         ]
@@ -107,53 +128,108 @@ class Tap(nn.Module):
         """Return the input: in a model that is an `nn.Sequential`, the tap runs as its last part."""
         return output
 
-    def loss(self, images: Tensor, *, grid_hw: tuple[int, int] | None = None) -> Tensor:
+    def loss(
+        self,
+        images: Tensor,
+        *,
+        mask: Tensor | None = None,
+        grid_hw: Size | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Tensor:
         """λ · L_DSI of the model's last forward pass: a scalar to add to the detection loss.
 
         Projector and teacher run under the autocast settings that the layer ran under.
 
         Args:
-            images: B×3×H×W in [0, 1]: what the model saw, before any normalization with mean and std.
-            grid_hw: h and w of F5 if it comes as tokens; needed unless N square cells tile the image.
+            images: B×3×H×W, what the model saw: in [0, 1], or normalized with `mean` and `std`.
+            mask: B×H×W, nonzero where there is image and 0 where there is padding, which then does not count. None
+                takes the `pixel_mask` that the model was called with, if it was.
+            grid_hw: h and w of F5 if it comes as tokens; needed unless N square cells cover the image.
+            mean: per channel, if the images are normalized: the mean of images in [0, 1].
+            std: per channel, of images in [0, 1].
 
         Raises:
-            ConfigError: the layer has not run, its output cannot be read as F5, or images are not in [0, 1].
+            ConfigError: the layer has not run, nothing that computes its output is trained, the output cannot be read
+                as F5, or the images are not those that the model saw or not in [0, 1].
         """
-        kept, self._kept = self._kept, None
-        if kept is None:
-            raise ConfigError(
-                f'Layer "{self._layer}" has not run since the last loss. Call `loss` once after each forward pass of '
-                "the tapped model, with gradients enabled."
-            )
-        if not self._is_checked:
-            _check_range(images)
-            self._is_checked = True
-        f5 = self._read(kept.output, images, grid_hw)
+        kept = self._take()
+        if mean is not None or std is not None:
+            images = _as_they_were(images, mean, std)
+        mask = kept.arguments.get(self._inputs.mask) if mask is None else mask
+        f5 = self._reader.read(kept.output, images, grid_hw)
+        require_trained(f5, self.injector, self._layer)
+        grid = f5.shape[-2], f5.shape[-1]
+        valid = None if mask is None else valid_cells(mask, grid, images)
+        self._watch.images(images, _pictures(kept.arguments), valid)
         weight, teacher = self.modulation.weight, self._beside.teacher
         with torch.autocast(f5.device.type, kept.dtype, enabled=kept.autocast):
             projected = self.injector(f5.to(self.injector.projector.weight.dtype))
             if weight == 0:  # no need to run the teacher
+                self._alignment = None
                 return 0 * projected.sum()
             if teacher.mean.device != f5.device:
                 teacher.to(f5.device)
-            teacher_map = teacher(images.to(teacher.mean), (f5.shape[-2], f5.shape[-1]))
-            return weight * alignment_loss(projected, teacher_map)
+            teacher_map = teacher(in_whole_cells(images.to(teacher.mean), grid), grid)
+            alignment = alignment_loss(projected, teacher_map, None if valid is None else valid.to(f5.device))
+        self._alignment = alignment.detach()
+        return weight * alignment
 
-    def add_to_loss(self, images: str = "pixel_values") -> Tap:
+    def add_to_loss(
+        self,
+        images: str = IMAGES,
+        *,
+        mask: str = MASK,
+        grid_hw: Size | Callable[[Size], Size] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Tap:
         """Make the model add λ · L_DSI to the `loss` in its output, which is where transformers' models have theirs.
 
         For trainers that own the training step: do not call `loss` yourself then. Returns the tap.
 
         Args:
-            images: name of the model's argument for images, B×3×H×W in [0, 1].
+            images: name of the model's argument for images, B×3×H×W in [0, 1] or normalized with `mean` and `std`.
+            mask: name of the model's argument for the padding mask, B×H×W, nonzero where there is image. A model
+                without it, or called without it, has no padding.
+            grid_hw: h and w of F5 if it comes as tokens that are not square cells which cover the image; or a function
+                from the images' (height, width) to it.
+            mean: per channel, if the images are normalized: the mean of images in [0, 1], such as `image_mean` of
+                transformers' processors.
+            std: per channel, such as their `image_std`.
+
+        Raises:
+            ConfigError: the model has no such arguments, or no mean and std are like that.
         """
-        self._images = images
-        self._hooks.append(self._beside.model.register_forward_hook(self._add, with_kwargs=True))
+        known = inspect.signature(self._beside.model.forward).parameters
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
+            for name in [name for name in (images, mask) if name not in (*known, MASK)]:
+                raise ConfigError(
+                    f'The model has no argument "{name}".{did_you_mean(name, known)} It has {", ".join(known)}.'
+                )
+        if mean is not None or std is not None:
+            check_normalization(mean, std)
+        self._inputs = _Inputs(images, mask, grid_hw, mean, std)
+        self._hooks.append(self._beside.model.register_forward_hook(self._add))
         return self
+
+    def values(self) -> dict[str, float]:
+        """What to log: `lambda`, and `distill`: L_DSI of the last loss, without λ, unless λ was 0.
+
+        Waits for the device, so call it as rarely as you log.
+        """
+        values = {"lambda": self.modulation.weight}
+        return values if self._alignment is None else {**values, "distill": float(self._alignment)}
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Measure the layer's share of the gradient; call between a step's last backward and clearing gradients."""
+        """Measure the layer's share of the gradient; call between a step's last backward and clearing gradients.
+
+        Raises:
+            ConfigError: there are no gradients, the layer is frozen though λ is to be adapted, or the optimizer does
+                not train the projector.
+        """
+        self._watch.gradients(self._beside.model, adapts=self.modulation.rule != "fixed")
         self.modulation.observe(self._beside.layer, self._beside.model)
         self._is_observed = True
 
@@ -164,12 +240,15 @@ class Tap(nn.Module):
             refinement: whether the next epoch belongs to the refinement stage, in which λ is the default weight.
 
         Raises:
-            ConfigError: λ is to be adapted, but nothing was observed.
+            ConfigError: λ is to be adapted, but nothing was observed, or no gradient of the distillation loss.
         """
         if not self._is_observed and self.modulation.rule != "fixed":
             raise ConfigError("No gradient was observed in this epoch. Call `observe` after each step's last backward.")
         self._is_observed = False
-        return self.modulation.end_epoch(refinement=refinement)
+        weight = self.modulation.weight
+        report = self.modulation.end_epoch(refinement=refinement)
+        self._watch.end_epoch(weight)
+        return report
 
     def close(self) -> None:
         """Remove the tap; the model keeps its current weights."""
@@ -193,37 +272,63 @@ class Tap(nn.Module):
         """Restore what `get_extra_state` returned."""
         self.modulation.load_state_dict(dict(zip(self.modulation.state_dict(), state.tolist(), strict=True)))
         self._is_observed = True  # perhaps: the epoch may have begun before the state was saved
+        self._watch.resume()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
         """Support copies of the model, such as its EMA; they share the teacher, which is frozen."""
         memo[id(self._beside.teacher)] = self._beside.teacher
         memo[id(self)] = other = Tap.__new__(Tap)
-        other.__dict__.update(copy.deepcopy({**self.__dict__, "_kept": None}, memo))
+        other.__dict__.update(copy.deepcopy({**self.__dict__, **self._nothing_kept()}, memo))
         return other
 
-    def _keep(self, layer: nn.Module, args: Any, output: Any) -> None:
-        """Run after the layer's forward: keep its output, unless this is validation."""
-        del layer, args
+    @staticmethod
+    def _nothing_kept() -> dict[str, Any]:
+        """State between two steps: tensors of a graph cannot be copied."""
+        return {"_kept": None, "_arguments": {}, "_alignment": None}
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run before the model's forward: what an earlier one has left does not belong to this one."""
+        del model
         if torch.is_grad_enabled():
+            self._kept = None
+            self._arguments = {**dict(zip(self._parameters_of_model, args, strict=False)), **kwargs}
+
+    def _keep(self, layer: nn.Module, args: Any, output: Any) -> None:
+        """Run after the layer's forward: keep its output, unless this is validation, or repeated by a backward pass."""
+        del layer, args
+        if torch.is_grad_enabled() and not _is_in_backward():
             device = self.injector.projector.weight.device.type
-            self._kept = _Kept(output, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+            self._kept = _Kept(output, *autocast, self._arguments)
+            self._arguments = {}
+
+    def _take(self) -> _Kept:
+        """What was kept, once."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            raise ConfigError(
+                f'Layer "{self._layer}" has not run since the last loss. Call `loss` once after each forward pass of '
+                "the tapped model, with gradients enabled, and checkpoint activations with use_reentrant=False: "
+                "otherwise they are computed without gradients."
+            )
+        return kept
 
     def _reach(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run before the layer's forward: with several ranks, apply `_Reach` to its input."""
         del layer
         if world_size() == 1 or not torch.is_grad_enabled():
             return None
-        values: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        keys = [key for key, value in values.items() if isinstance(value, Tensor) and value.is_floating_point()]
-        if not keys:
-            return None
-        values[keys[0]] = _Reach.apply(values[keys[0]], *self.injector.parameters())
-        return tuple(values.pop(index) for index in range(len(args))), values
+        values, form = pytree.tree_flatten((args, kwargs))
+        for index, value in enumerate(values):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                values[index] = _Reach.apply(value, *self.injector.parameters())
+                return pytree.tree_unflatten(values, form)
+        return None
 
-    def _add(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _add(self, model: nn.Module, args: Any, output: Any) -> None:
         """Run after the model's forward, for `add_to_loss`."""
-        del model
-        if self._kept is None:
+        del model, args
+        if not torch.is_grad_enabled():
             return
         if not isinstance(output, MutableMapping):
             raise ConfigError(
@@ -232,43 +337,19 @@ class Tap(nn.Module):
             )
         if output.get("loss") is None:  # no labels
             self._kept = None
-        else:
-            output["loss"] = output["loss"] + self.loss(kwargs[self._images] if self._images in kwargs else args[0])
-
-    def _read(self, output: Any, images: Tensor, grid_hw: tuple[int, int] | None) -> Tensor:
-        """What the layer returned → F5, B×C×h×w."""
-        found = _tensors(output) if self._select is None else [self._select(output)]
-        fitting = [
-            tensor
-            for tensor in found
-            if tensor.ndim in (3, 4) and tensor.shape[1 if tensor.ndim == 4 else 2] == self._dim
-        ]
-        if len(fitting) != 1:
-            raise ConfigError(
-                f'Layer "{self._layer}" returns {_shapes(found)}, of which {len(fitting)} can be F5: B×{self._dim}×h×w '
-                f"or tokens with {self._dim} channels last. Choose one with `select`, or correct `dim`."
-            )
-        (f5,) = fitting
-        is_map = f5.ndim == 4
-        if not is_map and not self._batch_first:
-            f5 = f5.transpose(0, 1)
-        if len(f5) != len(images):
-            hint = "" if is_map else " Tokens are read as B×N×C, or as N×B×C with batch_first=False."
-            raise ConfigError(
-                f'Layer "{self._layer}" returns {_shapes(fitting)} for {len(images)} images. Give `loss` the images '
-                f"that the model saw last.{hint}"
-            )
-        if is_map:
-            return f5
-        tokens, (height, width) = f5.shape[1], images.shape[-2:]
-        grid = grid_hw or _grid(tokens, height, width)
-        if grid is None or math.prod(grid) != tokens:
-            wanted = f"images of {height}×{width} in squares" if grid is None else f"a grid of {grid[0]}×{grid[1]}"
-            raise ConfigError(
-                f'Layer "{self._layer}" returns {tokens} tokens, which do not fill {wanted}. Give `loss` the grid_hw, '
-                "and drop tokens that are not part of the map with `select`."
-            )
-        return f5.transpose(1, 2).unflatten(2, grid)
+            return
+        self._kept = self._take()
+        named, given = self._kept.arguments, self._inputs
+        for name in (given.images, given.mask):
+            if name not in named and name != MASK:
+                raise ConfigError(
+                    f'The model was called without "{name}", with {", ".join(named) or "nothing"}. Name the arguments '
+                    "that have images and mask: add_to_loss(images=…, mask=…)."
+                )
+        images, grid_hw = named[given.images], given.grid_hw
+        if callable(grid_hw):
+            grid_hw = grid_hw((images.shape[-2], images.shape[-1]))
+        output["loss"] = output["loss"] + self.loss(images, grid_hw=grid_hw, mean=given.mean, std=given.std)
 
 
 class _Reach(torch.autograd.Function):
@@ -303,32 +384,48 @@ def _find(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def _check_range(images: Tensor) -> None:
-    """Check once per tap only, because this synchronizes with the device."""
-    low, high = (float(bound) for bound in images.aminmax())
-    if low < IMAGE_RANGE[0] or high > IMAGE_RANGE[1]:
-        raise ConfigError(
-            f"The teacher takes images in [0, 1] and got values from {low:.4g} to {high:.4g}. Give images without "
-            "normalization by mean and std, and divide bytes by 255."
-        )
+def _check_kinds(model: Any, teacher: Any, modulation: Any, select: Any) -> None:
+    """Raise if one of the things that a tap is made of is of another kind."""
+    if isinstance(model, DistributedDataParallel):
+        raise ConfigError("DDP would not reduce the projector's gradient. Make the tap first, then wrap the model.")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: got {_kind(model)}, expected a torch.nn.Module.")
+    if not isinstance(teacher, Teacher):
+        way = "load_teacher(NAME)" if isinstance(teacher, str) else "wrap_teacher(NETWORK)"
+        raise ConfigError(f"teacher: got {_kind(teacher)}, expected a Teacher, as {way} makes one of it.")
+    if not isinstance(modulation, Modulation):
+        raise ConfigError(f"modulation: got {_kind(modulation)}, expected the owner of λ, such as Modulation(5.0).")
+    if select is not None:
+        try:
+            inspect.signature(select).bind(None, (1, 1))
+        except TypeError as error:
+            raise ConfigError(
+                "select: expected a function of the layer's output and the images' (height, width), such as "
+                "lambda output, image_hw: output[0]."
+            ) from error
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
-    if isinstance(output, Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
+def _kind(value: Any) -> str:
+    return repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
 
 
-def _shapes(tensors: list[Tensor]) -> str:
-    return ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors) or "no tensor"
+def _names_of_arguments(model: nn.Module) -> tuple[str, ...]:
+    """Names of the positional arguments of a model, in order; none if it takes others as well."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))
 
 
-def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """The grid (h, w) of `tokens` square cells that tile an image, or None. There is at most one."""
-    stride = math.isqrt(height * width // max(tokens, 1))
-    if stride == 0 or height % stride or width % stride:
-        return None
-    grid = height // stride, width // stride
-    return grid if math.prod(grid) == tokens else None
+def _pictures(arguments: Mapping[str, Any]) -> list[Tensor]:
+    """What among a model's arguments may be its images."""
+    return [each for each in tensors_in(arguments) if each.ndim == 4 and each.shape[1] == 3]
+
+
+def _as_they_were(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Undo a normalization."""
+    check_normalization(mean, std)
+    return images.float() * images.new_tensor(std).view(1, 3, 1, 1) + images.new_tensor(mean).view(1, 3, 1, 1)
+
+
+def _is_in_backward() -> bool:
+    """Whether a backward pass is running, which repeats forward passes where activations are checkpointed."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

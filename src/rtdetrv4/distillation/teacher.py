@@ -46,8 +46,13 @@ class Teacher(nn.Module):
         std: per channel, of images in [0, 1].
         license: of its weights; written into checkpoints.
         dtype: number format of the network's weights, if it is a module, and of its input. None leaves the weights
-            unchanged and follows the training's mixed precision.
+            unchanged: a network in float32 follows the training's mixed precision, any other computes in its own
+            format.
         compile: compile the network at its first call; if that fails, it runs uncompiled.
+
+    Raises:
+        ConfigError: the network cannot be called, or mean, std, dim or stride are no such numbers. On the first images:
+            the network returns maps of another width or stride.
     """
 
     mean: Tensor
@@ -67,6 +72,13 @@ class Teacher(nn.Module):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        _require_network(network)
+        check_normalization(mean, std)
+        for what, value in (("dim", dim), ("stride", stride)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{what}: got {value!r}, expected a whole number of at least 1.")
+        if dtype is None and _format(network) != torch.float32:
+            dtype = _format(network)
         self.network = network
         self.name = name
         self.dim = dim
@@ -94,14 +106,70 @@ class Teacher(nn.Module):
         with nullcontext() if self.dtype is None else torch.autocast(images.device.type, enabled=False):
             normalized = (resize_to(images, size) - self.mean) / self.std
             features = network(normalized if self.dtype is None else normalized.to(self.dtype))
+            self._check(features, images, grid_hw)
             if features.shape[-2:] != torch.Size(grid_hw):
                 features = F.interpolate(features, size=grid_hw, mode="bilinear", align_corners=False)
         return features
+
+    def _check(self, features: Any, images: Tensor, grid_hw: tuple[int, int]) -> None:
+        """Raise if the network returns maps of another width or stride than was said."""
+        if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(images):
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ConfigError(
+                f'Teacher "{self.name}" returns {got} for {len(images)} images, not feature maps B×D×h×w.'
+            )
+        if features.shape[1] != self.dim:
+            raise ConfigError(
+                f'Teacher "{self.name}" returns maps of {features.shape[1]} channels, but its dim is {self.dim}. '
+                "wrap_teacher(network) finds out width and stride."
+            )
+        rows, columns = features.shape[-2:]
+        if abs(rows - grid_hw[0]) > 1 or abs(columns - grid_hw[1]) > 1:
+            height, width = (self.stride * side for side in grid_hw)
+            raise ConfigError(
+                f'Teacher "{self.name}" returns maps of {rows}×{columns} for {height}×{width} pixels, where '
+                f"{grid_hw[0]}×{grid_hw[1]} were expected of its stride, {self.stride}. wrap_teacher(network) finds "
+                "out width and stride."
+            )
 
     def forward(self, images: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """Images B×3×H×W in [0, 1] → B×D×h×w on the grid `grid_hw`, without gradient, in the network's dtype."""
         # A clone outside inference mode is an ordinary tensor, which autograd may save for the student's backward.
         return self._features(images, grid_hw).clone()
+
+
+def check_normalization(mean: Any, std: Any) -> None:
+    """Raise if these are no mean and standard deviation of the three channels of images in [0, 1]."""
+    for name, values, low in (("mean", mean, 0.0), ("std", std, 1e-3)):
+        try:
+            numbers = [float(value) for value in values]
+        except (TypeError, ValueError):
+            numbers = []
+        if len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
+            hint = " Divide those of images in 0…255 by 255." if numbers and max(numbers) > 1 else ""
+            raise ConfigError(
+                f"{name}: got {values}, expected three numbers, for images in [0, 1] with channels R, G, B, such as "
+                f"{IMAGENET_MEAN if name == 'mean' else IMAGENET_STD}.{hint}"
+            )
+
+
+def _require_network(network: Any) -> None:
+    """Raise if this is nothing that a teacher can be made of."""
+    if isinstance(network, str):
+        raise ConfigError(f'network: got the name "{network}". Teachers by name: load_teacher("{network}").')
+    if isinstance(network, Teacher):
+        raise ConfigError(f'network: got "{network.name}", which is a Teacher already. Use it as it is.')
+    if not callable(network):
+        raise ConfigError(
+            f"network: got a {type(network).__name__}, expected a module or function from images B×3×H×W to features "
+            "B×D×H/stride×W/stride."
+        )
+
+
+def _format(network: Network) -> torch.dtype:
+    """The number format that a network computes in: that of its first weights, or float32."""
+    weights = network.parameters() if isinstance(network, nn.Module) else ()
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
 
 
 def resize_to(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -197,6 +265,8 @@ def load_teacher(
         ConfigError: timm does not know the name, there is no such block, or the network returns no maps.
         WeightsError: the weights cannot be fetched or read, or do not fit.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"name: got a {type(name).__name__}. A network of your own: wrap_teacher(network).")
     if name == PIP_TEACHER:
         if weights is not None:
             raise ConfigError(f'"{PIP_TEACHER}" comes with its weights; to use others, choose "tf_efficientnet_lite2".')
@@ -254,10 +324,11 @@ def wrap_teacher(
     Raises:
         ConfigError: the network does not return such a map.
     """
+    _require_network(network)
     name = name or teacher_name(network)
     height, width = PROBE_SIZE
     try:
-        features = _probe(network, PROBE_SIZE)
+        features = _probe(network, PROBE_SIZE, dtype)
         rows, columns = features.shape[-2:]
         stride = height // max(rows, 1)
         if (rows * stride, columns * stride) != PROBE_SIZE:
@@ -285,15 +356,23 @@ def teacher_name(network: Network) -> str:
     return network.name if isinstance(network, Teacher) else getattr(network, "__name__", type(network).__name__)
 
 
-def _probe(network: Network, size: tuple[int, int]) -> Tensor:
-    """The network's features, 1×D×h×w, for a gray image of that size."""
+def _probe(network: Network, size: tuple[int, int], dtype: torch.dtype | None = None) -> Tensor:
+    """The network's features, 1×D×h×w, for a gray image of that size.
+
+    Args:
+        network: probed in the format of its weights.
+        size: height and width in pixels.
+        dtype: format of the image for a network whose weights are not known; None for float32.
+    """
     device = None
+    if isinstance(network, nn.Module) or dtype is None:
+        dtype = _format(network)
     if isinstance(network, nn.Module):
         network.eval()
         device = next((parameter.device for parameter in network.parameters()), None)
     try:
         with torch.inference_mode():
-            features = network(torch.zeros(1, 3, *size, device=device))
+            features = network(torch.zeros(1, 3, *size, device=device, dtype=dtype))
     except Exception as error:  # the user's network may raise anything
         raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it fails ({first_line(error)}).") from error
     if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
@@ -325,7 +404,8 @@ def _known(name: str) -> str:
     names = [*BY_NAME, *timm.list_models(), *timm.list_pretrained()]
     raise ConfigError(
         f'Teacher "{name}" is not a timm model.{did_you_mean(name, names)} '
-        "See `rtdetrv4 teachers` and `timm.list_models()`."
+        "See `rtdetrv4 teachers` and `timm.list_models()`; a network of your own is given as an object, teacher=…, "
+        "also to resume."
     )
 
 

@@ -11,9 +11,18 @@ import safetensors.torch
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import tap_ranks
-from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Tap, Teacher, alignment_loss
+from rtdetrv4.distillation import (
+    DistillationStudent,
+    Injector,
+    Modulation,
+    Tap,
+    Teacher,
+    alignment_loss,
+    tokens_of_stride,
+)
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.types import Targets
 from small_training import ROUNDING, assert_same, make_detector
@@ -93,13 +102,13 @@ def test_loss_is_lambda_times_the_alignment_of_the_layers_output() -> None:
     [
         (lambda f5: (torch.rand(4, 8, 6, 6), f5), {}),
         (lambda f5: OrderedDict(states=(f5,), logits=torch.rand(4, 7)), {}),
-        (lambda f5: [f5, f5 - 1], {"select": lambda output: output[0]}),
+        (lambda f5: [f5, f5 - 1], {"select": lambda output, image_hw: output[0]}),
         (tokens, {}),
         (lambda f5: (tokens(f5), None), {}),
         (lambda f5: tokens(f5).transpose(0, 1), {"batch_first": False}),
         (
             lambda f5: torch.cat((torch.ones(4, 1, 4), tokens(f5)), dim=1),
-            {"select": lambda output: output[:, 1:]},
+            {"select": lambda output, image_hw: output[:, 1:]},
         ),
     ],
     ids=["tuple", "mapping", "selected", "tokens", "tokens in a tuple", "batch second", "class token"],
@@ -259,7 +268,7 @@ def test_add_to_loss() -> None:
     tap.close()
     torch.testing.assert_close(model(images, images)["loss"], plain)
     unnamed, tap = make_tapped()
-    tap.add_to_loss()
+    tap.add_to_loss("images")
     with pytest.raises(ConfigError, match="output is a Tensor, which has no `loss` by name"):
         unnamed(images)
 
@@ -349,15 +358,6 @@ def test_outputs_that_are_no_f5(form: Callable[[Tensor], Any], options: dict[str
         tap.loss(make_images())
 
 
-@pytest.mark.parametrize("change", [lambda images: 255 * images, lambda images: (images - 0.45) / 0.225])
-def test_images_that_are_not_in_the_unit_range(change: Callable[[Tensor], Tensor]) -> None:
-    model, tap = make_tapped()
-    images = change(make_images())
-    model(images)
-    with pytest.raises(ConfigError, match=r"takes images in \[0, 1\] and got values from"):
-        tap.loss(images)
-
-
 def test_an_epoch_without_a_look_at_gradients() -> None:
     model, tap = make_tapped()
     with pytest.raises(ConfigError, match="Call `observe` after each step's last backward"):
@@ -376,9 +376,9 @@ def test_two_ranks_are_one_with_twice_the_batch(tmp_path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     mp.spawn(tap_ranks.run, (tmp_path, port), nprocs=2)
-    for spare in (False, True):
-        first, second = (torch.load(tmp_path / f"{spare}{rank}.pt", weights_only=True) for rank in range(2))
-        model, tap = make_tapped(spare)
+    for kind, (spare, nested) in tap_ranks.KINDS.items():
+        first, second = (torch.load(tmp_path / f"{kind}{rank}.pt", weights_only=True) for rank in range(2))
+        model, tap = make_tapped(spare, nested)
         model.load_state_dict(first["weights"])
         step(model, tap, make_images())
         for name, gradient in first["gradients"].items():
@@ -386,3 +386,310 @@ def test_two_ranks_are_one_with_twice_the_batch(tmp_path) -> None:
             torch.testing.assert_close(gradient, model.get_parameter(name).grad, msg=name)
         assert first["report"] == second["report"]
         assert first["report"] == pytest.approx(tap.end_epoch()[:2], rel=1e-4)
+
+
+# ---- padding --------------------------------------------------------------------------------------------------------
+
+
+def padded_batch() -> tuple[Tensor, Tensor]:
+    """Two images, one of which fills the left third only, and their mask."""
+    images = make_images()[:2]
+    mask = torch.ones(2, 64, 96, dtype=torch.long)
+    images[1, :, :, 32:] = 0
+    mask[1, :, 32:] = 0
+    return images, mask
+
+
+def test_padding_does_not_count() -> None:
+    model, tap = make_tapped()
+    images, mask = padded_batch()
+    features, wanted = tap.injector(model.encoder(images)), make_teacher()(images, (2, 3))
+    distance = 1 - nn.functional.cosine_similarity(features, wanted, dim=1)
+    expected = (distance[0].sum() + distance[1, :, :1].sum()) / (6 + 2)
+    for given in (mask, mask.bool(), mask[:, None].float()):
+        model(images)
+        torch.testing.assert_close(tap.loss(images, mask=given), 5 * expected)
+    model(images)
+    torch.testing.assert_close(tap.loss(images), 5 * distance.mean())  # nothing says that this is padding
+
+
+def test_no_gradient_comes_from_padding() -> None:
+    model, tap = tapped(lambda f5: f5)
+    images, mask = padded_batch()
+    f5 = model(images)
+    f5.retain_grad()
+    tap.loss(images, mask=mask).backward()
+    assert f5.grad is not None
+    assert f5.grad[1, :, :, 0].any()
+    assert not f5.grad[1, :, :, 1:].any()
+    assert f5.grad[0].all(dim=0).any()
+
+
+class Padded(Detector):
+    """As transformers' detectors take padded batches."""
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        logits = super().forward(pixel_values)
+        return {"loss": None if labels is None else logits.square().mean(), "logits": logits}
+
+
+def test_the_mask_that_the_model_was_called_with_is_taken() -> None:
+    images, mask = padded_batch()
+    model = Padded()
+    tap = Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4)
+    model(images)
+    expected = tap.loss(images, mask=mask)
+    for call in (lambda: model(images, mask), lambda: model(pixel_mask=mask, pixel_values=images)):
+        call()
+        torch.testing.assert_close(tap.loss(images), expected)
+    plain = model(images, mask, images)["loss"]
+    tap.add_to_loss()
+    torch.testing.assert_close(model(images, mask, images)["loss"], plain + expected)
+    torch.testing.assert_close(model(labels=images, pixel_mask=mask, pixel_values=images)["loss"], plain + expected)
+
+
+def test_a_mask_by_another_name() -> None:
+    class Other(Detector):
+        def forward(self, samples: Tensor, *, visible: Tensor | None = None) -> Any:
+            return {"loss": super().forward(samples).square().mean()}
+
+    images, mask = padded_batch()
+    model = Other()
+    tap = Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4)
+    plain = model(images, visible=mask)["loss"]
+    distillation = tap.loss(images, mask=mask)
+    with pytest.raises(ConfigError, match=r'has no argument "visble"\. Did you mean "visible"\?'):
+        tap.add_to_loss("samples", mask="visble")
+    with pytest.raises(ConfigError, match=r'has no argument "pixel_values"\. It has samples, visible'):
+        tap.add_to_loss()
+    tap.add_to_loss("samples", mask="visible")
+    torch.testing.assert_close(model(images, visible=mask)["loss"], plain + distillation)
+    with pytest.raises(ConfigError, match='called without "visible", with samples'):
+        model(images)
+
+
+def test_masks_that_do_not_fit() -> None:
+    model, tap = make_tapped()
+    images, mask = padded_batch()
+    model(images)
+    with pytest.raises(ConfigError, match=r"mask: got 2×32×96 for images of 2×3×64×96, expected B×H×W"):
+        tap.loss(images, mask=mask[:, :32])
+    model(images)
+    with pytest.raises(ConfigError, match=r"an image has no position that counts.*give ~mask"):
+        tap.loss(images, mask=~mask.bool())
+
+
+# ---- inputs of transformers' processors -----------------------------------------------------------------------------
+
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def test_normalized_images() -> None:
+    images = make_images()
+    normalized = (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    model = Padded()
+    tap = Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4)
+    model(normalized)
+    expected = tap.loss(images)
+    model(normalized)
+    torch.testing.assert_close(tap.loss(normalized, mean=MEAN, std=STD), expected)
+    plain = model(normalized, labels=images)["loss"]
+    tap.add_to_loss(mean=list(MEAN), std=list(STD))
+    torch.testing.assert_close(model(normalized, labels=images)["loss"], plain + expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": MEAN}, r"std: got None, expected three numbers.*such as \(0\.229"),
+        ({"std": STD}, "mean: got None"),
+        ({"mean": (123.675, 116.28, 103.53), "std": STD}, r"Divide those of images in 0…255 by 255"),
+        ({"mean": MEAN, "std": (58.4, 57.1, 57.4)}, r"std: got .*Divide those of images in 0…255 by 255"),
+        ({"mean": MEAN, "std": (0.0, 0.1, 0.1)}, "std: got"),
+        ({"mean": (0.5,), "std": STD}, "mean: got"),
+        ({"mean": "imagenet", "std": STD}, "mean: got imagenet"),
+    ],
+)
+def test_means_and_deviations_that_are_none(given: dict[str, Any], message: str) -> None:
+    model = Padded()
+    tap = Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4)
+    with pytest.raises(ConfigError, match=message):
+        tap.add_to_loss(**given)
+    model(make_images())
+    with pytest.raises(ConfigError, match=message):
+        tap.loss(make_images(), **given)
+
+
+@pytest.mark.parametrize("grid_hw", [(2, 2), lambda image_hw: (image_hw[0] // 32, 2)])
+def test_a_told_grid_in_add_to_loss(grid_hw: Any) -> None:
+    model = Padded()
+    model.encoder = Returns(model.encoder, lambda f5: tokens(f5[..., :2]))  # type: ignore[assignment]
+    model.head = Head()  # type: ignore[assignment]
+    tap = Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4)
+    images = make_images()
+    plain = model(images, labels=images)["loss"]
+    expected = tap.loss(images, grid_hw=(2, 2))
+    tap.add_to_loss(grid_hw=grid_hw)
+    torch.testing.assert_close(model(images, labels=images)["loss"], plain + expected)
+
+
+def test_images_under_another_name() -> None:
+    class Anything(Detector):
+        def forward(self, **batch: Tensor) -> Any:
+            return {"loss": super().forward(batch["pictures"]).square().mean()}
+
+    model = Anything()
+    images = make_images()
+    plain = model(pictures=images)["loss"]
+    Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4).add_to_loss()
+    with pytest.raises(ConfigError, match=r'called without "pixel_values", with pictures.*add_to_loss\(images=…'):
+        model(pictures=images)
+    model.tap.close()
+    tap = Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4)
+    model(pictures=images)
+    expected = tap.loss(images)
+    tap.add_to_loss("pictures")
+    torch.testing.assert_close(model(pictures=images)["loss"], plain + expected)
+
+
+# ---- select and grids -----------------------------------------------------------------------------------------------
+
+
+def test_select_sees_the_size_of_the_images() -> None:
+    sizes = []
+
+    def select(output: Tensor, image_hw: tuple[int, int]) -> Tensor:
+        sizes.append(image_hw)
+        return output
+
+    model, tap = tapped(lambda f5: f5, select=select)
+    model(make_images())
+    tap.loss(make_images())
+    assert sizes == [(64, 96)]
+    with pytest.raises(ConfigError, match=r"select: expected a function of the layer's output and the images'"):
+        tapped(lambda f5: f5, select=lambda output: output)
+
+
+def test_tokens_of_several_maps() -> None:
+    """As in Deformable DETR: strides 16, 32 and 64, of which the last covers more than the image."""
+
+    def levels(f5: Tensor) -> Tensor:
+        return torch.cat((torch.rand(4, 4 * 6, 4), tokens(f5), torch.rand(4, 1 * 2, 4)), dim=1)
+
+    model, tap = tapped(lambda f5: f5)
+    model(make_images())
+    expected = tap.loss(make_images())
+    model, tap = tapped(levels, select=tokens_of_stride(32, (16, 32, 64)))
+    model(make_images())
+    torch.testing.assert_close(tap.loss(make_images()), expected)
+    model, tap = tapped(levels, select=tokens_of_stride(32, (8, 16, 32)))
+    model(make_images())
+    with pytest.raises(ConfigError, match=r"returns 32 tokens for images of 64×96; .* 96 \+ 24 \+ 6"):
+        tap.loss(make_images())
+    with pytest.raises(ConfigError, match="stride: got 64, expected one of strides"):
+        tokens_of_stride(64, (8, 16, 32))
+
+
+@pytest.mark.parametrize("as_tokens", [True, False])
+def test_cells_that_reach_over_the_border(as_tokens: bool) -> None:
+    """Of 70×100 pixels a convolution with padding makes 3×4 cells of stride 32; the teacher sees whole cells."""
+    images = torch.rand(2, 3, 70, 100)
+    whole = nn.functional.pad(images, (0, 28, 0, 26), mode="replicate")
+    model, tap = tapped(tokens if as_tokens else lambda f5: f5)
+    encoder = model.encoder.layer
+    model.encoder.layer = nn.Sequential(nn.ReplicationPad2d((0, 28, 0, 26)), encoder)
+    model(images)
+    expected = alignment_loss(tap.injector(encoder(whole)), make_teacher()(whole, (3, 4)))
+    torch.testing.assert_close(tap.loss(images), 5 * expected)
+
+
+# ---- checkpointed activations ---------------------------------------------------------------------------------------
+
+
+class Checkpointed(Detector):
+    """Repeats its encoder in the backward pass."""
+
+    reentrant = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(checkpoint(self.encoder, images, use_reentrant=self.reentrant))
+
+
+def test_checkpointed_activations() -> None:
+    gradients = []
+    for kind in (Detector, Checkpointed):
+        torch.manual_seed(0)
+        model = kind()
+        tap = Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4)
+        step(model, tap, make_images())
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        with pytest.raises(ConfigError, match="has not run since the last loss"):  # not what backward has repeated
+            tap.loss(make_images())
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_reentrant_checkpoints_are_refused() -> None:
+    """They run the layer without gradients, and again, with gradients, after the loss."""
+    model = Checkpointed()
+    model.reentrant = True
+    tap = Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4)
+    for _ in range(2):
+        images = make_images().requires_grad_()
+        output = model(images)
+        with pytest.raises(ConfigError, match="use_reentrant=False"):
+            tap.loss(images)
+        output.square().mean().backward()
+
+    class Named(Checkpointed):
+        reentrant = True
+
+        def forward(self, pixel_values: Tensor) -> Any:
+            return {"loss": super().forward(pixel_values).square().mean()}
+
+    model = Named()
+    Tap(model, "encoder", make_teacher(), Modulation(5.0), dim=4).add_to_loss()
+    with pytest.raises(ConfigError, match="use_reentrant=False"):
+        model(make_images().requires_grad_())
+
+
+def test_a_compiled_model() -> None:
+    model, tap = make_tapped()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, backend="eager")
+    step(model, tap, make_images())
+    step(compiled, twin.tap, make_images())
+    for one, two in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+
+
+# ---- values to log, and things of another kind ----------------------------------------------------------------------
+
+
+def test_values_to_log() -> None:
+    model, tap = make_tapped()
+    assert tap.values() == {"lambda": 5.0}
+    model(make_images())
+    loss = tap.loss(make_images())
+    assert tap.values() == {"lambda": 5.0, "distill": pytest.approx(loss.item() / 5)}
+    tap.modulation.weight = 0.0
+    model(make_images())
+    tap.loss(make_images())
+    assert tap.values() == {"lambda": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"teacher": "dinov2-b"}, r"teacher: got 'dinov2-b', expected a Teacher, as load_teacher\(NAME\)"),
+        ({"teacher": nn.Conv2d(3, 4, 32)}, r"teacher: got a Conv2d, expected a Teacher, as wrap_teacher\(NETWORK\)"),
+        ({"modulation": 5.0}, r"modulation: got 5\.0, expected .* Modulation\(5\.0\)"),
+        ({"modulation": "auto"}, r"modulation: got 'auto'"),
+        ({"modulation": nn.Linear(1, 1)}, "modulation: got a Linear"),
+        ({"model": "facebook/detr-resnet-50"}, r"model: got 'facebook/detr-resnet-50', expected a torch\.nn\.Module"),
+    ],
+)
+def test_parts_of_another_kind(given: dict[str, Any], message: str) -> None:
+    parts = {"model": Detector(), "layer": "encoder", "teacher": make_teacher(), "modulation": Modulation(5.0)}
+    with pytest.raises(ConfigError, match=message):
+        Tap(**{**parts, **given}, dim=4)

@@ -423,6 +423,69 @@ def test_a_network_that_makes_no_map(network: Any, message: str) -> None:
         wrap_teacher(network)
 
 
+def test_a_network_in_low_precision_is_probed_and_runs_in_its_own_format() -> None:
+    images = torch.rand(1, 3, 96, 160)
+    exact = wrap_teacher(torch.nn.Conv2d(3, 6, 16, 16))
+    network = copy.deepcopy(exact.network).bfloat16()
+    for teacher in (wrap_teacher(network), Teacher(network, name="conv", dim=6, stride=16)):
+        assert (teacher.dim, teacher.stride, teacher.dtype) == (6, 16, torch.bfloat16)
+        features = teacher(images, (3, 5))
+        assert features.dtype == torch.bfloat16
+        assert torch.nn.functional.cosine_similarity(features.float(), exact(images, (3, 5)), dim=1).min() > 0.99
+    formats = []
+    wrap_teacher(lambda images: (formats.append(images.dtype), patches(images))[1], dtype=torch.bfloat16)
+    assert formats == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"stride": 32},
+            r'"means" returns maps of 12×20 for 192×320 pixels, where 6×10 were expected of its stride, 32',
+        ),
+        ({"stride": 8}, r'"means" returns maps of 3×5 for 48×80 pixels, where 6×10 were expected of its stride, 8'),
+        ({"dim": 1}, r'"means" returns maps of 3 channels, but its dim is 1\. wrap_teacher'),
+        ({"network": lambda images: images.mean(dim=(2, 3))}, r'"means" returns \(2, 3\) for 2 images'),
+        ({"network": lambda images: [patches(images)]}, '"means" returns list for 2 images'),
+    ],
+)
+def test_a_teacher_that_was_described_wrongly(given: dict[str, Any], message: str) -> None:
+    teacher = Teacher(**{"network": patches, "name": "means", "dim": 3, "stride": 16, **given})
+    with pytest.raises(ConfigError, match=message):
+        teacher(torch.rand(2, 3, 192, 320), (6, 10))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"std": (58.4, 57.1, 57.4)}, r"std: got \(58.4, .*Divide those of images in 0…255 by 255"),
+        ({"mean": (123.7, 116.3, 103.5)}, r"mean: got \(123.7, .*Divide those of images in 0…255 by 255"),
+        ({"std": (0, 0.2, 0.2)}, "std: got"),
+        ({"mean": 0.5}, r"mean: got 0\.5, expected three numbers"),
+        ({"dim": 0}, "dim: got 0, expected a whole number"),
+        ({"stride": 16.0}, r"stride: got 16\.0, expected a whole number"),
+        ({"network": "dinov2-b"}, r'network: got the name "dinov2-b".*load_teacher\("dinov2-b"\)'),
+        ({"network": 3}, "network: got a int, expected a module or function"),
+        (
+            {"network": Teacher(patches, name="means", dim=3, stride=16)},
+            'network: got "means", which is a Teacher already',
+        ),
+    ],
+)
+def test_what_no_teacher_can_be_made_of(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Teacher(**{"network": patches, "name": "means", "dim": 3, "stride": 16, **given})
+    if not given.keys() & {"dim", "stride"}:
+        with pytest.raises(ConfigError, match=message):
+            wrap_teacher(**{"network": patches, **given})
+
+
+def test_a_network_where_a_name_is_expected() -> None:
+    with pytest.raises(ConfigError, match=r"name: got a Conv2d.*wrap_teacher\(network\)"):
+        load_teacher(torch.nn.Conv2d(3, 6, 16))  # type: ignore[arg-type]
+
+
 # ---- settings -------------------------------------------------------------------------------------------------------
 
 
@@ -483,3 +546,84 @@ def test_weights_come_from_the_hub_or_the_cache_or_not_at_all(hub: LocalHub, mon
     assert "give its path as distillation.teacher_weights" in message
     assert "\n" not in message
     assert len(hub.requests) == 1
+
+
+# ---- models of transformers -----------------------------------------------------------------------------------------
+
+
+def networks_of_the_guide() -> dict[str, Any]:
+    """The classes that the guide shows."""
+    page = (Path(__file__).parents[3] / "docs/guides/teachers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    found: dict[str, Any] = {"torch": torch}
+    for name in ("LastMap", "Patches"):
+        (block,) = [block for block in blocks if f"class {name}" in block]
+        (code,) = re.findall(r"^class .*?(?=^\S)", block[block.index("class ") :], flags=re.DOTALL | re.MULTILINE)
+        exec(code, found)
+    return found
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 56}
+
+
+def make_transformers_teacher(name: str) -> tuple[torch.nn.Module, int, int]:
+    """The network as the guide makes it, D and the stride."""
+    transformers = pytest.importorskip("transformers")
+    guide = networks_of_the_guide()
+    torch.manual_seed(6)
+    if name == "CLIPVisionModel":
+        body = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(patch_size=14, **SMALL))
+        return guide["Patches"](body, prefix=1, norm=body.post_layernorm), 32, 14
+    if name == "SiglipVisionModel":
+        body = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(patch_size=14, **SMALL))
+        return guide["Patches"](body), 32, 14
+    if name == "ViTModel":
+        return guide["Patches"](transformers.ViTModel(transformers.ViTConfig(patch_size=14, **SMALL)), prefix=1), 32, 14
+    if name == "Dinov2":
+        config = transformers.Dinov2Config(patch_size=14, **SMALL)
+    elif name == "Dinov2WithRegisters":
+        config = transformers.Dinov2WithRegistersConfig(patch_size=14, num_register_tokens=4, **SMALL)
+    elif name == "DINOv3ViT":
+        config = transformers.DINOv3ViTConfig(patch_size=14, num_register_tokens=4, **SMALL)
+    elif name == "DINOv3ConvNext":
+        config = transformers.DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 32], depths=[1, 1, 1, 1])
+    elif name == "ConvNext":
+        config = transformers.ConvNextConfig(hidden_sizes=[8, 8, 16, 32], depths=[1, 1, 1, 1])
+    elif name == "Swin":
+        config = transformers.SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], image_size=64)
+        return guide["LastMap"](transformers.AutoBackbone.from_config(config)), 64, 32
+    else:
+        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 32], depths=[1, 1, 1, 1])
+    network = guide["LastMap"](transformers.AutoBackbone.from_config(config))
+    return network, 32, 14 if name.startswith(("Dinov2", "DINOv3ViT")) else 32
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CLIPVisionModel",
+        "SiglipVisionModel",
+        "ViTModel",
+        "Dinov2",
+        "Dinov2WithRegisters",
+        "DINOv3ViT",
+        "DINOv3ConvNext",
+        "ConvNext",
+        "Swin",
+        "ResNet",
+    ],
+)
+def test_models_of_transformers_as_the_guide_wraps_them(name: str) -> None:
+    """What changes in one place of the image changes the features there; in float32 and in bfloat16."""
+    network, dim, stride = make_transformers_teacher(name)
+    teacher = wrap_teacher(network)
+    assert (teacher.dim, teacher.stride) == (dim, stride)
+    images = torch.rand(1, 3, 160, 224)
+    features = teacher(images, (5, 7))
+    changed = images.clone()
+    changed[..., 96:128, 160:192] = 0
+    difference = (teacher(changed, (5, 7)) - features).norm(dim=1)[0]
+    assert difference[3, 5] > 2 * difference[0, 0]
+    low = wrap_teacher(copy.deepcopy(network).bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(low(images, (5, 7)).float(), features, dim=1).mean() > 0.98
