@@ -107,7 +107,7 @@ def _backbone(v: Variant, name: str | None, pretrained: bool | str | Path, froze
 def _encoder(v: Variant, channels: Sequence[int]) -> HybridEncoder | LiteEncoder:
     depth = round(3 * v.depth_mult)
     if v.encoder == "lite":
-        return LiteEncoder(channels[0], v.hidden_dim, depth=depth, expansion=v.expansion, act="silu")
+        return LiteEncoder(channels, v.hidden_dim, depth=depth, expansion=v.expansion, act="silu")
     return HybridEncoder(
         channels,
         v.hidden_dim,

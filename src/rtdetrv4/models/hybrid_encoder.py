@@ -157,15 +157,16 @@ class LiteEncoder(nn.Module):
         DEIMv2, arXiv 2509.20787: the encoder of Atto, Femto and Pico.
 
     Args:
-        in_channels: channels of the backbone's one map.
+        in_channels: channels of the backbone's maps, of which there must be one.
         dim: C, the width of both levels.
         depth: RepVGG blocks in each fusion block's branch.
         expansion: inner width of the fusion blocks.
     """
 
-    def __init__(self, in_channels: int, dim: int, *, depth: int, expansion: float, act: Activation) -> None:
+    def __init__(self, in_channels: Sequence[int], dim: int, *, depth: int, expansion: float, act: Activation) -> None:
         super().__init__()
-        self.projection = ConvNorm(in_channels, dim, 1, act="none")
+        (channels,) = in_channels
+        self.projections = nn.ModuleList([ConvNorm(channels, dim, 1, act="none")])
         self.pool = nn.AvgPool2d(3, stride=2, padding=1)
         self.coarse = ConvNorm(dim, dim, 1, act=act)
         self.aifi = GlobalFusion(dim, act)
@@ -176,7 +177,7 @@ class LiteEncoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
         """The backbone's stride-16 map → a pyramid of strides 16 and 32, and F5."""
         (feature,) = features
-        fine = self.projection(feature)
+        fine = self.projections[0](feature)
         f5 = self.aifi(self.coarse(self.pool(fine)))
         fine = self.top_down(fine + F.interpolate(f5, scale_factor=2.0, mode="nearest"))
         return EncoderOutput((fine, self.bottom_up(f5 + self.downsample(self.pool(fine)))), f5)

@@ -118,7 +118,7 @@ def _recomputed_activation(
 def checkpoint_activations(model: DetectionModel) -> None:
     """Make a detector keep only the inputs of its larger parts: much less memory, at the cost of time.
 
-    These parts are the stages or blocks of the backbone, AIFI, the fusion blocks of the encoder and the decoder's layers.
+    These parts are the stages or blocks of the backbone, AIFI, the encoder's fusion blocks and the decoder's layers.
     """
     encoder = model.hybrid_encoder
     if isinstance(encoder, LiteEncoder):
