@@ -6,11 +6,13 @@ compared with transformers as it is, and `deimv2-…` with the same model after 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection
 
@@ -19,8 +21,10 @@ from rtdetrv4.assembly import create_model
 from rtdetrv4.config import VARIANTS
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.models import DetectionModel
-from rtdetrv4.weights import load_weights, read_metadata
+from rtdetrv4.weights import from_released, load_weights, read_metadata, to_released
 from rtdetrv4.weights.transformers import CONSTANTS, save_transformers, to_transformers
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SIZES = ("atto", "femto", "pico", "n")
 INPUTS = ((320, 320), (256, 416))
@@ -39,7 +43,7 @@ def in_working_range(network: nn.Module, seed: int) -> None:
         if name.endswith("running_var"):
             tensor.copy_((0.3 * noise).exp())
         elif tensor.ndim <= 1:
-            tensor.add_(0.1 * noise)
+            tensor.copy_(0.1 * noise + name.endswith(("weight", "scale")))
         else:
             tensor.copy_(noise * tensor[0].numel() ** -0.5)
 
@@ -135,3 +139,98 @@ def test_the_authors_model_is_refused_for_transformers() -> None:
         model = create_model("deimv2-atto")
     with pytest.raises(WeightsError, match=r"as its authors trained it.*Only deimv2-…-hf"):
         to_transformers(model)
+
+
+#: Names in the authors' files: of what all sizes have, of the lite encoder's models, and of N.
+COMMON = (
+    "backbone.stem.stem2a.lab.scale",
+    "backbone.stages.2.blocks.0.layers.1.conv2.bn.running_var",
+    "encoder.input_proj.0.conv.weight",
+    "decoder.denoising_class_embed.weight",
+    "decoder.enc_score_head.bias",
+    "decoder.enc_bbox_head.layers.2.weight",
+    "decoder.query_pos_head.layers.2.weight",
+    "decoder.pre_bbox_head.layers.0.bias",
+    "decoder.dec_score_head.2.weight",
+    "decoder.dec_bbox_head.2.layers.1.weight",
+    "decoder.decoder.lqe_layers.1.reg_conf.layers.0.weight",
+    "decoder.decoder.layers.0.self_attn.in_proj_weight",
+    "decoder.decoder.layers.0.cross_attn.sampling_offsets.bias",
+    "decoder.decoder.layers.2.swish_ffn.w12.weight",
+    "decoder.decoder.layers.2.swish_ffn.w3.bias",
+    "decoder.decoder.layers.1.norm1.scale",
+    "decoder.decoder.layers.1.norm3.scale",
+    "decoder.up",
+    "decoder.anchors",
+)
+OF_LITE = (
+    "encoder.down_sample1.1.weight",
+    "encoder.down_sample2.2.running_mean",
+    "encoder.bi_fusion.cv.norm.bias",
+    "encoder.fpn_block.cv1.conv.weight",
+    "encoder.fpn_block.cv2.0.conv1.conv.weight",
+    "encoder.pan_block.cv3.0.bottlenecks.1.conv2.norm.weight",
+    "encoder.pan_block.cv3.1.conv.weight",
+    "encoder.pan_block.cv4.norm.num_batches_tracked",
+    "decoder.decoder.layers.1.norm2.scale",
+)
+OF_N = (
+    "encoder.encoder.0.layers.0.linear1.weight",
+    "encoder.lateral_convs.0.conv.weight",
+    "encoder.fpn_blocks.0.cv2.0.conv1.norm.running_var",
+    "encoder.downsample_convs.0.0.cv2.conv.weight",
+    "encoder.pan_blocks.0.cv3.0.bottlenecks.0.conv1.conv.weight",
+    "decoder.decoder.layers.0.gateway.gate.weight",
+    "decoder.decoder.layers.0.gateway.norm.scale",
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_authors_files_come_back_bit_for_bit(size: str, tmp_path: Path) -> None:
+    name = f"deimv2-{size}"
+    model = create_model(name)
+    in_working_range(model, 4)
+    released = to_released(model, VARIANTS[name].image_size)
+    assert {*COMMON, *(OF_N if size == "n" else OF_LITE)} <= released.keys()
+    assert not [key for key in released if "enc_output" in key or ".cv2.0.conv2." in key]
+    dim = VARIANTS[name].hidden_dim
+    inner = released[f"encoder.{'fpn_blocks.0' if size == 'n' else 'fpn_block'}.cv2.0.conv1.conv.weight"]
+    assert inner.shape == (2 * round(0.34 * dim // 2), dim, 1, 1)
+    shared = [key for key in released if key.startswith("decoder.dec_bbox_head.") and size != "n"]
+
+    torch.save({"model": released}, tmp_path / "released.pth")
+    # PyTorchModelHubMixin writes shared tensors once.
+    once = {key: tensor.clone() for key, tensor in released.items() if key not in shared or ".dec_bbox_head.0." in key}
+    save_file(once, tmp_path / "model.safetensors")
+    for file in ("released.pth", "model.safetensors"):
+        again = create_model(name)
+        report = load_weights(again, tmp_path / file)
+        assert read_metadata(tmp_path / file).models == (name,)
+        assert not report.ignored
+        assert not report.newly_initialized
+        back = to_released(again, VARIANTS[name].image_size)
+        assert back.keys() == released.keys()
+        assert [key for key, tensor in released.items() if not torch.equal(back[key], tensor)] == []
+
+
+def test_box_heads_that_are_not_shared_are_refused() -> None:
+    released = to_released(create_model("deimv2-atto"))
+    key = "decoder.dec_bbox_head.1.layers.0.weight"
+    with pytest.raises(WeightsError, match=r"box head of its own.*dec_bbox_head\.1\.layers\.0\.weight"):
+        from_released(released | {key: released[key] + 1})
+
+
+def test_the_form_of_transformers_is_refused_for_the_authors_code() -> None:
+    with torch.device("meta"):
+        model = create_model("deimv2-n-hf")
+    with pytest.raises(WeightsError, match=r"DEIMv2 as transformers computes it"):
+        to_released(model)
+
+
+def test_a_configuration_that_no_model_here_has_is_refused(tmp_path: Path) -> None:
+    """With a size for evaluation, transformers leaves out the positions of AIFI."""
+    save_transformers(create_model("deimv2-n-hf", 2), tmp_path, ["a", "b"], (64, 96))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eval_size": [640, 640]}))
+    with pytest.raises(WeightsError, match=r"eval_size \[640, 640\].*expected None"):
+        read_metadata(tmp_path)

@@ -132,7 +132,7 @@ def _decoder(v: Variant, num_classes: int) -> DistributionDecoder | BoxDecoder:
             NUM_HEADS,
             v.decoder_ffn,
             v.num_points,
-            gated=v.gated,
+            gated=distribution and v.gated,
             project_values=not distribution,
             act=v.activation,
             swiglu=v.swiglu,

@@ -36,8 +36,8 @@ class Variant:
         eval_index: the layer whose predictions count at inference; layers after it are dropped on deployment.
         num_points: sampling points of the cross-attention per pyramid level, finest first.
         head: D-FINE's edge distributions, or RT-DETR's plain boxes (with value and output projections in the
-            cross-attention).
-        gated: the output of cross-attention is merged through a gate instead of a residual sum.
+            cross-attention, and a residual sum instead of a gate).
+        gated: the output of cross-attention is merged through a gate instead of a residual sum; only for "distribution".
         swiglu: RMSNorm and SwiGLU in the decoder's layers (DEIMv2).
         share_box_head: one box head for all decoder layers; only for "distribution".
         projected_selection: a linear layer and a norm before the heads of query selection.
@@ -48,7 +48,7 @@ class Variant:
         position_activation: of the MLP that turns references into query positions; None: `activation`.
         query_position_layers: layers of that MLP.
         image_size: (height, width) the model was published with.
-        num_parameters: after deployment, with 80 classes, as counted in the released code.
+        num_parameters: after deployment, with 80 classes, as counted in the released code; of DEIMv2, as deployed here.
         coco_ap: AP on COCO val2017 in percent, as published; None where we know of no number.
         latency_ms: on a T4 with TensorRT FP16 at batch 1, as published.
     """
@@ -122,7 +122,6 @@ _R18 = Variant(
     decoder_layers=3,
     num_points=(4, 4, 4),
     head="box",
-    gated=False,
     activation="relu",
     num_parameters=19_980_176,
 )
@@ -158,8 +157,15 @@ _FEMTO = replace(_PICO, last_stage=(512, 1, 5), hidden_dim=96, decoder_dim=96, d
 _ATTO = replace(_PICO, last_stage=(256, 1, 3), hidden_dim=64, decoder_dim=64, decoder_ffn=160, image_size=(320, 320))
 
 
-def _as_in_transformers(v: Variant) -> Variant:
-    return replace(v, projected_selection=True, update_positions=True, activation="relu", position_activation="silu")
+def _as_in_transformers(v: Variant, num_parameters: int) -> Variant:
+    return replace(
+        v,
+        projected_selection=True,
+        update_positions=True,
+        activation="relu",
+        position_activation="silu",
+        num_parameters=num_parameters,
+    )
 
 
 _VARIANTS = {
@@ -186,14 +192,14 @@ _VARIANTS = {
     "rtdetrv2-r101": _R101,
     "deim-rtdetrv2-r18": replace(_R18, activation="silu", query_position_layers=3, num_parameters=19_979_152),
     "deim-rtdetrv2-r50": replace(_R50, activation="silu", query_position_layers=3, num_parameters=42_144_876),
-    "deimv2-atto": replace(_ATTO, coco_ap=23.8, latency_ms=1.10),
-    "deimv2-femto": replace(_FEMTO, coco_ap=31.0, latency_ms=1.45),
-    "deimv2-pico": replace(_PICO, coco_ap=38.5, latency_ms=2.13),
-    "deimv2-n": replace(_V2N, coco_ap=43.0, latency_ms=2.32),
-    "deimv2-atto-hf": _as_in_transformers(_ATTO),
-    "deimv2-femto-hf": _as_in_transformers(_FEMTO),
-    "deimv2-pico-hf": _as_in_transformers(_PICO),
-    "deimv2-n-hf": _as_in_transformers(_V2N),
+    "deimv2-atto": replace(_ATTO, num_parameters=486_997, coco_ap=23.8, latency_ms=1.10),
+    "deimv2-femto": replace(_FEMTO, num_parameters=952_077, coco_ap=31.0, latency_ms=1.45),
+    "deimv2-pico": replace(_PICO, num_parameters=1_501_555, coco_ap=38.5, latency_ms=2.13),
+    "deimv2-n": replace(_V2N, num_parameters=3_554_765, coco_ap=43.0, latency_ms=2.32),
+    "deimv2-atto-hf": _as_in_transformers(_ATTO, 491_285),
+    "deimv2-femto-hf": _as_in_transformers(_FEMTO, 961_581),
+    "deimv2-pico-hf": _as_in_transformers(_PICO, 1_514_435),
+    "deimv2-n-hf": _as_in_transformers(_V2N, 3_571_533),
     # For tests and demonstrations: the same parts, as small as they go.
     "test": Variant(
         backbone="hgnetv2_b0",

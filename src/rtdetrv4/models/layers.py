@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtdetrv4.ops.boxes import full_precision
+
 Activation = Literal["relu", "silu", "gelu", "none"]
 
 
@@ -143,7 +145,7 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square over channels, without centering and without a bias, computed in float32.
+    """Divides by the root mean square over channels, without centering and without a bias; in float32 or better.
 
     References:
         Root mean square layer normalization, arXiv 1910.07467; in DEIMv2's decoder, arXiv 2509.20787.
@@ -156,7 +158,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        exact = x.float()
+        exact = full_precision(x)
         normalized = exact * torch.rsqrt(exact.square().mean(dim=-1, keepdim=True) + self.eps)
         return normalized.to(x.dtype) * self.weight
 
