@@ -37,7 +37,7 @@ class Variant:
         num_points: sampling points of the cross-attention per pyramid level, finest first.
         head: D-FINE's edge distributions, or RT-DETR's plain boxes (with value and output projections in the
             cross-attention, and a residual sum instead of a gate).
-        gated: the output of cross-attention is merged through a gate instead of a residual sum; only for "distribution".
+        gated: the cross-attention is merged through a gate instead of a residual sum; only for "distribution".
         swiglu: RMSNorm and SwiGLU in the decoder's layers (DEIMv2).
         share_box_head: one box head for all decoder layers; only for "distribution".
         projected_selection: a linear layer and a norm before the heads of query selection.
