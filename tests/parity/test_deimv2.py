@@ -119,7 +119,9 @@ def as_the_authors_trained_it(theirs: Any) -> nn.Module:
     return theirs
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=[pytest.mark.slow] * (size in ("femto", "pico"))) for size in SIZES]
+)
 def test_the_authors_model_is_that_of_transformers_but_for_three_things(size: str, tmp_path: Path) -> None:
     name = f"deimv2-{size}"
     twin = create_model(f"{name}-hf", num_queries=100)

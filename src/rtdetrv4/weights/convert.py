@@ -69,6 +69,7 @@ _ENCODER: list[Row] = [
         (f"encoder.input_proj.{{i}}.{released}.{{rest}}", f"hybrid_encoder.projections.{{i}}.{ours}.{{rest}}")
         for released, ours in (("conv", "conv"), ("norm", "norm"), ("0", "conv"), ("1", "norm"))
     ),
+    ("encoder.bi_fusion.cv.{rest}", "hybrid_encoder.aifi.mix.{rest}"),  # in the place of AIFI in DEIMv2's lite encoder
     *prefixed("encoder.encoder.0.layers.0.", "hybrid_encoder.aifi.", _ATTENTION, attention="attention"),
     ("encoder.encoder.0.layers.0.{rest}", "hybrid_encoder.aifi.{rest}"),
     ("encoder.lateral_convs.{i}.{rest}", "hybrid_encoder.ccff.laterals.{i}.{rest}"),
@@ -83,7 +84,6 @@ _ENCODER: list[Row] = [
         for released, ours in (("down_sample1", "coarse"), ("down_sample2", "downsample"))
         for number, part in ((1, "conv"), (2, "norm"))
     ),
-    ("encoder.bi_fusion.cv.{rest}", "hybrid_encoder.aifi.mix.{rest}"),
     *_fusion("encoder.fpn_block.", "hybrid_encoder.top_down."),
     *_fusion("encoder.pan_block.", "hybrid_encoder.bottom_up."),
     ("encoder.feature_projector.0.{rest}", "injector.projector.{rest}"),
