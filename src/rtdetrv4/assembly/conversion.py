@@ -34,6 +34,7 @@ _FAMILIES = {
     "rtdetrv4": "RT-DETRv4",
     "deim-rtdetrv2": "DEIM-RT-DETRv2",
     "deim": "DEIM",
+    "deimv2": "DEIMv2",
     "dfine": "D-FINE",
     "rtdetrv2": "RT-DETRv2",
 }

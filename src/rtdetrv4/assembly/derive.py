@@ -174,7 +174,7 @@ class _Derivation:
         return self.choose("model.image_size", size, reason)
 
     def _queries(self, size: tuple[int, int]) -> None:
-        strides = (8, 16, 32)[-len(self.variant.out_indices) :]
+        strides = (8, 16, 32)[-len(self.variant.num_points) :]
         cells = sum((size[0] // stride) * (size[1] // stride) for stride in strides)
         wanted = math.ceil(QUERY_ROOM * self.data.many_boxes / 50) * 50
         is_slow = self.machine.kind == "cpu" and self.start != "coco"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -20,6 +21,7 @@ from rtdetrv4.models import (
     DetectionModel,
     DistributionDecoder,
     HybridEncoder,
+    LiteEncoder,
     QuerySelection,
 )
 
@@ -71,20 +73,8 @@ def create_model(
     body = _backbone(v, backbone, pretrained_backbone, frozen_stages)
     return DetectionModel(
         body,
-        HybridEncoder(
-            body.channels,
-            v.hidden_dim,
-            aifi=AIFI(v.hidden_dim, NUM_HEADS, v.encoder_ffn),
-            ccff=CCFF(
-                v.hidden_dim,
-                len(body.channels),
-                blocks=v.encoder_blocks,
-                depth=round(3 * v.depth_mult),
-                expansion=v.expansion,
-                act="silu",
-            ),
-        ),
-        QuerySelection(dim, num_classes, num_queries, v.activation),
+        _encoder(v, body.channels),
+        QuerySelection(dim, num_classes, num_queries, v.activation, projected=v.projected_selection),
         _decoder(v, num_classes),
         memory_projections=_memory_projections(v, len(body.channels)),
         denoising=ContrastiveDenoising(num_classes, dim, num_denoising, label_noise, box_noise)
@@ -95,7 +85,13 @@ def create_model(
 
 def _backbone(v: Variant, name: str | None, pretrained: bool | str | Path, frozen_stages: int) -> Backbone:
     if name is not None and name != v.backbone:
-        return Backbone.from_timm(name, len(v.out_indices), pretrained=pretrained, frozen_stages=frozen_stages)
+        return Backbone.from_timm(
+            name,
+            len(v.out_indices),
+            without_last=v.encoder == "lite",
+            pretrained=pretrained,
+            frozen_stages=frozen_stages,
+        )
     return Backbone(
         v.backbone,
         v.out_indices,
@@ -104,13 +100,43 @@ def _backbone(v: Variant, name: str | None, pretrained: bool | str | Path, froze
         freeze_norm=v.freeze_backbone_norm,
         frozen_stages=frozen_stages,
         first_shortcut=v.backbone in ("resnet18d", "resnet34d"),
+        last_stage=v.last_stage,
+    )
+
+
+def _encoder(v: Variant, channels: Sequence[int]) -> HybridEncoder | LiteEncoder:
+    depth = round(3 * v.depth_mult)
+    if v.encoder == "lite":
+        return LiteEncoder(channels, v.hidden_dim, depth=depth, expansion=v.expansion, act="silu")
+    return HybridEncoder(
+        channels,
+        v.hidden_dim,
+        aifi=AIFI(v.hidden_dim, NUM_HEADS, v.encoder_ffn),
+        ccff=CCFF(
+            v.hidden_dim,
+            len(channels),
+            blocks=v.encoder_blocks,
+            depth=depth,
+            expansion=v.expansion,
+            act="silu",
+            summed=v.summed_fusion,
+        ),
     )
 
 
 def _decoder(v: Variant, num_classes: int) -> DistributionDecoder | BoxDecoder:
     distribution = v.head == "distribution"
     layers = [
-        DecoderLayer(v.decoder_dim, NUM_HEADS, v.decoder_ffn, v.num_points, gated=distribution, act=v.activation)
+        DecoderLayer(
+            v.decoder_dim,
+            NUM_HEADS,
+            v.decoder_ffn,
+            v.num_points,
+            gated=distribution and v.gated,
+            project_values=not distribution,
+            act=v.activation,
+            swiglu=v.swiglu,
+        )
         for _ in range(v.decoder_layers)
     ]
     if distribution:
@@ -122,6 +148,10 @@ def _decoder(v: Variant, num_classes: int) -> DistributionDecoder | BoxDecoder:
             reg_max=v.reg_max,
             reg_scale=v.reg_scale,
             act=v.activation,
+            position_layers=v.query_position_layers,
+            position_act=v.position_activation,
+            update_positions=v.update_positions,
+            share_box_head=v.share_box_head,
         )
     return BoxDecoder(
         layers,

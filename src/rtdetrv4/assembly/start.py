@@ -167,7 +167,8 @@ def _backbone(recipe: Recipe, why_not_better: str = "") -> Start:
     if name == PIP_BACKBONE:
         return _pip_backbone({}, why_not_better)
     if not has_own_backbone(recipe):  # one that does not fit is refused before its weights are fetched
-        Backbone.from_timm(name, len(find_variant(recipe.model.name).out_indices))
+        variant = find_variant(recipe.model.name)
+        Backbone.from_timm(name, len(variant.out_indices), without_last=variant.encoder == "lite")
     file = fetch_timm_weights(name, "model.pretrained_backbone")
     text = f"the backbone {name} with ImageNet weights"
     return Start("imagenet", text, None, file, name, why_not_better=why_not_better)

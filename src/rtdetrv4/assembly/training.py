@@ -85,7 +85,7 @@ def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
         alpha=loss.alpha,
         gamma=loss.gamma,
         union_matching=loss.union_matching,
-        local_terms=variant.head == "distribution",
+        local_terms=variant.head == "distribution" and loss.weights.fgl + loss.weights.ddf > 0,
         reg_max=variant.reg_max,
         reg_scale=variant.reg_scale,
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rtdetrv4.errors import ExportError, first_line, require
-from rtdetrv4.export.parts import CONVOLUTIONS, SOFTMAXES, onnx_graph, upstream
+from rtdetrv4.export.parts import CONVOLUTIONS, SOFTMAXES, Graph, onnx_graph, upstream
 from rtdetrv4.outputs import write_whole
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata
 
@@ -98,7 +98,20 @@ def _islands(model: onnx.ModelProto) -> set[str]:
         elif node.kind in ("Floor", "TopK"):
             ends.append(node.inputs[0])
     islands = upstream(graph, [name for name in ends if name and is_within(name)], is_within)
-    return islands | too_large | {name for name, node in graph.items() if node.kind in FULL | SOURCES}
+    norms = _root_mean_squares(graph)
+    return islands | too_large | norms | {name for name, node in graph.items() if node.kind in FULL | SOURCES}
+
+
+def _root_mean_squares(graph: Graph) -> set[str]:
+    """The nodes between squares, of which float16 has few, and the root of their mean."""
+    found: set[str] = set()
+    for name, node in graph.items():
+        origin = next(iter(node.inputs), "")
+        if node.kind == "ReduceMean" and origin and graph[origin].kind == "Pow":
+            found |= {name, origin}
+        elif node.kind in ("Add", "Sqrt", "Reciprocal") and not found.isdisjoint(node.inputs):
+            found.add(name)
+    return found
 
 
 class _Halving:

@@ -2,7 +2,8 @@
 
 Names of nodes change with every version of an exporter, so none is looked at. What does not change: query selection
 ends in the first top-k; the decoder samples the pyramid; the encoder's attention has the only softmax before that
-top-k, or the last one if the backbone attends too; and the encoder's convolutions come after it.
+top-k, or the last one if the backbone attends too; and the encoder's convolutions come after it. DEIMv2's lite encoder
+does not attend; it begins with the first of its two average pools, the last ones before that top-k.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ includes the boxes of the selected queries and the post-processing."""
 
 CONVOLUTIONS = frozenset({"Conv", "Convolution", "GroupConvolution"})
 SOFTMAXES = frozenset({"Softmax", "SoftMax", "Attention", "ScaledDotProductAttention"})
+POOLS = frozenset({"AveragePool", "AvgPool"})
 
 
 class GraphNode(NamedTuple):
@@ -82,13 +84,14 @@ def parts_of(graph: Graph) -> dict[str, Part]:
     # selection, which changes little.
     pyramid = scoring & upstream(graph, sampled or convolutions)
     attention = _last_attention(graph, pyramid)
-    if not convolutions or not attention:
+    start = attention or _first_pool(graph, pyramid)
+    if not convolutions or not start:
         raise ExportError("the graph has no hybrid encoder before its queries; expected a file of Detector.export")
 
     def is_no_convolution(name: str) -> bool:
         return name in pyramid and graph[name].kind not in CONVOLUTIONS
 
-    fused = downstream(graph, attention) & pyramid
+    fused = downstream(graph, start) & pyramid
     aifi = upstream(graph, downstream(graph, attention, is_no_convolution), is_no_convolution)
 
     def part(name: str) -> Part:
@@ -128,3 +131,8 @@ def _last_attention(graph: Graph, pyramid: set[str]) -> set[str]:
     """The softmax of the encoder's attention; empty if there is none."""
     softmaxes = [name for name, node in graph.items() if name in pyramid and node.kind in SOFTMAXES]
     return set(softmaxes[-1:])
+
+
+def _first_pool(graph: Graph, pyramid: set[str]) -> set[str]:
+    """The pool with which a lite encoder begins; empty if there is none."""
+    return set([name for name, node in graph.items() if name in pyramid and node.kind in POOLS][-2:][:1])

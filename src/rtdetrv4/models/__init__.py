@@ -7,7 +7,7 @@ from rtdetrv4.models.decoder import BoxDecoder, DecoderLayer, DistributionDecode
 from rtdetrv4.models.denoising import ContrastiveDenoising
 from rtdetrv4.models.deployment import fuse
 from rtdetrv4.models.detection_model import DetectionModel
-from rtdetrv4.models.hybrid_encoder import AIFI, CCFF, HybridEncoder
+from rtdetrv4.models.hybrid_encoder import AIFI, CCFF, HybridEncoder, LiteEncoder
 from rtdetrv4.models.layers import ConvNorm
 from rtdetrv4.models.memory import checkpoint_activations, recompute_activations
 from rtdetrv4.models.postprocess import postprocess
@@ -25,6 +25,7 @@ __all__ = [
     "DetectionModel",
     "DistributionDecoder",
     "HybridEncoder",
+    "LiteEncoder",
     "QuerySelection",
     "SelfAttention",
     "checkpoint_activations",

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.hgnet import HighPerfGpuStage
 from torch import Tensor, nn
 
 from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
@@ -62,6 +63,8 @@ class Backbone(nn.Module):
             and batch statistics stay fixed, and they run without gradients, which saves time and memory.
         first_shortcut: give the first block of a ResNet a convolutional shortcut. PaddlePaddle's ResNet-18-d and -34-d,
             and so the released RT-DETRv2, have one; timm's do not.
+        last_stage: (channels, blocks, kernel) of a smaller last stage for HGNetV2, as DEIMv2's smallest models have.
+            Loaded weights are kept where they fit.
 
     Raises:
         ConfigError: timm does not know `name`, or the network has fewer than `frozen_stages` stages.
@@ -79,6 +82,7 @@ class Backbone(nn.Module):
         freeze_norm: bool = False,
         frozen_stages: int = 0,
         first_shortcut: bool = False,
+        last_stage: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         if not timm.is_model(name.partition(".")[0]):
@@ -117,6 +121,10 @@ class Backbone(nn.Module):
             self.body.layer1[0].downsample = nn.Sequential(
                 nn.Identity(), nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width)
             )
+        if last_stage is not None:
+            name = f"stages_{max(out_indices)}"
+            self.body.set_submodule(name, _smaller_stage(self.body.get_submodule(name), *last_stage))
+            self.channels[-1] = last_stage[0]
         if freeze_norm:
             _freeze_norms(self.body)
         if freeze_stem:
@@ -128,13 +136,20 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_timm(
-        cls, name: str, num_levels: int, *, pretrained: bool | str | Path = False, frozen_stages: int = 0
+        cls,
+        name: str,
+        num_levels: int,
+        *,
+        without_last: bool = False,
+        pretrained: bool | str | Path = False,
+        frozen_stages: int = 0,
     ) -> Backbone:
         """Build a backbone from any timm network whose last stages have the last `num_levels` of `STRIDES`.
 
         Args:
             name: see `Backbone`.
-            num_levels: 3 or 2.
+            num_levels: 3 or 2; with `without_last` also 1.
+            without_last: leave out the stage of stride 32, and count levels from stride 16.
             pretrained: see `Backbone`.
             frozen_stages: see `Backbone`.
 
@@ -143,8 +158,9 @@ class Backbone(nn.Module):
                 such a pyramid from images of any size.
             WeightsError: the weights cannot be fetched or do not fit.
         """
-        last = range(-num_levels, 0)
-        strides: list[int] = list(STRIDES[-num_levels:])
+        end = -1 if without_last else 0
+        last = range(end - num_levels, end)
+        strides: list[int] = [STRIDES[index] for index in last]
         try:
             backbone = cls(name, last, normalize=True)  # without weights: a network may not fit
             problem = _misfit(backbone, strides)
@@ -228,3 +244,23 @@ def _freeze_norms(module: nn.Module) -> None:
             setattr(module, name, frozen.requires_grad_(False).eval())
         else:
             _freeze_norms(child)
+
+
+def _smaller_stage(stage: nn.Module, channels: int, num_blocks: int, kernel: int) -> nn.Module:
+    """A stage of HGNetV2 with other dimensions, and the weights of the given one where they fit."""
+    assert isinstance(stage, HighPerfGpuStage)
+    first = next(layer.conv1.conv for layer in stage.blocks[0].layers)  # type: ignore[union-attr]
+    smaller = HighPerfGpuStage(
+        first.in_channels,
+        first.out_channels,
+        channels,
+        num_blocks,
+        len(stage.blocks[0].layers),  # type: ignore[arg-type]
+        light_block=True,
+        kernel_size=kernel,
+        use_lab=True,
+        agg="se",
+    )
+    own, given = smaller.state_dict(), stage.state_dict()
+    smaller.load_state_dict(own | {name: given[name] for name in own if given[name].shape == own[name].shape})
+    return smaller

@@ -1,7 +1,8 @@
 """Decoders: fine-grained distribution refinement (RT-DETRv4, DEIM, D-FINE), and plain iterative boxes (RT-DETRv2).
 
 References:
-    D-FINE, arXiv 2410.13842, section 4; RT-DETR, arXiv 2304.08069; RT-DETRv2, arXiv 2407.17140.
+    D-FINE, arXiv 2410.13842, section 4; RT-DETR, arXiv 2304.08069; RT-DETRv2, arXiv 2407.17140; DEIMv2, arXiv
+    2509.20787 (RMSNorm, SwiGLU, a shared box head, query positions from the first references).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetrv4.models.attention import DeformableAttention, SelfAttention
-from rtdetrv4.models.layers import MLP, Activation, activation, match_gradient_layout
+from rtdetrv4.models.layers import MLP, Activation, GatedSiLU, RMSNorm, activation, match_gradient_layout
 from rtdetrv4.models.query_selection import box_head, score_head
 from rtdetrv4.ops.boxes import full_precision, inverse_sigmoid
 from rtdetrv4.ops.distribution import decode_boxes, expected_offset, weighting
@@ -21,13 +22,17 @@ from rtdetrv4.types import HeadOutput
 FLOAT16_MAX = 65504.0
 
 
+def _norm(dim: int, *, rms: bool) -> nn.Module:
+    return RMSNorm(dim) if rms else nn.LayerNorm(dim)
+
+
 class Gate(nn.Module):
     """A learned, per-channel mixture of two streams instead of their sum (D-FINE, section 4.3: "target gating")."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, rms: bool = False) -> None:
         super().__init__()
         self.gate = nn.Linear(2 * dim, 2 * dim)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = _norm(dim, rms=rms)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
@@ -40,9 +45,9 @@ class Gate(nn.Module):
 class ResidualNorm(nn.Module):
     """The ordinary post-norm residual sum."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, rms: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = _norm(dim, rms=rms)
 
     def forward(self, residual: Tensor, update: Tensor) -> Tensor:
         """Two B×Q×C → B×Q×C."""
@@ -53,24 +58,37 @@ class DecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention into the pyramid, feed-forward.
 
     Args:
-        gated: merge the output of cross-attention through a gate, without value and output projections (D-FINE);
-            otherwise through a residual sum, with these projections (RT-DETRv2).
+        gated: merge the output of cross-attention through a gate (D-FINE); otherwise through a residual sum.
+        project_values: with value and output projections in the cross-attention (RT-DETRv2).
+        swiglu: RMSNorm instead of layer norms, and SwiGLU, half as wide, as the feed-forward network (DEIMv2).
     """
 
     def __init__(
-        self, dim: int, num_heads: int, ffn_dim: int, num_points: Sequence[int], *, gated: bool, act: Activation
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_points: Sequence[int],
+        *,
+        gated: bool,
+        project_values: bool,
+        act: Activation,
+        swiglu: bool = False,
     ) -> None:
         super().__init__()
         self.self_attention = SelfAttention(dim, num_heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.cross_attention = DeformableAttention(dim, num_heads, num_points, project_values=not gated)
-        self.mix = Gate(dim) if gated else ResidualNorm(dim)
+        self.norm1 = _norm(dim, rms=swiglu)
+        self.cross_attention = DeformableAttention(dim, num_heads, num_points, project_values=project_values)
+        self.mix = (Gate if gated else ResidualNorm)(dim, rms=swiglu)
         self.linear1 = nn.Linear(dim, ffn_dim)
-        self.act = activation(act)
-        self.linear2 = nn.Linear(ffn_dim, dim)
-        self.norm3 = nn.LayerNorm(dim)
+        self.act = GatedSiLU() if swiglu else activation(act)
+        self.linear2 = nn.Linear(ffn_dim // 2 if swiglu else ffn_dim, dim)
+        self.norm3 = _norm(dim, rms=swiglu)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
+        if swiglu:
+            nn.init.zeros_(self.linear1.bias)
+            nn.init.zeros_(self.linear2.bias)
 
     def forward(
         self, x: Tensor, position: Tensor, reference: Tensor, pyramid: Sequence[Tensor], allowed: Tensor | None
@@ -106,6 +124,12 @@ class DistributionDecoder(nn.Module):
         eval_index: the layer whose predictions are used; negative indices count from the end.
         reg_max: R − 1.
         reg_scale: units that a box's width or height is divided into; see `ops.distribution`.
+        act: of the box heads and LQE.
+        position_layers: depth of the MLP from reference boxes to query positions; 3 layers of width C in DEIMv2, 2 of
+            width 2C in D-FINE.
+        position_act: of that MLP; None for `act`.
+        update_positions: whether query positions follow the references from layer to layer; DEIMv2 keeps the first.
+        share_box_head: one box head for all layers.
     """
 
     weighting: Tensor
@@ -120,15 +144,24 @@ class DistributionDecoder(nn.Module):
         reg_max: int = 32,
         reg_scale: float = 4.0,
         act: Activation,
+        position_layers: int = 2,
+        position_act: Activation | None = None,
+        update_positions: bool = True,
+        share_box_head: bool = False,
     ) -> None:
         super().__init__()
         self.reg_scale = reg_scale
+        self.update_positions = update_positions
+        self.shares_box_head = share_box_head
         self.eval_index = range(len(layers))[eval_index]
         self.register_buffer("weighting", weighting(reg_max, reg_scale), persistent=False)
-        self.query_position = _position_head(2 * dim, dim, 2, act)
+        self.query_position = _position_head(dim, position_layers, position_act or act)
         self.layers = nn.ModuleList(layers)
         self.pre_box_head = box_head(dim, 4, act)
-        self.box_heads: nn.ModuleList = nn.ModuleList(box_head(dim, 4 * (reg_max + 1), act) for _ in layers)
+        num_box_heads = 1 if share_box_head else len(layers)
+        self.box_heads: nn.ModuleList = nn.ModuleList(
+            box_head(dim, 4 * (reg_max + 1), act) for _ in range(num_box_heads)
+        )
         self.score_heads: nn.ModuleList = nn.ModuleList(score_head(dim, num_classes) for _ in layers)
         self.quality: nn.ModuleList = nn.ModuleList(LocationQuality(act) for _ in layers)
 
@@ -150,12 +183,15 @@ class DistributionDecoder(nn.Module):
         # Convert once: grid sampling is in float32, so autocast would convert the maps again in every layer.
         pyramid = [full_precision(match_gradient_layout(level).contiguous()) for level in pyramid]
         reference = reference_logits.sigmoid()
+        position = self.query_position(reference).clamp(-10, 10)
         initial, pre_logits, pre_boxes = reference, None, None
         previous: Tensor | None = None
         corners = None
         logits, boxes, distributions = [], [], []
-        for index, (layer, head) in enumerate(zip(self.layers, self.box_heads, strict=True)):
-            position = self.query_position(reference).clamp(-10, 10)
+        heads = [self.box_heads[0]] * len(self.layers) if self.shares_box_head else self.box_heads
+        for index, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
+            if self.update_positions and index > 0:
+                position = self.query_position(reference).clamp(-10, 10)
             x = layer(x, position, reference, pyramid, allowed)
             if index == 0:
                 pre_boxes = (full_precision(self.pre_box_head(x)) + inverse_sigmoid(reference)).sigmoid()
@@ -205,7 +241,7 @@ class BoxDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.eval_index = range(len(layers))[eval_index]
-        self.query_position = _position_head(dim if position_layers == 3 else 2 * dim, dim, position_layers, act)
+        self.query_position = _position_head(dim, position_layers, act)
         self.layers = nn.ModuleList(layers)
         self.box_heads: nn.ModuleList = nn.ModuleList(box_head(dim, 4, act) for _ in layers)
         self.score_heads: nn.ModuleList = nn.ModuleList(score_head(dim, num_classes) for _ in layers)
@@ -239,9 +275,9 @@ class BoxDecoder(nn.Module):
         self.score_heads = nn.ModuleList([*idle, self.score_heads[self.eval_index]])
 
 
-def _position_head(hidden_dim: int, dim: int, num_layers: int, act: Activation) -> MLP:
+def _position_head(dim: int, num_layers: int, act: Activation) -> MLP:
     """An MLP from reference boxes to query positions."""
-    head = MLP(4, hidden_dim, dim, num_layers, act)
+    head = MLP(4, dim if num_layers == 3 else 2 * dim, dim, num_layers, act)
     for parameter in head.parameters():
         if parameter.ndim == 2:
             nn.init.xavier_uniform_(parameter)

@@ -50,7 +50,14 @@ def fuse(model: DetectionModel) -> DetectionModel:
             fused.backbone.set_submodule(name, DeployedStem(module))
         elif isinstance(module, HighPerfGpuBlock) and isinstance(module.aggregation[1], ConvBNAct):
             fused.backbone.set_submodule(name, DeployedBlock(module))
-    fused.set_submodule("hybrid_encoder", DeployedEncoder(fused.hybrid_encoder))
+    encoder = fused.hybrid_encoder
+    if isinstance(encoder, HybridEncoder) and encoder.ccff.summed:
+        encoder.set_submodule("aifi", DeployedAIFI(encoder.aifi))
+    elif isinstance(encoder, HybridEncoder):
+        fused.set_submodule("hybrid_encoder", DeployedEncoder(encoder))
+    for name, module in list(fused.hybrid_encoder.named_modules()):
+        if isinstance(module, ELANRepBlock):
+            fused.hybrid_encoder.set_submodule(name, DeployedLoneELAN(module))
     fused.set_submodule("query_selection", DeployedQuerySelection(fused.query_selection))
     for name, module in list(fused.decoder.named_modules()):
         if isinstance(module, SelfAttention):
@@ -251,6 +258,26 @@ class DeployedELAN(nn.Module):
         passed = self.passed(first, second)
         deep = self.first(passed)
         return self.act(self.merge((self.kept(first, second), passed, deep, self.second(deep))))
+
+
+class DeployedLoneELAN(nn.Module):
+    """An `ELANRepBlock` of one map, whose pieces are summed instead of concatenated."""
+
+    def __init__(self, block: ELANRepBlock) -> None:
+        super().__init__()
+        both, half = PointLinear.of(block.split), block.split.conv.out_channels // 2
+        like = block.split.conv.weight
+        self.kept = both.rows(0, half).conv(like)
+        self.passed = both.rows(half, 2 * half).conv(like)
+        self.first, self.second, self.act = block.first, block.second, block.split.act
+        inner = (block.merge.conv.in_channels - 2 * half) // 2
+        self.merge = SummedConv(block.merge.conv, [half, half, inner, inner])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W → B×C'×H×W."""
+        passed = self.act(self.passed(x))
+        deep = self.first(passed)
+        return self.act(self.merge((self.act(self.kept(x)), passed, deep, self.second(deep))))
 
 
 class DeployedAIFI(nn.Module):
@@ -479,7 +506,9 @@ class DeployedQuerySelection(nn.Module):
         self.num_queries = selection.num_queries
         self.projection, self.norm = selection.projection, selection.norm
         self.score_head, self.box_head = selection.score_head, selection.box_head
-        blank = selection.norm(selection.projection.bias)[None].detach()
+        bias = getattr(selection.projection, "bias", None)
+        zero = torch.zeros_like(selection.score_head.weight[0])
+        blank = selection.norm(bias if isinstance(bias, Tensor) else zero)[None].detach()
         self.register_buffer("blank", blank, persistent=False)
         self.best_scores = BestScores(selection.score_head, blank)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rtdetrv4.models.backbone import Backbone
 from rtdetrv4.models.decoder import BoxDecoder, DistributionDecoder
 from rtdetrv4.models.denoising import ContrastiveDenoising, attention_allowed
-from rtdetrv4.models.hybrid_encoder import HybridEncoder
+from rtdetrv4.models.hybrid_encoder import HybridEncoder, LiteEncoder
 from rtdetrv4.models.query_selection import QuerySelection
 from rtdetrv4.types import DetectorOutput, EncoderOutput, HeadOutput, Targets, TrainingOutput
 
@@ -24,7 +24,7 @@ class DetectionModel(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        hybrid_encoder: HybridEncoder,
+        hybrid_encoder: HybridEncoder | LiteEncoder,
         query_selection: QuerySelection,
         decoder: DistributionDecoder | BoxDecoder,
         *,

@@ -1,7 +1,8 @@
-"""The hybrid encoder: AIFI on the coarsest level, then CCFF across levels.
+"""The hybrid encoder: AIFI on the coarsest level, then CCFF across levels; and DEIMv2's encoder without attention.
 
 References:
-    RT-DETR, arXiv 2304.08069, section 4.2; the lighter blocks are D-FINE's, arXiv 2410.13842, section 4.3.
+    RT-DETR, arXiv 2304.08069, section 4.2; the lighter blocks are D-FINE's, arXiv 2410.13842, section 4.3; sums instead
+    of concatenations and the lite encoder are DEIMv2's, arXiv 2509.20787.
 """
 
 from __future__ import annotations
@@ -69,17 +70,27 @@ class CCFF(nn.Module):
         blocks: "elan" for D-FINE, DEIM and RT-DETRv4; "csp" for RT-DETRv2.
         depth: RepVGG blocks in each fusion block's branch.
         expansion: inner width of the fusion blocks.
+        summed: whether two maps are added before a fusion block (DEIMv2) instead of concatenated.
     """
 
     def __init__(
-        self, dim: int, num_levels: int, *, blocks: BlockKind, depth: int, expansion: float, act: Activation
+        self,
+        dim: int,
+        num_levels: int,
+        *,
+        blocks: BlockKind,
+        depth: int,
+        expansion: float,
+        act: Activation,
+        summed: bool = False,
     ) -> None:
         super().__init__()
+        self.summed = summed
         steps = range(num_levels - 1)
 
         def fusion() -> nn.Module:
             block = ELANRepBlock if blocks == "elan" else CSPRepBlock
-            return block(2 * dim, dim, depth, expansion, act)
+            return block(dim if summed else 2 * dim, dim, depth, expansion, act)
 
         def downsample() -> nn.Module:
             if blocks == "csp":
@@ -98,11 +109,14 @@ class CCFF(nn.Module):
         for lateral, fuse, fine in zip(self.laterals, self.top_down, reversed(finer), strict=True):
             coarse = lateral(coarse)
             descended.append(coarse)
-            coarse = fuse(torch.cat((F.interpolate(coarse, scale_factor=2.0, mode="nearest"), fine), dim=1))
+            coarse = fuse(self._joined(F.interpolate(coarse, scale_factor=2.0, mode="nearest"), fine))
         pyramid = [coarse]
         for shrink, fuse, lateral in zip(self.downsamples, self.bottom_up, reversed(descended), strict=True):
-            pyramid.append(fuse(torch.cat((shrink(pyramid[-1]), lateral), dim=1)))
+            pyramid.append(fuse(self._joined(shrink(pyramid[-1]), lateral)))
         return tuple(pyramid)
+
+    def _joined(self, first: Tensor, second: Tensor) -> Tensor:
+        return first + second if self.summed else torch.cat((first, second), dim=1)
 
 
 class HybridEncoder(nn.Module):
@@ -119,3 +133,51 @@ class HybridEncoder(nn.Module):
         levels = [project(feature) for project, feature in zip(self.projections, features, strict=True)]
         levels[-1] = f5 = self.aifi(levels[-1])
         return EncoderOutput(self.ccff(levels), f5)
+
+
+class GlobalFusion(nn.Module):
+    """Adds the mean of a map to each of its positions, then mixes channels: global context without attention.
+
+    In DEIMv2's lite encoder it takes the place of AIFI, so its output is F5 there.
+    """
+
+    def __init__(self, dim: int, act: Activation) -> None:
+        super().__init__()
+        self.mix = ConvNorm(dim, dim, 1, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×h×w → B×C×h×w."""
+        return self.mix(x + x.mean(dim=(2, 3), keepdim=True))
+
+
+class LiteEncoder(nn.Module):
+    """Two levels from the backbone's stride-16 map alone: pooled to stride 32, fused top-down and bottom-up by sums.
+
+    References:
+        DEIMv2, arXiv 2509.20787: the encoder of Atto, Femto and Pico.
+
+    Args:
+        in_channels: channels of the backbone's maps, of which there must be one.
+        dim: C, the width of both levels.
+        depth: RepVGG blocks in each fusion block's branch.
+        expansion: inner width of the fusion blocks.
+    """
+
+    def __init__(self, in_channels: Sequence[int], dim: int, *, depth: int, expansion: float, act: Activation) -> None:
+        super().__init__()
+        (channels,) = in_channels
+        self.projections = nn.ModuleList([ConvNorm(channels, dim, 1, act="none")])
+        self.pool = nn.AvgPool2d(3, stride=2, padding=1)
+        self.coarse = ConvNorm(dim, dim, 1, act=act)
+        self.aifi = GlobalFusion(dim, act)
+        self.top_down = ELANRepBlock(dim, dim, depth, expansion, act)
+        self.downsample = ConvNorm(dim, dim, 1, act=act)
+        self.bottom_up = ELANRepBlock(dim, dim, depth, expansion, act)
+
+    def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
+        """The backbone's stride-16 map → a pyramid of strides 16 and 32, and F5."""
+        (feature,) = features
+        fine = self.projections[0](feature)
+        f5 = self.aifi(self.coarse(self.pool(fine)))
+        fine = self.top_down(fine + F.interpolate(f5, scale_factor=2.0, mode="nearest"))
+        return EncoderOutput((fine, self.bottom_up(f5 + self.downsample(self.pool(fine)))), f5)

@@ -1,4 +1,4 @@
-"""Convolutional blocks of the encoder, and the MLP."""
+"""Convolutional blocks of the encoder, the MLP, and the norm and activation of DEIMv2's decoder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rtdetrv4.ops.boxes import full_precision
 
 Activation = Literal["relu", "silu", "gelu", "none"]
 
@@ -140,3 +142,35 @@ class MLP(nn.Module):
         """Make the output zero for every input."""
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square over channels, without centering and without a bias; in float32 or better.
+
+    References:
+        Root mean square layer normalization, arXiv 1910.07467; in DEIMv2's decoder, arXiv 2509.20787.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
+        exact = full_precision(x)
+        normalized = exact * torch.rsqrt(exact.square().mean(dim=-1, keepdim=True) + self.eps)
+        return normalized.to(x.dtype) * self.weight
+
+
+class GatedSiLU(nn.Module):
+    """SiLU of the first half of the channels times the second half: between two linear layers, SwiGLU.
+
+    References:
+        GLU variants improve transformer, arXiv 2002.05202; in DEIMv2's decoder, arXiv 2509.20787.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, 2C) → (…, C)."""
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value

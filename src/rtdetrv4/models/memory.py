@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rtdetrv4.models.detection_model import DetectionModel
+from rtdetrv4.models.hybrid_encoder import LiteEncoder
 from rtdetrv4.models.layers import ConvNorm
 
 
@@ -117,10 +118,13 @@ def _recomputed_activation(
 def checkpoint_activations(model: DetectionModel) -> None:
     """Make a detector keep only the inputs of its larger parts: much less memory, at the cost of time.
 
-    These parts are the stages or blocks of the backbone, AIFI, the fusion blocks of CCFF and the decoder's layers.
+    These parts are the stages or blocks of the backbone, AIFI, the encoder's fusion blocks and the decoder's layers.
     """
     encoder = model.hybrid_encoder
-    fusions = (*encoder.ccff.top_down, *encoder.ccff.bottom_up)
+    if isinstance(encoder, LiteEncoder):
+        fusions = (encoder.top_down, encoder.bottom_up)
+    else:
+        fusions = (*encoder.ccff.top_down, *encoder.ccff.bottom_up)
     parts: list[nn.Module] = [*_blocks(_root(model.backbone.body)), encoder.aifi, *fusions, *model.decoder.layers]
     for part in parts:
         part.__class__ = _checkpointed(type(part))

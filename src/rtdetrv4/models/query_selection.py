@@ -53,16 +53,22 @@ class QuerySelection(nn.Module):
 
     No parameter's shape depends on Q, so `num_queries` can be changed at any time. Images with fewer cells get fewer
     queries.
+
+    Args:
+        projected: with a linear layer and a norm before the heads; DEIMv2 has neither.
     """
 
-    def __init__(self, dim: int, num_classes: int, num_queries: int, act: Activation) -> None:
+    def __init__(
+        self, dim: int, num_classes: int, num_queries: int, act: Activation, *, projected: bool = True
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.projection = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim)
+        self.projection = nn.Linear(dim, dim) if projected else nn.Identity()
+        self.norm = nn.LayerNorm(dim) if projected else nn.Identity()
         self.score_head = score_head(dim, num_classes)
         self.box_head = box_head(dim, 4, act)
-        nn.init.xavier_uniform_(self.projection.weight)
+        if isinstance(self.projection, nn.Linear):
+            nn.init.xavier_uniform_(self.projection.weight)
 
     def forward(self, pyramid: Sequence[Tensor]) -> SelectedQueries:
         """Maps B×C×h×w, finest first → the selected queries."""

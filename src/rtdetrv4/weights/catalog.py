@@ -126,6 +126,10 @@ def _released() -> Iterator[tuple[str, ReleasedCheckpoint]]:
         "deim-m": drive + "18Lj2a6UN6k_n_UzqnJyiaiLGpDzQQit8",
         "deim-l": drive + "1PIRf02XkrA2xAD3wEiKE2FaamZgSGTAr",
         "deim-x": drive + "1dPtbgtGgq1Oa7k_LgH1GXPelg1IVeu0j",
+        "deimv2-atto": drive + "18sRJXX3FBUigmGJ1y5Oo_DPC5C3JCgYc",
+        "deimv2-femto": drive + "16hh6l9Oln9TJng4V0_HNf_Z7uYb7feds",
+        "deimv2-pico": drive + "1PXpUxYSnQO-zJHtzrCPqQZ3KKatZwzFT",
+        "deimv2-n": drive + "1G_Q80EVO4T7LZVPfHwZ3sT65FX5egp9K",
         "deim-rtdetrv2-r18": drive + "153_JKff6EpFgiLKaqkJsoDcLal_0ux_F",
         "deim-rtdetrv2-r50": drive + "1mWknAXD5JYknUQ94WCEvPfXz13jcNOTI",
         **{f"dfine-{size}": f"{dfine}dfine_{size}_coco.pth" for size in "nsmlx"},
@@ -199,6 +203,9 @@ def _hub_files() -> Iterator[tuple[str, Dataset, HubFile]]:
         yield f"dfine-{size}", "obj365", transformers(f"ustc-community/dfine-{name}-obj365", None)
     for size, ap in (("n", 43.0), ("s", 49.0), ("m", 52.7), ("l", 54.7), ("x", 56.5)):
         yield f"deim-{size}", "coco", libre(f"DEIM{size}", ap)
+    for size, ap in (("atto", 23.8), ("femto", 31.0), ("pico", 38.5), ("n", 43.0)):
+        repository = f"Intellindust/DEIMv2_HGNetv2_{size.upper()}_COCO"
+        yield f"deimv2-{size}", "coco", HubFile(repository, "model.safetensors", ap, license=None)
     for size, ap in (("r18", 48.1), ("r34", 49.9), ("r50", 53.4), ("r101", 54.3)):
         yield f"rtdetrv2-{size}", "coco", transformers(f"PekingU/rtdetr_v2_{size}vd", ap)
     for size, ap, sha256 in (
@@ -240,6 +247,14 @@ _ARCHITECTURES: Mapping[int, tuple[str, ...]] = MappingProxyType(
         76_634_044: ("rtdetrv2-r101",),
         20_105_680: ("deim-rtdetrv2-r18",),
         42_853_692: ("deim-rtdetrv2-r50",),
+        488_407: ("deimv2-atto",),
+        952_279: ("deimv2-femto",),
+        1_504_249: ("deimv2-pico",),
+        3_565_035: ("deimv2-n",),
+        492_695: ("deimv2-atto-hf",),
+        961_783: ("deimv2-femto-hf",),
+        1_517_129: ("deimv2-pico-hf",),
+        3_581_803: ("deimv2-n-hf",),
         2_044_414: ("test",),
     }
 )
@@ -250,7 +265,9 @@ MODELS = frozenset(name for names in _ARCHITECTURES.values() for name in names)
 
 #: Models that transformers has too; see `weights.transformers`.
 TRANSFORMERS_MODELS = frozenset(
-    name for name in MODELS if name.startswith(("dfine-", "rtdetrv2-")) and name != "rtdetrv2-r50m"
+    name
+    for name in MODELS
+    if (name.startswith(("dfine-", "rtdetrv2-")) and name != "rtdetrv2-r50m") or name.endswith("-hf")
 )
 
 

@@ -1,11 +1,12 @@
-"""Tensor names of transformers' `DFineForObjectDetection` and `RTDetrV2ForObjectDetection` ↔ ours, and their folders.
+"""Tensor names of transformers' D-FINE, RT-DETRv2 and DEIMv2 (`…ForObjectDetection`) ↔ ours, and their folders.
 
 The names are those in transformers' files. Version 5 uses a few others in memory, which are read as well. Nothing here
 imports transformers.
 
 transformers has D-FINE with ReLU, and RT-DETRv2, both predicting with the last decoder layer: `dfine-…` and
 `rtdetrv2-…`, except for rtdetrv2-r50m, which predicts with its third layer. RT-DETRv4 and DEIM have SiLU in the
-decoder's heads, for which transformers has no setting.
+decoder's heads, for which transformers has no setting. Its DEIMv2 has a projection in query selection, ReLU in the
+heads and query positions that follow the references, none of which the authors' has: `deimv2-…-hf`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from torch import Tensor, nn
 from rtdetrv4.errors import WeightsError
 from rtdetrv4.models import DecoderLayer, DetectionModel, DistributionDecoder
 from rtdetrv4.models.backbone import FrozenNorm
+from rtdetrv4.models.decoder import Gate
+from rtdetrv4.models.hybrid_encoder import HybridEncoder, LiteEncoder
+from rtdetrv4.models.layers import GatedSiLU
 from rtdetrv4.weights.catalog import classes_of
-from rtdetrv4.weights.convert import counters_of_frozen_norms
+from rtdetrv4.weights.convert import counters_of_frozen_norms, require_shared
 from rtdetrv4.weights.renaming import CSP, Renaming, Row, prefixed
 
 #: Names of the files in a transformers model folder.
@@ -141,6 +145,88 @@ _RTDETRV2 = Renaming(
     ]
 )
 
+_LITE_ELAN: list[Row] = [
+    ("conv1.{rest}", "split.{rest}"),
+    *(
+        row
+        for number, ours in ((1, "first"), (2, "second"))
+        for row in (
+            (f"csp_rep{number}.conv2.{{rest}}", f"{ours}.1.{{rest}}"),
+            # Both 1×1 convolutions of the block are one in files; see `_split`.
+            *prefixed(
+                f"csp_rep{number}.",
+                f"{ours}.0.",
+                (("deep.{rest}", "deep.{rest}"), ("shortcut.{rest}", "shortcut.{rest}")),
+            ),
+            (f"csp_rep{number}.bottlenecks.{{j}}.conv1.{{rest}}", f"{ours}.0.blocks.{{j}}.conv3x3.{{rest}}"),
+            (f"csp_rep{number}.bottlenecks.{{j}}.conv2.{{rest}}", f"{ours}.0.blocks.{{j}}.conv1x1.{{rest}}"),
+        )
+    ),
+    ("conv2.{rest}", "merge.{rest}"),
+]
+_V2_BACKBONE = "model.conv_encoder.model."
+
+_DEIMV2 = Renaming(
+    [
+        *(
+            row
+            for theirs, ours in (
+                ("embedder.{path}.", "backbone.body.stem.{path}."),
+                ("encoder.stages.{i}.{path}.", "backbone.body.stages_{i}.{path}."),
+            )
+            for row in (
+                *_named(_V2_BACKBONE + theirs, ours + "conv", ours + "bn"),
+                (_V2_BACKBONE + theirs + "lab.{rest}", ours + "lab.{rest}"),
+            )
+        ),
+        ("model.conv_encoder.encoder_input_proj.{i}.{rest}", "hybrid_encoder.projections.{i}.{rest}"),
+        *(
+            (f"model.encoder.aifi.0.layers.0.{theirs}.{{rest}}", f"hybrid_encoder.aifi.{ours}.{{rest}}")
+            for theirs, ours in (
+                ("self_attn.qkv_proj", "attention.in_proj"),
+                ("self_attn.o_proj", "attention.out_proj"),
+                ("self_attn_layer_norm", "norm1"),
+                ("mlp.layers.0", "linear1"),
+                ("mlp.layers.1", "linear2"),
+                ("final_layer_norm", "norm2"),
+            )
+        ),
+        ("model.encoder.lateral_convs.{i}.{rest}", "hybrid_encoder.ccff.laterals.{i}.{rest}"),
+        *prefixed("model.encoder.fpn_blocks.{i}.", "hybrid_encoder.ccff.top_down.{i}.", _LITE_ELAN),
+        ("model.encoder.downsample_convs.{i}.conv1.{rest}", "hybrid_encoder.ccff.downsamples.{i}.0.{rest}"),
+        ("model.encoder.downsample_convs.{i}.conv2.{rest}", "hybrid_encoder.ccff.downsamples.{i}.1.{rest}"),
+        *prefixed("model.encoder.pan_blocks.{i}.", "hybrid_encoder.ccff.bottom_up.{i}.", _LITE_ELAN),
+        ("model.encoder.input_proj.{i}.{rest}", "hybrid_encoder.projections.{i}.{rest}"),
+        ("model.encoder.down_conv1.{rest}", "hybrid_encoder.coarse.{rest}"),
+        ("model.encoder.bi_fusion_conv.{rest}", "hybrid_encoder.aifi.mix.{rest}"),
+        *prefixed("model.encoder.fpn_block.", "hybrid_encoder.top_down.", _LITE_ELAN),
+        ("model.encoder.down_conv2.{rest}", "hybrid_encoder.downsample.{rest}"),
+        *prefixed("model.encoder.pan_block.", "hybrid_encoder.bottom_up.", _LITE_ELAN),
+        *(
+            (f"model.decoder.layers.{{i}}.{theirs}.{{rest}}", f"decoder.layers.{{i}}.{ours}.{{rest}}")
+            for theirs, ours in (
+                ("self_attn.qkv_proj", "self_attention.in_proj"),
+                ("self_attn.o_proj", "self_attention.out_proj"),
+                ("self_attn_layer_norm", "norm1"),
+                ("encoder_attn", "cross_attention"),
+                ("gateway", "mix"),
+                ("encoder_attn_layer_norm", "mix.norm"),
+                ("mlp.gate_up_proj", "linear1"),
+                ("mlp.down_proj", "linear2"),
+                ("final_layer_norm", "norm3"),
+            )
+        ),
+        *(
+            row
+            for row in _COMMON
+            if row[0].startswith(("model.enc_", "model.denoising", "model.decoder.query_pos_head"))
+        ),
+        *(row for row in _COMMON if row[0].startswith(_HEADS)),
+        ("model.decoder.pre_bbox_head.{rest}", "decoder.pre_box_head.{rest}"),
+        ("model.decoder.lqe_layers.{i}.reg_conf.{rest}", "decoder.quality.{i}.mlp.{rest}"),
+    ]
+)
+
 #: Constants that transformers stores, but ours computes from the input size and the recipe.
 CONSTANTS = (
     ".num_points_scale",
@@ -175,8 +261,38 @@ _ASSUMED: Mapping[str, Any] = {
 }
 
 
+_DEIMV2_ASSUMED: Mapping[str, Any] = {
+    **_ASSUMED,
+    "decoder_activation_function": "silu",
+    "encoder_fuse_op": "sum",
+    "encoder_has_trailing_conv": True,
+    "layer_scale": 1,
+    "learn_initial_query": False,
+    "lqe_layers": 2,
+}
+"""As `_ASSUMED`, for DEIMv2."""
+_DEIMV2_DEFAULTS: Mapping[str, Any] = {
+    **_DEIMV2_ASSUMED,
+    "decoder_activation_function": "relu",
+    "encoder_type": "hybrid",
+    "eval_size": None,
+    "share_bbox_head": False,
+    "use_gateway": True,
+}
+"""What transformers takes for settings that a config.json of DEIMv2 leaves out."""
+
+_SHARED_HEAD = re.compile(r"(model\.decoder\.bbox_embed\.)\d+(\..+)")
+_V2_STACKS = (
+    (re.compile(r"(.+\.csp_rep\d\.)conv1(\..+)"), ("shortcut", "deep")),
+    (re.compile(r"(.+\.mlp\.)gate_up_proj(\..+)"), ("gate_proj", "up_proj")),
+)
+"""What is one tensor in one of the two codes and two in the other."""
+
+
 def file_name(name: str) -> str:
     """Return the name in transformers' files for a name in a file or in memory."""
+    if name.startswith("model.conv_encoder."):
+        return name
     for pattern, replacement in _IN_MEMORY:
         name = pattern.sub(replacement, name)
     return name
@@ -184,31 +300,38 @@ def file_name(name: str) -> str:
 
 def looks_transformers(state: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of transformers' RT-DETR family."""
-    return any(name.startswith("model.encoder_input_proj.") for name in state)
+    return any(name.startswith(("model.encoder_input_proj.", "model.conv_encoder.")) for name in state)
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict of `DFineForObjectDetection` or `RTDetrV2ForObjectDetection` under our names.
+    """Return a state dict of transformers' D-FINE, RT-DETRv2 or DEIMv2 under our names.
 
     Args:
         state: read from a file, or the model's `state_dict()`.
 
     Raises:
-        WeightsError: neither of the two has a tensor of this name.
+        WeightsError: none of them has a tensor of this name.
     """
-    state = {file_name(name): tensor for name, tensor in state.items()}
+    is_deimv2 = any(name.startswith("model.conv_encoder.") for name in state)
+    if not is_deimv2:  # whose files have the names in memory
+        state = {file_name(name): tensor for name, tensor in state.items()}
     # Heads have two names, of which files may leave one out; the decoder's is the one that predicts.
     tied = {f"model.decoder.{name}": tensor for name, tensor in state.items() if not name.startswith("model.")}
     state = _stacked(tied | {name: tensor for name, tensor in state.items() if name.startswith("model.")})
-    renaming = _DFINE if any(name.startswith("model.decoder.lqe_layers.") for name in state) else _RTDETRV2
+    if is_deimv2:
+        state = _deimv2_parts(state)
+        renaming = _DEIMV2
+    else:
+        renaming = _DFINE if any(name.startswith("model.decoder.lqe_layers.") for name in state) else _RTDETRV2
     ours = {}
     for name, tensor in state.items():
         if name.endswith(CONSTANTS):
             continue
         if (our_name := renaming.to_ours(name)) is None:
             raise WeightsError(
-                f'The checkpoint has a tensor "{name}", which no D-FINE or RT-DETRv2 of transformers has. '
-                "Give weights of DFineForObjectDetection or RTDetrV2ForObjectDetection."
+                f'The checkpoint has a tensor "{name}", which no D-FINE, RT-DETRv2 or DEIMv2 with HGNetV2 of '
+                "transformers has. Give weights of DFineForObjectDetection, RTDetrV2ForObjectDetection or "
+                "Deimv2ForObjectDetection."
             )
         ours[our_name] = tensor
     return ours
@@ -224,6 +347,55 @@ def _stacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stacked
 
 
+def _deimv2_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DEIMv2's tensors cut and joined as ours are; a shared box head only once."""
+    (stacked, halves), (_, parts) = _V2_STACKS
+    is_lite = any(name.startswith("model.encoder.bi_fusion_conv.") for name in state)
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if match := stacked.fullmatch(name):
+            for half, part in zip(halves, tensor.chunk(2) if tensor.ndim else (tensor, tensor), strict=True):
+                ours[f"{match[1]}{half}{match[2]}"] = part
+        elif f".{parts[0]}." in name:
+            other = state[name.replace(parts[0], parts[1])]
+            ours[name.replace(parts[0], "gate_up_proj")] = torch.cat((tensor, other))
+        elif is_lite and (match := _SHARED_HEAD.fullmatch(name)):
+            require_shared(ours.setdefault(f"{match[1]}0{match[2]}", tensor), tensor, name)
+        elif f".{parts[1]}." not in name:
+            ours[name] = tensor
+    return ours
+
+
+def _deimv2_whole(state: Mapping[str, Tensor], model: DetectionModel) -> dict[str, Tensor]:
+    """The inverse of `_deimv2_parts`; also tells apart what has one name here and two there."""
+    if isinstance(model.hybrid_encoder, LiteEncoder):
+        state = {
+            name.replace("conv_encoder.encoder_input_proj.", "encoder.input_proj."): t for name, t in state.items()
+        }
+    if not isinstance(_first_layer(model).mix, Gate):
+        state = {name.replace(".gateway.norm.", ".encoder_attn_layer_norm."): t for name, t in state.items()}
+    joined, parts = _V2_STACKS[1]
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".csp_rep" in name and ".shortcut." in name:
+            deep = state[name.replace(".shortcut.", ".deep.")]
+            theirs[name.replace(".shortcut.", ".conv1.")] = torch.cat((tensor, deep)) if tensor.ndim else tensor
+        elif match := joined.fullmatch(name):
+            halves = zip(parts, tensor.chunk(2), strict=True)
+            theirs |= {f"{match[1]}{part}{match[2]}": half for part, half in halves}
+        elif not (".csp_rep" in name and ".deep." in name):
+            theirs[name] = tensor
+    if not (isinstance(model.decoder, DistributionDecoder) and model.decoder.shares_box_head):
+        return theirs
+    heads = {match: tensor for name, tensor in theirs.items() if (match := _SHARED_HEAD.fullmatch(name))}
+    copies = {
+        f"{match[1]}{index}{match[2]}": tensor
+        for index in range(len(model.decoder.layers))
+        for match, tensor in heads.items()
+    }
+    return copies | theirs
+
+
 def to_transformers(model: DetectionModel) -> dict[str, Tensor]:
     """Return the state dict that transformers' files have for this model, constants included.
 
@@ -237,6 +409,8 @@ def to_transformers(model: DetectionModel) -> dict[str, Tensor]:
     """
     _require_expressible(model)
     renaming = _DFINE if isinstance(model.decoder, DistributionDecoder) else _RTDETRV2
+    if _is_deimv2(model):
+        renaming = _DEIMV2
     uncounted = counters_of_frozen_norms(model)
     state: dict[str, Tensor] = {}
     for ours, tensor in model.state_dict().items():
@@ -250,12 +424,32 @@ def to_transformers(model: DetectionModel) -> dict[str, Tensor]:
             state |= {name.replace(".qkv_proj.", f".{letter}_proj."): part for letter, part in parts}
         else:
             state[name] = tensor
+    if _is_deimv2(model):
+        state = _deimv2_whole(state, model)
     heads = {name.removeprefix("model.decoder."): t for name, t in state.items() if name.startswith(_HEADS)}
     return state | heads | dict(_constants(model))
 
 
+def _first_layer(model: DetectionModel) -> DecoderLayer:
+    layer = model.decoder.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    return layer
+
+
+def _is_deimv2(model: DetectionModel) -> bool:
+    return isinstance(_first_layer(model).act, GatedSiLU)
+
+
 def _require_expressible(model: DetectionModel) -> None:
     decoder = model.decoder
+    if _is_deimv2(model):
+        if isinstance(model.query_selection.projection, nn.Identity):
+            raise WeightsError(
+                "transformers has no such model: this one is DEIMv2 as its authors trained it; transformers' has a "
+                "projection in query selection, ReLU in the heads, and query positions that follow the references. "
+                "Only deimv2-…-hf can be converted; use this package's format or ONNX for the others."
+            )
+        return
     if decoder.eval_index != len(decoder.layers) - 1:
         problem = f"predicts with decoder layer {decoder.eval_index + 1}; transformers' always use the last"
     elif not isinstance(decoder.query_position.act, nn.ReLU):
@@ -263,8 +457,8 @@ def _require_expressible(model: DetectionModel) -> None:
     else:
         return
     raise WeightsError(
-        f"transformers has no such model: this one {problem}. Only dfine-… and rtdetrv2-… can be converted, "
-        "except for rtdetrv2-r50m; use this package's format or ONNX for the others."
+        f"transformers has no such model: this one {problem}. Only dfine-…, deimv2-…-hf and rtdetrv2-… can be "
+        "converted, except for rtdetrv2-r50m; use this package's format or ONNX for the others."
     )
 
 
@@ -288,11 +482,11 @@ def transformers_config(model: DetectionModel, names: Sequence[str]) -> dict[str
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in to_transformers(model).items()}
     decoder, encoder = model.decoder, model.hybrid_encoder
-    layer = decoder.layers[0]
-    assert isinstance(layer, DecoderLayer)
+    layer = _first_layer(model)
     num_points = layer.cross_attention.num_points
-    levels = len(model.backbone.strides)
-    hidden = encoder.aifi.linear1.in_features
+    levels = len(num_points)
+    projection: Any = encoder.projections[0]
+    hidden = projection.conv.out_channels
     config = {
         "freeze_backbone_batch_norms": any(isinstance(module, FrozenNorm) for module in model.backbone.modules()),
         "id2label": {str(index): name for index, name in enumerate(names)},
@@ -301,8 +495,6 @@ def transformers_config(model: DetectionModel, names: Sequence[str]) -> dict[str
         "feat_strides": list(model.backbone.strides),
         "encode_proj_layers": [levels - 1],
         "encoder_hidden_dim": hidden,
-        "encoder_ffn_dim": encoder.aifi.linear1.out_features,
-        "encoder_attention_heads": encoder.aifi.attention.num_heads,
         "d_model": layer.linear1.in_features,
         "decoder_in_channels": [hidden] * levels,
         "decoder_ffn_dim": layer.linear1.out_features,
@@ -312,18 +504,37 @@ def transformers_config(model: DetectionModel, names: Sequence[str]) -> dict[str
         "num_queries": model.query_selection.num_queries,
         "num_denoising": 0 if model.denoising is None else model.denoising.num_denoising,
     }
-    block = "model.encoder.fpn_blocks.0."
+    if isinstance(encoder, HybridEncoder):
+        config |= {
+            "encoder_ffn_dim": encoder.aifi.linear1.out_features,
+            "encoder_attention_heads": encoder.aifi.attention.num_heads,
+        }
+    block = "model.encoder.fpn_blocks.0." if isinstance(encoder, HybridEncoder) else "model.encoder.fpn_block."
     if isinstance(decoder, DistributionDecoder):
-        return config | {
+        config |= {
             "architectures": ["DFineForObjectDetection"],
             "model_type": "d_fine",
-            "backbone_config": _hgnet_config(shapes, levels),
+            "backbone_config": _hgnet_config(shapes, len(model.backbone.strides)),
             "depth_mult": _count(shapes, re.escape(block) + r"csp_rep1\.bottlenecks\.\d+") / 3,
-            "hidden_expansion": 2 * shapes[block + "conv2.conv.weight"][0] / hidden,
             "decoder_n_points": list(num_points),
             "max_num_bins": len(decoder.weighting) - 1,
             "reg_scale": float(decoder.reg_scale),
         }
+        if not _is_deimv2(model):
+            return config | {"hidden_expansion": 2 * shapes[block + "conv2.conv.weight"][0] / hidden}
+        lite = {} if isinstance(encoder, HybridEncoder) else {"encoder_type": "lite", "encoder_layers": 0}
+        return (
+            config
+            | lite
+            | {
+                "architectures": ["Deimv2ForObjectDetection"],
+                "model_type": "deimv2",
+                "hidden_expansion": 2 * shapes[block + "csp_rep1.conv2.conv.weight"][0] / hidden,
+                "decoder_activation_function": "silu",
+                "use_gateway": isinstance(layer.mix, Gate),
+                "share_bbox_head": decoder.shares_box_head,
+            }
+        )
     return config | {
         "architectures": ["RTDetrV2ForObjectDetection"],
         "model_type": "rt_detr_v2",
@@ -382,9 +593,9 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     except (ValueError, AttributeError) as error:
         raise WeightsError(f"{path} is not a transformers config ({error}).") from error
-    if (kind := config.get("model_type")) not in ("d_fine", "rt_detr_v2"):
-        raise WeightsError(f'{path} is for a model of type "{kind}"; expected d_fine or rt_detr_v2.')
-    given = {"decoder_n_points": 4, "reg_scale": 4.0, **_ASSUMED, **config}
+    if (kind := config.get("model_type")) not in ("d_fine", "rt_detr_v2", "deimv2"):
+        raise WeightsError(f'{path} is for a model of type "{kind}"; expected d_fine, rt_detr_v2 or deimv2.')
+    given = {"decoder_n_points": 4, "reg_scale": 4.0, **(_DEIMV2_DEFAULTS if kind == "deimv2" else _ASSUMED), **config}
     for setting, assumed in _assumed_of(given).items():
         if (value := given[setting]) != assumed:
             raise WeightsError(f"{path} has {setting} {value}, which no model of this package has; expected {assumed}.")
@@ -396,6 +607,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _assumed_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config["model_type"] == "deimv2":
+        is_lite = config["encoder_type"] == "lite"
+        # With a size for evaluation, transformers computes AIFI without positions.
+        positions = {} if is_lite else {"eval_size": None}
+        shared = {"share_bbox_head": is_lite, "use_gateway": not is_lite}
+        return {
+            **_DEIMV2_ASSUMED,
+            **positions,
+            **shared,
+            "decoder_n_points": [4, 2] if is_lite else [6, 6],
+            "reg_scale": 4.0,
+        }
     if config["model_type"] == "rt_detr_v2":
         return {**_ASSUMED, "decoder_n_points": 4}
     return {
@@ -411,14 +634,16 @@ def _count(names: Iterable[str], pattern: str) -> int:
     return len({match[0] for match in matches if match})
 
 
-def _out_features(levels: int) -> list[str]:
-    return [f"stage{number}" for number in range(5 - levels, 5)]
+def _out_features(levels: int, count: int = 4) -> list[str]:
+    return [f"stage{number}" for number in range(count + 1 - levels, count + 1)]
 
 
 def _hgnet_config(shapes: Mapping[str, Sequence[int]], levels: int) -> dict[str, Any]:
     """Infer HGNetV2's dimensions from the shapes of its tensors."""
-    stem = _BACKBONE + "embedder."
-    stages = [f"{_BACKBONE}encoder.stages.{index}." for index in range(4)]
+    prefix = _V2_BACKBONE if any(name.startswith(_V2_BACKBONE) for name in shapes) else _BACKBONE
+    stem = prefix + "embedder."
+    count = _count(shapes, re.escape(prefix) + r"encoder\.stages\.\d+")
+    stages = [f"{prefix}encoder.stages.{index}." for index in range(count)]
     is_light = [f"{stage}blocks.0.layers.0.conv1.convolution.weight" in shapes for stage in stages]
     first, spatial = (
         [
@@ -431,7 +656,8 @@ def _hgnet_config(shapes: Mapping[str, Sequence[int]], levels: int) -> dict[str,
     return {
         "model_type": "hgnet_v2",
         "hidden_sizes": out_channels,  # D-FINE reads the channels of the pyramid here
-        "out_features": _out_features(levels),
+        "depths": [1] * count,  # only their number counts
+        "out_features": _out_features(levels, count),
         "stem_channels": [3, *(shapes[f"{stem}stem{number}.convolution.weight"][0] for number in (1, 4))],
         "stage_in_channels": [shape[1] for shape in first],
         "stage_mid_channels": [shape[0] for shape in first],

@@ -10,7 +10,8 @@ import pytest
 from golden import RECIPES
 from rtdetrv4.config import VARIANTS, Recipe, load_recipe, recipe_names
 
-RELEASED = [name for name in VARIANTS if name not in ("test", "rtdetrv4-n")]
+DEIMV2 = [name for name in VARIANTS if name.startswith("deimv2-")]
+RELEASED = [name for name in VARIANTS if name not in ("test", "rtdetrv4-n", *DEIMV2)]
 BACKBONES = {"B0": "hgnetv2_b0", "B2": "hgnetv2_b2", "B4": "hgnetv2_b4", "B5": "hgnetv2_b5"}
 
 
@@ -175,4 +176,47 @@ def test_published_accuracy_is_stated_only_where_it_is_known() -> None:
         "rtdetrv4-m": (53.5, 5.91),
         "rtdetrv4-l": (55.4, 8.07),
         "rtdetrv4-x": (57.0, 12.90),
+        "deimv2-atto": (23.8, 1.10),
+        "deimv2-femto": (31.0, 1.45),
+        "deimv2-pico": (38.5, 2.13),
+        "deimv2-n": (43.0, 2.32),
     }
+
+
+# configs/deimv2/deimv2_hgnetv2_*_coco.yml of the DEIMv2 repository: input size, queries, width, decoder's FFN, learning
+# rates of the rest and of the backbone, share of mosaics.
+DEIMV2_LITE = {
+    "deimv2-atto": (320, 100, 64, 160, 2e-3, 1e-3, 0.3),
+    "deimv2-femto": (416, 150, 96, 256, 1.6e-3, 8e-4, 0.5),
+    "deimv2-pico": (640, 200, 112, 320, 1.6e-3, 8e-4, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", DEIMV2_LITE)
+def test_the_recipes_of_deimv2_with_a_lite_encoder(name: str) -> None:
+    side, queries, dim, ffn, lr, backbone_lr, mosaic = DEIMV2_LITE[name]
+    variant, recipe = VARIANTS[name], load_recipe(name)
+    assert variant.image_size == recipe.model.image_size == (side, side)
+    assert recipe.model.num_queries == queries
+    assert (variant.hidden_dim, variant.decoder_dim, variant.decoder_ffn) == (dim, dim, ffn)
+    assert (variant.num_points, variant.decoder_layers, variant.depth_mult, variant.expansion) == ((4, 2), 3, 0.5, 0.34)
+    assert (recipe.optimizer.lr, recipe.optimizer.backbone_lr) == (lr, backbone_lr)
+    assert recipe.optimizer.decay_bias == (name == "deimv2-atto")
+    assert (recipe.augment.mosaic, recipe.augment.mixup, recipe.augment.multi_scale_repeat) == (mosaic, 0, None)
+    schedule, loss = recipe.schedule, recipe.loss
+    assert (schedule.epochs, schedule.batch, schedule.warmup_steps, schedule.lr_gamma) == (500, 128, 4000, 0.5)
+    assert (schedule.flat_epoch, schedule.mosaic_until, schedule.refine_from) == (250, 250, 468)
+    assert (loss.classification, loss.gamma, loss.union_matching) == ("mal", 1.5, False)
+    assert (loss.weights.fgl, loss.weights.ddf) == (0, 0)
+
+
+def test_the_recipe_of_deimv2_n_is_that_of_deim_n_at_another_batch() -> None:
+    ours, deim = load_recipe("deimv2-n"), load_recipe("deim-n")
+    assert (ours.loss, ours.augment, ours.optimizer) == (deim.loss, deim.augment, deim.optimizer)
+    assert ours.schedule == deim.schedule.model_copy(update={"batch": 32})
+
+
+@pytest.mark.parametrize("name", [name for name in DEIMV2 if not name.endswith("-hf")])
+def test_deimv2_as_in_transformers_is_trained_alike(name: str) -> None:
+    ours, theirs = load_recipe(name), load_recipe(f"{name}-hf")
+    assert theirs.model_copy(update={"model": ours.model}) == ours

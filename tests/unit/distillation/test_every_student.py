@@ -16,7 +16,7 @@ from rtdetrv4.types import Targets
 TEACHER_DIM = 24
 RECTANGLE, SQUARE = (96, 160), (160, 160)
 """Every layer takes any multiple of 32 alike, so a square is shown only to the smallest of each family."""
-SMALLEST = ("rtdetrv4-n", "deim-n", "dfine-n", "rtdetrv2-r18", "deim-rtdetrv2-r18")
+SMALLEST = ("rtdetrv4-n", "deim-n", "dfine-n", "rtdetrv2-r18", "deim-rtdetrv2-r18", "deimv2-atto", "deimv2-n")
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "test"])
@@ -35,7 +35,8 @@ def test_a_step_of_distillation(name: str) -> None:
         assert projected.shape == (1, TEACHER_DIM, *grid_hw)
 
         distill = alignment_loss(projected, torch.randn(1, TEACHER_DIM, *grid_hw))
-        (reached,) = torch.autograd.grad(distill, [student.aifi.get_parameter("linear2.weight")], retain_graph=True)
+        last = "mix.conv.weight" if variant.encoder == "lite" else "linear2.weight"
+        (reached,) = torch.autograd.grad(distill, [student.aifi.get_parameter(last)], retain_graph=True)
         assert reached.abs().sum() > 0
         terms = criterion(output, targets) | {"distill": distill}
         weighted_sum(terms, weights).backward()

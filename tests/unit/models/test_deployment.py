@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,22 @@ from rtdetrv4.models.layers import ConvNorm
 from rtdetrv4.models.query_selection import anchor_logits
 
 BOX = {"head": "box", "encoder_blocks": "csp", "activation": "relu", "num_points": (4, 4, 4)}
+SUMMED = {
+    "summed_fusion": True,
+    "swiglu": True,
+    "projected_selection": False,
+    "update_positions": False,
+    "query_position_layers": 3,
+}
+LITE = {
+    **SUMMED,
+    "encoder": "lite",
+    "out_indices": (2,),
+    "last_stage": (48, 1, 3),
+    "gated": False,
+    "share_box_head": True,
+    "num_points": (4, 2),
+}
 
 
 def irregular(name: str) -> DetectionModel:
@@ -54,6 +71,20 @@ def test_outputs_stay_the_same(model: DetectionModel, size_hw: tuple[int, int]) 
     torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-8)
     torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-8)
     assert expected.logits.std() > 0.1
+
+
+@pytest.mark.parametrize("parts", [SUMMED, LITE], ids=["summed", "lite"])
+def test_deimv2_stays_the_same(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtdetrv4.assembly.models.VARIANTS", {"test": replace(VARIANTS["test"], **parts)})
+    model = irregular("test")
+    images = torch.rand(2, 3, 96, 448, dtype=torch.float64)
+    deployed = fuse(model)
+    with torch.no_grad():
+        expected, actual = model(images), deployed(images)
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-8)
+    torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-8)
+    assert expected.logits.std() > 0.1
+    assert not [each for each in deployed.modules() if isinstance(each, nn.BatchNorm2d)]
 
 
 def test_affine_activations_are_clamps(model: DetectionModel) -> None:
