@@ -42,6 +42,7 @@ NUM_EXAMPLES = 5
 # The extra that each command needs; the others need at most `torch`.
 _EXTRAS = {
     "train": "train",
+    "pretrain": "train",
     "augment": "train",
     "doctor": "train",
     "val": "train",
@@ -208,6 +209,78 @@ def train(
         print(f"Weights: {result.weights}")
         if (page := result.out / REPORT_PAGE).is_file():
             print(f"Report: {page}")
+    return EXIT_INCOMPLETE if result.problems else 0
+
+
+@app.command()
+def pretrain(
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="Folder of images, or a data set whose labels to ignore; may be repeated."),
+    ] = None,
+    model: _Model = None,
+    weights: _Start = None,
+    teacher: _Teacher = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch: _Batch = None,
+    imgsz: _ImageSize = None,
+    lr: _LearningRate = None,
+    device: _Device = None,
+    workers: _Workers = None,
+    cache: Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")] = None,
+    amp: _Amp = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run in --out, or else the latest one in runs/pretrain.")
+    ] = False,
+    exist_ok: Annotated[
+        bool, typer.Option("--exist-ok", help="Overwrite the run in --out, instead of writing to a new folder beside.")
+    ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
+    settings: _Settings = None,
+) -> int:
+    """Have backbone and encoder learn from a teacher on images without labels, before `train --weights`."""
+    from rtdetrv4.config import parse_assignment
+
+    overrides = dict(parse_assignment(text) for text in settings or ())
+    if not (resume or data or "data.unlabeled" in overrides or (model or "").endswith((".yaml", ".yml"))):
+        raise ConfigError("Missing option --data: a folder of images, or a data set whose labels to ignore.")
+    given = _given(
+        epochs=epochs,
+        batch=_batch(batch),
+        imgsz=_image_size(imgsz),
+        teacher=teacher,
+        lr=lr,
+        device=_device(device),
+        workers=workers,
+        cache=cache,
+        seed=seed,
+        amp=amp,
+        out=out,
+        tracker=tracker,
+    )
+    _check_settings(model, weights, given | overrides, budget, resume=resume)
+    if resume and model is None:
+        from rtdetrv4.run_folder import RunFolder
+
+        folder = RunFolder(out) if out else RunFolder.latest("runs/pretrain")
+        if not folder.recipe.is_file():
+            raise ConfigError(
+                f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
+            )
+        model, given["out"] = str(folder.recipe), str(folder.path)
+    given |= _given(budget=budget)
+    detector = _detector(model, weights)
+    result = detector.pretrain(data or None, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
+    if _is_main_process():
+        if result.loss is not None:
+            print(f"L_DSI: {result.loss:.3f}")
+        print(f"Weights: {result.weights}")
+        print(f"Next: rtdetrv4 train --data DATA --weights {result.weights}")
     return EXIT_INCOMPLETE if result.problems else 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rtdetrv4.assembly.training import patience_of
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rtdetrv4.doctor import Findings
 
 logger = logging.getLogger(__name__)
+
+RunKind = Literal["training", "pretraining"]
 
 RECIPE_FILE, RECORD_FILE = "recipe.yaml", "run.json"
 RUN_FILES = (
@@ -58,6 +60,7 @@ FREE_ON_RESUME = (
     "data.cache",
     "data.cache_size",
     "data.path",
+    "data.unlabeled",
     "data.workers",
     "distillation.teacher_compile",
     "run.channels_last",
@@ -187,6 +190,8 @@ class RunFolder:
         splits: Splits,
         start: Mapping[str, Any] | None = None,
         derived: Sequence[Choice] | None = None,
+        *,
+        kind: RunKind = "training",
     ) -> None:
         """Write recipe.yaml, run.json, and the list of validation images if these were chosen here.
 
@@ -195,10 +200,12 @@ class RunFolder:
             splits: the data.
             start: what the run started from, see `rtdetrv4.assembly.start.Start.record`.
             derived: the settings that were derived for the run; None keeps those of the record there is, on resume.
+            kind: what the run is.
         """
         parts = splits.parts
         names, ids = parts["train"].classes
         record = {
+            "kind": kind,
             "versions": package_versions(),
             "seed": recipe.run.seed,
             "start": start,
@@ -289,18 +296,23 @@ class RunFolder:
             return f"The latest training state is in {self.last}; the same command with --resume continues from there."
         return f"There is no training state in {self.path} to resume from yet; start the run again."
 
-    def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any], kind: RunKind = "training") -> Recipe:
         """Return the recipe that the run began with, with the changes that a resumed run may make.
 
         Args:
             recipe: the recipe of the detector that resumes the run.
             given: changed settings by dotted or short name.
+            kind: what the run should be.
 
         Raises:
-            ConfigError: there is no run, it trains another model, or a changed setting must stay as it was.
+            ConfigError: there is no run, it is of another kind, it trains another model, or a changed setting must stay
+                as it was.
         """
         if not self.last.is_file() or not self.recipe.is_file():
             raise ConfigError(f"There is no run to resume: {self.last} does not exist. Give its folder with out=….")
+        if (found := self._recorded("kind") or "training") != kind:
+            verb = "pretrain" if found == "pretraining" else "train"
+            raise ConfigError(f"The run in {self.path} is one of `rtdetrv4 {verb}`; resume it with that.")
         before = load_recipe(self.recipe)
         if recipe.model.name != before.model.name:
             raise ConfigError(f"The run in {self.path} trains {before.model.name}, not {recipe.model.name}.")

@@ -87,5 +87,7 @@ def arrange(
         return Arrangement(recipe, start, None)
     if start.kind == "file":  # the weights have their own
         settled = {*settled, "model.backbone", "model.image_size"}
+    elif start.kind == "pretrained":
+        settled = {*settled, "model.backbone"}
     fitting = Fitting.gather(recipe, settled, splits, accelerator, start=start, budget=budget)
     return Arrangement(fitting.fit(recipe), start, fitting)

@@ -32,7 +32,7 @@ from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Tea
 from rtdetrv4.distillation.teacher import Network
 from rtdetrv4.errors import ConfigError, DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
-from rtdetrv4.losses import Criterion, HungarianMatcher
+from rtdetrv4.losses import Criterion, HungarianMatcher, TermsOf
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
 from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.training import (
@@ -163,8 +163,21 @@ def build_student(
     """The detector with an injector if there is a teacher, on the device and set up to compute as the recipe says."""
     injector = None if teacher is None else Injector(find_variant(recipe.model.name).hidden_dim, teacher.dim)
     student = DistillationStudent(detector, injector).to(accelerator.device)
-    _set_up_computation(detector, recipe.run, accelerator.device)
+    set_up_computation(detector, recipe.run, accelerator.device)
     return student
+
+
+class Supervision(NamedTuple):
+    """What the labels of a run supervise."""
+
+    criterion: TermsOf
+    weights: Mapping[str, float]
+    """Of its terms, by base name."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Supervision:
+        """That of a recipe."""
+        return cls(build_criterion(recipe.loss, find_variant(recipe.model.name)), loss_weights(recipe.loss))
 
 
 class Course(NamedTuple):
@@ -185,6 +198,7 @@ def settle_course(
     accelerator: Accelerator,
     teacher: Teacher | None = None,
     fitting: Fitting | None = None,
+    supervision: Supervision | None = None,
 ) -> Course:
     """Settle what takes measurements: into how many parts batches are split, and how long the run is.
 
@@ -195,12 +209,15 @@ def settle_course(
         accelerator: device and ranks.
         teacher: its time counts too.
         fitting: adjusts the length of the run to its pace; None keeps the recipe's.
+        supervision: None: the recipe's.
     """
     assert splits.train is not None, "nothing to train on"
-    recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator)
+    supervision = supervision or Supervision.of(recipe)
+    recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator, supervision)
     cache = _cache(recipe, splits.train, splits, accelerator)
     if fitting is not None and fitting.asks_for_pace:
-        recipe = fitting.fit_time(recipe, _pace(recipe, splits, accumulate, student, accelerator, cache, teacher))
+        pace = _pace(recipe, splits, accumulate, student, accelerator, cache, teacher, supervision)
+        recipe = fitting.fit_time(recipe, pace)
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
     return Course(recipe, accumulate, data, build_plan(recipe, max(len(data.loader) // accumulate, 1)))
 
@@ -245,29 +262,18 @@ def build_trainer(
     teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
     student = build_student(recipe, detector, teacher, accelerator)
     recipe, accumulate, data, plan = settle_course(recipe, splits, student, accelerator, teacher, fitting)
-    optimizer = adamw(
-        parameter_groups(student, **recipe.optimizer.model_dump(exclude={"betas", "clip_norm"})),
-        betas=recipe.optimizer.betas,
-    )
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
     if evaluates_start or not knows_classes:  # a detector that may be trained already need not get any better
         observers.append(LossWatch())
-    if recipe.run.tracker != "none":
-        tracker = Tracker(
-            recipe.run.tracker, accelerator, recipe.run.log_every, flat_settings(recipe), files_follow=files_follow
-        )
-        observers.append(tracker)
-    if recipe.run.profile:
-        observers.append(Profiler(out / "profile"))
+    observers += chosen_observers(recipe, accelerator, files_follow=files_follow)
     return Trainer(
         student=student,
         ema=ModelEma(student, plan.ema_decay, plan.ema_warmup),
-        optimizer=optimizer,
+        optimizer=build_optimizer(recipe, student),
         plan=plan,
         data=data,
-        criterion=build_criterion(recipe.loss, find_variant(recipe.model.name)),
-        weights=loss_weights(recipe.loss),
+        **Supervision.of(recipe)._asdict(),
         evaluate=None
         if splits.val is None
         else build_evaluation(recipe, splits.val, accelerator, cache=_cache(recipe, splits.val, splits, accelerator)),
@@ -290,6 +296,23 @@ def build_trainer(
         recipe=recipe.model_dump(mode="json"),
         metadata=weights_metadata(recipe, splits.train.classes, teacher, start, usual_size(splits.train)),
     )
+
+
+def build_optimizer(recipe: Recipe, student: DistillationStudent) -> torch.optim.AdamW:
+    """The optimizer of a run, for what the student trains."""
+    groups = parameter_groups(student, **recipe.optimizer.model_dump(exclude={"betas", "clip_norm"}))
+    return adamw(groups, betas=recipe.optimizer.betas)
+
+
+def chosen_observers(recipe: Recipe, accelerator: Accelerator, *, files_follow: bool) -> list[Observer]:
+    """The tracker and the profiler, if the recipe asks for them."""
+    run, observers = recipe.run, list[Observer]()
+    if run.tracker != "none":
+        settings = flat_settings(recipe)
+        observers.append(Tracker(run.tracker, accelerator, run.log_every, settings, files_follow=files_follow))
+    if run.profile:
+        observers.append(Profiler(Path(run.out) / "profile"))
+    return observers
 
 
 def build_evaluation(
@@ -357,7 +380,11 @@ def weights_metadata(
 
 
 def _fit_batch(
-    recipe: Recipe, split: Split, student: DistillationStudent, accelerator: Accelerator
+    recipe: Recipe,
+    split: Split,
+    student: DistillationStudent,
+    accelerator: Accelerator,
+    supervision: Supervision | None = None,
 ) -> tuple[Recipe, int]:
     """The recipe with a number for `run.accumulate`, and that number; for auto, the fewest parts that fit."""
     if isinstance(recipe.run.accumulate, int):
@@ -377,8 +404,7 @@ def _fit_batch(
     most_boxes = max((len(record.labels) for record in split.records), default=1)
     per_image = bytes_per_image(
         student,
-        build_criterion(recipe.loss, find_variant(recipe.model.name)),
-        loss_weights(recipe.loss),
+        *(supervision or Supervision.of(recipe)),
         measured_hw,
         max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
         accelerator,
@@ -401,6 +427,7 @@ def _pace(
     accelerator: Accelerator,
     cache: ImageCache | None,
     teacher: Teacher | None,
+    supervision: Supervision,
 ) -> Pace:
     """Measure the pace of the run."""
     assert splits.train is not None
@@ -409,8 +436,7 @@ def _pace(
     measure = partial(
         measure_pace,
         student,
-        build_criterion(recipe.loss, find_variant(recipe.model.name)),
-        loss_weights(recipe.loss),
+        *supervision,
         loader.dataset,
         workers=recipe.data.workers,
         num_val=0 if splits.val is None else math.ceil(len(splits.val.records) / accelerator.num_processes),
@@ -434,7 +460,7 @@ def _is_quickly_evaluated(splits: Splits, epochs: int) -> bool:
     return splits.val is not None and len(splits.val.records) <= longest
 
 
-def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
+def set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
     """Set how the detector computes, without changing what it computes."""
     if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
         # With channels-last weights, a convolution returns channels-last maps, whatever the format of its input.
@@ -463,6 +489,9 @@ def _training_data(
         min_scale=augment.mosaic_scale[0],
         max_scale=augment.mosaic_scale[1],
     )
+    if not split.classes.names:  # images without labels
+        stage = stage._replace(mosaic=0.0, mixup=0.0, zoom_out=0.0, iou_crop=0.0, permutes=0.0)
+        stage = stage._replace(random_crop=augment.unlabeled_crop)
     ranks, rank, seed = accelerator.num_processes, accelerator.process_index, recipe.run.seed
     loader: DetectionLoader = build_loader(
         DetectionDataset(split, recipe.model.image_size, stage, seed, cache, recipe.model.resize),

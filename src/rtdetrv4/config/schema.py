@@ -106,6 +106,13 @@ def _pair(value: Any) -> Any:
     return tuple(value)
 
 
+def _paths(value: Any) -> Any:
+    # One path, several as YAML's list, or none.
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -158,6 +165,14 @@ class DataConfig(_Section):
         description="Data set: a folder of COCO, YOLO, Pascal VOC, LabelMe or CVAT annotations, a YAML file (YOLO's, "
         "or one that names COCO files), or a COCO or CVAT file.",
     )
+    unlabeled: Annotated[tuple[str, ...], BeforeValidator(_paths)] = Field(
+        default=(),
+        description="Folders of images without labels, or whose labels to ignore: what `pretrain` learns from.",
+    )
+    unlabeled_parts: Literal["train", "all"] = Field(
+        default="train",
+        description="Images of `unlabeled` to use. train: without those that validate or test; all: with them.",
+    )
     workers: Count = Field(default=4, description="Processes that load images; 0: load in the training process.")
     sampling: Literal["uniform", "balanced"] = Field(
         default="uniform",
@@ -181,6 +196,10 @@ class AugmentConfig(_Section):
     zoom_out: Probability = Field(default=0.5, description="Place the image on a larger black canvas.")
     iou_crop: Probability = Field(default=0.8, description="Crop so that boxes keep a minimum IoU.")
     flip: Probability = Field(default=0.5, description="Mirror left to right.")
+    unlabeled_crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2,
+        description="Smallest share of an image without labels that a random crop shows; 1: hardly any crop.",
+    )
     multi_scale_repeat: AtLeastOne | None = Field(
         description="Draw each batch's size from 3/4 to 5/4 of the base size, with the base size listed this many "
         "times. null: always the base size."

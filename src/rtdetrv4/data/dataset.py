@@ -24,6 +24,7 @@ from rtdetrv4.data.transforms import (
     centers_inside,
     clip_boxes,
     draw_iou_crop,
+    draw_random_crop,
     draw_zoom_out,
     flip_matrix,
     map_boxes,
@@ -165,6 +166,8 @@ class DetectionDataset(Dataset[Sample]):
         boxes, labels = _trained_boxes(record)
         size_hw = (record.info.height, record.info.width)
         window = Window(0, 0, size_hw[1], size_hw[0])
+        if stage.random_crop:
+            window = draw_random_crop(rng, size_hw, stage.random_crop)
         if rng.random() < stage.zoom_out:
             window = draw_zoom_out(rng, size_hw)
         if rng.random() < stage.iou_crop:
@@ -179,7 +182,8 @@ class DetectionDataset(Dataset[Sample]):
         placement = place(window, size_hw, pixels.shape[:2], out_hw)  # pyright: ignore[reportArgumentType]
         shown_hw = (_length(placement.out_rows), _length(placement.out_columns))
         # The fill around a zoomed-out image stays black: it is added after the photometric changes.
-        shown = photometric(resize(pixels[placement.rows, placement.columns], shown_hw), rng, stage.photometric)
+        shown = resize(pixels[placement.rows, placement.columns], shown_hw)
+        shown = photometric(shown, rng, stage.photometric, permutes=bool(stage.permutes))
         if shown_hw == out_hw:
             image = shown
         else:

@@ -39,6 +39,10 @@ class DetectionModel(nn.Module):
         self.denoising = denoising
         self.decoder = decoder
 
+    def f5(self, images: Tensor) -> Tensor:
+        """B×3×H×W, RGB in [0, 1] → F5 alone (B×C×h×w), in either mode."""
+        return self.hybrid_encoder.f5(self.backbone(images))
+
     def forward(self, images: Tensor, targets: Targets | None = None) -> DetectorOutput:
         """Detect.
 
@@ -74,6 +78,36 @@ class DetectionModel(nn.Module):
             denoised, head = _split_queries(both, noised.content.shape[1])
             training = TrainingOutput(head, selected.logits, selected.boxes, encoded.f5, denoised, noised.groups)
         return DetectorOutput(head.logits[-1], head.boxes[-1], training)
+
+
+class SemanticPath(nn.Module):
+    """The part of a detector that computes F5: backbone, the projection of its coarsest map, and AIFI.
+
+    The modules are the detector's own, and so are the names of its tensors. It stands in for a detector that is trained
+    by L_DSI alone.
+    """
+
+    def __init__(self, backbone: Backbone, hybrid_encoder: HybridEncoder) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.hybrid_encoder = nn.Module()
+        self.hybrid_encoder.projections = nn.ModuleDict(
+            {str(len(hybrid_encoder.projections) - 1): hybrid_encoder.projections[-1]}
+        )
+        self.hybrid_encoder.aifi = hybrid_encoder.aifi
+
+    def f5(self, images: Tensor) -> Tensor:
+        """B×3×H×W, RGB in [0, 1] → B×C×h×w."""
+        (projection,) = self.hybrid_encoder.get_submodule("projections").children()
+        return self.hybrid_encoder.get_submodule("aifi")(projection(self.backbone(images)[-1]))
+
+    def forward(self, images: Tensor, targets: Targets | None = None) -> DetectorOutput:
+        """Detect nothing: no queries (B×0×0 and B×0×4); in train mode, F5 is in `training`, as for a detector."""
+        del targets
+        f5 = self.f5(images)
+        logits, boxes = f5.new_zeros(len(f5), 0, 0), f5.new_zeros(len(f5), 0, 4)
+        training = TrainingOutput(HeadOutput(logits[None], boxes[None]), logits, boxes, f5) if self.training else None
+        return DetectorOutput(logits, boxes, training)
 
 
 def _split_queries(head: HeadOutput, first: int) -> tuple[HeadOutput, HeadOutput]:

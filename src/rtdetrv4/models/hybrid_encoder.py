@@ -114,6 +114,10 @@ class HybridEncoder(nn.Module):
         self.aifi = aifi
         self.ccff = ccff
 
+    def f5(self, features: Sequence[Tensor]) -> Tensor:
+        """The backbone's maps → F5 alone (B×C×h×w), without CCFF, on which it does not depend."""
+        return self.aifi(self.projections[-1](features[-1]))
+
     def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
         """The backbone's maps, finest first → pyramid of C channels, and F5."""
         levels = [project(feature) for project, feature in zip(self.projections, features, strict=True)]

@@ -23,7 +23,7 @@ from rtdetrv4.data.batch import mix_up, prepare_batch, split_images
 from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher, alignment_loss
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation import Metrics
-from rtdetrv4.losses import Criterion, weighted_sum
+from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.training.accelerator import synchronize_norms
@@ -66,14 +66,14 @@ class Trainer:
         optimizer: optimizer of `student`, with `initial_lr` in every group.
         plan: stages, learning rates, lengths.
         data: training batches.
-        criterion: loss terms, unweighted.
-        weights: weights of these terms, by base name.
+        criterion: loss terms of the labels, unweighted.
+        weights: weights of these terms, by base name. Without `modulation`, also of "distill".
         evaluate: function from a detector to its metrics; on several ranks a collective call with the same result on
             each. None without validation data: then the last weights count as the best.
         accelerator: device, number format, ranks.
         out: run folder, which rank 0 writes to.
         teacher: None trains without distillation. On the device; neither wrapped by DDP nor saved.
-        modulation: owner of λ, the weight of the distillation loss; needed with a teacher.
+        modulation: owner of λ, the weight of the distillation loss; with a teacher, that or a weight is needed.
         teach_every: use the teacher in every `teach_every`-th step, starting with the first.
         teach_epochs: number of epochs that use the teacher; None for all.
         observers: notified on rank 0.
@@ -99,7 +99,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     plan: Plan
     data: TrainingData
-    criterion: Criterion
+    criterion: TermsOf
     weights: Mapping[str, float]
     evaluate: Callable[[nn.Module], Metrics] | None
     accelerator: Accelerator
@@ -122,7 +122,7 @@ class Trainer:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.teacher is not None and self.modulation is None:
+        if self.teacher is not None and self.modulation is None and "distill" not in self.weights:
             raise ConfigError("A teacher needs a modulation, which owns the weight of the distillation loss.")
         synchronize_norms(self.student, self.accelerator)
         self.model, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
@@ -245,7 +245,7 @@ class Trainer:
             losses=losses,
             grad_norm=mean_norm,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
-            distill_weight=weights.get("distill"),
+            distill_weight=None if self.modulation is None else weights["distill"],
             num_images=num_images,
             is_finite=is_finite,
         )
@@ -384,7 +384,7 @@ class Trainer:
         position.begin(following)
         self._save(LAST_FILE, *([BEST_FILE] if is_best else []))
         if is_best and self.accelerator.is_main_process:
-            metadata = {**self.metadata, "trained": True, "epoch": report.epoch, "metrics": report.metrics}
+            metadata = {"trained": True, **self.metadata, "epoch": report.epoch, "metrics": report.metrics}
             save_weights(self.ema.module.detector.state_dict(), self.out / WEIGHTS_FILE, metadata)
         for observer in self.observers:
             observer.epoch_end(report)

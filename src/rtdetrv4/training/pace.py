@@ -14,7 +14,7 @@ from torch import Tensor
 from rtdetrv4.data.batch import pack, prepare_batch
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.distillation import DistillationStudent, Teacher, alignment_loss
-from rtdetrv4.losses import Criterion, weighted_sum
+from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.training.optimizer import adamw
 from rtdetrv4.types import Batch
 
@@ -64,7 +64,7 @@ def most_epochs(
 
 def measure_pace(
     student: DistillationStudent,
-    criterion: Criterion,
+    criterion: TermsOf,
     weights: Mapping[str, float],
     samples: DetectionDataset,
     *,
@@ -98,12 +98,12 @@ def measure_pace(
     def step() -> None:
         with accelerator.autocast():
             output, projected = student(prepared.images, prepared.targets)
-        loss = weighted_sum(criterion(output, prepared.targets), weights)
+        terms = criterion(output, prepared.targets)
         if projected is not None and teacher is not None:
             with accelerator.autocast():
                 teacher_map = teacher(prepared.images, (projected.shape[-2], projected.shape[-1]))
-            loss = loss + alignment_loss(projected, teacher_map)
-        loss.backward()
+            terms["distill"] = alignment_loss(projected, teacher_map)
+        weighted_sum(terms, {**weights, "distill": 1.0}).backward()
 
     @torch.no_grad()
     def detect() -> None:
