@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from rtdetrv4.assembly.derive import Choice
-    from rtdetrv4.data.formats import Splits
+    from rtdetrv4.data.formats import Split, Splits
     from rtdetrv4.doctor import Findings
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class RunFolder:
             derived: the settings that were derived for the run; None keeps those of the record there is, on resume.
             kind: what the run is.
         """
-        parts = splits.parts
+        parts = _read_parts(splits)
         names, ids = parts["train"].classes
         record = {
             "kind": kind,
@@ -335,8 +335,9 @@ def _changed_data(record: Mapping[str, Any], splits: Splits) -> str:
         return f"it no longer has the class {listing(removed)}"
     if before != now:
         return f"its classes are now in the order {listing(now)}"
-    for name in ("train", "val"):
-        old, part = record["data"].get(name), getattr(splits, name)
+    parts = _read_parts(splits)
+    for name in ("train", "val", "unlabeled"):
+        old, part = record["data"].get(name), parts.get(name)
         if old is None or part is None:
             if old is not part:
                 return f"it had {'no' if old is None else 'a'} {name} part, and now has {'one' if part else 'none'}"
@@ -345,6 +346,11 @@ def _changed_data(record: Mapping[str, Any], splits: Splits) -> str:
         elif old["fingerprint"] != part.fingerprint:
             return f"file names, sizes or boxes of its {name} part have changed"
     return ""
+
+
+def _read_parts(splits: Splits) -> dict[str, Split]:
+    """What a run reads, by name."""
+    return splits.parts | ({} if splits.unlabeled is None else {"unlabeled": splits.unlabeled})
 
 
 def package_versions() -> dict[str, str]:
@@ -368,6 +374,11 @@ def log_findings(splits: Splits, findings: Findings | None = None) -> None:
         images = ", ".join(f"{name} {count_of(len(part.records), 'image', 'images')}" for name, part in parts.items())
         names = next(iter(parts.values())).classes.names
         logger.info("%s; %s: %s", images, count_of(len(names), "class", "classes"), some_of(names, 10))
+    if splits.unlabeled is not None:
+        count = len(splits.unlabeled.records)
+        logger.info("%s without labels in %s", count_of(count, "image", "images"), splits.unlabeled.image_dir)
+        for note in splits.unlabeled.problems:
+            logger.info(note)
     for name, part in splits.parts.items():
         for problem in part.problems:
             logger.warning("%s: %s", name, problem)

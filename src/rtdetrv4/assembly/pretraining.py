@@ -155,7 +155,8 @@ def build_pretrainer(
         raise ConfigError("Pretraining needs a teacher, such as dinov2-b; `rtdetrv4 teachers` lists them.")
     student = build_path(recipe, detector, built, accelerator.device)
     supervision = Supervision(no_terms, {"distill": 1.0})
-    recipe, accumulate, data, plan = settle_course(recipe, splits, student, accelerator, built, fitting, supervision)
+    course = settle_course(recipe, splits, student, accelerator, built, fitting, supervision)
+    recipe, accumulate, data, plan, _ = course
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
     return Trainer(

@@ -44,6 +44,7 @@ from rtdetrv4.training import (
     Tracker,
     Trainer,
     TrainingData,
+    UnlabeledData,
     adamw,
     auto_patience,
     default_observers,
@@ -189,6 +190,7 @@ class Course(NamedTuple):
     """Batches per optimizer step."""
     data: TrainingData
     plan: Plan
+    unlabeled: UnlabeledData | None
 
 
 def settle_course(
@@ -216,10 +218,12 @@ def settle_course(
     recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator, supervision)
     cache = _cache(recipe, splits.train, splits, accelerator)
     if fitting is not None and fitting.asks_for_pace:
-        pace = _pace(recipe, splits, accumulate, student, accelerator, cache, teacher, supervision)
+        unlabeled = _unlabeled_data(recipe, splits, accumulate, accelerator)
+        pace = _pace(recipe, splits, accumulate, student, accelerator, cache, teacher, supervision, unlabeled)
         recipe = fitting.fit_time(recipe, pace)
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
-    return Course(recipe, accumulate, data, build_plan(recipe, max(len(data.loader) // accumulate, 1)))
+    plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
+    return Course(recipe, accumulate, data, plan, _unlabeled_data(recipe, splits, accumulate, accelerator))
 
 
 def build_trainer(
@@ -260,8 +264,14 @@ def build_trainer(
     accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
     evaluates_start = knows_classes and _is_quickly_evaluated(splits, recipe.schedule.epochs)
     teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
+    if teacher is None and splits.unlabeled is not None:
+        raise ConfigError(
+            "data.unlabeled: images without labels are learned from by distillation alone; name a teacher, such as "
+            "dinov2-b, or leave them out."
+        )
     student = build_student(recipe, detector, teacher, accelerator)
-    recipe, accumulate, data, plan = settle_course(recipe, splits, student, accelerator, teacher, fitting)
+    course = settle_course(recipe, splits, student, accelerator, teacher, fitting)
+    recipe, accumulate, data, plan, unlabeled = course
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
     if evaluates_start or not knows_classes:  # a detector that may be trained already need not get any better
@@ -283,6 +293,8 @@ def build_trainer(
         modulation=None if teacher is None else build_modulation(recipe.distillation, recipe.schedule.epochs),
         teach_every=recipe.distillation.every,
         teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
+        unlabeled=unlabeled,
+        unlabeled_weight=recipe.distillation.unlabeled_weight,
         observers=[*observers, *callbacks],
         sheets=BatchSheets(out, splits.train.classes.names),
         clip_norm=recipe.optimizer.clip_norm,
@@ -428,6 +440,7 @@ def _pace(
     cache: ImageCache | None,
     teacher: Teacher | None,
     supervision: Supervision,
+    unlabeled: UnlabeledData | None,
 ) -> Pace:
     """Measure the pace of the run."""
     assert splits.train is not None
@@ -442,6 +455,7 @@ def _pace(
         num_val=0 if splits.val is None else math.ceil(len(splits.val.records) / accelerator.num_processes),
         accelerator=accelerator,
         teacher=None if teacher is None else teacher.to(accelerator.device),
+        unlabeled=unlabeled,
     )
     while True:
         try:
@@ -476,6 +490,37 @@ def set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.d
 def _training_data(
     recipe: Recipe, split: Split, accumulate: int, accelerator: Accelerator, cache: ImageCache | None
 ) -> TrainingData:
+    stage = _augmentation(recipe, split)
+    seed, rank = recipe.run.seed, accelerator.process_index
+    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=accumulate)
+    return TrainingData(
+        loader=_training_loader(recipe, split, stage, per_rank, accelerator, cache),
+        augment=stage,
+        image_size=recipe.model.image_size,
+        multi_scale_repeat=recipe.augment.multi_scale_repeat,
+        seed=seed,
+        rank=rank,
+    )
+
+
+def _unlabeled_data(
+    recipe: Recipe, splits: Splits, accumulate: int, accelerator: Accelerator
+) -> UnlabeledData | None:
+    """The images without labels, in batches that are no larger than those with labels, so that they fit in memory."""
+    if splits.unlabeled is None:
+        return None
+    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=accumulate)
+    share = recipe.distillation.unlabeled_share
+    per_step = accumulate * math.ceil(share)
+    size = max(round(per_rank * accumulate * share / per_step), 1)
+    stage = _augmentation(recipe, splits.unlabeled)
+    cache = _cache(recipe, splits.unlabeled, splits, accelerator)
+    loader = _training_loader(recipe, splits.unlabeled, stage, size, accelerator, cache)
+    return UnlabeledData(loader=loader, augment=stage, per_step=per_step)
+
+
+def _augmentation(recipe: Recipe, split: Split) -> Augmentation:
+    """The augmentation of a split's images; boxes are what many kinds are for."""
     augment = recipe.augment
     stage = Augmentation(
         mosaic=augment.mosaic,
@@ -492,25 +537,28 @@ def _training_data(
     if not split.classes.names:  # images without labels
         stage = stage._replace(mosaic=0.0, mixup=0.0, zoom_out=0.0, iou_crop=0.0, permutes=0.0)
         stage = stage._replace(random_crop=augment.unlabeled_crop)
-    ranks, rank, seed = accelerator.num_processes, accelerator.process_index, recipe.run.seed
-    loader: DetectionLoader = build_loader(
-        DetectionDataset(split, recipe.model.image_size, stage, seed, cache, recipe.model.resize),
-        split_batch(recipe.schedule.batch, ranks=ranks, accumulate=accumulate),
+    return stage
+
+
+def _training_loader(
+    recipe: Recipe,
+    split: Split,
+    stage: Augmentation,
+    batch: int,
+    accelerator: Accelerator,
+    cache: ImageCache | None,
+) -> DetectionLoader:
+    is_balanced = recipe.data.sampling == "balanced" and bool(split.classes.names)
+    return build_loader(
+        DetectionDataset(split, recipe.model.image_size, stage, recipe.run.seed, cache, recipe.model.resize),
+        batch,
         recipe.data.workers,
         shuffle=True,
-        seed=seed,
-        rank=rank,
-        world_size=ranks,
+        seed=recipe.run.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
         drop_last=True,
-        weights=repeat_factors(split) if recipe.data.sampling == "balanced" else None,
-    )
-    return TrainingData(
-        loader=loader,
-        augment=stage,
-        image_size=recipe.model.image_size,
-        multi_scale_repeat=augment.multi_scale_repeat,
-        seed=seed,
-        rank=rank,
+        weights=repeat_factors(split) if is_balanced else None,
     )
 
 
@@ -519,7 +567,8 @@ def _cache(recipe: Recipe, split: Split, splits: Splits, accelerator: Accelerato
     data = recipe.data
     if data.cache == "none":
         return None
-    num_images = sum(len(part.records) for part in (splits.train, splits.val) if part is not None)
+    parts = (splits.train, splits.val, splits.unlabeled)
+    num_images = sum(len(part.records) for part in parts if part is not None)
     cache = open_cache(
         data.cache,
         split,

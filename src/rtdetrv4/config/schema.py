@@ -167,7 +167,8 @@ class DataConfig(_Section):
     )
     unlabeled: Annotated[tuple[str, ...], BeforeValidator(_paths)] = Field(
         default=(),
-        description="Folders of images without labels, or whose labels to ignore: what `pretrain` learns from.",
+        description="Folders of images without labels, or whose labels to ignore: what `pretrain` learns from, and "
+        "`train` besides the labeled images, by distillation alone.",
     )
     unlabeled_parts: Literal["train", "all"] = Field(
         default="train",
@@ -290,6 +291,12 @@ class DistillationConfig(_Section):
         default=None,
         description="Mode auto only: epochs at the initial λ, the second half of which measures ρ; then δ = ρ / 10. "
         "null: a tenth of all epochs, but at least 2.",
+    )
+    unlabeled_weight: NonNegative = Field(
+        default=5.0, description="Weight of distillation on the images of `data.unlabeled`; λ does not apply to them."
+    )
+    unlabeled_share: Positive = Field(
+        default=1.0, description="Images of `data.unlabeled` in a step, as a multiple of those with labels."
     )
     every: AtLeastOne = Field(
         default=1, description="Distill in one of this many steps; larger values cost less and teach less."

@@ -16,6 +16,7 @@ from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.distillation import DistillationStudent, Teacher, alignment_loss
 from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.training.optimizer import adamw
+from rtdetrv4.training.training_data import UnlabeledData
 from rtdetrv4.types import Batch
 
 NUM_STEPS, LONGEST = 4, 10.0
@@ -74,6 +75,7 @@ def measure_pace(
     num_val: int,
     accelerator: Accelerator,
     teacher: Teacher | None = None,
+    unlabeled: UnlabeledData | None = None,
 ) -> Pace:
     """Time a few steps on real images; a collective call, which returns the slowest rank's times.
 
@@ -90,10 +92,15 @@ def measure_pace(
         num_val: validation images of this rank.
         accelerator: device and number format.
         teacher: teaches in every step if there is one.
+        unlabeled: images without labels, for `teacher`.
     """
     device = accelerator.device
     loaded, load = _load(samples, batch)
     prepared = prepare_batch(loaded, samples.image_size, device)
+    others, load_others = None, 0.0
+    if unlabeled is not None and teacher is not None:
+        some, load_others = _load(unlabeled.loader.dataset, unlabeled.loader.batch_size or 1)
+        others = prepare_batch(some, samples.image_size, device)
 
     def step() -> None:
         with accelerator.autocast():
@@ -105,6 +112,13 @@ def measure_pace(
             terms["distill"] = alignment_loss(projected, teacher_map)
         weighted_sum(terms, {**weights, "distill": 1.0}).backward()
 
+    def step_without_labels(images: Tensor) -> None:
+        assert teacher is not None, "nothing to learn"
+        with accelerator.autocast():
+            projected = student.projected_f5(images)
+            teacher_map = teacher(images, (projected.shape[-2], projected.shape[-1]))
+        alignment_loss(projected, teacher_map).backward()
+
     @torch.no_grad()
     def detect() -> None:
         student.detector(prepared.images)
@@ -114,6 +128,9 @@ def measure_pace(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             student.train()
             compute = _seconds(step, NUM_STEPS, device)
+            compute_others = 0.0
+            if others is not None:
+                compute_others = _seconds(lambda: step_without_labels(others.images), NUM_STEPS, device)
             student.eval()
             detection = _seconds(detect, 1, device) / batch if num_val else 0.0
     finally:
@@ -124,11 +141,17 @@ def measure_pace(
 
     # Workers load during the computation; on a CPU they take time from it.
     loading = load / max(workers, 1)
-    passes = compute + batch * loading
-    if workers and device.type != "cpu":
-        passes = max(compute, batch * loading)
+
+    def passes(compute: float, images: int, loading: float) -> float:
+        is_beside = workers and device.type != "cpu"
+        return max(compute, images * loading) if is_beside else compute + images * loading
+
+    spent = accumulate * passes(compute, batch, loading)
+    if unlabeled is not None and others is not None:
+        images = len(others.images)
+        spent += unlabeled.per_step * passes(compute_others, images, load_others / max(workers, 1))
     pace = torch.tensor(
-        [accumulate * passes + _update(student, device), num_val * (detection + loading + SECONDS_TO_MATCH)],
+        [spent + _update(student, device), num_val * (detection + loading + SECONDS_TO_MATCH)],
         device=device,
     )
     gathered = accelerator.gather(pace)

@@ -26,6 +26,7 @@ TERMS = (
     ("fgl", "fgl", PURPLE),
     ("ddf_aux_0", "ddf", SKY),
     ("distill", "distill", RED),
+    ("distill_unlabeled", "distill, without labels", "#000000"),
 )
 
 
