@@ -631,7 +631,7 @@ class Detector:
             teacher, timed = build_teacher(recipe.distillation, accelerator.device), fitting
         network = build_detector(without_pretrained(recipe), splits.train.classes.num_classes)
         student = build_student(recipe, network, teacher, accelerator)
-        _, accumulate, images, plan, _ = settle_course(recipe, splits, student, accelerator, teacher, timed)
+        _, accumulate, images, plan, *_ = settle_course(recipe, splits, student, accelerator, teacher, timed)
         path = unused_file(path)
         draw_stage_sheet(splits.train, images, plan, path, num_images=num_images, accumulate=accumulate)
         return path

@@ -156,7 +156,7 @@ def build_pretrainer(
     student = build_path(recipe, detector, built, accelerator.device)
     supervision = Supervision(no_terms, {"distill": 1.0})
     course = settle_course(recipe, splits, student, accelerator, built, fitting, supervision)
-    recipe, accumulate, data, plan, _ = course
+    recipe, accumulate, data, plan, _, features = course
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
     return Trainer(
@@ -170,6 +170,7 @@ def build_pretrainer(
         accelerator=accelerator,
         out=out,
         teacher=built.to(accelerator.device),
+        features=features,
         observers=[*observers, *chosen_observers(recipe, accelerator, files_follow=False), *callbacks],
         sheets=BatchSheets(out, ()),
         clip_norm=recipe.optimizer.clip_norm,

@@ -18,6 +18,7 @@ from torch import nn
 
 from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.models import find_variant
+from rtdetrv4.assembly.own_teacher import is_detector, load_own_teacher
 from rtdetrv4.config import Recipe, flat_settings, override
 from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
 from rtdetrv4.config.variants import Variant
@@ -64,6 +65,7 @@ from rtdetrv4.training.fit import (
 )
 from rtdetrv4.training.pace import Pace, measure_pace
 from rtdetrv4.training.symptoms import LossWatch
+from rtdetrv4.training.teacher_features import TeacherFeatures, features_folder
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -149,12 +151,15 @@ def build_teacher(
         has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         dtype = torch.bfloat16 if has_bf16 else None
     weights, block, compiles = distillation.teacher_weights, distillation.teacher_block, distillation.teacher_compile
-    if isinstance(teacher, str):
+    if isinstance(teacher, str) and is_detector(teacher) and weights is None and block is None:
+        return load_own_teacher(teacher, dtype=dtype, compile=compiles)
+    if isinstance(teacher, str) and not is_detector(teacher):
         return load_teacher(teacher, weights, dtype=dtype, compile=compiles, block=block)
     if weights is not None or block is not None:
         raise ConfigError(
             "distillation: teacher_weights and teacher_block need a teacher given by name; a network has its own."
         )
+    assert not isinstance(teacher, str), "it was loaded above"
     return wrap_teacher(teacher, dtype=dtype, compile=compiles)
 
 
@@ -191,6 +196,7 @@ class Course(NamedTuple):
     data: TrainingData
     plan: Plan
     unlabeled: UnlabeledData | None
+    features: TeacherFeatures | None
 
 
 def settle_course(
@@ -217,13 +223,16 @@ def settle_course(
     supervision = supervision or Supervision.of(recipe)
     recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator, supervision)
     cache = _cache(recipe, splits.train, splits, accelerator)
+    features = _features(recipe, splits.train, teacher, accelerator)
+    of_unlabeled = None if splits.unlabeled is None else _features(recipe, splits.unlabeled, teacher, accelerator)
     if fitting is not None and fitting.asks_for_pace:
-        unlabeled = _unlabeled_data(recipe, splits, accumulate, accelerator)
-        pace = _pace(recipe, splits, accumulate, student, accelerator, cache, teacher, supervision, unlabeled)
+        unlabeled = _unlabeled_data(recipe, splits, accumulate, accelerator, of_unlabeled)
+        pace = _pace(recipe, splits, accumulate, student, accelerator, cache, teacher, supervision, unlabeled, features)
         recipe = fitting.fit_time(recipe, pace)
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
     plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
-    return Course(recipe, accumulate, data, plan, _unlabeled_data(recipe, splits, accumulate, accelerator))
+    unlabeled = _unlabeled_data(recipe, splits, accumulate, accelerator, of_unlabeled)
+    return Course(recipe, accumulate, data, plan, unlabeled, features)
 
 
 def build_trainer(
@@ -271,7 +280,7 @@ def build_trainer(
         )
     student = build_student(recipe, detector, teacher, accelerator)
     course = settle_course(recipe, splits, student, accelerator, teacher, fitting)
-    recipe, accumulate, data, plan, unlabeled = course
+    recipe, accumulate, data, plan, unlabeled, features = course
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
     if evaluates_start or not knows_classes:  # a detector that may be trained already need not get any better
@@ -295,6 +304,7 @@ def build_trainer(
         teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
         unlabeled=unlabeled,
         unlabeled_weight=recipe.distillation.unlabeled_weight,
+        features=features,
         observers=[*observers, *callbacks],
         sheets=BatchSheets(out, splits.train.classes.names),
         clip_norm=recipe.optimizer.clip_norm,
@@ -441,6 +451,7 @@ def _pace(
     teacher: Teacher | None,
     supervision: Supervision,
     unlabeled: UnlabeledData | None,
+    features: TeacherFeatures | None,
 ) -> Pace:
     """Measure the pace of the run."""
     assert splits.train is not None
@@ -456,6 +467,7 @@ def _pace(
         accelerator=accelerator,
         teacher=None if teacher is None else teacher.to(accelerator.device),
         unlabeled=unlabeled,
+        features=features,
     )
     while True:
         try:
@@ -503,8 +515,27 @@ def _training_data(
     )
 
 
+def _features(
+    recipe: Recipe, split: Split, teacher: Teacher | None, accelerator: Accelerator
+) -> TeacherFeatures | None:
+    """The teacher's features of a split on disk, computed if they are not there yet; a collective call."""
+    if teacher is None or recipe.distillation.cache == "none":
+        return None
+    model = recipe.model
+    features = TeacherFeatures(
+        split, model.image_size, teacher.to(accelerator.device), features_folder(), model.resize
+    )
+    batch = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes)
+    features.fill(accelerator, batch=batch, workers=recipe.data.workers)
+    return features
+
+
 def _unlabeled_data(
-    recipe: Recipe, splits: Splits, accumulate: int, accelerator: Accelerator
+    recipe: Recipe,
+    splits: Splits,
+    accumulate: int,
+    accelerator: Accelerator,
+    features: TeacherFeatures | None,
 ) -> UnlabeledData | None:
     """The images without labels, in batches that are no larger than those with labels, so that they fit in memory."""
     if splits.unlabeled is None:
@@ -516,7 +547,7 @@ def _unlabeled_data(
     stage = _augmentation(recipe, splits.unlabeled)
     cache = _cache(recipe, splits.unlabeled, splits, accelerator)
     loader = _training_loader(recipe, splits.unlabeled, stage, size, accelerator, cache)
-    return UnlabeledData(loader=loader, augment=stage, per_step=per_step)
+    return UnlabeledData(loader=loader, augment=stage, per_step=per_step, features=features)
 
 
 def _augmentation(recipe: Recipe, split: Split) -> Augmentation:

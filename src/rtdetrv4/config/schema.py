@@ -257,8 +257,8 @@ class DistillationConfig(_Section):
 
     teacher: str | None = Field(
         default=None,
-        description="Frozen vision foundation model, used only in training: a name from `rtdetrv4 teachers` or timm; "
-        "null: train without a teacher.",
+        description="Frozen vision foundation model, used only in training: a name from `rtdetrv4 teachers` or timm, "
+        "or the weights of a larger detector of yours, whose F5 teaches; null: train without a teacher.",
     )
     teacher_weights: str | None = Field(default=None, description="File with the teacher's weights; null: download.")
     teacher_block: int | None = Field(
@@ -291,6 +291,11 @@ class DistillationConfig(_Section):
         default=None,
         description="Mode auto only: epochs at the initial λ, the second half of which measures ρ; then δ = ρ / 10. "
         "null: a tenth of all epochs, but at least 2.",
+    )
+    cache: Literal["none", "disk"] = Field(
+        default="none",
+        description="disk: compute the teacher's features of every whole image once, keep them in the user's cache, "
+        "and cut the targets of augmented images out of them; the teacher then costs what reading costs.",
     )
     unlabeled_weight: NonNegative = Field(
         default=5.0, description="Weight of distillation on the images of `data.unlabeled`; λ does not apply to them."

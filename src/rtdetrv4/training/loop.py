@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rtdetrv4.data.batch import mix_up, prepare_batch, split_images
-from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher, alignment_loss
+from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher
 from rtdetrv4.distillation.modulation import gradient_share
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation import Metrics
@@ -38,6 +38,7 @@ from rtdetrv4.training.plan import Plan, Stage
 from rtdetrv4.training.position import Position
 from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
 from rtdetrv4.training.state import RunState
+from rtdetrv4.training.teacher_features import TeacherFeatures, alignment
 from rtdetrv4.training.training_data import TrainingData, UnlabeledData
 from rtdetrv4.types import Batch
 from rtdetrv4.weights import save_weights
@@ -81,6 +82,7 @@ class Trainer:
         teach_epochs: number of epochs that use the teacher; None for all.
         unlabeled: images on which only L_DSI counts; every step that uses the teacher takes some.
         unlabeled_weight: weight of L_DSI on these images.
+        features: the teacher's features of the images on disk; None asks the teacher in every step.
         observers: notified on rank 0.
         sheets: pictures of the first batches of each stage, drawn on rank 0.
         clip_norm: maximum gradient norm; 0 disables clipping.
@@ -115,6 +117,7 @@ class Trainer:
     teach_epochs: int | None = None
     unlabeled: UnlabeledData | None = None
     unlabeled_weight: float = 0.0
+    features: TeacherFeatures | None = None
     observers: Sequence[Observer] = ()
     sheets: BatchSheets | None = None
     clip_norm: float = 0.1
@@ -344,7 +347,7 @@ class Trainer:
                     terms = self.criterion(output, batch.targets)
                 if projected is not None and teaches:
                     with self.clock("teacher"):
-                        terms["distill"] = self._alignment(projected, batch.images)
+                        terms["distill"] = self._alignment(projected, batch, self.features)
                 loss = weighted_sum(terms, weights)
                 if projected is not None and not teaches:
                     loss = loss + 0 * projected.sum()  # DDP expects a gradient of the injector
@@ -358,9 +361,9 @@ class Trainer:
             # not depend on the scale of the loss.
             share = gradient_share(self.student.aifi, self.student)
         if unlabeled:
-            alignment = self._backward_unlabeled(unlabeled, size)
+            distance = self._backward_unlabeled(unlabeled, size)
             names = [*names, "distill_unlabeled"]
-            values = torch.hstack([values[0] + self.unlabeled_weight * alignment, values[1:], alignment])
+            values = torch.hstack([values[0] + self.unlabeled_weight * distance, values[1:], distance])
         return Losses(names, values, share)
 
     def _backward_unlabeled(self, batches: Sequence[Batch], size: tuple[int, int]) -> Tensor:
@@ -377,22 +380,21 @@ class Trainer:
             with self.clock("forward"), accelerator.autocast():
                 projected = self.student.projected_f5(batch.images)
             with self.clock("teacher"):
-                alignment = self._alignment(projected, batch.images)
+                features = None if self.unlabeled is None else self.unlabeled.features
+                distance = self._alignment(projected, batch, features)
             with self.clock("backward"):
-                accelerator.backward(self.unlabeled_weight * alignment / len(batches))
-            total = total + alignment.detach() / len(batches)
+                accelerator.backward(self.unlabeled_weight * distance / len(batches))
+            total = total + distance.detach() / len(batches)
         if accelerator.num_processes > 1:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.copy_(mean_over_ranks(parameter.grad))
         return total
 
-    def _alignment(self, projected: Tensor, images: Tensor) -> Tensor:
+    def _alignment(self, projected: Tensor, batch: Batch, features: TeacherFeatures | None) -> Tensor:
         """L_DSI on a batch."""
         assert self.teacher is not None, "an injector without a teacher"
-        with self.accelerator.autocast():
-            teacher_map = self.teacher(images, (projected.shape[-2], projected.shape[-1]))
-        return alignment_loss(projected, teacher_map)
+        return alignment(projected, batch, self.teacher, features, self.accelerator)
 
     def _skip(self, losses: Mapping[str, float], batches: Sequence[Batch]) -> None:
         """Skip the update of a step that was not finite; give up after too many of these in a row."""

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from rtdetrv4.data.batch import pack, prepare_batch
 from rtdetrv4.data.dataset import DetectionDataset
-from rtdetrv4.distillation import DistillationStudent, Teacher, alignment_loss
+from rtdetrv4.distillation import DistillationStudent, Teacher
 from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.training.optimizer import adamw
+from rtdetrv4.training.teacher_features import TeacherFeatures, alignment
 from rtdetrv4.training.training_data import UnlabeledData
 from rtdetrv4.types import Batch
 
@@ -76,6 +77,7 @@ def measure_pace(
     accelerator: Accelerator,
     teacher: Teacher | None = None,
     unlabeled: UnlabeledData | None = None,
+    features: TeacherFeatures | None = None,
 ) -> Pace:
     """Time a few steps on real images; a collective call, which returns the slowest rank's times.
 
@@ -93,6 +95,7 @@ def measure_pace(
         accelerator: device and number format.
         teacher: teaches in every step if there is one.
         unlabeled: images without labels, for `teacher`.
+        features: the teacher's features of `samples` on disk.
     """
     device = accelerator.device
     loaded, load = _load(samples, batch)
@@ -107,17 +110,14 @@ def measure_pace(
             output, projected = student(prepared.images, prepared.targets)
         terms = criterion(output, prepared.targets)
         if projected is not None and teacher is not None:
-            with accelerator.autocast():
-                teacher_map = teacher(prepared.images, (projected.shape[-2], projected.shape[-1]))
-            terms["distill"] = alignment_loss(projected, teacher_map)
+            terms["distill"] = alignment(projected, prepared, teacher, features, accelerator)
         weighted_sum(terms, {**weights, "distill": 1.0}).backward()
 
-    def step_without_labels(images: Tensor) -> None:
-        assert teacher is not None, "nothing to learn"
+    def step_without_labels(batch: Batch) -> None:
+        assert teacher is not None and unlabeled is not None, "nothing to learn"
         with accelerator.autocast():
-            projected = student.projected_f5(images)
-            teacher_map = teacher(images, (projected.shape[-2], projected.shape[-1]))
-        alignment_loss(projected, teacher_map).backward()
+            projected = student.projected_f5(batch.images)
+        alignment(projected, batch, teacher, unlabeled.features, accelerator).backward()
 
     @torch.no_grad()
     def detect() -> None:
@@ -130,7 +130,7 @@ def measure_pace(
             compute = _seconds(step, NUM_STEPS, device)
             compute_others = 0.0
             if others is not None:
-                compute_others = _seconds(lambda: step_without_labels(others.images), NUM_STEPS, device)
+                compute_others = _seconds(lambda: step_without_labels(others), NUM_STEPS, device)
             student.eval()
             detection = _seconds(detect, 1, device) / batch if num_val else 0.0
     finally:

@@ -9,6 +9,7 @@ from rtdetrv4.data.batch import draw_mixup, draw_size
 from rtdetrv4.data.loader import DetectionLoader
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.training.plan import Stage
+from rtdetrv4.training.teacher_features import TeacherFeatures
 from rtdetrv4.types import Batch
 
 
@@ -72,11 +73,13 @@ class UnlabeledData:
         loader: this rank's loader.
         augment: of every image.
         per_step: batches of this rank in an optimizer step.
+        features: the teacher's features of these images on disk, if there are any.
     """
 
     loader: DetectionLoader
     augment: Augmentation
     per_step: int = 1
+    features: TeacherFeatures | None = None
 
     def batches(self, start: int) -> Iterator[Batch]:
         """All batches from number `start` on, without end: uint8, at the size of the dataset."""
