@@ -194,11 +194,12 @@ class Detector:
     def _load_by_name(self) -> None:
         """Load the trained weights that were asked for, COCO's by default, unless there is a network already."""
         from rtdetrv4.assembly.start import has_trained_weights, trained_start
-        from rtdetrv4.weights import Checkpoint, read_checkpoint
+        from rtdetrv4.weights import Checkpoint
+        from rtdetrv4.weights.files import detects_nothing_yet
 
         name = self._start_name
         if self._pretrained is not None:
-            read_checkpoint(self._pretrained.metadata.source)  # says that it detects nothing yet
+            raise detects_nothing_yet(self._pretrained.metadata.source)
         if self._network is not None or name in ("imagenet", "none"):
             return
         if name is None and not has_trained_weights(self.recipe):
@@ -478,7 +479,6 @@ class Detector:
         require("accelerate", "train")
         from functools import partial
 
-        from rtdetrv4.assembly.recipes import recipe_of_weights
         from rtdetrv4.config import given_settings, override
         from rtdetrv4.config.budget import budget_seconds
         from rtdetrv4.distillation.teacher import teacher_name
@@ -525,7 +525,7 @@ class Detector:
             exist_ok=exist_ok,
         )
         checkpoint = read_checkpoint(result.weights, takes_pretrained=True)
-        self.recipe = recipe_of_weights(self.recipe.model.name, checkpoint.metadata)
+        self.recipe = override(self.recipe, {"model.backbone": checkpoint.metadata.facts["backbone"]})
         self._load(checkpoint)
         return result
 

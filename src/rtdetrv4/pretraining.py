@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,9 @@ def pretrain(
         problems: list[str] = []
         if accelerator.is_main_process:
             steps: dict[str, Callable[[], Any]] = {
-                "comparing F5 with the teacher": lambda: appraise(recipe).compare_with_teacher(trainer, images, folder),
+                "comparing F5 with the teacher": lambda: replace(
+                    appraise(recipe), device=accelerator.device
+                ).compare_with_teacher(trainer, images, folder),
                 "writing the report": lambda: write_report(folder.path),
             }
             for what, work in steps.items():

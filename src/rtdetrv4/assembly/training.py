@@ -521,10 +521,10 @@ def _features(
     """The teacher's features of a split on disk, computed if they are not there yet; a collective call."""
     if teacher is None or recipe.distillation.cache == "none":
         return None
-    model = recipe.model
-    features = TeacherFeatures(
-        split, model.image_size, teacher.to(accelerator.device), features_folder(), model.resize
-    )
+    height, width = recipe.model.image_size
+    scale = recipe.distillation.cache_scale
+    size, teacher = (scale * height, scale * width), teacher.to(accelerator.device)
+    features = TeacherFeatures(split, size, teacher, features_folder(), recipe.model.resize)
     batch = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes)
     features.fill(accelerator, batch=batch, workers=recipe.data.workers)
     return features

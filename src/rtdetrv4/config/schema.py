@@ -297,6 +297,11 @@ class DistillationConfig(_Section):
         description="disk: compute the teacher's features of every whole image once, keep them in the user's cache, "
         "and cut the targets of augmented images out of them; the teacher then costs what reading costs.",
     )
+    cache_scale: AtLeastOne = Field(
+        default=1,
+        description="The size at which the teacher sees whole images for the cache, as a multiple of the run's: larger "
+        "ones suit small crops better, and take its square in time and disk.",
+    )
     unlabeled_weight: NonNegative = Field(
         default=5.0, description="Weight of distillation on the images of `data.unlabeled`; λ does not apply to them."
     )

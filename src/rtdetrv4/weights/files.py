@@ -141,10 +141,7 @@ def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False) -> C
         facts = read_config(path.with_name(CONFIG_FILE))
     if facts.get("pretrained"):
         if not takes_pretrained:
-            raise WeightsError(
-                f"{path} holds a backbone and encoder that were pretrained on images without labels, and detects "
-                f"nothing yet. Train a detector from it: rtdetrv4 train --data DATA --weights {path}"
-            )
+            raise detects_nothing_yet(path)
         metadata = WeightsMetadata(str(path), (str(facts["model"]),), 0, None, None, False, "ours", facts)
         return Checkpoint(metadata, tensors)
     if "query_selection.score_head.bias" not in tensors:
@@ -166,6 +163,14 @@ def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False) -> C
     trained = bool(facts.get("trained", True))
     metadata = WeightsMetadata(str(path), models, num_classes, classes, image_size, trained, layout, facts)
     return Checkpoint(metadata, tensors)
+
+
+def detects_nothing_yet(path: str | Path) -> WeightsError:
+    """The error of using a pretrained backbone and encoder as a detector."""
+    return WeightsError(
+        f"{path} holds a backbone and encoder that were pretrained on images without labels, and detects nothing yet. "
+        f"Train a detector from it: rtdetrv4 train --data DATA --weights {path}"
+    )
 
 
 def find_weights(weights: str | Path) -> Path:
