@@ -90,11 +90,13 @@ class Targets(NamedTuple):
 class View(NamedTuple):
     """Where a sample shows an image: the affine map between the two, as shares of their widths and heights."""
 
-    index: int
-    """Of the image in its split."""
+    image: int
+    """Its index in the split."""
     matrix: tuple[float, float, float, float, float, float]
     """(a, b, c, d, e, f): the point (x, y) of the image, from (0, 0) to (1, 1), is at (a·x + b·y + c, d·x + e·y + f) of
     the sample."""
+    shown: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Left, top, right and bottom of the part of the image that the sample shows; it may reach beyond the image."""
     weight: float = 1.0
     """Its share of the sample's pixels there, which MixUp makes less than 1."""
 

@@ -58,7 +58,10 @@ def read_training_data(recipe: Recipe) -> TrainingImages:
         unlabeled = read_unlabeled(recipe.data.unlabeled, recipe.data.unlabeled_parts, seen_in_validation)
         copies = () if splits.val is None else find_copies(unlabeled, splits.val)
         unlabeled = unlabeled._replace(
-            problems=(*unlabeled.problems, *(note.replace("training images", "images without labels") for note in copies))
+            problems=(
+                *unlabeled.problems,
+                *(note.replace("training images", "images without labels") for note in copies),
+            )
         )
         splits = splits._replace(unlabeled=unlabeled)
     return TrainingImages(splits, findings)

@@ -32,9 +32,7 @@ def pack(samples: Sequence[Sample]) -> Batch:
         boxes=torch.from_numpy(np.concatenate([sample.boxes for sample in samples])),
         counts=tuple(len(sample.labels) for sample in samples),
     )
-    return Batch(
-        images, targets, tuple(sample.info for sample in samples), tuple(sample.views for sample in samples)
-    )
+    return Batch(images, targets, tuple(sample.info for sample in samples), tuple(sample.views for sample in samples))
 
 
 def multi_scales(base: int, repeat: int) -> list[int]:

@@ -196,7 +196,14 @@ class DetectionDataset(Dataset[Sample]):
         boxes, kept = clip_boxes(map_boxes(boxes, matrix), out_hw, (window.height, window.width))
         boxes += np.tile((content.left, content.top), 2)
         shifted = matrix + np.array([[0.0, 0.0, content.left], [0.0, 0.0, content.top]])
-        view = self._view(index, size_hw, shifted)
+        view = self._view(index, size_hw, shifted)._replace(
+            shown=(
+                window.left / size_hw[1],
+                window.top / size_hw[0],
+                (window.left + window.width) / size_hw[1],
+                (window.top + window.height) / size_hw[0],
+            )
+        )
         return pad(image, content, self.image_size), boxes[kept], labels[kept], (view,)
 
     def _mosaic(

@@ -216,7 +216,7 @@ class Modulation:
 
 @torch.no_grad()
 def gradient_share(part: nn.Module, whole: nn.Module) -> Tensor:
-    """r of section 3.3: the part's share of the L1 norm of all gradients, in percent; a scalar on their device."""
+    """R of section 3.3: the part's share of the L1 norm of all gradients, in percent; a scalar on their device."""
     return 100 * gradient_l1(part) / gradient_l1(whole)
 
 

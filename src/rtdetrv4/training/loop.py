@@ -229,9 +229,7 @@ class Trainer:
         self._unlabeled_number = number + self.unlabeled.per_step
         return list(islice(self._unlabeled_batches, self.unlabeled.per_step))
 
-    def _step(
-        self, batches: Sequence[Batch], unlabeled: Sequence[Batch], stage: Stage
-    ) -> tuple[StepReport, bool]:
+    def _step(self, batches: Sequence[Batch], unlabeled: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
         """One optimizer step; also returns whether any rank was asked to stop."""
         position, accelerator, student = self.position, self.accelerator, self.student
         assert batches, "the loader has fewer batches than the plan"

@@ -140,12 +140,14 @@ class TeacherFeatures:
         is_known = torch.zeros(len(views), height, width, dtype=torch.bool, device=device)
         for sample, own in enumerate(views):
             for view in own:
-                grid = self._read(view.index)
+                grid = self._read(view.image)
                 if grid is None:
                     continue
                 image_x, image_y = _inverse(view, x, y)
-                inside = (image_x >= 0) & (image_x <= 1) & (image_y >= 0) & (image_y <= 1)
-                left, top, wide, high = self._content(view.index)
+                first_x, first_y, last_x, last_y = view.shown
+                inside = (image_x >= max(first_x, 0)) & (image_x <= min(last_x, 1))
+                inside &= (image_y >= max(first_y, 0)) & (image_y <= min(last_y, 1))
+                left, top, wide, high = self._content(view.image)
                 places = torch.stack((2 * (left + wide * image_x) - 1, 2 * (top + high * image_y) - 1), dim=-1)
                 cut = F.grid_sample(
                     grid.to(device).float()[None], places[None], padding_mode="border", align_corners=False
