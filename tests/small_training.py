@@ -37,6 +37,7 @@ from rtdetrv4.training import (
     Plan,
     Trainer,
     TrainingData,
+    UnlabeledData,
     adamw,
     make_accelerator,
     parameter_groups,
@@ -196,6 +197,23 @@ def make_trainer(
         accumulate=accumulate,
         **options,
     )
+
+
+def make_unlabeled(split: Split, *, batch: int = 4, per_step: int = 1, features: Any = None) -> UnlabeledData:
+    """The images of a split without their labels, flipped at random."""
+    accelerator = make_accelerator("cpu", "off")
+    flips = Augmentation(flip=0.5)
+    loader = build_loader(
+        DetectionDataset(split, SIZE, flips, seed=1),
+        batch // accelerator.num_processes,
+        0,
+        shuffle=True,
+        seed=1,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        drop_last=True,
+    )
+    return UnlabeledData(loader=loader, augment=flips, per_step=per_step, features=features)
 
 
 def assert_same(one: Any, other: Any, where: str = "state", *, rounding: float = 0.0) -> None:

@@ -20,6 +20,7 @@ from small_training import (
     make_detector,
     make_plan,
     make_trainer,
+    make_unlabeled,
     with_frozen_norms,
     write_images,
 )
@@ -42,6 +43,8 @@ def make_equal(folder: Path) -> Trainer:
         detector=with_frozen_norms(make_detector(num_denoising=0)),
         weights=WEIGHTS | {"ddf": 0.0},
         augment=Augmentation(flip=0.5),
+        unlabeled=make_unlabeled(write_images(folder / "unlabeled", 8)),
+        unlabeled_weight=2.0,
     )
 
 

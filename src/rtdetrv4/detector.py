@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import ImageDetections, Metrics
     from rtdetrv4.models import DetectionModel
+    from rtdetrv4.pretraining import PretrainResult
     from rtdetrv4.training import Observer
     from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata
 
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+NO_CLASS_YET = ClassMap(("none yet",), (0,))
+"""Stands for the classes of a detector of which only backbone and encoder are trained."""
 
 FormatName = Literal["onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt"]
 Own = TypeVar("Own", bound="Detector")
@@ -149,12 +153,14 @@ class Detector:
         """The weights that were loaded by name."""
         self._start_name: StartName | None = None
         """What was asked for by name, which is fetched when it is needed."""
+        self._pretrained: Checkpoint | None = None
+        """A pretrained backbone and encoder, from which it can only be trained."""
         if isinstance(weights, str) and weights in START_NAMES:
             self._start_name, weights = weights, None
         if weights is None:
             self.recipe = named_recipe(model or DEFAULT_MODEL)
         else:
-            checkpoint = read_checkpoint(weights)
+            checkpoint = read_checkpoint(weights, takes_pretrained=True)
             self.recipe = recipe_of_weights(model, checkpoint.metadata)
             self._load(checkpoint)
         self._settled = settled_settings(model)
@@ -166,6 +172,10 @@ class Detector:
         from rtdetrv4.weights import load_weights
 
         metadata = checkpoint.metadata
+        self._pretrained = checkpoint if metadata.is_pretrained else None
+        if metadata.is_pretrained:
+            self.classes = self.metadata = self._network = self._deployed = self._start = None
+            return
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
         network = build_detector(without_pretrained(self.recipe), metadata.num_classes)
@@ -179,8 +189,11 @@ class Detector:
         """Load the trained weights that were asked for, COCO's by default, unless there is a network already."""
         from rtdetrv4.assembly.start import has_trained_weights, trained_start
         from rtdetrv4.weights import Checkpoint
+        from rtdetrv4.weights.files import detects_nothing_yet
 
         name = self._start_name
+        if self._pretrained is not None:
+            raise detects_nothing_yet(self._pretrained.metadata.source)
         if self._network is not None or name in ("imagenet", "none"):
             return
         if name is None and not has_trained_weights(self.recipe):
@@ -206,7 +219,7 @@ class Detector:
         try:
             self._load_by_name()
         except WeightsError as error:
-            if self._start_name is not None:
+            if self._start_name is not None or self._pretrained is not None:
                 raise
             logger.warning("This %s is untrained: %s", self.recipe.model.name, error)
         if self._network is None:
@@ -404,12 +417,122 @@ class Detector:
             end = self._appraisal().conclude(trainer, splits.val, folder)
             return TrainResult(folder.path, folder.weights, folder.best, folder.last, *end)
 
-    def _start_of(self, recipe: Recipe) -> Start:
-        """What training with this recipe starts from: this detector's weights, or else what was asked for by name."""
-        from rtdetrv4.assembly.start import choose_start, start_from_file
+    @suggests
+    def pretrain(
+        self,
+        data: str | Path | Sequence[str | Path] | None = None,
+        *,
+        epochs: int | None = None,
+        batch: int | Literal["auto"] | None = None,
+        imgsz: int | str | tuple[int, int] | None = None,
+        teacher: str | Teacher | Callable[[Tensor], Tensor] | None = None,
+        lr: float | None = None,
+        device: str | int | None = None,
+        workers: int | None = None,
+        cache: Literal["none", "ram", "disk"] | None = None,
+        seed: int | None = None,
+        amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
+        out: str | Path | None = None,
+        resume: bool = False,
+        exist_ok: bool = False,
+        tracker: str | None = None,
+        callbacks: Sequence[Observer] = (),
+        budget: str | float | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> PretrainResult:
+        """Have backbone and encoder learn from a teacher on images without labels; afterwards, `train` starts there.
 
+        L_DSI is the only loss, and only what computes F5 is trained: backbone, AIFI and the teacher's projector.
+        Without a file of weights, the backbone begins with ImageNet weights if they can be had.
+
+        Args:
+            data: folders of images, or data sets, whose labels are ignored and whose validation and test images are
+                left out (unless `data.unlabeled_parts` is "all").
+            epochs: passes over the images.
+            batch: as for `train`, and so are all that follow.
+            imgsz: see there.
+            teacher: see there; by default the model's own if it is on this machine, or one that pip installed.
+            lr: see there.
+            device: see there.
+            workers: see there.
+            cache: see there.
+            seed: see there.
+            amp: see there.
+            out: folder for the results; by default runs/pretrain.
+            resume: see there.
+            exist_ok: see there.
+            tracker: see there.
+            callbacks: see there.
+            budget: see there. On a CPU, half an hour if neither this nor `epochs` is given.
+            overrides: see there.
+
+        Raises:
+            ConfigError: a setting is unknown, invalid, or contradicts another.
+            DatasetError: there are no images, or they cannot be read.
+            WeightsError: weights or a teacher that are needed cannot be had.
+            NonFiniteError: the run diverged; the message names the report.
+            KeyboardInterrupt: Ctrl-C; the message says how to resume.
+        """
+        require("accelerate", "train")
+        from functools import partial
+
+        from rtdetrv4.config import given_settings, override
+        from rtdetrv4.config.budget import budget_seconds
+        from rtdetrv4.distillation.teacher import teacher_name
+        from rtdetrv4.pretraining import DEFAULT_OUT, pretrain
+        from rtdetrv4.run_folder import RunFolder
+        from rtdetrv4.weights import read_checkpoint
+
+        built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
+        given = {
+            "epochs": epochs,
+            "batch": batch,
+            "imgsz": imgsz,
+            "teacher": teacher if built_teacher is None else teacher_name(built_teacher),
+            "lr": lr,
+            "device": device,
+            "workers": workers,
+            "cache": cache,
+            "seed": seed,
+            "amp": amp,
+            "out": out,
+            "tracker": tracker,
+            **(overrides or {}),
+        }
+        if data is not None:
+            given["data.unlabeled"] = [str(data)] if isinstance(data, str | Path) else [str(each) for each in data]
+        settled = given_settings(given) | self._settled
+        if "run.out" not in settled:
+            given["run.out"] = str(RunFolder.latest(DEFAULT_OUT).path) if resume else DEFAULT_OUT
+        recipe = override(self.recipe, given)
+        seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=resume)
+        if resume:
+            recipe = RunFolder(recipe.run.out).resumed_recipe(recipe, given, "pretraining")
+        result = pretrain(
+            recipe,
+            settled,
+            choose_start=partial(self._start_of, pretrains=True),
+            build_network=lambda recipe, start: self._network_for(recipe, NO_CLASS_YET, start)[0],
+            appraise=self._appraisal,
+            teacher=built_teacher,
+            callbacks=callbacks,
+            budget=seconds,
+            resume=resume,
+            exist_ok=exist_ok,
+        )
+        checkpoint = read_checkpoint(result.weights, takes_pretrained=True)
+        self.recipe = override(self.recipe, {"model.backbone": checkpoint.metadata.facts["backbone"]})
+        self._load(checkpoint)
+        return result
+
+    def _start_of(self, recipe: Recipe, *, pretrains: bool = False) -> Start:
+        """What training with this recipe starts from: this detector's weights, or else what was asked for by name."""
+        from rtdetrv4.assembly.start import choose_start, pretrained_start, start_from_file, start_of_pretraining
+
+        if self._pretrained is not None:
+            return pretrained_start(self._pretrained)
         if self.metadata is None:
-            return choose_start(recipe, self._start_name)
+            return (start_of_pretraining if pretrains else choose_start)(recipe, self._start_name)
         return self._start or start_from_file(self.metadata)
 
     def _network_for(
@@ -504,7 +627,7 @@ class Detector:
             teacher, timed = build_teacher(recipe.distillation, accelerator.device), fitting
         network = build_detector(without_pretrained(recipe), splits.train.classes.num_classes)
         student = build_student(recipe, network, teacher, accelerator)
-        _, accumulate, images, plan = settle_course(recipe, splits, student, accelerator, teacher, timed)
+        _, accumulate, images, plan, *_ = settle_course(recipe, splits, student, accelerator, teacher, timed)
         path = unused_file(path)
         draw_stage_sheet(splits.train, images, plan, path, num_images=num_images, accumulate=accumulate)
         return path

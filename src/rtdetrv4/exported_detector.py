@@ -168,6 +168,10 @@ class ExportedDetector(runtime.ExportedDetector):
         """Refused: an exported model cannot be trained."""
         self._refuse("trained", "train")
 
+    def pretrain(self, *args: Any, **options: Any) -> NoReturn:
+        """Refused: an exported model cannot be trained."""
+        self._refuse("trained", "pretrain")
+
     def augment(self, *args: Any, **options: Any) -> NoReturn:
         """Refused: an exported model cannot be trained."""
         self._refuse("trained", "augment")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rtdetrv4.assembly.training import patience_of
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from rtdetrv4.assembly.derive import Choice
-    from rtdetrv4.data.formats import Splits
+    from rtdetrv4.data.formats import Split, Splits
     from rtdetrv4.doctor import Findings
 
 logger = logging.getLogger(__name__)
+
+RunKind = Literal["training", "pretraining"]
 
 RECIPE_FILE, RECORD_FILE = "recipe.yaml", "run.json"
 RUN_FILES = (
@@ -58,6 +60,7 @@ FREE_ON_RESUME = (
     "data.cache",
     "data.cache_size",
     "data.path",
+    "data.unlabeled",
     "data.workers",
     "distillation.teacher_compile",
     "run.channels_last",
@@ -188,6 +191,8 @@ class RunFolder:
         start: Mapping[str, Any] | None = None,
         derived: Sequence[Choice] | None = None,
         own_teacher: str | None = None,
+        *,
+        kind: RunKind = "training",
     ) -> None:
         """Write recipe.yaml, run.json, and the list of validation images if these were chosen here.
 
@@ -197,10 +202,12 @@ class RunFolder:
             start: what the run started from, see `rtdetrv4.assembly.start.Start.record`.
             derived: the settings that were derived for the run; None keeps those of the record there is, on resume.
             own_teacher: the name of a teacher that was given as an object, which no recipe can make again.
+            kind: what the run is.
         """
-        parts = splits.parts
+        parts = _read_parts(splits)
         names, ids = parts["train"].classes
         record = {
+            "kind": kind,
             "versions": package_versions(),
             "seed": recipe.run.seed,
             "start": start,
@@ -331,18 +338,23 @@ class RunFolder:
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(str(stop) or self.how_to_go_on()) from None
 
-    def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    def resumed_recipe(self, recipe: Recipe, given: Mapping[str, Any], kind: RunKind = "training") -> Recipe:
         """Return the recipe that the run began with, with the changes that a resumed run may make.
 
         Args:
             recipe: the recipe of the detector that resumes the run.
             given: changed settings by dotted or short name.
+            kind: what the run should be.
 
         Raises:
-            ConfigError: there is no run, it trains another model, or a changed setting must stay as it was.
+            ConfigError: there is no run, it is of another kind, it trains another model, or a changed setting must stay
+                as it was.
         """
         if not self.last.is_file() or not self.recipe.is_file():
             raise ConfigError(f"There is no run to resume: {self.last} does not exist. Give its folder with out=….")
+        if (found := self._recorded("kind") or "training") != kind:
+            verb = "pretrain" if found == "pretraining" else "train"
+            raise ConfigError(f"The run in {self.path} is one of `rtdetrv4 {verb}`; resume it with that.")
         before = load_recipe(self.recipe)
         if recipe.model.name != before.model.name:
             raise ConfigError(f"The run in {self.path} trains {before.model.name}, not {recipe.model.name}.")
@@ -365,8 +377,9 @@ def _changed_data(record: Mapping[str, Any], splits: Splits) -> str:
         return f"it no longer has the class {listing(removed)}"
     if before != now:
         return f"its classes are now in the order {listing(now)}"
-    for name in ("train", "val"):
-        old, part = record["data"].get(name), getattr(splits, name)
+    parts = _read_parts(splits)
+    for name in ("train", "val", "unlabeled"):
+        old, part = record["data"].get(name), parts.get(name)
         if old is None or part is None:
             if old is not part:
                 return f"it had {'no' if old is None else 'a'} {name} part, and now has {'one' if part else 'none'}"
@@ -375,6 +388,11 @@ def _changed_data(record: Mapping[str, Any], splits: Splits) -> str:
         elif old["fingerprint"] != part.fingerprint:
             return f"file names, sizes or boxes of its {name} part have changed"
     return ""
+
+
+def _read_parts(splits: Splits) -> dict[str, Split]:
+    """What a run reads, by name."""
+    return splits.parts | ({} if splits.unlabeled is None else {"unlabeled": splits.unlabeled})
 
 
 def package_versions() -> dict[str, str]:
@@ -398,6 +416,11 @@ def log_findings(splits: Splits, findings: Findings | None = None) -> None:
         images = ", ".join(f"{name} {count_of(len(part.records), 'image', 'images')}" for name, part in parts.items())
         names = next(iter(parts.values())).classes.names
         logger.info("%s; %s: %s", images, count_of(len(names), "class", "classes"), some_of(names, 10))
+    if splits.unlabeled is not None:
+        count = len(splits.unlabeled.records)
+        logger.info("%s without labels in %s", count_of(count, "image", "images"), splits.unlabeled.image_dir)
+        for note in splits.unlabeled.problems:
+            logger.info(note)
     for name, part in splits.parts.items():
         for problem in part.problems:
             logger.warning("%s: %s", name, problem)

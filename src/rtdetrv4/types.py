@@ -87,6 +87,20 @@ class Targets(NamedTuple):
         return list(zip(self.labels.split(self.counts), self.boxes.split(self.counts), strict=True))
 
 
+class View(NamedTuple):
+    """Where a sample shows an image: the affine map between the two, as shares of their widths and heights."""
+
+    image: int
+    """Its index in the split."""
+    matrix: tuple[float, float, float, float, float, float]
+    """(a, b, c, d, e, f): the point (x, y) of the image, from (0, 0) to (1, 1), is at (a·x + b·y + c, d·x + e·y + f) of
+    the sample."""
+    shown: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Left, top, right and bottom of the part of the image that the sample shows; it may reach beyond the image."""
+    weight: float = 1.0
+    """Its share of the sample's pixels there, which MixUp makes less than 1."""
+
+
 class Batch(NamedTuple):
     """Images with their targets, as a loader yields them."""
 
@@ -94,6 +108,8 @@ class Batch(NamedTuple):
     """B×3×H×W, RGB: uint8 in [0, 255], or float32 in [0, 1]."""
     targets: Targets
     infos: tuple[ImageInfo, ...]
+    views: tuple[tuple[View, ...], ...] = ()
+    """What each sample is made of; empty if nobody asked."""
 
 
 class EncoderOutput(NamedTuple):

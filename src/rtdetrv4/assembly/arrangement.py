@@ -11,7 +11,9 @@ from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.start import Start
 from rtdetrv4.config import Recipe, override
 from rtdetrv4.data.formats import load_data
+from rtdetrv4.data.holdout import find_copies
 from rtdetrv4.data.records import Splits, require_objects
+from rtdetrv4.data.unlabeled import image_files, read_unlabeled
 from rtdetrv4.doctor import Findings, quick_findings
 from rtdetrv4.errors import ConfigError, DatasetError, WeightsError
 from rtdetrv4.ops.collectives import texts_of_ranks
@@ -31,7 +33,7 @@ class TrainingImages(NamedTuple):
     """The data of a run."""
 
     splits: Splits
-    """With `train`, and with `val` where there is one or some could be taken from it."""
+    """With `train`, with `val` where there is one or some could be taken from it, and with `unlabeled` if asked for."""
     findings: Findings
     """Of a quick check of the annotations."""
 
@@ -50,7 +52,19 @@ def read_training_data(recipe: Recipe) -> TrainingImages:
     if splits.train is None:
         raise DatasetError(f"{recipe.data.path} has no training part, such as train/ or instances_train*.json.")
     require_objects(splits.train)
-    return TrainingImages(splits, quick_findings(recipe.data.path, loaded))
+    findings = quick_findings(recipe.data.path, loaded)
+    if recipe.data.unlabeled:
+        seen_in_validation = set() if splits.val is None or splits.val is splits.train else image_files(splits.val)
+        unlabeled = read_unlabeled(recipe.data.unlabeled, recipe.data.unlabeled_parts, seen_in_validation)
+        copies = () if splits.val is None else find_copies(unlabeled, splits.val)
+        unlabeled = unlabeled._replace(
+            problems=(
+                *unlabeled.problems,
+                *(note.replace("training images", "images without labels") for note in copies),
+            )
+        )
+        splits = splits._replace(unlabeled=unlabeled)
+    return TrainingImages(splits, findings)
 
 
 def arrange(
@@ -87,5 +101,7 @@ def arrange(
         return Arrangement(recipe, start, None)
     if start.kind == "file":  # the weights have their own
         settled = {*settled, "model.backbone", "model.image_size"}
+    elif start.kind == "pretrained":
+        settled = {*settled, "model.backbone"}
     fitting = Fitting.gather(recipe, settled, splits, accelerator, start=start, budget=budget)
     return Arrangement(fitting.fit(recipe), start, fitting)

@@ -139,7 +139,7 @@ class _Derivation:
         if own is None or self.settings["distillation.mode"] == "off":
             return
         found = self.sources.teacher
-        if self.machine.kind == "cpu":
+        if self.machine.kind == "cpu" and not self.settings["data.unlabeled"]:
             reason = "on a CPU its time is better spent on steps; --teacher NAME turns distillation on"
             self.choose("distillation.teacher", None, reason)
         elif found is None:

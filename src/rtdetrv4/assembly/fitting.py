@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from accelerate import Accelerator
@@ -31,11 +31,16 @@ logger = logging.getLogger(__name__)
 
 CPU_SECONDS = 30 * 60
 """What a run on a CPU may take if neither a budget nor a number of epochs is given."""
+Derivation = Callable[
+    [Recipe, Collection[str], DataFacts, Machine, Sources, Limit | None],
+    tuple[Choice, ...],
+]
+"""From a recipe, the user's settings and all facts to choices; see `assembly.derive.derive`."""
 USABLE_TIME = 0.9
 """Share of the time to plan with; measured steps are rarely the slowest ones."""
 FULL_BUDGET = 4
 """A budget makes a run at most this many times as long as it would be without one."""
-_UNTRAINED: Mapping[str, StartKind] = {"imagenet": "imagenet", "none": "none"}
+_UNTRAINED: Mapping[str, StartKind] = {"imagenet": "imagenet", "pretrained": "imagenet", "none": "none"}
 """Starts that are no trained detector."""
 
 
@@ -55,6 +60,7 @@ class Fitting:
     """Seconds that the run will take, once measured."""
     deadline: float | None = None
     """`time.monotonic()` at which the epochs should be over, if their number follows from the time."""
+    derivation: Derivation = derive
 
     @classmethod
     def gather(
@@ -66,6 +72,7 @@ class Fitting:
         *,
         start: Start,
         budget: float | None,
+        derivation: Derivation = derive,
     ) -> Fitting:
         """Gather the facts; a collective call, with rank 0's facts for all ranks.
 
@@ -76,6 +83,7 @@ class Fitting:
             accelerator: device and ranks.
             start: what training starts from.
             budget: seconds for the whole run, or None.
+            derivation: from the facts to the choices.
         """
         assert splits.train is not None, "there is nothing to train on"
         facts = [
@@ -84,11 +92,11 @@ class Fitting:
             Sources(_UNTRAINED.get(start.kind, "coco"), find_teacher(recipe)),
         ]
         broadcast_object_list(facts)
-        return cls(given, *facts, budget=budget)
+        return cls(given, *facts, budget=budget, derivation=derivation)
 
     def fit(self, recipe: Recipe) -> Recipe:
         """The recipe with everything derived but the length of the run, which `fit_time` may still change."""
-        self.choices = derive(recipe, self.given, self.data, self.machine, self.sources)
+        self.choices = self.derivation(recipe, self.given, self.data, self.machine, self.sources, None)
         return apply_choices(recipe, self.given, self.choices)
 
     @property
@@ -120,7 +128,9 @@ class Fitting:
                 reason = f"{epochs * steps} steps; more would hardly help"
             if epochs != wanted:
                 # What does not depend on the epochs comes out as before, except that the parts have been measured.
-                limited = derive(recipe, self.given, self.data, self.machine, self.sources, Limit(epochs, reason))
+                limited = self.derivation(
+                    recipe, self.given, self.data, self.machine, self.sources, Limit(epochs, reason)
+                )
                 self.choices = tuple(
                     choice._replace(value=recipe.run.accumulate) if choice.name == "run.accumulate" else choice
                     for choice in limited

@@ -32,6 +32,9 @@ def recipe_of_weights(model: str | Path | Recipe | None, metadata: WeightsMetada
         )
     if isinstance(model, Recipe):
         return recipe
+    if metadata.is_pretrained:  # the size of its images is no detector's
+        backbone = metadata.facts.get("backbone")
+        return recipe if backbone is None else override(recipe, {"model.backbone": backbone})
     remembered = {
         "model.backbone": metadata.facts.get("backbone"),
         "model.image_size": metadata.image_size,

@@ -28,7 +28,7 @@ _TITLES: Mapping[Dataset, str] = {"coco": "COCO", "obj365": "Objects365", "obj2c
 class Start:
     """What a training run starts from."""
 
-    kind: StartName | Literal["file"]
+    kind: StartName | Literal["file", "pretrained"]
     text: str
     """Continues "Starting from"."""
     weights: str | Checkpoint | None = field(default=None, repr=False)
@@ -49,7 +49,9 @@ class Start:
             report: of loading the weights, if there are any.
         """
         rows = why = ""
-        if report is not None:
+        if report is not None and self.kind == "pretrained":
+            rows = f": {report.details}"
+        elif report is not None:
             rows = ", with the rows of {} of {} classes: ".format(*report.known_rows) + report.details
         if self.why_not_better:
             why = f", because {self.why_not_better}"
@@ -121,6 +123,21 @@ def start_from_file(metadata: WeightsMetadata) -> Start:
     return Start("file", metadata.source, metadata.source, Path(metadata.source), metadata.source)
 
 
+def pretrained_start(checkpoint: Checkpoint) -> Start:
+    """Backbone and encoder from a file of `rtdetrv4 pretrain`."""
+    source = checkpoint.metadata.source
+    return Start("pretrained", f"the pretrained backbone and encoder of {source}", checkpoint, Path(source), source)
+
+
+def start_of_pretraining(recipe: Recipe, wanted: StartName | None = None) -> Start:
+    """What pretraining starts from: by default the first that can be had of an ImageNet backbone and nothing.
+
+    Raises:
+        ConfigError, WeightsError: as `choose_start`.
+    """
+    return _first_that_can_be_had(recipe, trained=False) if wanted is None else choose_start(recipe, wanted)
+
+
 def has_trained_weights(recipe: Recipe) -> bool:
     """Whether COCO weights of the recipe's model are known; the hub is not asked."""
     return has_own_backbone(recipe) and "coco" in HUB_FILES.get(recipe.model.name, {})
@@ -131,7 +148,7 @@ def has_own_backbone(recipe: Recipe) -> bool:
     return recipe.model.backbone in (None, find_variant(recipe.model.name).backbone)
 
 
-def _first_that_can_be_had(recipe: Recipe) -> Start:
+def _first_that_can_be_had(recipe: Recipe, *, trained: bool = True) -> Start:
     model = recipe.model
     if model.pretrained_backbone is False:
         return _nothing()
@@ -139,13 +156,13 @@ def _first_that_can_be_had(recipe: Recipe) -> Start:
         return _backbone(recipe)
     problems: list[str] = []
     advice = ""
-    if has_trained_weights(recipe):
+    if trained and has_trained_weights(recipe):
         try:
             return trained_start(recipe, "coco")
         except WeightsError as error:
             problems.append(f"COCO weights of {model.name} cannot be had ({_reason(error)})")
             advice = f". {error.advice}".removesuffix(".") if isinstance(error, NotFetchedError) else ""
-    elif has_own_backbone(recipe):
+    elif trained and has_own_backbone(recipe):
         problems.append(f"there are no COCO weights of {model.name} on the hub")
     try:
         return _backbone(recipe, " and ".join(problems) + advice)

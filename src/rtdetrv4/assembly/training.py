@@ -18,6 +18,7 @@ from torch import nn
 
 from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.models import find_variant
+from rtdetrv4.assembly.own_teacher import is_detector, load_own_teacher
 from rtdetrv4.config import Recipe, flat_settings, override
 from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
 from rtdetrv4.config.variants import Variant
@@ -32,7 +33,7 @@ from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Tea
 from rtdetrv4.distillation.teacher import Network
 from rtdetrv4.errors import ConfigError, DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
-from rtdetrv4.losses import Criterion, HungarianMatcher
+from rtdetrv4.losses import Criterion, HungarianMatcher, TermsOf
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
 from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.training import (
@@ -44,6 +45,7 @@ from rtdetrv4.training import (
     Tracker,
     Trainer,
     TrainingData,
+    UnlabeledData,
     adamw,
     auto_patience,
     default_observers,
@@ -63,6 +65,7 @@ from rtdetrv4.training.fit import (
 )
 from rtdetrv4.training.pace import Pace, measure_pace
 from rtdetrv4.training.symptoms import LossWatch
+from rtdetrv4.training.teacher_features import TeacherFeatures, features_folder
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -148,12 +151,15 @@ def build_teacher(
         has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         dtype = torch.bfloat16 if has_bf16 else None
     weights, block, compiles = distillation.teacher_weights, distillation.teacher_block, distillation.teacher_compile
-    if isinstance(teacher, str):
+    if isinstance(teacher, str) and is_detector(teacher) and weights is None and block is None:
+        return load_own_teacher(teacher, dtype=dtype, compile=compiles)
+    if isinstance(teacher, str) and not is_detector(teacher):
         return load_teacher(teacher, weights, dtype=dtype, compile=compiles, block=block)
     if weights is not None or block is not None:
         raise ConfigError(
             "distillation: teacher_weights and teacher_block need a teacher given by name; a network has its own."
         )
+    assert not isinstance(teacher, str), "it was loaded above"
     return wrap_teacher(teacher, dtype=dtype, compile=compiles)
 
 
@@ -163,8 +169,21 @@ def build_student(
     """The detector with an injector if there is a teacher, on the device and set up to compute as the recipe says."""
     injector = None if teacher is None else Injector(find_variant(recipe.model.name).hidden_dim, teacher.dim)
     student = DistillationStudent(detector, injector).to(accelerator.device)
-    _set_up_computation(detector, recipe.run, accelerator.device)
+    set_up_computation(detector, recipe.run, accelerator.device)
     return student
+
+
+class Supervision(NamedTuple):
+    """What the labels of a run supervise."""
+
+    criterion: TermsOf
+    weights: Mapping[str, float]
+    """Of its terms, by base name."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Supervision:
+        """That of a recipe."""
+        return cls(build_criterion(recipe.loss, find_variant(recipe.model.name)), loss_weights(recipe.loss))
 
 
 class Course(NamedTuple):
@@ -176,6 +195,8 @@ class Course(NamedTuple):
     """Batches per optimizer step."""
     data: TrainingData
     plan: Plan
+    unlabeled: UnlabeledData | None
+    features: TeacherFeatures | None
 
 
 def settle_course(
@@ -185,6 +206,7 @@ def settle_course(
     accelerator: Accelerator,
     teacher: Teacher | None = None,
     fitting: Fitting | None = None,
+    supervision: Supervision | None = None,
 ) -> Course:
     """Settle what takes measurements: into how many parts batches are split, and how long the run is.
 
@@ -195,14 +217,22 @@ def settle_course(
         accelerator: device and ranks.
         teacher: its time counts too.
         fitting: adjusts the length of the run to its pace; None keeps the recipe's.
+        supervision: None: the recipe's.
     """
     assert splits.train is not None, "nothing to train on"
-    recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator)
+    supervision = supervision or Supervision.of(recipe)
+    recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator, supervision)
     cache = _cache(recipe, splits.train, splits, accelerator)
+    features = _features(recipe, splits.train, teacher, accelerator)
+    of_unlabeled = None if splits.unlabeled is None else _features(recipe, splits.unlabeled, teacher, accelerator)
     if fitting is not None and fitting.asks_for_pace:
-        recipe = fitting.fit_time(recipe, _pace(recipe, splits, accumulate, student, accelerator, cache, teacher))
+        unlabeled = _unlabeled_data(recipe, splits, accumulate, accelerator, of_unlabeled)
+        pace = _pace(recipe, splits, accumulate, student, accelerator, cache, teacher, supervision, unlabeled, features)
+        recipe = fitting.fit_time(recipe, pace)
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
-    return Course(recipe, accumulate, data, build_plan(recipe, max(len(data.loader) // accumulate, 1)))
+    plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
+    unlabeled = _unlabeled_data(recipe, splits, accumulate, accelerator, of_unlabeled)
+    return Course(recipe, accumulate, data, plan, unlabeled, features)
 
 
 def build_trainer(
@@ -243,31 +273,26 @@ def build_trainer(
     accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
     evaluates_start = knows_classes and _is_quickly_evaluated(splits, recipe.schedule.epochs)
     teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
+    if teacher is None and splits.unlabeled is not None:
+        raise ConfigError(
+            "data.unlabeled: images without labels are learned from by distillation alone; name a teacher, such as "
+            "dinov2-b, or leave them out."
+        )
     student = build_student(recipe, detector, teacher, accelerator)
-    recipe, accumulate, data, plan = settle_course(recipe, splits, student, accelerator, teacher, fitting)
-    optimizer = adamw(
-        parameter_groups(student, **recipe.optimizer.model_dump(exclude={"betas", "clip_norm"})),
-        betas=recipe.optimizer.betas,
-    )
+    course = settle_course(recipe, splits, student, accelerator, teacher, fitting)
+    recipe, accumulate, data, plan, unlabeled, features = course
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
     if evaluates_start or not knows_classes:  # a detector that may be trained already need not get any better
         observers.append(LossWatch())
-    if recipe.run.tracker != "none":
-        tracker = Tracker(
-            recipe.run.tracker, accelerator, recipe.run.log_every, flat_settings(recipe), files_follow=files_follow
-        )
-        observers.append(tracker)
-    if recipe.run.profile:
-        observers.append(Profiler(out / "profile"))
+    observers += chosen_observers(recipe, accelerator, files_follow=files_follow)
     return Trainer(
         student=student,
         ema=ModelEma(student, plan.ema_decay, plan.ema_warmup),
-        optimizer=optimizer,
+        optimizer=build_optimizer(recipe, student),
         plan=plan,
         data=data,
-        criterion=build_criterion(recipe.loss, find_variant(recipe.model.name)),
-        weights=loss_weights(recipe.loss),
+        **Supervision.of(recipe)._asdict(),
         evaluate=None
         if splits.val is None
         else build_evaluation(recipe, splits.val, accelerator, cache=_cache(recipe, splits.val, splits, accelerator)),
@@ -277,6 +302,9 @@ def build_trainer(
         modulation=None if teacher is None else build_modulation(recipe.distillation, recipe.schedule.epochs),
         teach_every=recipe.distillation.every,
         teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
+        unlabeled=unlabeled,
+        unlabeled_weight=recipe.distillation.unlabeled_weight,
+        features=features,
         observers=[*observers, *callbacks],
         sheets=BatchSheets(out, splits.train.classes.names),
         clip_norm=recipe.optimizer.clip_norm,
@@ -290,6 +318,23 @@ def build_trainer(
         recipe=recipe.model_dump(mode="json"),
         metadata=weights_metadata(recipe, splits.train.classes, teacher, start, usual_size(splits.train)),
     )
+
+
+def build_optimizer(recipe: Recipe, student: DistillationStudent) -> torch.optim.AdamW:
+    """The optimizer of a run, for what the student trains."""
+    groups = parameter_groups(student, **recipe.optimizer.model_dump(exclude={"betas", "clip_norm"}))
+    return adamw(groups, betas=recipe.optimizer.betas)
+
+
+def chosen_observers(recipe: Recipe, accelerator: Accelerator, *, files_follow: bool) -> list[Observer]:
+    """The tracker and the profiler, if the recipe asks for them."""
+    run, observers = recipe.run, list[Observer]()
+    if run.tracker != "none":
+        settings = flat_settings(recipe)
+        observers.append(Tracker(run.tracker, accelerator, run.log_every, settings, files_follow=files_follow))
+    if run.profile:
+        observers.append(Profiler(Path(run.out) / "profile"))
+    return observers
 
 
 def build_evaluation(
@@ -357,7 +402,11 @@ def weights_metadata(
 
 
 def _fit_batch(
-    recipe: Recipe, split: Split, student: DistillationStudent, accelerator: Accelerator
+    recipe: Recipe,
+    split: Split,
+    student: DistillationStudent,
+    accelerator: Accelerator,
+    supervision: Supervision | None = None,
 ) -> tuple[Recipe, int]:
     """The recipe with a number for `run.accumulate`, and that number; for auto, the fewest parts that fit."""
     if isinstance(recipe.run.accumulate, int):
@@ -377,8 +426,7 @@ def _fit_batch(
     most_boxes = max((len(record.labels) for record in split.records), default=1)
     per_image = bytes_per_image(
         student,
-        build_criterion(recipe.loss, find_variant(recipe.model.name)),
-        loss_weights(recipe.loss),
+        *(supervision or Supervision.of(recipe)),
         measured_hw,
         max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
         accelerator,
@@ -401,6 +449,9 @@ def _pace(
     accelerator: Accelerator,
     cache: ImageCache | None,
     teacher: Teacher | None,
+    supervision: Supervision,
+    unlabeled: UnlabeledData | None,
+    features: TeacherFeatures | None,
 ) -> Pace:
     """Measure the pace of the run."""
     assert splits.train is not None
@@ -409,13 +460,14 @@ def _pace(
     measure = partial(
         measure_pace,
         student,
-        build_criterion(recipe.loss, find_variant(recipe.model.name)),
-        loss_weights(recipe.loss),
+        *supervision,
         loader.dataset,
         workers=recipe.data.workers,
         num_val=0 if splits.val is None else math.ceil(len(splits.val.records) / accelerator.num_processes),
         accelerator=accelerator,
         teacher=None if teacher is None else teacher.to(accelerator.device),
+        unlabeled=unlabeled,
+        features=features,
     )
     while True:
         try:
@@ -434,7 +486,7 @@ def _is_quickly_evaluated(splits: Splits, epochs: int) -> bool:
     return splits.val is not None and len(splits.val.records) <= longest
 
 
-def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
+def set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.device) -> None:
     """Set how the detector computes, without changing what it computes."""
     if run.channels_last is True or (run.channels_last == "auto" and device.type in ("cpu", "cuda")):
         # With channels-last weights, a convolution returns channels-last maps, whatever the format of its input.
@@ -450,6 +502,56 @@ def _set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.
 def _training_data(
     recipe: Recipe, split: Split, accumulate: int, accelerator: Accelerator, cache: ImageCache | None
 ) -> TrainingData:
+    stage = _augmentation(recipe, split)
+    seed, rank = recipe.run.seed, accelerator.process_index
+    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=accumulate)
+    return TrainingData(
+        loader=_training_loader(recipe, split, stage, per_rank, accelerator, cache),
+        augment=stage,
+        image_size=recipe.model.image_size,
+        multi_scale_repeat=recipe.augment.multi_scale_repeat,
+        seed=seed,
+        rank=rank,
+    )
+
+
+def _features(
+    recipe: Recipe, split: Split, teacher: Teacher | None, accelerator: Accelerator
+) -> TeacherFeatures | None:
+    """The teacher's features of a split on disk, computed if they are not there yet; a collective call."""
+    if teacher is None or recipe.distillation.cache == "none":
+        return None
+    height, width = recipe.model.image_size
+    scale = recipe.distillation.cache_scale
+    size, teacher = (scale * height, scale * width), teacher.to(accelerator.device)
+    features = TeacherFeatures(split, size, teacher, features_folder(), recipe.model.resize)
+    batch = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes)
+    features.fill(accelerator, batch=batch, workers=recipe.data.workers)
+    return features
+
+
+def _unlabeled_data(
+    recipe: Recipe,
+    splits: Splits,
+    accumulate: int,
+    accelerator: Accelerator,
+    features: TeacherFeatures | None,
+) -> UnlabeledData | None:
+    """The images without labels, in batches that are no larger than those with labels, so that they fit in memory."""
+    if splits.unlabeled is None:
+        return None
+    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=accumulate)
+    share = recipe.distillation.unlabeled_share
+    per_step = accumulate * math.ceil(share)
+    size = max(round(per_rank * accumulate * share / per_step), 1)
+    stage = _augmentation(recipe, splits.unlabeled)
+    cache = _cache(recipe, splits.unlabeled, splits, accelerator)
+    loader = _training_loader(recipe, splits.unlabeled, stage, size, accelerator, cache)
+    return UnlabeledData(loader=loader, augment=stage, per_step=per_step, features=features)
+
+
+def _augmentation(recipe: Recipe, split: Split) -> Augmentation:
+    """The augmentation of a split's images; boxes are what many kinds are for."""
     augment = recipe.augment
     stage = Augmentation(
         mosaic=augment.mosaic,
@@ -463,25 +565,31 @@ def _training_data(
         min_scale=augment.mosaic_scale[0],
         max_scale=augment.mosaic_scale[1],
     )
-    ranks, rank, seed = accelerator.num_processes, accelerator.process_index, recipe.run.seed
-    loader: DetectionLoader = build_loader(
-        DetectionDataset(split, recipe.model.image_size, stage, seed, cache, recipe.model.resize),
-        split_batch(recipe.schedule.batch, ranks=ranks, accumulate=accumulate),
+    if not split.classes.names:  # images without labels
+        stage = stage._replace(mosaic=0.0, mixup=0.0, zoom_out=0.0, iou_crop=0.0, permutes=0.0)
+        stage = stage._replace(random_crop=augment.unlabeled_crop)
+    return stage
+
+
+def _training_loader(
+    recipe: Recipe,
+    split: Split,
+    stage: Augmentation,
+    batch: int,
+    accelerator: Accelerator,
+    cache: ImageCache | None,
+) -> DetectionLoader:
+    is_balanced = recipe.data.sampling == "balanced" and bool(split.classes.names)
+    return build_loader(
+        DetectionDataset(split, recipe.model.image_size, stage, recipe.run.seed, cache, recipe.model.resize),
+        batch,
         recipe.data.workers,
         shuffle=True,
-        seed=seed,
-        rank=rank,
-        world_size=ranks,
+        seed=recipe.run.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
         drop_last=True,
-        weights=repeat_factors(split) if recipe.data.sampling == "balanced" else None,
-    )
-    return TrainingData(
-        loader=loader,
-        augment=stage,
-        image_size=recipe.model.image_size,
-        multi_scale_repeat=augment.multi_scale_repeat,
-        seed=seed,
-        rank=rank,
+        weights=repeat_factors(split) if is_balanced else None,
     )
 
 
@@ -490,7 +598,8 @@ def _cache(recipe: Recipe, split: Split, splits: Splits, accelerator: Accelerato
     data = recipe.data
     if data.cache == "none":
         return None
-    num_images = sum(len(part.records) for part in (splits.train, splits.val) if part is not None)
+    parts = (splits.train, splits.val, splits.unlabeled)
+    num_images = sum(len(part.records) for part in parts if part is not None)
     cache = open_cache(
         data.cache,
         split,

@@ -22,19 +22,20 @@ from rtdetrv4.cli.catalogs import convert, models, teachers
 from rtdetrv4.cli.datasets import doctor
 from rtdetrv4.cli.deployment import bench, export, verify
 from rtdetrv4.cli.inference import predict, val
-from rtdetrv4.cli.training import augment, compare, demo, report, train
+from rtdetrv4.cli.training import augment, compare, demo, pretrain, report, train
 from rtdetrv4.errors import RTDETRError, first_line
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 # In the order in which the help lists them.
 _COMMANDS = (
-    *(train, augment, val, predict, export, verify, bench),
+    *(train, pretrain, augment, val, predict, export, verify, bench),
     *(doctor, convert, compare, report, models, teachers, demo),
 )
 # The extra that each command needs; the others need at most `torch`.
 _EXTRAS = {
     "train": "train",
+    "pretrain": "train",
     "augment": "train",
     "doctor": "train",
     "val": "train",

@@ -1,4 +1,4 @@
-"""`train`, and what is done around training: `augment`, `compare`, `report` and `demo`."""
+"""`train`, and what is done around training: `pretrain`, `augment`, `compare`, `report` and `demo`."""
 
 from __future__ import annotations
 
@@ -103,6 +103,77 @@ def train(
         print(f"Weights: {result.weights}")
         if (page := result.out / REPORT_PAGE).is_file():
             print(f"Report: {page}")
+    return EXIT_INCOMPLETE if result.problems else 0
+
+
+def pretrain(
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="Folder of images, or a data set whose labels to ignore; may be repeated."),
+    ] = None,
+    model: Model = None,
+    weights: Start = None,
+    teacher: Teacher = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch: Batch = None,
+    imgsz: ImageSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
+    cache: Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")] = None,
+    amp: Amp = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run in --out, or else the latest one in runs/pretrain.")
+    ] = False,
+    exist_ok: Annotated[
+        bool, typer.Option("--exist-ok", help="Overwrite the run in --out, instead of writing to a new folder beside.")
+    ] = False,
+    tracker: Annotated[
+        str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
+    settings: Settings = None,
+) -> int:
+    """Have backbone and encoder learn from a teacher on images without labels, before `train --weights`."""
+    from rtdetrv4.config import parse_assignment
+
+    overrides = dict(parse_assignment(text) for text in settings or ())
+    if not (resume or data or "data.unlabeled" in overrides or (model or "").endswith((".yaml", ".yml"))):
+        raise ConfigError("Missing option --data: a folder of images, or a data set whose labels to ignore.")
+    given = given_options(
+        epochs=epochs,
+        batch=batch_of(batch),
+        imgsz=image_size_of(imgsz),
+        teacher=teacher,
+        lr=lr,
+        device=device_of(device),
+        workers=workers,
+        cache=cache,
+        seed=seed,
+        amp=amp,
+        out=out,
+        tracker=tracker,
+    )
+    check_settings(model, weights, given | overrides, budget, resume=resume)
+    if resume and model is None:
+        from rtdetrv4.run_folder import RunFolder
+
+        folder = RunFolder(out) if out else RunFolder.latest("runs/pretrain")
+        if not folder.recipe.is_file():
+            raise ConfigError(
+                f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
+            )
+        model, given["out"] = str(folder.recipe), str(folder.path)
+    given |= given_options(budget=budget)
+    detector = detector_of(model, weights)
+    result = detector.pretrain(data or None, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
+    if is_main_process():
+        if result.loss is not None:
+            print(f"L_DSI: {result.loss:.3f}")
+        print(f"Weights: {result.weights}")
+        print(f"Next: rtdetrv4 train --data DATA --weights {result.weights}")
     return EXIT_INCOMPLETE if result.problems else 0
 
 

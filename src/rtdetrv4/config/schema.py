@@ -106,6 +106,13 @@ def _pair(value: Any) -> Any:
     return tuple(value)
 
 
+def _paths(value: Any) -> Any:
+    # One path, several as YAML's list, or none.
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -158,6 +165,15 @@ class DataConfig(_Section):
         description="Data set: a folder of COCO, YOLO, Pascal VOC, LabelMe or CVAT annotations, a YAML file (YOLO's, "
         "or one that names COCO files), or a COCO or CVAT file.",
     )
+    unlabeled: Annotated[tuple[str, ...], BeforeValidator(_paths)] = Field(
+        default=(),
+        description="Folders of images without labels, or whose labels to ignore: what `pretrain` learns from, and "
+        "`train` besides the labeled images, by distillation alone.",
+    )
+    unlabeled_parts: Literal["train", "all"] = Field(
+        default="train",
+        description="Images of `unlabeled` to use. train: without those that validate or test; all: with them.",
+    )
     workers: Count = Field(default=4, description="Processes that load images; 0: load in the training process.")
     sampling: Literal["uniform", "balanced"] = Field(
         default="uniform",
@@ -181,6 +197,10 @@ class AugmentConfig(_Section):
     zoom_out: Probability = Field(default=0.5, description="Place the image on a larger black canvas.")
     iou_crop: Probability = Field(default=0.8, description="Crop so that boxes keep a minimum IoU.")
     flip: Probability = Field(default=0.5, description="Mirror left to right.")
+    unlabeled_crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2,
+        description="Smallest share of an image without labels that a random crop shows; 1: hardly any crop.",
+    )
     multi_scale_repeat: AtLeastOne | None = Field(
         description="Draw each batch's size from 3/4 to 5/4 of the base size, with the base size listed this many "
         "times. null: always the base size."
@@ -237,8 +257,8 @@ class DistillationConfig(_Section):
 
     teacher: str | None = Field(
         default=None,
-        description="Frozen vision foundation model, used only in training: a name from `rtdetrv4 teachers` or timm; "
-        "null: train without a teacher.",
+        description="Frozen vision foundation model, used only in training: a name from `rtdetrv4 teachers` or timm, "
+        "or the weights of a larger detector of yours, whose F5 teaches; null: train without a teacher.",
     )
     teacher_weights: str | None = Field(default=None, description="File with the teacher's weights; null: download.")
     teacher_block: int | None = Field(
@@ -271,6 +291,22 @@ class DistillationConfig(_Section):
         default=None,
         description="Mode auto only: epochs at the initial λ, the second half of which measures ρ; then δ = ρ / 10. "
         "null: a tenth of all epochs, but at least 2.",
+    )
+    cache: Literal["none", "disk"] = Field(
+        default="none",
+        description="disk: compute the teacher's features of every whole image once, keep them in the user's cache, "
+        "and cut the targets of augmented images out of them; the teacher then costs what reading costs.",
+    )
+    cache_scale: AtLeastOne = Field(
+        default=1,
+        description="The size at which the teacher sees whole images for the cache, as a multiple of the run's: larger "
+        "ones suit small crops better, and take its square in time and disk.",
+    )
+    unlabeled_weight: NonNegative = Field(
+        default=5.0, description="Weight of distillation on the images of `data.unlabeled`; λ does not apply to them."
+    )
+    unlabeled_share: Positive = Field(
+        default=1.0, description="Images of `data.unlabeled` in a step, as a multiple of those with labels."
     )
     every: AtLeastOne = Field(
         default=1, description="Distill in one of this many steps; larger values cost less and teach less."

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from rtdetrv4.data.dataset import Sample
-from rtdetrv4.types import Batch, Targets
+from rtdetrv4.types import Batch, Targets, View
 
 STRIDE = 32
 MIXUP_RATIO = (0.45, 0.55)
@@ -32,7 +32,7 @@ def pack(samples: Sequence[Sample]) -> Batch:
         boxes=torch.from_numpy(np.concatenate([sample.boxes for sample in samples])),
         counts=tuple(len(sample.labels) for sample in samples),
     )
-    return Batch(images, targets, tuple(sample.info for sample in samples))
+    return Batch(images, targets, tuple(sample.info for sample in samples), tuple(sample.views for sample in samples))
 
 
 def multi_scales(base: int, repeat: int) -> list[int]:
@@ -80,7 +80,15 @@ def mix_up(batch: Batch, ratio: float) -> Batch:
     counts, own = batch.targets.counts, batch.targets.split()
     labels, boxes = zip(*(own[image] for index in range(num_images) for image in (index, index - 1)), strict=True)
     mixed = tuple(counts[index] + counts[index - 1] for index in range(num_images))
-    return Batch(images, Targets(torch.cat(labels), torch.cat(boxes), mixed), batch.infos)
+    views = tuple(
+        (*_weighed(batch.views[index], ratio), *_weighed(batch.views[index - 1], 1 - ratio))
+        for index in range(len(batch.views))
+    )
+    return Batch(images, Targets(torch.cat(labels), torch.cat(boxes), mixed), batch.infos, views)
+
+
+def _weighed(views: Sequence[View], share: float) -> list[View]:
+    return [view._replace(weight=share * view.weight) for view in views]
 
 
 def split_images(batch: Batch, parts: int) -> list[Batch]:
@@ -99,6 +107,7 @@ def split_images(batch: Batch, parts: int) -> list[Batch]:
                 labels[first_box[low] : first_box[high]], boxes[first_box[low] : first_box[high]], counts[low:high]
             ),
             batch.infos[low:high],
+            batch.views[low:high],
         )
         for low, high in itertools.pairwise(cuts)
     ]
@@ -117,4 +126,4 @@ def prepare_batch(batch: Batch, size_hw: tuple[int, int], device: torch.device |
     """Move a batch to the device; see `prepare_images`."""
     labels, boxes, counts = batch.targets
     targets = Targets(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts)
-    return Batch(prepare_images(batch.images, size_hw, device), targets, batch.infos)
+    return batch._replace(images=prepare_images(batch.images, size_hw, device), targets=targets)

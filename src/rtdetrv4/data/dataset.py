@@ -24,6 +24,7 @@ from rtdetrv4.data.transforms import (
     centers_inside,
     clip_boxes,
     draw_iou_crop,
+    draw_random_crop,
     draw_zoom_out,
     flip_matrix,
     map_boxes,
@@ -32,7 +33,7 @@ from rtdetrv4.data.transforms import (
 )
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.preprocess import ResizeMode, content_of, pad, resize
-from rtdetrv4.types import ImageInfo
+from rtdetrv4.types import ImageInfo, View
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Sample(NamedTuple):
     boxes: NDArray[np.float32]
     """(n, 4), cxcywh in [0, 1]."""
     info: ImageInfo
+    views: tuple[View, ...] = ()
+    """What it is made of."""
 
 
 class _UnreadableError(Exception):
@@ -147,24 +150,24 @@ class DetectionDataset(Dataset[Sample]):
             record = record._replace(info=record.info._replace(is_readable=False))
         boxes, labels = _trained_boxes(record)
         boxes_px = boxes / np.tile(size_hw[::-1], 2) * np.tile((content.width, content.height), 2)
-        return self._sample(image, boxes_px + np.tile((content.left, content.top), 2), labels, record)
+        return self._sample(image, boxes_px + np.tile((content.left, content.top), 2), labels, (), record)
 
     def _augmented(self, index: int, stage: Augmentation, rng: Generator) -> Sample:
         record = self.split.records[index]
         if rng.random() < stage.mosaic:
-            image, boxes, labels = self._mosaic(index, stage, rng)
-        else:
-            image, boxes, labels = self._cropped(index, stage, rng)
-        return self._sample(image, boxes, labels, record)
+            return self._sample(*self._mosaic(index, stage, rng), record=record)
+        return self._sample(*self._cropped(index, stage, rng), record=record)
 
     def _cropped(
         self, index: int, stage: Augmentation, rng: Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
-        """Pixels, pixel boxes and labels of one image after zoom-out, IoU crop, flip and photometric changes."""
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], tuple[View, ...]]:
+        """Pixels, pixel boxes, labels and view of one image after zoom-out, crop, flip and photometric changes."""
         record = self.split.records[index]
         boxes, labels = _trained_boxes(record)
         size_hw = (record.info.height, record.info.width)
         window = Window(0, 0, size_hw[1], size_hw[0])
+        if stage.random_crop:
+            window = draw_random_crop(rng, size_hw, stage.random_crop)
         if rng.random() < stage.zoom_out:
             window = draw_zoom_out(rng, size_hw)
         if rng.random() < stage.iou_crop:
@@ -179,7 +182,8 @@ class DetectionDataset(Dataset[Sample]):
         placement = place(window, size_hw, pixels.shape[:2], out_hw)  # pyright: ignore[reportArgumentType]
         shown_hw = (_length(placement.out_rows), _length(placement.out_columns))
         # The fill around a zoomed-out image stays black: it is added after the photometric changes.
-        shown = photometric(resize(pixels[placement.rows, placement.columns], shown_hw), rng, stage.photometric)
+        shown = resize(pixels[placement.rows, placement.columns], shown_hw)
+        shown = photometric(shown, rng, stage.photometric, permutes=bool(stage.permutes))
         if shown_hw == out_hw:
             image = shown
         else:
@@ -191,12 +195,21 @@ class DetectionDataset(Dataset[Sample]):
             matrix = flip_matrix(matrix, out_hw[1])
         boxes, kept = clip_boxes(map_boxes(boxes, matrix), out_hw, (window.height, window.width))
         boxes += np.tile((content.left, content.top), 2)
-        return pad(image, content, self.image_size), boxes[kept], labels[kept]  # pyright: ignore[reportArgumentType]
+        shifted = matrix + np.array([[0.0, 0.0, content.left], [0.0, 0.0, content.top]])
+        view = self._view(index, size_hw, shifted)._replace(
+            shown=(
+                window.left / size_hw[1],
+                window.top / size_hw[0],
+                (window.left + window.width) / size_hw[1],
+                (window.top + window.height) / size_hw[0],
+            )
+        )
+        return pad(image, content, self.image_size), boxes[kept], labels[kept], (view,)
 
     def _mosaic(
         self, index: int, stage: Augmentation, rng: Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
-        """Pixels, pixel boxes and labels of a mosaic of this image and three others."""
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], tuple[View, ...]]:
+        """Pixels, pixel boxes, labels and views of a mosaic of this image and three others."""
         indices = [index, *rng.integers(len(self), size=3).tolist()]
         records = [self.split.records[i] for i in indices]
         sizes_hw = np.array([(record.info.height, record.info.width) for record in records], dtype=np.int32)
@@ -206,15 +219,23 @@ class DetectionDataset(Dataset[Sample]):
 
         scales = np.linalg.norm(matrices[..., :2], ord=2, axis=(1, 2)).tolist()
         image = np.zeros((*self.image_size, 3), np.uint8)
-        boxes, labels = [], []
+        boxes, labels, views = [], [], []
         for i, record, matrix, scale in zip(indices, records, matrices, scales, strict=True):
             size_hw = (record.info.height, record.info.width)
             paint(image, self._read(i, scale), size_hw, matrix)
             own_boxes, own_labels = _trained_boxes(record)
             boxes.append(map_boxes(own_boxes, matrix))
             labels.append(own_labels)
+            views.append(self._view(i, size_hw, matrix))
         clipped, kept = clip_boxes(np.concatenate(boxes), self.image_size, shown_hw)
-        return photometric(image, rng, stage.photometric), clipped[kept], np.concatenate(labels)[kept]
+        image = photometric(image, rng, stage.photometric)
+        return image, clipped[kept], np.concatenate(labels)[kept], tuple(views)
+
+    def _view(self, index: int, size_hw: tuple[int, int], matrix: NDArray[np.float64]) -> View:
+        """The view that an affine matrix (2, 3), from pixels of the image to pixels of the sample, describes."""
+        (height, width), (out_height, out_width) = size_hw, self.image_size
+        shares = matrix * np.array([width, height, 1.0]) / np.array([[out_width], [out_height]])
+        return View(index, tuple(shares.ravel().tolist()))
 
     def _read(self, index: int, scale: float) -> NDArray[np.uint8]:
         if self._unreadable[index]:
@@ -234,14 +255,19 @@ class DetectionDataset(Dataset[Sample]):
             raise _UnreadableError from error
 
     def _sample(
-        self, image: NDArray[np.uint8], boxes_xyxy_px: NDArray[np.float64], labels: NDArray[np.int64], record: Record
+        self,
+        image: NDArray[np.uint8],
+        boxes_xyxy_px: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        views: tuple[View, ...],
+        record: Record,
     ) -> Sample:
         height, width = self.image_size
         low, high = boxes_xyxy_px[:, :2], boxes_xyxy_px[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / [width, height, width, height]
         if not image.flags.writeable:  # it belongs to the cache
             image = image.copy()
-        return Sample(torch.from_numpy(image).permute(2, 0, 1), labels, boxes.astype(np.float32), record.info)
+        return Sample(torch.from_numpy(image).permute(2, 0, 1), labels, boxes.astype(np.float32), record.info, views)
 
 
 def _trained_boxes(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

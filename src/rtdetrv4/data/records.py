@@ -154,6 +154,8 @@ class Splits(NamedTuple):
     """Which files were read, and what was decided about them; one sentence each."""
     is_val_made: bool = False
     """Whether `val` was taken out of the training images, because there was none."""
+    unlabeled: Split | None = None
+    """Images without labels, from which training learns besides; no part of the data set."""
 
     @property
     def parts(self) -> dict[str, Split]:

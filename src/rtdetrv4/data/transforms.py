@@ -22,6 +22,7 @@ CROP_OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 CROP_SCALE = (0.3, 1.0)
 CROP_ASPECT = (0.5, 2.0)
 CROP_TRIALS = 40
+RANDOM_CROP_ASPECT, RANDOM_CROP_TRIALS = (3 / 4, 4 / 3), 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
 MIN_SIDE = 1.0
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -46,6 +47,11 @@ class Augmentation(NamedTuple):
     """The largest shift of a mosaic, as a fraction of its sides."""
     min_scale: float = 0.5
     max_scale: float = 1.5
+    random_crop: float = 0.0
+    """The smallest share of an image that a random crop shows; 0: no such crops. They ignore boxes, and so are for
+    images without any."""
+    permutes: float = 1.0
+    """Whether photometric changes include the order of the channels: 1 or 0."""
 
 
 class Window(NamedTuple):
@@ -102,6 +108,30 @@ def draw_iou_crop(rng: Generator, boxes_xyxy_px: NDArray[np.float32], window: Wi
             trial = int(good.argmax())
             (left, top), (width, height) = low[trial].tolist(), sides[trial].tolist()
             return Window(window.left + left, window.top + top, width, height)
+
+
+def draw_random_crop(rng: Generator, size_hw: tuple[int, int], least: float) -> Window:
+    """Draw a part of an image by its area and aspect ratio, as torchvision's RandomResizedCrop does.
+
+    Args:
+        rng: the random generator.
+        size_hw: the size of the image.
+        least: the smallest share of its area.
+
+    Returns:
+        The crop, or the whole image if no drawn shape fits into it.
+    """
+    height, width = size_hw
+    sides = np.sqrt(height * width * rng.uniform(least, 1.0, RANDOM_CROP_TRIALS))
+    low, high = np.log(RANDOM_CROP_ASPECT).tolist()
+    stretch = np.exp(rng.uniform(low, high, RANDOM_CROP_TRIALS) / 2)
+    widths, heights = np.rint(sides * stretch).astype(np.int64), np.rint(sides / stretch).astype(np.int64)
+    right, down = rng.random(2)
+    fitting = np.flatnonzero((widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height))
+    if not len(fitting):
+        return Window(0, 0, width, height)
+    out_width, out_height = int(widths[fitting[0]]), int(heights[fitting[0]])
+    return Window(int((width - out_width + 1) * right), int((height - out_height + 1) * down), out_width, out_height)
 
 
 def centers_inside(boxes_xyxy_px: NDArray[np.float32], window: Window) -> NDArray[np.bool_]:
@@ -177,7 +207,9 @@ def clip_boxes(
     return clipped, np.all(clipped[:, 2:] - clipped[:, :2] >= least, axis=1)
 
 
-def photometric(image: NDArray[np.uint8], rng: Generator, probability: float) -> NDArray[np.uint8]:
+def photometric(
+    image: NDArray[np.uint8], rng: Generator, probability: float, *, permutes: bool = True
+) -> NDArray[np.uint8]:
     """Change brightness, contrast, saturation, hue and channel order, each with `probability`.
 
     All but the hue are linear in RGB, and are applied as one color matrix without intermediate rounding.
@@ -186,6 +218,7 @@ def photometric(image: NDArray[np.uint8], rng: Generator, probability: float) ->
         image: H×W×3 RGB.
         rng: the random generator.
         probability: the probability of each change.
+        permutes: whether the channel order is one of them.
     """
     brighten, contrast, saturate, turn_hue, permute, contrast_first = rng.random(6)
     factors = rng.uniform(*np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE]).T)
@@ -203,7 +236,7 @@ def photometric(image: NDArray[np.uint8], rng: Generator, probability: float) ->
         color = np.eye(3, 4)
     if contrast < probability and contrast_first >= 0.5:
         color = _contrast(color, image, factors[1])
-    if permute < probability:
+    if permutes and permute < probability:
         color = color[order]
     return _recolor(image, color)
 

@@ -147,7 +147,11 @@ class Modulation:
             part: the module that computes F5: AIFI.
             whole: everything that is trained, `part` included.
         """
-        share = 100 * gradient_l1(part) / gradient_l1(whole)
+        self.record(gradient_share(part, whole))
+
+    @torch.no_grad()
+    def record(self, share: Tensor) -> None:
+        """Record a step's share that was measured by `gradient_share`, unless it is not finite."""
         finite = share.isfinite()
         self._sum = self._sum + torch.where(finite, share, 0.0)
         self._steps = self._steps + finite
@@ -208,6 +212,12 @@ class Modulation:
         self.rho, self.delta = float(state["rho"]), float(state["delta"])
         self._probe_left = int(state["probe_left"])
         self._probe_sum, self._probe_steps = float(state["probe_sum"]), float(state["probe_steps"])
+
+
+@torch.no_grad()
+def gradient_share(part: nn.Module, whole: nn.Module) -> Tensor:
+    """R of section 3.3: the part's share of the L1 norm of all gradients, in percent; a scalar on their device."""
+    return 100 * gradient_l1(part) / gradient_l1(whole)
 
 
 def gradient_l1(module: nn.Module) -> Tensor:

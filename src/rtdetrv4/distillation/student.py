@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from rtdetrv4.distillation.injector import Injector
-from rtdetrv4.types import DetectorOutput, EncoderOutput, Targets
+from rtdetrv4.types import DetectorOutput, Targets
 
 
 class DistillationStudent(nn.Module):
     """A detector and, unless distillation is off, the projector of its F5.
 
     Args:
-        detector: returns a `DetectorOutput`.
+        detector: returns a `DetectorOutput`; its `f5` computes F5 alone.
         injector: None trains without distillation.
     """
 
@@ -34,9 +36,7 @@ class DistillationStudent(nn.Module):
         return output, self.injector(output.training.f5)
 
     def projected_f5(self, images: Tensor) -> Tensor:
-        """B×3×H×W images in [0, 1] → F5 in the teacher's space (B×D×h×w), without the decoder and in either mode."""
+        """B×3×H×W images in [0, 1] → F5 in the teacher's space (B×D×h×w), in either mode; no other part runs."""
         assert self.injector is not None, "a student without a projector"
-        encoded: EncoderOutput = self.detector.get_submodule("hybrid_encoder")(
-            self.detector.get_submodule("backbone")(images)
-        )
-        return self.injector(encoded.f5)
+        detector: Any = self.detector
+        return self.injector(detector.f5(images))

@@ -6,7 +6,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +25,9 @@ from rtdetrv4.ops.boxes import overlap, xyxy_from_cxcywh
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.ops.distribution import encode_edges, weighting
 from rtdetrv4.types import DetectorOutput, HeadOutput, Targets, TrainingOutput
+
+TermsOf = Callable[[DetectorOutput, Targets], dict[str, Tensor]]
+"""Unweighted loss terms by name, such as a `Criterion` computes."""
 
 
 class SupervisedHeads(NamedTuple):
@@ -183,6 +186,12 @@ class Criterion:
         if self.classification == "mal":
             return matchability_aware_loss(heads.logits, quality, gamma=self.gamma)
         return varifocal_loss(heads.logits, quality, alpha=self.alpha, gamma=self.gamma)
+
+
+def no_terms(output: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+    """The criterion of images without labels: they supervise nothing."""
+    del output, targets
+    return {}
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -6,7 +6,7 @@ from rtdetrv4.models.compiling import compile_parts
 from rtdetrv4.models.decoder import BoxDecoder, DecoderLayer, DistributionDecoder
 from rtdetrv4.models.denoising import ContrastiveDenoising
 from rtdetrv4.models.deployment import fuse
-from rtdetrv4.models.detection_model import DetectionModel
+from rtdetrv4.models.detection_model import DetectionModel, SemanticPath
 from rtdetrv4.models.hybrid_encoder import AIFI, CCFF, HybridEncoder, LiteEncoder
 from rtdetrv4.models.layers import ConvNorm
 from rtdetrv4.models.memory import checkpoint_activations, recompute_activations
@@ -28,6 +28,7 @@ __all__ = [
     "LiteEncoder",
     "QuerySelection",
     "SelfAttention",
+    "SemanticPath",
     "checkpoint_activations",
     "compile_parts",
     "fuse",

@@ -39,6 +39,13 @@ class DetectionModel(nn.Module):
         self.denoising = denoising
         self.decoder = decoder
 
+    def f5(self, images: Tensor) -> Tensor:
+        """B×3×H×W, RGB in [0, 1] → F5 alone (B×C×h×w), in either mode."""
+        x = self.backbone(images)[-1]
+        for module in self.hybrid_encoder.f5_path().values():
+            x = module(x)
+        return x
+
     def forward(self, images: Tensor, targets: Targets | None = None) -> DetectorOutput:
         """Detect.
 
@@ -74,6 +81,39 @@ class DetectionModel(nn.Module):
             denoised, head = _split_queries(both, noised.content.shape[1])
             training = TrainingOutput(head, selected.logits, selected.boxes, encoded.f5, denoised, noised.groups)
         return DetectorOutput(head.logits[-1], head.boxes[-1], training)
+
+
+class SemanticPath(nn.Module):
+    """The part of a detector that computes F5: backbone, the projection of its last map, and AIFI or what stands for it.
+
+    The modules are the detector's own, and so are the names of its tensors. It stands in for a detector that is trained
+    by L_DSI alone.
+    """
+
+    def __init__(self, backbone: Backbone, hybrid_encoder: HybridEncoder | LiteEncoder) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.hybrid_encoder = nn.Module()
+        path = hybrid_encoder.f5_path()
+        for name, module in path.items():
+            parent, _, child = name.rpartition(".")
+            self.hybrid_encoder.add_module(*((parent, nn.ModuleDict({child: module})) if parent else (child, module)))
+        self._order = tuple(path)
+
+    def f5(self, images: Tensor) -> Tensor:
+        """B×3×H×W, RGB in [0, 1] → B×C×h×w."""
+        x = self.backbone(images)[-1]
+        for name in self._order:
+            x = self.hybrid_encoder.get_submodule(name)(x)
+        return x
+
+    def forward(self, images: Tensor, targets: Targets | None = None) -> DetectorOutput:
+        """Detect nothing: no queries (B×0×0 and B×0×4); in train mode, F5 is in `training`, as for a detector."""
+        del targets
+        f5 = self.f5(images)
+        logits, boxes = f5.new_zeros(len(f5), 0, 0), f5.new_zeros(len(f5), 0, 4)
+        training = TrainingOutput(HeadOutput(logits[None], boxes[None]), logits, boxes, f5) if self.training else None
+        return DetectorOutput(logits, boxes, training)
 
 
 def _split_queries(head: HeadOutput, first: int) -> tuple[HeadOutput, HeadOutput]:

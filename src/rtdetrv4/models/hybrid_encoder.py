@@ -128,6 +128,11 @@ class HybridEncoder(nn.Module):
         self.aifi = aifi
         self.ccff = ccff
 
+    def f5_path(self) -> dict[str, nn.Module]:
+        """What computes F5 from the backbone's last map, in order, by its name in this module."""
+        last = len(self.projections) - 1
+        return {f"projections.{last}": self.projections[last], "aifi": self.aifi}
+
     def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
         """The backbone's maps, finest first → pyramid of C channels, and F5."""
         levels = [project(feature) for project, feature in zip(self.projections, features, strict=True)]
@@ -173,6 +178,15 @@ class LiteEncoder(nn.Module):
         self.top_down = ELANRepBlock(dim, dim, depth, expansion, act)
         self.downsample = ConvNorm(dim, dim, 1, act=act)
         self.bottom_up = ELANRepBlock(dim, dim, depth, expansion, act)
+
+    def f5_path(self) -> dict[str, nn.Module]:
+        """What computes F5 from the backbone's map, in order, by its name in this module."""
+        return {
+            "projections.0": self.projections[0],
+            "pool": self.pool,
+            "coarse": self.coarse,
+            "aifi": self.aifi,
+        }
 
     def forward(self, features: Sequence[Tensor]) -> EncoderOutput:
         """The backbone's stride-16 map → a pyramid of strides 16 and 32, and F5."""

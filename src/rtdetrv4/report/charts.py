@@ -73,7 +73,8 @@ def curve_charts(curves: Mapping[str, Any]) -> list[Chart]:
     values = [value for line in losses for value in line.y if value is not None and value > 0]
     low = max(min(values, default=LEAST_LOSS), LEAST_LOSS)
     svg = over_epochs(losses, "Training losses by epoch", is_log=True, y_range=(low, max(values, default=1.0)))
-    charts.append(Chart("Training losses", svg, "Terms of the last decoder layer, unweighted; logarithmic."))
+    if curves["losses"].keys() - {"total, weighted", "distill"}:  # else it is L_DSI alone, which follows
+        charts.append(Chart("Training losses", svg, "Terms of the last decoder layer, unweighted; logarithmic."))
     if "distill" in curves["losses"]:
         svg = over_epochs([Line("", epochs, curves["losses"]["distill"], 2)], "L_DSI by epoch")
         note = "Mean of 1 − cos between the projected F5 and the teacher: 0 is the same direction, 1 unrelated."

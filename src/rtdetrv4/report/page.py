@@ -160,6 +160,7 @@ def _setup_of_run(content: Content) -> list[tuple[str, str | None]]:
     parts = ", ".join(f"{part['images']} images in {name}" for name, part in data.items())
     names = list(record.get("classes", {}))
     has_teacher = start.get("teacher") is not None
+    is_pretraining = record.get("kind") == "pretraining"
     plan = (
         f"{training.get('epochs', 0)} of {schedule['epochs']} epochs, {schedule['batch']} images per step, learning "
         f"rate {recipe['optimizer']['lr']:g}"
@@ -168,8 +169,9 @@ def _setup_of_run(content: Content) -> list[tuple[str, str | None]]:
     return [
         ("Model", f"{model['name']}{', backbone ' + model['backbone'] if model.get('backbone') else ''}{parameters}"),
         ("Image size", f"{height} × {width} (height × width), {model['resize']}"),
-        ("Data", "; ".join(filter(None, (recipe["data"]["path"], parts)))),
+        ("Data", "; ".join(filter(None, (_listed_paths(recipe["data"]), parts)))),
         ("Classes", _listing(names)),
+        ("Task", "pretraining without labels: backbone, AIFI and projector" if is_pretraining else None),
         ("Started from", _start_text(record.get("start"))),
         ("Teacher", f"{start['teacher']}, mode {distillation['mode']}" if has_teacher else "none"),
         ("Schedule", plan),
@@ -180,10 +182,17 @@ def _setup_of_run(content: Content) -> list[tuple[str, str | None]]:
     ]
 
 
+def _listed_paths(data: Mapping[str, Any]) -> str:
+    """The labeled and the unlabeled data of a recipe."""
+    unlabeled = list(data.get("unlabeled") or ())
+    return "; ".join(filter(None, (data["path"], f"without labels: {', '.join(unlabeled)}" if unlabeled else None)))
+
+
 def _start_text(start: Mapping[str, Any] | None) -> str | None:
     if start is None:
         return None
-    kinds = {"imagenet": "an ImageNet backbone", "none": "random weights", "file": "a file of weights"}
+    kinds = {"imagenet": "an ImageNet backbone", "none": "random weights", "file": "a file of weights",
+             "pretrained": "a pretrained backbone and encoder"}  # fmt: skip
     text = kinds.get(start["kind"], f"weights trained on {start['kind']}")
     source = f": {start['source']}" if start.get("source") else ""
     return f"{text}{source}{_digest(start.get('sha256'))}"
@@ -285,8 +294,9 @@ def _commands(content: Content) -> list[str]:
         words = ["rtdetrv4", "val", "--model", facts["weights"], "--data", facts["data"], "--split", facts["split"]]
         return [shlex.join(words)]
     start = (content["record"] or {}).get("start") or {}
-    weights = start.get("source") if start.get("kind") == "file" else start.get("kind")
+    weights = start.get("source") if start.get("kind") in ("file", "pretrained") else start.get("kind")
+    verb = "pretrain" if (content["record"] or {}).get("kind") == "pretraining" else "train"
     # Where the run was started, so that relative paths of the data mean the same.
     recipe = f"{content['recipe']['run']['out']}/{RECIPE_FILE}"
-    words = ["rtdetrv4", "train", "--model", recipe, *(["--weights", weights] if weights else [])]
+    words = ["rtdetrv4", verb, "--model", recipe, *(["--weights", weights] if weights else [])]
     return [shlex.join([*words, "--out", "runs/again"])]

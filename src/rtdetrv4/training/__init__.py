@@ -9,7 +9,7 @@ from rtdetrv4.training.optimizer import adamw, parameter_groups
 from rtdetrv4.training.plan import Plan, auto_patience, few_steps_advice, scale_plan, split_batch
 from rtdetrv4.training.profile import Profiler
 from rtdetrv4.training.reports import Observer
-from rtdetrv4.training.training_data import TrainingData
+from rtdetrv4.training.training_data import TrainingData, UnlabeledData
 from rtdetrv4.training.validation import validate, validate_predictions
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Tracker",
     "Trainer",
     "TrainingData",
+    "UnlabeledData",
     "adamw",
     "auto_patience",
     "default_observers",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rtdetrv4.data.document import count_of
 from rtdetrv4.distillation import DistillationStudent
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.losses import Criterion, weighted_sum
+from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.runtime.machine import free_host_memory
 from rtdetrv4.types import Targets
 
@@ -38,7 +38,7 @@ STATES_PER_PARAMETER = 4
 
 def bytes_per_image(
     student: DistillationStudent,
-    criterion: Criterion,
+    criterion: TermsOf,
     weights: Mapping[str, float],
     image_size: tuple[int, int],
     num_boxes: int,
@@ -75,9 +75,10 @@ def bytes_per_image(
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             with accelerator.autocast():
                 output, projected = student(torch.rand(num_images, 3, *image_size, device=device), targets)
-            loss = weighted_sum(criterion(output, targets), weights)
+            terms = criterion(output, targets)
             if projected is not None:
-                loss = loss + projected.float().square().mean()
+                terms["distill"] = projected.float().square().mean()
+            loss = weighted_sum(terms, {**weights, "distill": 1.0})
         del loss
         return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rtdetrv4.data.batch import mix_up, prepare_batch, split_images
-from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher, alignment_loss
+from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher
+from rtdetrv4.distillation.modulation import gradient_share
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.evaluation import Metrics
-from rtdetrv4.losses import Criterion, weighted_sum
+from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.training.accelerator import synchronize_norms
@@ -37,7 +38,8 @@ from rtdetrv4.training.plan import Plan, Stage
 from rtdetrv4.training.position import Position
 from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
 from rtdetrv4.training.state import RunState
-from rtdetrv4.training.training_data import TrainingData
+from rtdetrv4.training.teacher_features import TeacherFeatures, alignment
+from rtdetrv4.training.training_data import TrainingData, UnlabeledData
 from rtdetrv4.types import Batch
 from rtdetrv4.weights import save_weights
 
@@ -48,12 +50,14 @@ SURE_AFTER = 0.15
 
 
 class Losses(NamedTuple):
-    """The losses of a step."""
+    """The losses of a step, and what GAM needs to know of their gradients."""
 
     names: list[str]
     """The weighted sum is the first."""
     values: Tensor
     """(n,)."""
+    share: Tensor | None
+    """AIFI's share of the gradient of the labeled images, in percent; None if nobody asks."""
 
 
 @dataclass(kw_only=True)
@@ -66,16 +70,19 @@ class Trainer:
         optimizer: optimizer of `student`, with `initial_lr` in every group.
         plan: stages, learning rates, lengths.
         data: training batches.
-        criterion: loss terms, unweighted.
-        weights: weights of these terms, by base name.
+        criterion: loss terms of the labels, unweighted.
+        weights: weights of these terms, by base name. Without `modulation`, also of "distill".
         evaluate: function from a detector to its metrics; on several ranks a collective call with the same result on
             each. None without validation data: then the last weights count as the best.
         accelerator: device, number format, ranks.
         out: run folder, which rank 0 writes to.
         teacher: None trains without distillation. On the device; neither wrapped by DDP nor saved.
-        modulation: owner of λ, the weight of the distillation loss; needed with a teacher.
+        modulation: owner of λ, the weight of the distillation loss; with a teacher, that or a weight is needed.
         teach_every: use the teacher in every `teach_every`-th step, starting with the first.
         teach_epochs: number of epochs that use the teacher; None for all.
+        unlabeled: images on which only L_DSI counts; every step that uses the teacher takes some.
+        unlabeled_weight: weight of L_DSI on these images.
+        features: the teacher's features of the images on disk; None asks the teacher in every step.
         observers: notified on rank 0.
         sheets: pictures of the first batches of each stage, drawn on rank 0.
         clip_norm: maximum gradient norm; 0 disables clipping.
@@ -99,7 +106,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     plan: Plan
     data: TrainingData
-    criterion: Criterion
+    criterion: TermsOf
     weights: Mapping[str, float]
     evaluate: Callable[[nn.Module], Metrics] | None
     accelerator: Accelerator
@@ -108,6 +115,9 @@ class Trainer:
     modulation: Modulation | None = None
     teach_every: int = 1
     teach_epochs: int | None = None
+    unlabeled: UnlabeledData | None = None
+    unlabeled_weight: float = 0.0
+    features: TeacherFeatures | None = None
     observers: Sequence[Observer] = ()
     sheets: BatchSheets | None = None
     clip_norm: float = 0.1
@@ -122,8 +132,10 @@ class Trainer:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.teacher is not None and self.modulation is None:
+        if self.teacher is not None and self.modulation is None and "distill" not in self.weights:
             raise ConfigError("A teacher needs a modulation, which owns the weight of the distillation loss.")
+        if self.teacher is None and self.unlabeled is not None:
+            raise ConfigError("Images without labels need a teacher.")
         synchronize_norms(self.student, self.accelerator)
         self.model, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
         self.state = RunState(
@@ -139,6 +151,9 @@ class Trainer:
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.num_parts = 1
         """Into how many parts each batch is cut, because memory ran out."""
+        self._unlabeled_batches: Iterator[Batch] = iter(())
+        self._unlabeled_number = -1
+        """Of the batch that `_unlabeled_batches` yields next."""
         self.interrupt = Interrupt()
         self.clock = Clock(self.accelerator.device)
         if not self.accelerator.is_main_process:
@@ -190,7 +205,8 @@ class Trainer:
         while position.step < self.plan.steps_per_epoch:
             with self.clock("data"):
                 read = list(islice(batches, self.accumulate))
-            report, stop = self._step(read, stage)
+                unlabeled = self._read_unlabeled()
+            report, stop = self._step(read, unlabeled, stage)
             position.step += 1
             for observer in self.observers:
                 observer.step_end(report)
@@ -200,7 +216,20 @@ class Trainer:
                 break
         self.seconds = time.monotonic() - self.started
 
-    def _step(self, batches: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
+    def _read_unlabeled(self) -> list[Batch]:
+        """The images without labels for the next step; none if it does not use the teacher."""
+        position = self.position
+        step = position.epoch * self.plan.steps_per_epoch + position.step
+        if self.unlabeled is None or not self._teacher_is_active or step % self.teach_every:
+            return []
+        # The number follows from the step, so that a resumed run goes on where it was.
+        number = step // self.teach_every * self.unlabeled.per_step
+        if number != self._unlabeled_number:
+            self._unlabeled_batches = self.unlabeled.batches(number)
+        self._unlabeled_number = number + self.unlabeled.per_step
+        return list(islice(self._unlabeled_batches, self.unlabeled.per_step))
+
+    def _step(self, batches: Sequence[Batch], unlabeled: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
         """One optimizer step; also returns whether any rank was asked to stop."""
         position, accelerator, student = self.position, self.accelerator, self.student
         assert batches, "the loader has fewer batches than the plan"
@@ -213,11 +242,11 @@ class Trainer:
         size = self.data.size(position.epoch, position.step, stage)
         teaches = weights.get("distill", 0.0) > 0 and step % self.teach_every == 0
         backward = partial(self._backward, size=size, stage=stage, weights=weights, teaches=teaches)
-        names, values = self._within_memory(batches, backward)
+        names, values, share = self._within_memory(batches, unlabeled, backward)
         with self.clock("optimizer"):
             accelerator.unscale_gradients(self.optimizer)
-            if self.modulation is not None and self._teacher_is_active:
-                self.modulation.observe(student.aifi, student)
+            if self.modulation is not None and share is not None:
+                self.modulation.record(share)
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
         # The only point where a step waits for the device. All ranks decide on the same averages.
@@ -237,7 +266,7 @@ class Trainer:
         else:
             self._skip(losses, batches)
 
-        num_images = accelerator.num_processes * sum(len(batch.images) for batch in batches)
+        num_images = accelerator.num_processes * sum(len(batch.images) for batch in (*batches, *unlabeled))
         self.num_images += num_images
         report = StepReport(
             epoch=position.epoch + 1,
@@ -245,21 +274,29 @@ class Trainer:
             losses=losses,
             grad_norm=mean_norm,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
-            distill_weight=weights.get("distill"),
+            distill_weight=None if self.modulation is None else weights["distill"],
             num_images=num_images,
             is_finite=is_finite,
         )
         return report, mean_stop > 0
 
-    def _within_memory(self, batches: Sequence[Batch], backward: Callable[[Sequence[Batch]], Losses]) -> Losses:
+    def _within_memory(
+        self,
+        batches: Sequence[Batch],
+        unlabeled: Sequence[Batch],
+        backward: Callable[[Sequence[Batch], Sequence[Batch]], Losses],
+    ) -> Losses:
         """The result of `backward` on the batches of a step, or on parts of them.
 
         If memory runs out, the step begins anew with its batches cut into more parts: nothing has been updated yet.
         """
         while True:
-            parts = [part for batch in batches for part in split_images(batch, self.num_parts)]
+            parts, unlabeled_parts = (
+                [part for batch in given for part in split_images(batch, self.num_parts)]
+                for given in (batches, unlabeled)
+            )
             try:
-                return backward(parts)
+                return backward(parts, unlabeled_parts)
             except (RuntimeError, MemoryError) as error:
                 # With several ranks, the others would wait for this one's gradients.
                 is_last_resort = len(parts) == sum(len(batch.images) for batch in batches)
@@ -281,6 +318,7 @@ class Trainer:
     def _backward(
         self,
         batches: Sequence[Batch],
+        unlabeled: Sequence[Batch],
         *,
         size: tuple[int, int],
         stage: Stage,
@@ -307,7 +345,7 @@ class Trainer:
                     terms = self.criterion(output, batch.targets)
                 if projected is not None and teaches:
                     with self.clock("teacher"):
-                        terms["distill"] = self._alignment(projected, batch.images)
+                        terms["distill"] = self._alignment(projected, batch, self.features)
                 loss = weighted_sum(terms, weights)
                 if projected is not None and not teaches:
                     loss = loss + 0 * projected.sum()  # DDP expects a gradient of the injector
@@ -315,14 +353,46 @@ class Trainer:
                     accelerator.backward(loss / len(batches))
             names = ["loss", *terms]
             values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
-        return Losses(names, values)
+        share = None
+        if self.modulation is not None and self._teacher_is_active:
+            # Before the images without labels, which say nothing about the balance of teacher and labels. A share does
+            # not depend on the scale of the loss.
+            share = gradient_share(self.student.aifi, self.student)
+        if unlabeled:
+            distance = self._backward_unlabeled(unlabeled, size)
+            names = [*names, "distill_unlabeled"]
+            values = torch.hstack([values[0] + self.unlabeled_weight * distance, values[1:], distance])
+        return Losses(names, values, share)
 
-    def _alignment(self, projected: Tensor, images: Tensor) -> Tensor:
+    def _backward_unlabeled(self, batches: Sequence[Batch], size: tuple[int, int]) -> Tensor:
+        """Add the gradients of L_DSI on images without labels, and return its mean over the batches.
+
+        Only what computes F5 runs. That is less than DDP waits for, so its wrapper is left out, and the ranks average
+        these gradients here: those of the labeled images are the same on all of them by now.
+        """
+        accelerator = self.accelerator
+        total = torch.zeros((), device=accelerator.device)
+        for batch in batches:
+            with self.clock("data"):
+                batch = prepare_batch(batch, size, accelerator.device)
+            with self.clock("forward"), accelerator.autocast():
+                projected = self.student.projected_f5(batch.images)
+            with self.clock("teacher"):
+                features = None if self.unlabeled is None else self.unlabeled.features
+                distance = self._alignment(projected, batch, features)
+            with self.clock("backward"):
+                accelerator.backward(self.unlabeled_weight * distance / len(batches))
+            total = total + distance.detach() / len(batches)
+        if accelerator.num_processes > 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.copy_(mean_over_ranks(parameter.grad))
+        return total
+
+    def _alignment(self, projected: Tensor, batch: Batch, features: TeacherFeatures | None) -> Tensor:
         """L_DSI on a batch."""
         assert self.teacher is not None, "an injector without a teacher"
-        with self.accelerator.autocast():
-            teacher_map = self.teacher(images, (projected.shape[-2], projected.shape[-1]))
-        return alignment_loss(projected, teacher_map)
+        return alignment(projected, batch, self.teacher, features, self.accelerator)
 
     def _skip(self, losses: Mapping[str, float], batches: Sequence[Batch]) -> None:
         """Skip the update of a step that was not finite; give up after too many of these in a row."""
@@ -362,7 +432,8 @@ class Trainer:
             weight = self.modulation.weight
             modulated = self.modulation.end_epoch(refinement=plan.stage(following).refinement)
         # A resumed run counts unreadable images from 0 again.
-        position.num_unreadable = max(position.num_unreadable, self.data.num_unreadable)
+        num_unreadable = self.data.num_unreadable + (0 if self.unlabeled is None else self.unlabeled.num_unreadable)
+        position.num_unreadable = max(position.num_unreadable, num_unreadable)
         report = EpochReport(
             epoch=position.epoch + 1,
             step=steps_done,
@@ -384,7 +455,7 @@ class Trainer:
         position.begin(following)
         self._save(LAST_FILE, *([BEST_FILE] if is_best else []))
         if is_best and self.accelerator.is_main_process:
-            metadata = {**self.metadata, "trained": True, "epoch": report.epoch, "metrics": report.metrics}
+            metadata = {"trained": True, **self.metadata, "epoch": report.epoch, "metrics": report.metrics}
             save_weights(self.ema.module.detector.state_dict(), self.out / WEIGHTS_FILE, metadata)
         for observer in self.observers:
             observer.epoch_end(report)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from rtdetrv4.data.batch import pack, prepare_batch
 from rtdetrv4.data.dataset import DetectionDataset
-from rtdetrv4.distillation import DistillationStudent, Teacher, alignment_loss
-from rtdetrv4.losses import Criterion, weighted_sum
+from rtdetrv4.distillation import DistillationStudent, Teacher
+from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.training.optimizer import adamw
+from rtdetrv4.training.teacher_features import TeacherFeatures, alignment
+from rtdetrv4.training.training_data import UnlabeledData
 from rtdetrv4.types import Batch
 
 NUM_STEPS, LONGEST = 4, 10.0
@@ -64,7 +66,7 @@ def most_epochs(
 
 def measure_pace(
     student: DistillationStudent,
-    criterion: Criterion,
+    criterion: TermsOf,
     weights: Mapping[str, float],
     samples: DetectionDataset,
     *,
@@ -74,6 +76,8 @@ def measure_pace(
     num_val: int,
     accelerator: Accelerator,
     teacher: Teacher | None = None,
+    unlabeled: UnlabeledData | None = None,
+    features: TeacherFeatures | None = None,
 ) -> Pace:
     """Time a few steps on real images; a collective call, which returns the slowest rank's times.
 
@@ -90,20 +94,30 @@ def measure_pace(
         num_val: validation images of this rank.
         accelerator: device and number format.
         teacher: teaches in every step if there is one.
+        unlabeled: images without labels, for `teacher`.
+        features: the teacher's features of `samples` on disk.
     """
     device = accelerator.device
     loaded, load = _load(samples, batch)
     prepared = prepare_batch(loaded, samples.image_size, device)
+    others, load_others = None, 0.0
+    if unlabeled is not None and teacher is not None:
+        some, load_others = _load(unlabeled.loader.dataset, unlabeled.loader.batch_size or 1)
+        others = prepare_batch(some, samples.image_size, device)
 
     def step() -> None:
         with accelerator.autocast():
             output, projected = student(prepared.images, prepared.targets)
-        loss = weighted_sum(criterion(output, prepared.targets), weights)
+        terms = criterion(output, prepared.targets)
         if projected is not None and teacher is not None:
-            with accelerator.autocast():
-                teacher_map = teacher(prepared.images, (projected.shape[-2], projected.shape[-1]))
-            loss = loss + alignment_loss(projected, teacher_map)
-        loss.backward()
+            terms["distill"] = alignment(projected, prepared, teacher, features, accelerator)
+        weighted_sum(terms, {**weights, "distill": 1.0}).backward()
+
+    def step_without_labels(batch: Batch) -> None:
+        assert teacher is not None and unlabeled is not None, "nothing to learn"
+        with accelerator.autocast():
+            projected = student.projected_f5(batch.images)
+        alignment(projected, batch, teacher, unlabeled.features, accelerator).backward()
 
     @torch.no_grad()
     def detect() -> None:
@@ -114,6 +128,9 @@ def measure_pace(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             student.train()
             compute = _seconds(step, NUM_STEPS, device)
+            compute_others = 0.0
+            if others is not None:
+                compute_others = _seconds(lambda: step_without_labels(others), NUM_STEPS, device)
             student.eval()
             detection = _seconds(detect, 1, device) / batch if num_val else 0.0
     finally:
@@ -124,11 +141,17 @@ def measure_pace(
 
     # Workers load during the computation; on a CPU they take time from it.
     loading = load / max(workers, 1)
-    passes = compute + batch * loading
-    if workers and device.type != "cpu":
-        passes = max(compute, batch * loading)
+
+    def passes(compute: float, images: int, loading: float) -> float:
+        is_beside = workers and device.type != "cpu"
+        return max(compute, images * loading) if is_beside else compute + images * loading
+
+    spent = accumulate * passes(compute, batch, loading)
+    if unlabeled is not None and others is not None:
+        images = len(others.images)
+        spent += unlabeled.per_step * passes(compute_others, images, load_others / max(workers, 1))
     pace = torch.tensor(
-        [accumulate * passes + _update(student, device), num_val * (detection + loading + SECONDS_TO_MATCH)],
+        [spent + _update(student, device), num_val * (detection + loading + SECONDS_TO_MATCH)],
         device=device,
     )
     gathered = accelerator.gather(pace)

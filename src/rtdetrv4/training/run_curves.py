@@ -26,6 +26,7 @@ TERMS = (
     ("fgl", "fgl", PURPLE),
     ("ddf_aux_0", "ddf", SKY),
     ("distill", "distill", RED),
+    ("distill_unlabeled", "distill, without labels", "#000000"),
 )
 
 
@@ -41,17 +42,23 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         return
     distilled = [record for record in epochs if record["distill_weight"] is not None]
     figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
-    if distilled:
+    ap = None
+    if "distill" in epochs[-1]["losses"] and not distilled:  # pretraining, which has nothing to evaluate
+        figure.set_size_inches(11, 4)
+        losses, lr = bottom = list(figure.subplots(1, 2, sharex=True).flat)
+        _draw_alignment(losses, epochs)
+    elif distilled:
         losses, ap, distillation, lr = figure.subplots(2, 2, sharex=True).flat
         _draw_distillation(distillation, distilled)
         bottom = (distillation, lr)
     else:
         figure.set_size_inches(13, 4)
         losses, ap, lr = bottom = list(figure.subplots(1, 3, sharex=True).flat)
-    _draw_losses(losses, epochs)
-    _draw_ap(ap, epochs, records[0].get("start_metrics"))
+    if ap is not None:
+        _draw_losses(losses, epochs)
+        _draw_ap(ap, epochs, records[0].get("start_metrics"))
     _draw_lr(lr, records, epochs)
-    for axes in (losses, ap, lr, *bottom):
+    for axes in (losses, *bottom) if ap is None else (losses, ap, lr, *bottom):
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -75,6 +82,13 @@ def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter("")
+
+
+def _draw_alignment(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
+    axes.set_title("L_DSI: mean of 1 − cos between F5 and the teacher", loc="left")
+    x, y = _series(epochs, lambda record: record["losses"].get("distill"))
+    axes.plot(x, y, color=RED, **_style(x))
+    axes.set_ylim(bottom=0)
 
 
 def _draw_ap(axes: Axes, epochs: Sequence[dict[str, Any]], start_metrics: dict[str, Any] | None) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rtdetrv4.data.batch import draw_mixup, draw_size
 from rtdetrv4.data.loader import DetectionLoader
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.training.plan import Stage
+from rtdetrv4.training.teacher_features import TeacherFeatures
 from rtdetrv4.types import Batch
 
 
@@ -62,3 +63,34 @@ class TrainingData:
     def num_unreadable(self) -> int:
         """Images that could not be decoded so far."""
         return self.loader.dataset.num_unreadable  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabeledData:
+    """Batches of images without labels, one pass over them after the other. What a batch holds depends on its number.
+
+    Args:
+        loader: this rank's loader.
+        augment: of every image.
+        per_step: batches of this rank in an optimizer step.
+        features: the teacher's features of these images on disk, if there are any.
+    """
+
+    loader: DetectionLoader
+    augment: Augmentation
+    per_step: int = 1
+    features: TeacherFeatures | None = None
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """All batches from number `start` on, without end: uint8, at the size of the dataset."""
+        number, first = divmod(start, len(self.loader))
+        while True:
+            self.loader.dataset.set_epoch(number, self.augment)
+            self.loader.sampler.set_epoch(number, first)
+            yield from self.loader
+            number, first = number + 1, 0
+
+    @property
+    def num_unreadable(self) -> int:
+        """Images that could not be decoded so far."""
+        return self.loader.dataset.num_unreadable

@@ -65,6 +65,11 @@ class WeightsMetadata(NamedTuple):
     """Everything that the file says, such as the teacher and its license; empty for checkpoints of the authors."""
 
     @property
+    def is_pretrained(self) -> bool:
+        """Whether the file holds a pretrained backbone and encoder only, from which a detector can be trained."""
+        return bool(self.facts.get("pretrained"))
+
+    @property
     def thresholds(self) -> Mapping[str, float] | None:
         """The confidence threshold of each class that was best in validation, by name; None if it is not known."""
         return self.facts.get("thresholds")
@@ -113,13 +118,14 @@ def read_metadata(weights: str | Path) -> WeightsMetadata:
     return read_checkpoint(weights).metadata
 
 
-def read_checkpoint(weights: str | Path) -> Checkpoint:
+def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False) -> Checkpoint:
     """Read weights.safetensors, last.pt or best.pt of this package, a released .pth, or weights of transformers.
 
     Averaged (EMA) weights are preferred where a file has them; optimizers are ignored.
 
     Args:
         weights: see `find_weights`.
+        takes_pretrained: whether a file of `rtdetrv4 pretrain`, which has no detection heads, will do.
 
     Raises:
         WeightsError: the file is missing, damaged, unsafe, or no checkpoint of a detector.
@@ -133,6 +139,11 @@ def read_checkpoint(weights: str | Path) -> Checkpoint:
     elif looks_transformers(tensors):
         layout, tensors = "transformers", from_transformers(tensors)
         facts = read_config(path.with_name(CONFIG_FILE))
+    if facts.get("pretrained"):
+        if not takes_pretrained:
+            raise detects_nothing_yet(path)
+        metadata = WeightsMetadata(str(path), (str(facts["model"]),), 0, None, None, False, "ours", facts)
+        return Checkpoint(metadata, tensors)
     if "query_selection.score_head.bias" not in tensors:
         some = f"its tensors are named {listing(tensors, limit=3)}" if tensors else "it has no tensors"
         raise WeightsError(
@@ -152,6 +163,14 @@ def read_checkpoint(weights: str | Path) -> Checkpoint:
     trained = bool(facts.get("trained", True))
     metadata = WeightsMetadata(str(path), models, num_classes, classes, image_size, trained, layout, facts)
     return Checkpoint(metadata, tensors)
+
+
+def detects_nothing_yet(path: str | Path) -> WeightsError:
+    """The error of using a pretrained backbone and encoder as a detector."""
+    return WeightsError(
+        f"{path} holds a backbone and encoder that were pretrained on images without labels, and detects nothing yet. "
+        f"Train a detector from it: rtdetrv4 train --data DATA --weights {path}"
+    )
 
 
 def find_weights(weights: str | Path) -> Path:

@@ -72,9 +72,11 @@ def load_weights(
     Raises:
         WeightsError: the file is missing, damaged, unsafe, not a checkpoint, or for another model.
     """
-    checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
+    checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights, takes_pretrained=True)
     metadata, theirs = checkpoint
     own = model.state_dict()
+    if metadata.is_pretrained:
+        return _load_part(model, checkpoint)
     _require_same_model(checkpoint, own)
     num_classes = model.query_selection.score_head.out_features
     if names is not None and len(names) != num_classes:
@@ -99,6 +101,25 @@ def load_weights(
         known_rows=(len(rows), num_classes),
         trained=metadata.trained and not new,
         knows_classes=metadata.trained and bool(rows),
+    )
+
+
+def _load_part(model: DetectionModel, checkpoint: Checkpoint) -> LoadReport:
+    """Load a pretrained backbone and encoder; the rest of the model keeps its values."""
+    metadata, theirs = checkpoint
+    own = model.state_dict()
+    part = {name: tensor for name, tensor in own.items() if name in theirs}
+    _require_same_model(checkpoint, part)
+    model.load_state_dict(own | {name: theirs[name] for name in part})
+    return LoadReport(
+        source=metadata.source,
+        loaded=tuple(part),
+        moved=(),
+        newly_initialized=("all other parts",),
+        ignored=(),
+        known_rows=(0, model.query_selection.score_head.out_features),
+        trained=False,
+        knows_classes=False,
     )
 
 

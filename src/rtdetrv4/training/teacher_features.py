@@ -1,0 +1,260 @@
+"""The teacher's features of whole images on disk, from which the targets of augmented samples are cut.
+
+A teacher then costs one pass over the images, once, and later what reading costs. Features of a crop are those that its
+part of the image has in the whole image, which the teacher saw without changes of color, so they are not those that the
+teacher would have for the sample itself: they know what is around the crop, and are coarser where it is enlarged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from rtdetrv4.data.batch import STRIDE, prepare_images
+from rtdetrv4.data.cache import DECODERS
+from rtdetrv4.data.dataset import DetectionDataset
+from rtdetrv4.data.loader import build_loader
+from rtdetrv4.data.records import Split
+from rtdetrv4.distillation import Teacher, alignment_loss
+from rtdetrv4.errors import ConfigError
+from rtdetrv4.outputs import write_whole
+from rtdetrv4.runtime.preprocess import ResizeMode, content_of
+from rtdetrv4.types import Batch, View
+
+logger = logging.getLogger(__name__)
+
+BYTES = np.dtype(np.float16).itemsize
+HEADER_BYTES = 128
+DISK_TO_LEAVE = 1 << 30
+
+
+class CutFeatures(NamedTuple):
+    """What F5 of augmented samples should be."""
+
+    features: Tensor
+    """B×D×h×w float32."""
+    is_known: Tensor
+    """B×h×w: False for the black around images."""
+
+
+class TeacherFeatures:
+    """Features of the images of a split, one memory-mapped fp16 file (D×h×w) for each.
+
+    The name of a file is a digest of everything that its content depends on: the teacher's weights, the image file, the
+    size at which the teacher saw it, and the versions of what decodes and computes.
+
+    Args:
+        split: the images.
+        image_size: (H, W) at which the teacher sees whole images; their grid is that at stride 32.
+        teacher: on the device.
+        folder: created if missing. Anything in it may be deleted between runs.
+        resize: how images fill their size.
+
+    Raises:
+        ConfigError: the teacher is no module, so that nobody knows whether it has changed.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        image_size: tuple[int, int],
+        teacher: Teacher,
+        folder: Path,
+        resize: ResizeMode = "stretch",
+    ) -> None:
+        self.split = split
+        self.image_size = image_size
+        self.resize: ResizeMode = resize
+        self.teacher = teacher
+        self.grid_hw = (image_size[0] // STRIDE, image_size[1] // STRIDE)
+        self.folder = folder / teacher_digest(teacher)
+
+    def fill(self, accelerator: Accelerator, *, batch: int, workers: int) -> int:
+        """Compute the features that are not there yet, each rank its part; a collective call.
+
+        An image that cannot be read has none.
+
+        Returns:
+            How many this rank has computed.
+
+        Raises:
+            ConfigError: the disk has no room for them.
+        """
+        missing = [index for index in range(len(self.split.records)) if not self._path(index).is_file()]
+        own = missing[accelerator.process_index :: accelerator.num_processes]
+        self._require_room(len(missing))
+        console = Console(stderr=True)
+        if own and accelerator.is_main_process:
+            size = self._bytes() * len(missing) / 1e9
+            logger.info("Teacher features of %d images go to %s (%.2f GB).", len(missing), self.folder, size)
+        part = self.split._replace(records=tuple(self.split.records[index] for index in own))
+        loader = build_loader(
+            DetectionDataset(part, self.image_size, resize=self.resize), batch, workers, shuffle=False
+        )
+        is_shown = accelerator.is_main_process and console.is_interactive
+        done = 0
+        if own:
+            for images in track(loader, "Teacher", console=console, transient=True, disable=not is_shown):
+                pixels = prepare_images(images.images, self.image_size, accelerator.device)
+                with accelerator.autocast():
+                    features = self.teacher(pixels, self.grid_hw)
+                arrays = features.to(torch.float16).cpu().numpy()
+                for info, array in zip(images.infos, arrays, strict=True):
+                    if info.is_readable:
+                        write_whole(self._path(own[done]), lambda temporary, array=array: _save(temporary, array))
+                    done += 1
+        accelerator.wait_for_everyone()
+        return done
+
+    @torch.no_grad()
+    def targets(self, views: Sequence[Sequence[View]], grid_hw: tuple[int, int], device: torch.device) -> CutFeatures:
+        """Cut the features of augmented samples out of those of their images.
+
+        Args:
+            views: of each of B samples.
+            grid_hw: (h, w) of F5.
+            device: where to compute.
+        """
+        height, width = grid_hw
+        y, x = torch.meshgrid(
+            (torch.arange(height, device=device) + 0.5) / height,
+            (torch.arange(width, device=device) + 0.5) / width,
+            indexing="ij",
+        )
+        features = torch.zeros(len(views), self.teacher.dim, height, width, device=device)
+        is_known = torch.zeros(len(views), height, width, dtype=torch.bool, device=device)
+        for sample, own in enumerate(views):
+            for view in own:
+                grid = self._read(view.image)
+                if grid is None:
+                    continue
+                image_x, image_y = _inverse(view, x, y)
+                first_x, first_y, last_x, last_y = view.shown
+                inside = (image_x >= max(first_x, 0)) & (image_x <= min(last_x, 1))
+                inside &= (image_y >= max(first_y, 0)) & (image_y <= min(last_y, 1))
+                left, top, wide, high = self._content(view.image)
+                places = torch.stack((2 * (left + wide * image_x) - 1, 2 * (top + high * image_y) - 1), dim=-1)
+                cut = F.grid_sample(
+                    grid.to(device).float()[None], places[None], padding_mode="border", align_corners=False
+                )[0]
+                features[sample] += view.weight * inside * F.normalize(cut, dim=0)
+                is_known[sample] |= inside
+        return CutFeatures(features, is_known)
+
+    def _content(self, index: int) -> tuple[float, float, float, float]:
+        """Left, top, width and height of an image in what the teacher saw, as shares."""
+        info = self.split.records[index].info
+        content = content_of((info.height, info.width), self.image_size, self.resize)
+        height, width = self.image_size
+        return content.left / width, content.top / height, content.width / width, content.height / height
+
+    def _path(self, index: int) -> Path:
+        info = self.split.records[index].info
+        file = self.split.image_dir / info.file_name
+        try:
+            status = file.stat()
+            source: tuple[Any, ...] = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            source = ()
+        parts = (str(file.resolve()), info.height, info.width, source, self.image_size, self.resize, DECODERS)
+        digest = hashlib.sha256(repr(parts).encode(errors="surrogatepass")).hexdigest()[:32]
+        return self.folder / digest[:2] / f"{digest}.npy"
+
+    def _read(self, index: int) -> Tensor | None:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            held = np.load(self._path(index), mmap_mode="r", allow_pickle=False)
+            if held.dtype == np.float16 and held.shape == (self.teacher.dim, *self.grid_hw):
+                return torch.from_numpy(np.array(held))
+        return None
+
+    def _bytes(self) -> int:
+        return HEADER_BYTES + BYTES * self.teacher.dim * self.grid_hw[0] * self.grid_hw[1]
+
+    def _require_room(self, count: int) -> None:
+        existing = next(parent for parent in (self.folder, *self.folder.parents) if parent.exists())
+        free, needed = shutil.disk_usage(existing).free, count * self._bytes()
+        if needed > free - DISK_TO_LEAVE:
+            raise ConfigError(
+                f"The teacher's features of {count} images take {needed / 1e9:.1f} GB, and {existing} has "
+                f"{free / 1e9:.1f} GB left. Set XDG_CACHE_HOME to a larger disk, or distillation.cache=none."
+            )
+
+
+def alignment(
+    projected: Tensor,
+    batch: Batch,
+    teacher: Teacher,
+    features: TeacherFeatures | None,
+    accelerator: Accelerator,
+) -> Tensor:
+    """L_DSI on a batch, with the teacher's own features or those on disk; a scalar.
+
+    Args:
+        projected: B×D×h×w.
+        batch: float images, on the device.
+        teacher: asked if there are no `features`.
+        features: only cells that have some count.
+        accelerator: the number format in which the teacher computes.
+    """
+    grid_hw = (projected.shape[-2], projected.shape[-1])
+    if features is None:
+        with accelerator.autocast():
+            teacher_map = teacher(batch.images, grid_hw)
+        return alignment_loss(projected, teacher_map)
+    wanted, is_known = features.targets(batch.views, grid_hw, projected.device)
+    distance = 1 - F.cosine_similarity(projected.float(), wanted, dim=1)
+    return (distance * is_known).sum() / is_known.sum().clamp(min=1)
+
+
+def teacher_digest(teacher: Teacher) -> str:
+    """What tells two teachers apart: name, weights, normalization, number format and versions.
+
+    Raises:
+        ConfigError: its network is no module.
+    """
+    if not isinstance(teacher.network, nn.Module):
+        raise ConfigError(
+            f"distillation.cache: the teacher {teacher.name} is a function, so nobody can tell whether it has changed. "
+            "Wrap a torch module, or set distillation.cache=none."
+        )
+    versions = [importlib.metadata.version(name) for name in ("rtdetrv4", "timm")]
+    index = getattr(teacher.network, "index", None)  # the block
+    digest = hashlib.sha256(repr((teacher.name, teacher.dim, teacher.stride, teacher.dtype, index, versions)).encode())
+    for name, tensor in sorted(teacher.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def features_folder() -> Path:
+    """Where features are kept, in XDG_CACHE_HOME or ~/.cache."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return caches / "rtdetrv4" / "features"
+
+
+def _inverse(view: View, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The points of the image that the sample shows at (x, y), as shares."""
+    a, b, c, d, e, f = view.matrix
+    determinant = a * e - b * d
+    x, y = x - c, y - f
+    return (e * x - b * y) / determinant, (a * y - d * x) / determinant
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)

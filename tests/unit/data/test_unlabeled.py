@@ -1,0 +1,108 @@
+"""Which images without labels are read, and which are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rtdetrv4.data.formats import load_data
+from rtdetrv4.data.records import Split
+from rtdetrv4.data.synthetic import write_shapes
+from rtdetrv4.data.unlabeled import image_files, read_unlabeled
+from rtdetrv4.errors import DatasetError
+
+Draw = Callable[..., Path]
+
+
+@pytest.fixture
+def draw(tmp_path: Path) -> Draw:
+    def write(*names: str) -> Path:
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((20, 30, 3), len(name), np.uint8))
+        return tmp_path
+
+    return write
+
+
+def names(split: Split, root: Path) -> set[str]:
+    return {path.relative_to(root.resolve()).as_posix() for path in image_files(split)}
+
+
+def test_any_tree_of_images(draw: Draw) -> None:
+    root = draw("a.png", "b/c.jpg", "b/d/e.png")
+    (root / "notes.txt").write_text("no image")
+    split = read_unlabeled([str(root)])
+    assert names(split, root) == {"a.png", "b/c.jpg", "b/d/e.png"}
+    record = split.records[0]
+    assert (record.info.height, record.info.width, len(record.labels)) == (20, 30, 0)
+    assert split.classes.names == ()
+
+
+def test_folders_named_after_validation_and_test_are_left_out(draw: Draw) -> None:
+    root = draw("train/a.png", "val/b.png", "x/test/c.png")
+    split = read_unlabeled([str(root)])
+    assert names(split, root) == {"train/a.png"}
+    assert "2 images left out" in " ".join(split.problems)
+    assert len(read_unlabeled([str(root)], "all").records) == 3
+
+
+def test_a_data_set_keeps_its_validation_images_to_itself(tmp_path: Path) -> None:
+    shapes = write_shapes(tmp_path / "shapes", num_train=5, num_val=2, image_size=64)
+    assert all(name.startswith("train/") for name in names(read_unlabeled([str(shapes)]), shapes))
+    assert len(read_unlabeled([str(shapes)]).records) == 5
+    assert len(read_unlabeled([str(shapes)], "all").records) == 7
+
+
+def test_what_training_would_hold_out_is_left_out_too(tmp_path: Path) -> None:
+    shapes = write_shapes(tmp_path / "shapes", num_train=10, num_val=0, image_size=64)
+    for file in (shapes / "valid").iterdir():
+        file.unlink()
+    (shapes / "valid").rmdir()
+    trained = load_data(shapes, parts=("train", "val"), make_val=True).splits.train
+    assert trained is not None
+    assert len(trained.records) < 10
+    assert image_files(read_unlabeled([str(shapes)])) == image_files(trained)
+
+
+def test_several_folders_count_each_image_once(draw: Draw) -> None:
+    root = draw("one/a.png", "two/b.png", "two/in/c.png")
+    split = read_unlabeled([str(root / "one"), str(root / "two"), str(root / "two" / "in")])
+    assert names(split, root) == {"one/a.png", "two/b.png", "two/in/c.png"}
+    without = read_unlabeled([str(root)], without={(root / "one" / "a.png").resolve()})
+    assert names(without, root) == {"two/b.png", "two/in/c.png"}
+
+
+def test_the_fingerprint_tells_images_apart(draw: Draw) -> None:
+    root = draw("a.png", "b.png")
+    first = read_unlabeled([str(root)]).fingerprint
+    assert read_unlabeled([str(root)]).fingerprint == first
+    draw("c.png")
+    assert read_unlabeled([str(root)]).fingerprint != first
+
+
+def test_a_damaged_image_is_left_out_and_many_are_an_error(draw: Draw) -> None:
+    root = draw(*(f"{index}.png" for index in range(3)))
+    (root / "x.png").write_bytes(b"no picture")
+    split = read_unlabeled([str(root)])
+    assert len(split.records) == 3
+    assert "x.png" in split.problems[0]
+    for index in range(3):
+        (root / f"y{index}.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match="4 of 7 images cannot be read"):
+        read_unlabeled([str(root)])
+
+
+def test_nothing_to_learn_from(draw: Draw, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="does not exist"):
+        read_unlabeled([str(tmp_path / "nowhere")])
+    with pytest.raises(DatasetError, match="There are no images to learn from"):
+        read_unlabeled([str(tmp_path)])
+    root = draw("val/a.png")
+    with pytest.raises(DatasetError, match=r"1 image left out.*unlabeled_parts=all"):
+        read_unlabeled([str(root)])
