@@ -215,13 +215,15 @@ def _channel_means(
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     del watched.graph.output[:]
-    watched.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 2, 3]), "mean_axes"))
+    watched.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 2, 3]), "watched_mean_axes"))
     names = sorted(tensors)
     for index, name in enumerate(names):
         watched.graph.node.append(
-            onnx.helper.make_node("ReduceMean", [name, "mean_axes"], [f"mean_{index}"], keepdims=0)
+            onnx.helper.make_node("ReduceMean", [name, "watched_mean_axes"], [f"watched_mean_{index}"], keepdims=0)
         )
-        watched.graph.output.append(onnx.helper.make_tensor_value_info(f"mean_{index}", onnx.TensorProto.FLOAT, None))
+        watched.graph.output.append(
+            onnx.helper.make_tensor_value_info(f"watched_mean_{index}", onnx.TensorProto.FLOAT, None)
+        )
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # errors are raised anyway
     session = runtime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
