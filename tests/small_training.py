@@ -82,7 +82,7 @@ def make_detector(num_denoising: int = 8) -> DetectionModel:
     """Every part of RT-DETRv4 around one of timm's test networks: half the tensors of the `test` model."""
     backbone = Backbone("test_byobnet", (2, 3, 4))
     ccff = CCFF(32, len(backbone.channels), blocks="csp", depth=1, expansion=0.5, act="silu")
-    layers = [DecoderLayer(32, 8, 64, [3, 6, 3], gated=True, act="silu") for _ in range(2)]
+    layers = [DecoderLayer(32, 8, 64, [3, 6, 3], gated=True, project_values=False, act="silu") for _ in range(2)]
     return DetectionModel(
         backbone,
         HybridEncoder(backbone.channels, 32, aifi=AIFI(32, 8, 64), ccff=ccff),

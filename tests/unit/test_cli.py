@@ -387,7 +387,7 @@ def test_models_lists_every_model_but_the_one_for_tests(capsys: pytest.CaptureFi
     assert "rtdetrv4-s" in out
     assert "deim-rtdetrv2-r50" in out
     assert "test" not in out
-    assert out.count("hgnetv2_b0") == 6
+    assert out.count("hgnetv2_b0") == 14
     assert max(map(len, out.splitlines())) <= 80
     cells = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert cells["dfine-s"] == ["hgnetv2_b0", "10.2", "M", "48.5", "✓", "50.7", "Apache-2.0"]
@@ -404,7 +404,7 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("trian", "Did you mean 'train'?"),
+        ("trian", "Did you mean 'train', 'pretrain'?"),
         ("train --data d --epocs 5", 'No such option: --epocs. Did you mean "--epochs"?'),
         ("train --data d epochs=5", 'Options are written "--epochs 50", other settings "--set name=value".'),
         ("train --data d --epochs many", "'--epochs'"),

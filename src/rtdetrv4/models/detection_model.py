@@ -84,7 +84,7 @@ class DetectionModel(nn.Module):
 
 
 class SemanticPath(nn.Module):
-    """The part of a detector that computes F5: backbone, the projection of its last map, and AIFI or what stands for it.
+    """What computes F5 in a detector: backbone, the projection of its last map, and AIFI or what stands for it.
 
     The modules are the detector's own, and so are the names of its tensors. It stands in for a detector that is trained
     by L_DSI alone.
