@@ -107,6 +107,7 @@ def rows_of_made_up(name: str, size: tuple[int, int], out: Path, known: Known) -
                     classes=ClassMap(tuple(map(str, numbers)), numbers),
                     image_size=size,
                     precision=precision,
+                    batch=1 if kind.needs_batch else None,
                 )
                 yield row | row_of(report)
             except RTDETRError as error:
@@ -125,7 +126,8 @@ def rows_of_trained(weights: Path, data: str, out: Path, known: Known) -> Iterat
             if row in known:
                 continue
             try:
-                detector.export(kind.name, precision=precision, data=data, out=path)
+                batch = 1 if kind.needs_batch else None
+                detector.export(kind.name, precision=precision, data=data, out=path, batch=batch)
                 yield row | row_of(ExportReport.read(report_path(path)))
             except RTDETRError as error:
                 yield row | {"remark": str(error)}
