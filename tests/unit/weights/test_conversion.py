@@ -164,7 +164,7 @@ def test_transformers_and_back(tmp_path: Path) -> None:
 
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
-        ({"model_type": "rt_detr"}, 'type "rt_detr"; expected d_fine or rt_detr_v2'),
+        ({"model_type": "rt_detr"}, 'type "rt_detr"; expected d_fine, rt_detr_v2 or deimv2'),
         ({"decoder_activation_function": "gelu"}, "decoder_activation_function gelu, .* expected relu"),
         ({"decoder_n_points": 4}, r"decoder_n_points 4, .* expected \[6, 6\]"),
         ({"reg_scale": 8}, r"reg_scale 8, .* expected 4\.0"),
