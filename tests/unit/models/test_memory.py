@@ -43,7 +43,12 @@ def box_detector(backbone: str) -> DetectionModel:
             ccff=CCFF(32, 3, blocks="elan", depth=1, expansion=0.5, act="silu"),
         ),
         QuerySelection(32, 3, 20, "relu"),
-        BoxDecoder([DecoderLayer(32, 8, 64, [4, 4, 4], gated=False, project_values=True, act="relu") for _ in range(2)], 32, 3, act="relu"),
+        BoxDecoder(
+            [DecoderLayer(32, 8, 64, [4, 4, 4], gated=False, project_values=True, act="relu") for _ in range(2)],
+            32,
+            3,
+            act="relu",
+        ),
         denoising=ContrastiveDenoising(3, 32, 8, 0.5, 1.0),
     )
 
