@@ -11,7 +11,7 @@ import pytest
 
 import golden
 from rtdetrv4.errors import ExportError
-from rtdetrv4.export.half import Halved, half_onnx
+from rtdetrv4.export.half import Halved, _islands, half_onnx
 from rtdetrv4.runtime.engines import open_engine
 
 from .conftest import Exported
@@ -125,3 +125,34 @@ def test_a_file_that_is_no_onnx(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"onnx cannot load .*a\.onnx"):
         half_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert not (tmp_path / "b.onnx").exists()
+
+
+def test_squares_of_an_rms_norm_stay_in_float32() -> None:
+    """300² is more than float16 has; as an average over channels it would be infinite."""
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("MatMul", ["x", "identity"], ["h"], "product"),
+        helper.make_node("Pow", ["h", "two"], ["squares"], "square"),
+        helper.make_node("ReduceMean", ["squares", "axes"], ["mean"], "mean", keepdims=1),
+        helper.make_node("Add", ["mean", "eps"], ["sum"], "plus"),
+        helper.make_node("Sqrt", ["sum"], ["root"], "root"),
+        helper.make_node("Reciprocal", ["root"], ["inverse"], "inverse"),
+        helper.make_node("Mul", ["h", "inverse"], ["normalized"], "scaled"),
+        helper.make_node("MatMul", ["normalized", "identity"], ["y"], "last"),
+    ]
+    constants = {
+        "identity": np.eye(4, dtype=np.float32),
+        "two": np.array(2, dtype=np.float32),
+        "eps": np.array(1e-6, dtype=np.float32),
+        "axes": np.array([-1]),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "norm",
+        [helper.make_tensor_value_info("x", FLOAT, [2, 4])],
+        [helper.make_tensor_value_info("y", FLOAT, [2, 4])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    full = _islands(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    assert {"square", "mean", "plus", "root", "inverse"} <= full
+    assert not {"product", "scaled", "last"} & full

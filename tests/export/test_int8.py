@@ -59,6 +59,21 @@ def test_parts_are_found_by_structure(square: Exported, rectangle: Exported) -> 
         assert kinds["ccff"]["Resize"] > 0
 
 
+def test_a_lite_encoder_begins_with_the_first_of_its_pools() -> None:
+    chain = ("stem Conv", "shortcut AveragePool", "projection Conv", "pool AveragePool", "coarse Conv", "mix Conv")
+    chain += ("up Resize", "fpn Conv", "pool2 AveragePool", "down Conv", "scores MatMul", "selection TopK")
+    names = [each.split()[0] for each in chain]
+    graph = {
+        name: GraphNode(each.split()[1], (before,))
+        for name, each, before in zip(names, chain, ["", *names[:-1]], strict=True)
+    }
+    graph["samples"] = GraphNode("GridSample", ("down", "selection"))
+    parts = parts_of(graph)
+    assert [parts[name] for name in ("stem", "shortcut", "projection")] == ["backbone"] * 3
+    assert {parts[name] for name in ("coarse", "mix", "up", "fpn", "pool2", "down")} == {"ccff"}
+    assert (parts["scores"], parts["selection"], parts["samples"]) == ("query_selection", "query_selection", "decoder")
+
+
 def test_a_graph_without_the_parts_is_refused() -> None:
     with pytest.raises(ExportError, match="no top-k"):
         parts_of({"a": GraphNode("Conv", ("",))})
