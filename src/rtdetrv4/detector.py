@@ -1007,7 +1007,7 @@ class Detector:
                 resize=self.recipe.model.resize,
                 precision=precision,
                 max_drop=max_drop,
-                predict=lambda image: self.predict(image, conf=0.0, imgsz=size, duplicates="keep")[0],
+                run=lambda images: self._run(images, size),
             )
         elif precision == "int8":
             raise ConfigError("int8 needs a data set, to measure ranges and the loss on; give data=… (--data).")

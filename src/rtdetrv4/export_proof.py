@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from rtdetrv4.errors import ConfigError, DatasetError, MissingDependencyError, RTDETRError, require
 from rtdetrv4.exported_detector import ExportedDetector
-from rtdetrv4.runtime import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode
 from rtdetrv4.types import ClassMap
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Run = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray, np.ndarray]]
 NUM_PROOF = 16
 """Photos on which an exported file is compared with PyTorch."""
 
@@ -35,7 +34,7 @@ def proof_on(
     resize: ResizeMode,
     precision: str,
     max_drop: float,
-    predict: Callable[[np.ndarray], Detections],
+    run: Run,
 ) -> dict[str, Any]:
     """The arguments of `export_model` that come from a data set: photos, accuracy, and images for int8.
 
@@ -48,7 +47,7 @@ def proof_on(
         resize: how they are scaled.
         precision: of the exported file; "int8" needs training images too, for ranges.
         max_drop: points of AP that the file may lose.
-        predict: everything that PyTorch finds in an H×W×3 RGB image.
+        run: PyTorch, as `ExportedDetector.run`.
 
     Raises:
         ConfigError: there is no such split.
@@ -57,13 +56,11 @@ def proof_on(
     """
     require("faster_coco_eval", "train")
     from rtdetrv4.appraisal import first_images
-    from rtdetrv4.data.dataset import DetectionDataset
     from rtdetrv4.data.formats import read_splits
-    from rtdetrv4.evaluation import CocoEvaluator
+    from rtdetrv4.evaluation import CocoEvaluator, evaluate_run
     from rtdetrv4.export import Validation
     from rtdetrv4.run_folder import log_findings
     from rtdetrv4.runtime.proof import proven_precision
-    from rtdetrv4.training import validate_predictions
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f'There is no split "{split}"; expected train, val or test.')
@@ -77,10 +74,10 @@ def proof_on(
         raise DatasetError(f"{data} has no {split if part is None else 'train'} part.")
     names = [known.names[index] for index in chosen]
 
-    def average_precision(predict: Callable[[np.ndarray], Detections]) -> tuple[float, float]:
-        """AP and AP50 of the chosen classes; from the same pixels for the file and for PyTorch."""
-        dataset, evaluator = DetectionDataset(part, size_hw), CocoEvaluator(part.records, known)
-        metrics = validate_predictions(predict, dataset, evaluator)
+    def average_precision(run: Run, batch: int = 1) -> tuple[float, float]:
+        """AP and AP50 of the chosen classes, as `val` computes them."""
+        evaluator = CocoEvaluator(part.records, known)
+        metrics = evaluate_run(run, part, evaluator, image_size=size_hw, resize=resize, batch=batch)
         of_classes = ([each[name] for name in names] for each in (metrics.per_class, metrics.per_class_ap50))
         ap, ap50 = (float(np.nanmean(each)) if np.isfinite(each).any() else 0.0 for each in of_classes)
         return ap, ap50
@@ -88,14 +85,14 @@ def proof_on(
     def measure(path: Path) -> tuple[float, float]:
         exported = ExportedDetector(path, precision=proven_precision(precision))
 
-        def predict(image: np.ndarray) -> Detections:
-            found = exported.predict(image, conf=0.0, duplicates="keep")[0]
-            return replace(found, class_id=np.array(chosen)[found.class_id])
+        def run_exported(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            scores, labels, boxes = exported.run(images)
+            return scores, np.array(chosen)[labels], boxes
 
-        return average_precision(predict)
+        return average_precision(run_exported, exported.metadata.batch or 1)
 
     logger.info("Measuring the AP in PyTorch on %d images", len(part.records))
-    torch_ap, torch_ap50 = average_precision(predict)
+    torch_ap, torch_ap50 = average_precision(run)
     arguments: dict[str, Any] = {
         "images": list(first_images(part, NUM_PROOF).values()),
         "validation": Validation(str(data), split, len(part.records), torch_ap, torch_ap50, measure, max_drop),

@@ -2,7 +2,7 @@
 
 from rtdetrv4.evaluation.analysis import Analysis, analyze
 from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, ImageDetections, Metrics
-from rtdetrv4.evaluation.exported import evaluate_exported
+from rtdetrv4.evaluation.exported import evaluate_exported, evaluate_run
 from rtdetrv4.evaluation.report import write_report
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "Metrics",
     "analyze",
     "evaluate_exported",
+    "evaluate_run",
     "write_report",
 ]

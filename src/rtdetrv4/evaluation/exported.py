@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -18,7 +18,7 @@ from rtdetrv4.data.records import Record, Split, too_many
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, Metrics
 from rtdetrv4.runtime.exported_detector import ExportedDetector
-from rtdetrv4.runtime.preprocess import view_of
+from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.slicing import Slicing
 from rtdetrv4.types import ImageInfo
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 NUM_TOP = 300
 """(Query, class) pairs that count in an image, as in `rtdetrv4.training.validation.validate`."""
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Three arrays with a row for each image; see `evaluate_run` and `_find`."""
 _UNREADABLE = np.zeros((32, 32, 3), np.uint8)
 
 
@@ -55,35 +57,75 @@ def evaluate_exported(
     evaluator = evaluator or CocoEvaluator(split.records, split.classes)
     evaluator.reset()
     if slicing is None or not any(slicing.cuts((each.info.height, each.info.width)) for each in split.records):
-        find, chunk = _find, detector.metadata.batch or batch
+        metadata = detector.metadata
+        find = partial(_find, detector.run, metadata.image_size, metadata.resize)
+        chunk = metadata.batch or batch
     else:
-        find, chunk = partial(_find_in_tiles, slicing=slicing, batch=batch), 1
+        find, chunk = partial(_find_in_tiles, detector, slicing=slicing, batch=batch), 1
+    return _evaluate(find, chunk, split, evaluator, workers)
+
+
+def evaluate_run(
+    run: Callable[[Sequence[np.ndarray]], Found],
+    split: Split,
+    evaluator: CocoEvaluator,
+    *,
+    image_size: tuple[int, int],
+    resize: ResizeMode = "stretch",
+    batch: int = 1,
+) -> Metrics:
+    """`evaluate_exported` for anything that runs as an `ExportedDetector` does.
+
+    Args:
+        run: N images, H×W×3 RGB → scores N×Q, labels N×Q, and boxes N×Q×4 (xyxy, in the frame from 0 to 1).
+        split: the images, labeled by the classes that `run` finds.
+        evaluator: keeps the detections; reset first.
+        image_size: the height and width, in pixels, that `run` brings images to.
+        resize: how it does that.
+        batch: images per run.
+
+    Raises:
+        DatasetError: more than 5 % of the images cannot be decoded.
+    """
+    evaluator.reset()
+    return _evaluate(partial(_find, run, image_size, resize), batch, split, evaluator, workers=1)
+
+
+def _evaluate(
+    find: Callable[[Sequence[ImageInfo], Sequence[np.ndarray]], Found],
+    chunk: int,
+    split: Split,
+    evaluator: CocoEvaluator,
+    workers: int,
+) -> Metrics:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
         images = _read(split, workers, ahead=2 * max(chunk, workers))
         images = iter(progress.track(images, total=len(split.records), description="Evaluating"))
         while found := list(islice(images, chunk)):
             infos, pixels = zip(*found, strict=True)
-            evaluator.add(infos, *find(detector, infos, pixels))
+            evaluator.add(infos, *find(infos, pixels))
     return evaluator.compute()
 
 
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Boxes B×N×4 in pixels of the original images, scores B×N, labels B×N."""
-
-
-def _find(detector: ExportedDetector, infos: tuple[ImageInfo, ...], pixels: tuple[np.ndarray, ...]) -> Found:
-    metadata = detector.metadata
-    scores, labels, boxes = (each[:, :NUM_TOP] for each in detector.run(pixels))
-    views = [view_of((info.height, info.width), metadata.image_size, metadata.resize) for info in infos]
+def _find(
+    run: Callable[[Sequence[np.ndarray]], Found],
+    image_size: tuple[int, int],
+    resize: ResizeMode,
+    infos: Sequence[ImageInfo],
+    pixels: Sequence[np.ndarray],
+) -> Found:
+    """Boxes B×N×4 (xyxy) in pixels of the original images, scores B×N, labels B×N."""
+    scores, labels, boxes = (each[:, :NUM_TOP] for each in run(pixels))
+    views = [view_of((info.height, info.width), image_size, resize) for info in infos]
     found = [view.boxes_px(each.astype(np.float32)) for view, each in zip(views, boxes, strict=True)]
     return np.stack(found), scores, labels
 
 
 def _find_in_tiles(
     detector: ExportedDetector,
-    infos: tuple[ImageInfo, ...],
-    pixels: tuple[np.ndarray, ...],
+    infos: Sequence[ImageInfo],
+    pixels: Sequence[np.ndarray],
     *,
     slicing: Slicing,
     batch: int,
