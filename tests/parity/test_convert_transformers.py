@@ -121,7 +121,8 @@ def test_names_and_shapes_of_all_sizes(name: str) -> None:
         converted = to_transformers(model)
         config = AutoConfig.for_model(**transformers_config(model, NAMES[:7]))
         theirs = AutoModelForObjectDetection.from_config(config)
-    expected = {file_name(key): tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    named = str if name.startswith("deimv2") else file_name  # files of DEIMv2 have the names in memory
+    expected = {named(key): tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
     assert {key: tuple(tensor.shape) for key, tensor in converted.items()} == expected
     own, back = model.state_dict(), from_transformers(converted)
     assert own.keys() - back.keys() == counters_of_frozen_norms(model)

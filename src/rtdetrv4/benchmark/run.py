@@ -26,6 +26,7 @@ from rtdetrv4.runtime.export_report import report_path
 from rtdetrv4.runtime.machine import processor_name
 from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
 from rtdetrv4.runtime.preprocess import preprocess, view_of
+from rtdetrv4.runtime.proof import proven_precision
 from rtdetrv4.runtime.selection import Selection
 from rtdetrv4.runtime.speed import measure_speed
 
@@ -295,7 +296,11 @@ def _ap(case: _Case, data: str | Path | None, split: Literal["train", "val", "te
     if not report.is_file():
         return None
     try:
-        return json.loads(report.read_text(encoding="utf-8"))["accuracy"]["ap"]
+        content = json.loads(report.read_text(encoding="utf-8"))
+        computed = "bf16" if case.subject.name.endswith("bf16") else "fp32"
+        if computed != proven_precision(content["precision"]):  # the AP of the report is that of another computation
+            return None
+        return content["accuracy"]["ap"]
     except (ValueError, LookupError, TypeError):  # of another version, or without data
         return None
 

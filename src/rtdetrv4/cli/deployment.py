@@ -113,23 +113,37 @@ def verify(
         str | None, typer.Option(help="What to run it on, in the words of its runtime: cpu, gpu, …")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that work on one image.", min=1)] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None,
+        typer.Option(help="What OpenVINO is to compute floats in. Default: what the file was proven in."),
+    ] = None,
 ) -> None:
     """Check on this machine that an exported file finds what PyTorch found. Needs no torch."""
     from rtdetrv4.runtime.export_report import Accuracy
     from rtdetrv4.runtime.proof import proven_precision, verify_file
 
-    found = verify_file(file, device=device, threads=threads)
+    found = verify_file(file, device=device, threads=threads, precision=precision)
     report, share = found.report, found.matched.share
     print(f"{file} in {found.runtime}")
     if share is not None:
-        print(f"  {100 * share:.1f} % of {found.matched.num_confident} confident detections as in PyTorch")
+        print(
+            f"  {100 * share:.1f} % of {found.matched.num_confident} confident detections as in PyTorch, at least "
+            f"{100 * found.least_matched:g} % expected: it is the file that was exported"
+        )
     print(
         f"  {found.latency.median_ms:.4g} ms per batch of {found.latency.batch}, 90 % within {found.latency.p90_ms:.4g}"
     )
+    if found.elsewise is not None:
+        print(
+            f"  Unless told otherwise, predict and val run it in {found.elsewise}. --precision bf16 checks that; "
+            "predict --precision fp32 computes as checked here."
+        )
     if data is None:
+        if report.precision != "fp32":
+            print("  Whether it is good enough, only its AP can tell: give --data.")
         return
     with interruptible(lambda: "Nothing was changed."):
-        precision = proven_precision(report.precision)
+        precision = precision or proven_precision(report.precision)
         exported = rtdetrv4.ExportedDetector(file, device=device, threads=threads, precision=precision)
         metrics = exported.val(data, split=split)
     known = report.accuracy
@@ -195,7 +209,6 @@ def bench(
         precisions=None if precision is None else words_of("--precision", precision, ("fp32", "bf16")),
     )
     if out is not None:
-        require("matplotlib", "eval")  # now, and not after the measurement
         out = unused_folder(out, BENCHMARK_FILES)
     with interruptible(lambda: "Nothing was written."):
         found = run_benchmark(models, device=device, seconds=seconds, data=data, split=split, **given)

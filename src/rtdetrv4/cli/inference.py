@@ -14,6 +14,7 @@ from rtdetrv4.cli.options import (
     ImageSize,
     Overlap,
     RuntimeDevice,
+    RuntimePrecision,
     Slice,
     Trained,
     Weights,
@@ -36,6 +37,7 @@ def val(
     batch: Annotated[int | None, typer.Option(help="Images per batch.")] = None,
     imgsz: ImageSize = None,
     device: RuntimeDevice = None,
+    precision: RuntimePrecision = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for report.html, metrics.json and the curves.", file_okay=False),
@@ -53,7 +55,7 @@ def val(
     from rtdetrv4.runtime.engines import is_exported
 
     with interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
-        detector = detector_of(model, weights, device)
+        detector = detector_of(model, weights, device, precision)
         if out is not None:
             from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
             from rtdetrv4.outputs import unused_folder
@@ -89,6 +91,7 @@ def predict(
     overlap: Overlap = None,
     whole: Whole = True,
     device: RuntimeDevice = None,
+    precision: RuntimePrecision = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for annotated pictures and predictions.jsonl.")
     ] = Path("runs/predict"),
@@ -105,7 +108,7 @@ def predict(
 
     results = PredictionFolder(out)  # a folder that cannot be is known before weights are fetched
     with interruptible(lambda: f"Complete: {results}."):
-        detector = detector_of(model, weights, device)
+        detector = detector_of(model, weights, device, precision)
         for detections in detector.predict(source, stream=True, **given_options(imgsz=size_hw), **options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()

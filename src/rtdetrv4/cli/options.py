@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ DATA = typer.Option(
 )
 ImageSize = Annotated[str | None, typer.Option(help="Image size: 640, or HEIGHTxWIDTH such as 480x640.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps.")]
+RuntimePrecision = Annotated[
+    Literal["fp32", "bf16"] | None,
+    typer.Option(help="Of exported files: what OpenVINO computes floats in. Default: bf16 where the processor can."),
+]
 RuntimeDevice = Annotated[
     str | None,
     typer.Option(help="auto, cpu, cuda, cuda:1 (or 1), mps; for exported files in the words of their runtime."),

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import rtdetrv4
 from rtdetrv4.cli.options import device_of, given_options
+from rtdetrv4.errors import ConfigError
 
 if TYPE_CHECKING:
     from rtdetrv4 import Detector
 
 
-def detector_of(model: str | None, weights: str | None = None, device: str | None = None) -> Detector:
-    """A detector of a model, weights or an exported file."""
+def detector_of(
+    model: str | None,
+    weights: str | None = None,
+    device: str | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+) -> Detector:
+    """A detector of a model, weights or an exported file, which alone may have a precision."""
     from rtdetrv4.runtime.engines import is_exported
+
+    if precision is not None:
+        if model is None or not is_exported(model) or weights is not None:
+            raise ConfigError(f'--precision {precision} is for exported files; got "{weights or model}".')
+        # It has the methods of a detector that its commands use.
+        return cast("Detector", rtdetrv4.ExportedDetector(model, device=device, precision=precision))
 
     if model is None or not is_exported(model):  # else the runtime has its own words for devices
         device = device_of(device)

@@ -46,7 +46,8 @@ def print_proof(path: Path) -> None:
     report = ExportReport.read(file)
     latency, in_torch = report.latency, report.torch_latency
     size = f"{report.size_bytes / 1e6:.1f} MB"
-    print(f"  {size}, {latency.median_ms:.4g} ms per batch of {latency.batch}, in PyTorch {in_torch.median_ms:.4g} ms")
+    times = [f"{each.median_ms:.1f} ms{' (one run)' * (each.num_runs == 1)}" for each in (latency, in_torch)]
+    print(f"  {size}, {times[0]} per batch of {latency.batch}, in PyTorch {times[1]}")
     for note in report.notes:
         print(f"  {note}")
 

@@ -272,7 +272,8 @@ def _export(report: Mapping[str, Any]) -> tuple[str, ...]:
         "–" if shares is None else percent(shares),
         "–" if accuracy is None else f"{percent(accuracy['ap'])} / {percent(accuracy['torch_ap'])}",
         *(
-            f"{_duration(each['median_ms'])} ({_duration(each['p90_ms'])})"
+            f"{_duration(each['median_ms'])} "
+            + ("(one run)" if each["num_runs"] == 1 else f"({_duration(each['p90_ms'])})")
             for each in (report["latency"], report["torch_latency"])
         ),
         f"{report['size_bytes'] / 1e6:.1f}",

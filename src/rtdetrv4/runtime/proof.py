@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rtdetrv4.errors import ExportError
 from rtdetrv4.runtime.agreement import Listed, Matched, list_detections, match
 from rtdetrv4.runtime.engines import Engine, open_engine
+from rtdetrv4.runtime.engines.engine import Precision
 from rtdetrv4.runtime.export_report import ExpectedScene, ExportReport, Latency, report_path
 from rtdetrv4.runtime.preprocess import preprocess
 from rtdetrv4.runtime.scenes import digest, scenes
@@ -32,23 +33,36 @@ class Verification(NamedTuple):
     report: ExportReport
     """What it did where it was exported."""
     matched: Matched
+    least_matched: float
+    """The share of confident detections that must be found, which was."""
     latency: Latency
+    elsewise: str | None
+    """What `ExportedDetector` computes in on this machine, if it is told nothing and that is something else."""
 
 
-def verify_file(path: str | Path, *, device: str | None = None, threads: int | None = None) -> Verification:
+def verify_file(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    precision: Precision | None = None,
+) -> Verification:
     """Run an exported file, and compare what it finds with what PyTorch found when it was exported.
 
     Args:
         path: the file or folder, with its report beside it.
         device: what to run it on, in the words of the runtime; None for the best that it has.
         threads: threads that work on one batch; None leaves it to the runtime.
+        precision: "fp32" or "bf16", where the runtime has the choice; None for what the file is meant for.
 
     Raises:
+        ConfigError: the runtime does not have this precision.
         ExportError: the file or its report is missing or broken, or it does not find the same.
         MissingDependencyError: its runtime is not installed.
     """
     path = Path(path)
-    engine = open_proven(path, device=device, threads=threads)
+    engine = open_proven(path, device=device, threads=threads, precision=precision)
+    preferred = open_engine(path, device=device, threads=threads).name
     report = ExportReport.read(report_path(path))
     metadata = engine.metadata
     if not report.expected:
@@ -65,18 +79,20 @@ def verify_file(path: str | Path, *, device: str | None = None, threads: int | N
     found = [list_detections(each, metadata)[0] for each in in_batches(engine, inputs, metadata.batch or 1)]
     matched = match([_listed(wanted[number]) for number in made], found)
     share = matched.share
-    if share is not None and share < LEAST_MATCHED[report.precision]:
+    least = min(LEAST_MATCHED[report.precision], LEAST_MATCHED[precision or "fp32"])
+    if share is not None and share < least:
         raise ExportError(
             f"{path} does not find on {engine.name} what PyTorch found when it was exported: {100 * share:.1f} % of "
             f"{matched.num_confident} confident detections are the same, expected "
-            f"{100 * LEAST_MATCHED[report.precision]:g} %."
+            f"{100 * least:g} %."
         )
     batch = metadata.batch or 1
     some = np.repeat(inputs[:1], batch, axis=0)
-    return Verification(engine.name, report, matched, Latency(batch, *measure_speed(lambda _: engine(some))))
+    latency = Latency(batch, *measure_speed(lambda _: engine(some)))
+    return Verification(engine.name, report, matched, least, latency, None if preferred == engine.name else preferred)
 
 
-def proven_precision(precision: str) -> Literal["fp32", "bf16"]:
+def proven_precision(precision: str) -> Precision:
     """What a runtime is to compute floats in when a file of this precision is compared with PyTorch.
 
     Left to itself, OpenVINO computes in bfloat16 on processors that have it.
@@ -84,8 +100,12 @@ def proven_precision(precision: str) -> Literal["fp32", "bf16"]:
     return "bf16" if precision == "bf16" else "fp32"
 
 
-def open_proven(path: Path, *, device: str | None = None, threads: int | None = None) -> Engine:
-    """Load a file that is to be compared with PyTorch, in the precision that it is meant for."""
+def open_proven(
+    path: Path, *, device: str | None = None, threads: int | None = None, precision: Precision | None = None
+) -> Engine:
+    """Load a file that is to be compared with PyTorch, in the precision that it is meant for, or in another."""
+    if precision is not None:
+        return open_engine(path, device=device, threads=threads, precision=precision)
     engine = open_engine(path, device=device, threads=threads, precision="fp32")
     if proven_precision(engine.metadata.precision) == "bf16":
         engine = open_engine(path, device=device, threads=threads, precision="bf16")
