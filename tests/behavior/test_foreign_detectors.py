@@ -75,7 +75,7 @@ def test_the_table_of_the_guide_names_these_layers() -> None:
 
 
 def share_of(family: Family) -> float:
-    """The layer's mean share of the gradient in steps 5 to 12 with λ = 5, in percent; the teacher is as wide as ViT-B."""
+    """The layer's mean share of the gradient in steps 5 to 12, in percent; λ is 5, the teacher as wide as ViT-B."""
     torch.manual_seed(0)
     model = family.make().train()
     tap = tap_of(family, model, make_teacher(768), Modulation(5.0))
