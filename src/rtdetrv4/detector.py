@@ -990,7 +990,9 @@ class Detector:
             paths = {formats[0].name: Path(out)}
         for path in paths.values():
             if path.exists() and not report_path(path).is_file():
-                raise ConfigError(f"{path} is there already and was not exported here. Give another name with out (--out).")
+                raise ConfigError(
+                    f"{path} is there already and was not exported here. Give another name with out (--out)."
+                )
         if postprocess:
             num_top = max(NUM_TOP, self.recipe.model.num_queries) if num_top is None else num_top
         elif num_top is not None:

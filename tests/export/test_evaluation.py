@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import golden
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.loader import build_loader
 from rtdetrv4.data.records import Record, Split
-from rtdetrv4.evaluation import CocoEvaluator, evaluate_exported
+from rtdetrv4.evaluation import CocoEvaluator, evaluate_exported, evaluate_run
 from rtdetrv4.models import fuse
 from rtdetrv4.runtime import ExportedDetector
 from rtdetrv4.training import validate
@@ -76,3 +77,18 @@ def test_metrics_are_those_of_pytorch(square: Exported, images: Path) -> None:
             same = one.labels == other.labels  # nearly tied ones may have swapped places
             assert same.mean() > 0.9
             np.testing.assert_allclose(other.boxes_xyxy_px[same][:20], one.boxes_xyxy_px[same][:20], atol=0.05)
+
+
+def test_boxes_count_as_the_model_gives_them(images: Path) -> None:
+    """Without clipping to the image, as in `val`: an export's AP must be comparable with it."""
+    split = a_split(images, [(np.array([[0.0, 0, 100, 80]]), np.array([0]))])
+    evaluator = CocoEvaluator(split.records, ANIMALS)
+
+    def run(pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        assert [image.shape for image in pixels] == [(80, 100, 3)]
+        return np.array([[0.9]], np.float32), np.array([[0]]), np.array([[[-0.5, 0.0, 1.0, 1.0]]])
+
+    metrics = evaluate_run(run, split, evaluator, image_size=(64, 64))
+    np.testing.assert_allclose(evaluator.detections[0].boxes_xyxy_px, [[-50, 0, 100, 80]])
+    assert metrics.ap50 == pytest.approx(1)
+    assert metrics.ap75 == pytest.approx(0)  # an IoU of 2/3

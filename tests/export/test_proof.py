@@ -54,6 +54,8 @@ def test_a_changed_weight_is_noticed(square: Exported, tmp_path: Path) -> None:
 def test_verify_finds_the_same_without_the_model(square: Exported, tmp_path: Path) -> None:
     found = verify_file(square.path)
     assert found.matched.share == 1
+    assert found.least_matched == 0.99
+    assert found.elsewise is None
     assert found.matched.num_confident > 100
     assert found.report.model == "test"
     with pytest.raises(ExportError, match=r"edited\.onnx does not find on ONNX Runtime .* what PyTorch found"):
@@ -75,12 +77,15 @@ def test_verify_measures_accuracy_in_the_precision_of_the_file(
             return SimpleNamespace(ap=0.52, ap50=0.8, num_images=20)
 
     report = REPORT._replace(precision=of_file)
-    verification = Verification("a runtime", report, Matched(39, 40, 0.1, 0.01), report.latency)
+    verification = Verification("a runtime", report, Matched(39, 40, 0.1, 0.01), 0.3, report.latency, "another, bf16")
     monkeypatch.setattr("rtdetrv4.runtime.proof.verify_file", lambda *_, **__: verification)
     monkeypatch.setattr("rtdetrv4.ExportedDetector", Exported)
     assert main(["verify", "w.onnx", "--data", "d", "--threads", "1", "--max-drop", "2"]) == 0
     assert options == {"device": None, "threads": 1, "precision": computed_in}
-    assert "AP 0.520; when it was exported 0.530, and in PyTorch 0.532" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "97.5 % of 40 confident detections as in PyTorch, at least 30 % expected" in out
+    assert "predict and val run it in another, bf16" in out
+    assert "AP 0.520; when it was exported 0.530, and in PyTorch 0.532" in out
     assert main(["verify", "w.onnx", "--data", "d", "--max-drop", "1"]) == 2
     assert "loses 1.25 points of AP to PyTorch on this machine" in capsys.readouterr().err
 

@@ -636,3 +636,21 @@ def test_without_torch_the_detector_names_the_extra(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(rtdetrv4.MissingDependencyError, match=r'pip install "rtdetrv4\[train\]"'):
         _ = rtdetrv4.Observer
+
+
+def test_several_sources_at_once(detector: type[FakeDetector], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def predict(_: object, source: object, **__: object) -> list[object]:
+        asked.append(source)
+        return []
+
+    monkeypatch.setattr(detector, "predict", predict)
+    assert main(["predict", "a.jpg", "b.jpg", "--out", str(tmp_path / "both")]) == 0
+    assert main(["predict", "a.jpg", "--out", str(tmp_path / "one")]) == 0
+    assert asked == [["a.jpg", "b.jpg"], "a.jpg"]
+
+
+def test_a_precision_is_for_exported_files(capsys: pytest.CaptureFixture[str]) -> None:
+    message = mistake("predict a.jpg -m w.safetensors --precision fp32", capsys)
+    assert message == '--precision fp32 is for exported files; got "w.safetensors".'

@@ -20,7 +20,7 @@ from rtdetrv4.cli.options import (
 )
 from rtdetrv4.cli.running import detector_of, interruptible
 from rtdetrv4.cli.tables import print_benchmark, print_proof
-from rtdetrv4.errors import ConfigError, ExportError, require
+from rtdetrv4.errors import ConfigError, ExportError, MissingDependencyError
 
 
 def export(
@@ -218,6 +218,10 @@ def bench(
         print_benchmark(found)
     if out is not None:
         write_text(out / BENCHMARK_FILES[0], found.to_json())
-        is_drawn = draw_benchmark(found, out / BENCHMARK_FILES[1])
+        try:
+            is_drawn = draw_benchmark(found, out / BENCHMARK_FILES[1])
+            missing = "" if is_drawn else ", without a picture, because no AP is known"
+        except MissingDependencyError as error:
+            missing = f", without a picture: {error}"
         if not json:
-            print(f"Results: {out}" if is_drawn else f"Results: {out}, without a picture, because no AP is known")
+            print(f"Results: {out}{missing}")

@@ -71,7 +71,10 @@ def val(
 
 
 def predict(
-    source: Annotated[str, typer.Argument(help="Image, video, folder, glob pattern, or camera index.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE…", help="Images, videos, folders, glob patterns, or a camera index."),
+    ],
     model: Annotated[str | None, TRAINED] = None,
     weights: Weights = None,
     conf: Annotated[
@@ -109,6 +112,7 @@ def predict(
     results = PredictionFolder(out)  # a folder that cannot be is known before weights are fetched
     with interruptible(lambda: f"Complete: {results}."):
         detector = detector_of(model, weights, device, precision)
+        source = sources[0] if len(sources) == 1 else sources
         for detections in detector.predict(source, stream=True, **given_options(imgsz=size_hw), **options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
