@@ -998,6 +998,8 @@ class Detector:
         elif num_top is not None:
             raise ConfigError("num_top belongs to postprocessing; leave it out, or export with postprocessing.")
         chosen = None if classes is None else tuple(class_indices(classes, known.names))
+        if chosen == ():
+            raise ConfigError("classes: got none, expected at least one; leave it out for all.")
         proof: dict[str, Any] = {}
         if data is not None:
             proof = proof_on(

@@ -503,12 +503,15 @@ def test_a_fresh_model_can_run_but_not_predict() -> None:
 def test_an_export_is_measured_on_data_and_reported(trained: Path, shapes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    path = Detector(run / "weights.safetensors", device="cpu").export(
-        "torchscript", data=shapes, batch=2, classes=[1, 0]
-    )
+    detector = Detector(run / "weights.safetensors", device="cpu")
+    with pytest.raises(ConfigError, match="classes: got none"):
+        detector.export("torchscript", classes=[])
+    path = detector.export("torchscript", data=shapes, batch=2, classes=[1, 0])
     assert path == run / "weights.torchscript"
     accuracy = ExportReport.read(report_path(path)).accuracy
     assert accuracy is not None
+    per_class = detector.val(shapes).per_class
+    assert accuracy.torch_ap == pytest.approx(np.mean([per_class[name] for name in detector.names[:2]]), abs=1e-4)
     assert accuracy.ap == pytest.approx(accuracy.torch_ap, abs=1e-3)
     metrics = Detector(run / "weights.safetensors", device="cpu").val(shapes)
     expected = np.mean([metrics.per_class[name] for name in list(metrics.per_class)[:2]])

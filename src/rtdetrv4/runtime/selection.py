@@ -164,8 +164,6 @@ def class_indices(classes: Sequence[str | int] | str | int, names: tuple[str, ..
             indices.append(int(given))
         else:
             raise ConfigError(f"classes: {_unknown(given, names)}")
-    if not indices:
-        raise ConfigError("classes: got none, expected at least one; leave it out for all.")
     return indices
 
 
