@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -547,6 +549,7 @@ def test_an_interrupted_training_tells_how_to_go_on(
 def test_names_that_are_no_text_are_printed_as_escapes() -> None:
     code = """
 import sys
+import time
 from rtdetrv4.cli import main
 main(["--version"])
 print("caf\\udce9")
@@ -573,6 +576,7 @@ def run_python(code: str) -> str:
 def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys
+import time
 from rtdetrv4.cli import main
 for args in (["--help"], ["train", "--help"], ["models"], ["models", "rtdetrv4-s"]):
     assert main(args) == 0
@@ -584,6 +588,7 @@ print("heavy:", sorted({"torch", "timm", "numpy", "cv2", "accelerate", "scipy"} 
 def test_importing_the_package_imports_only_the_package() -> None:
     code = """
 import sys
+import time
 import rtdetrv4
 print(sorted(name for name in sys.modules if name.startswith("rtdetrv4")), "torch" in sys.modules)
 """
@@ -606,6 +611,7 @@ def test_public_names_are_sorted_and_unknown_ones_refused() -> None:
 def test_a_detector_of_an_exported_model_imports_no_torch() -> None:
     code = """
 import sys
+import time
 from rtdetrv4 import Detector, ExportedDetector
 try:
     Detector("missing.onnx")
@@ -620,6 +626,7 @@ print(ExportedDetector.__module__, sorted(heavy & set(sys.modules)))
 def test_the_torch_extra_is_enough_to_predict() -> None:
     code = """
 import sys
+import time
 for module in ("accelerate", "matplotlib", "psutil", "scipy", "simplejpeg", "tensorboard"):
     sys.modules[module] = None
 from rtdetrv4 import Detector
@@ -654,3 +661,21 @@ def test_several_sources_at_once(detector: type[FakeDetector], monkeypatch: pyte
 def test_a_precision_is_for_exported_files(capsys: pytest.CaptureFixture[str]) -> None:
     message = mistake("predict a.jpg -m w.safetensors --precision fp32", capsys)
     assert message == '--precision fp32 is for exported files; got "w.safetensors".'
+
+
+def test_a_termination_cleans_up(detector: type[FakeDetector], monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned: list[str] = []
+
+    def export(_: object, *__: object, **___: object) -> Path:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)  # the signal comes at once
+        finally:
+            cleaned.append("yes")
+        return Path()
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(detector, "export", export)
+    assert main(["export", "w.safetensors"]) == 130
+    assert cleaned == ["yes"]
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -107,7 +108,10 @@ def run_benchmark(
         _row(case, *times[index], around[case.path, case.batch], aps[case.path, case.subject.name])
         for index, case in enumerate(cases)
     ]
-    versions = {name: importlib.metadata.version(name) for name in ("rtdetrv4", "numpy")}
+    versions = {}
+    for name in ("rtdetrv4", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "executorch"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return Benchmark(
         tuple(rows),
         processor_name(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, cast
@@ -38,11 +40,20 @@ def detector_of(
 
 @contextmanager
 def interruptible(what_remains: Callable[[], str]) -> Iterator[None]:
-    """Make Ctrl-C say what remains of the work inside."""
+    """Make Ctrl-C say what remains of the work inside, and a SIGTERM clean up in the same way."""
+
+    def stop_here(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop_here) if is_main else None
     try:
         yield
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or what_remains()) from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def is_main_process() -> bool:
