@@ -262,7 +262,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         (
             "other",
             ("red", "green", "blue"),
-            "announce scores, labels, boxes, but the file returned logits, boxes, without scores, labels; export it again",
+            "announce scores, labels, boxes, but the file returned logits, boxes, without scores, labels; export",
         ),
     ],
 )
