@@ -21,7 +21,7 @@ from rtdetrv4.keywords import suggests
 from rtdetrv4.outputs import unused_file, unused_folder
 from rtdetrv4.runtime import Detections, preprocess
 from rtdetrv4.runtime.detect import detect
-from rtdetrv4.runtime.engines import is_exported
+from rtdetrv4.runtime.engines import check_name, is_exported
 from rtdetrv4.runtime.postprocess import NUM_TOP
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
@@ -118,6 +118,7 @@ class Detector:
     ) -> Own:
         """Make a detector of PyTorch, or an `ExportedDetector` for an exported file."""
         if not (isinstance(model, str | Path) and is_exported(model)):
+            check_name(model)
             return object.__new__(cls)
         if weights is not None:
             raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give only one.')

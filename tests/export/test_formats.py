@@ -46,6 +46,17 @@ def test_precisions() -> None:
         check_format(FORMATS["onnx"], "bf16", None)
 
 
+def test_only_onnx_operators_have_an_opset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for name in ("torchscript", "pt2", "executorch"):
+        with pytest.raises(
+            ConfigError, match=rf"opset: got 18, but {name} has none; .*one: onnx, openvino, tensorrt\."
+        ):
+            check_format(FORMATS[name], "fp32", 1, opset=18)
+    for name in ("onnx", "openvino", "tensorrt"):
+        check_format(FORMATS[name], "fp32", 1, opset=20)
+
+
 def test_a_format_that_needs_a_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(ConfigError, match="executorch takes one batch size only; give it, such as batch=1"):

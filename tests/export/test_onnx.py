@@ -291,6 +291,12 @@ def test_impossible_requests(square: Exported, tmp_path: Path, change: dict[str,
     assert not list(tmp_path.iterdir())
 
 
+def test_an_opset_of_a_format_without_one_is_refused(square: Exported, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="opset: got 20, but torchscript has none; leave it out"):
+        export(square.model, tmp_path / "m.torchscript", opset=20)
+    assert not list(tmp_path.iterdir())
+
+
 def test_tensorrt_gets_no_opset_that_it_misreads(square: Exported, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="opset is 20, expected at most 19 for TensorRT"):
         export(square.model, tmp_path / "m-tensorrt.onnx", opset=20)

@@ -28,6 +28,7 @@ from rtdetrv4.types import ClassMap
 logger = logging.getLogger(__name__)
 
 STRIDE = 32
+DEFAULT_OPSET = 18
 
 
 def export_model(
@@ -41,7 +42,7 @@ def export_model(
     precision: Precision = "fp32",
     options: GraphOptions | None = None,
     batch: int | None = None,
-    opset: int = 18,
+    opset: int = DEFAULT_OPSET,
     simplify: bool = True,
     facts: Mapping[str, str] | None = None,
     thresholds: Mapping[str, float] | None = None,
@@ -104,7 +105,8 @@ def export_model(
     if precision == "int8" and (validation is None or not len(calibration)):
         raise ConfigError("int8 needs a data set, to measure ranges and the loss on; give data=… (--data).")
     for name in paths:
-        check_format(FORMATS[name], precision, batch, grid_sample=options.grid_sample)
+        other_opset = None if opset == DEFAULT_OPSET else opset
+        check_format(FORMATS[name], precision, batch, grid_sample=options.grid_sample, opset=other_opset)
 
     chosen = classes
     if options.classes is not None:

@@ -26,6 +26,8 @@ class Format(NamedTuple):
     runtime: str
     """What runs it in the proof."""
     precisions: tuple[Precision, ...] = ("fp32",)
+    has_opset: bool = False
+    """Whether it is made of ONNX operators."""
     needs_batch: bool = False
     """Whether a file takes one batch size only."""
 
@@ -34,12 +36,14 @@ ONNX_MODULES: dict[str, str] = dict.fromkeys(("onnx", "onnxscript", "onnxslim", 
 FORMATS = {
     each.name: each
     for each in (
-        Format("onnx", ".onnx", ONNX_MODULES, "ONNX Runtime", ("fp32", "fp16", "int8")),
-        Format("openvino", "_openvino", ONNX_MODULES | {"openvino": "openvino"}, "OpenVINO", PRECISIONS),
+        Format("onnx", ".onnx", ONNX_MODULES, "ONNX Runtime", ("fp32", "fp16", "int8"), has_opset=True),
+        Format(
+            "openvino", "_openvino", ONNX_MODULES | {"openvino": "openvino"}, "OpenVINO", PRECISIONS, has_opset=True
+        ),
         Format("torchscript", ".torchscript", {}, "PyTorch"),
         Format("pt2", ".pt2", {}, "PyTorch"),
         Format("executorch", ".pte", {"executorch": "executorch"}, "ExecuTorch", needs_batch=True),
-        Format("tensorrt", "-tensorrt.onnx", ONNX_MODULES, "ONNX Runtime", ("fp32", "fp16")),
+        Format("tensorrt", "-tensorrt.onnx", ONNX_MODULES, "ONNX Runtime", ("fp32", "fp16"), has_opset=True),
     )
 }
 """By name. What the packages of other formats made of these models: docs/adr/0010-export-formats.md."""
@@ -77,17 +81,22 @@ def target(name: Path, format: Format, precision: Precision) -> Path:
     return name.with_name(name.name + ("" if precision == "fp32" else f"-{precision}") + format.ending)
 
 
-def check_format(format: Format, precision: str, batch: int | None, *, grid_sample: bool = True) -> None:
+def check_format(
+    format: Format, precision: str, batch: int | None, *, grid_sample: bool = True, opset: int | None = None
+) -> None:
     """Check, before any work, that a file can be written and proven here.
 
     Raises:
-        ConfigError: the format does not come in this precision, or needs a batch size.
+        ConfigError: the format does not come in this precision, has no opset, or needs a batch size.
         ExportError: its runtime is known to compute these models wrongly.
         MissingDependencyError: a package is missing; the message says how to install it.
     """
     if precision not in format.precisions:
         known = f"{', '.join(format.precisions[:-1])} or {format.precisions[-1]}".removeprefix(" or ")
         raise ConfigError(f'precision: got "{precision}", but {format.name} comes in {known}.')
+    if opset is not None and not format.has_opset:
+        having = ", ".join(name for name, each in FORMATS.items() if each.has_opset)
+        raise ConfigError(f"opset: got {opset}, but {format.name} has none; leave it out. Those with one: {having}.")
     if format.needs_batch and batch is None:
         raise ConfigError(f"batch: a file for {format.name} takes one batch size only; give it, such as batch=1.")
     for module, extra in format.modules.items():

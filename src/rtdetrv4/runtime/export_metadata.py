@@ -58,7 +58,7 @@ class ExportMetadata(NamedTuple):
         return json.dumps(fields, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> ExportMetadata:
+    def from_json(cls, text: str | bytes) -> ExportMetadata:
         """Parse what `to_json` returned.
 
         Raises:
@@ -66,6 +66,7 @@ class ExportMetadata(NamedTuple):
         """
         try:
             fields = json.loads(text)
+            _check_entries(fields)
             metadata = cls(**fields)._replace(
                 **{
                     key: tuple(fields[key])
@@ -74,9 +75,7 @@ class ExportMetadata(NamedTuple):
                 }
             )
         except (ValueError, TypeError) as error:
-            raise ExportError(
-                f"the metadata of the exported model cannot be read ({error}); export it again"
-            ) from error
+            raise ExportError(f"the metadata of the exported model cannot be read: {error}; export it again") from error
         known = {
             "resize": {"stretch", "letterbox"},
             "scale": {"1/255"},
@@ -95,7 +94,29 @@ class ExportMetadata(NamedTuple):
         return metadata
 
 
-def read_metadata(text: str | None, path: Path) -> ExportMetadata:
+def _check_entries(fields: object) -> None:
+    """Check what was read from JSON.
+
+    Raises:
+        ValueError: an entry is missing, unknown, or of another type.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError("they are no mapping")
+    known, defaults = ExportMetadata._fields, ExportMetadata._field_defaults
+    if missing := [name for name in known if name not in fields and name not in defaults]:
+        raise ValueError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+    if unknown := [name for name in fields if name not in known]:
+        raise ValueError(f"this version knows no {', '.join(unknown)}")
+    names, ids, size = (fields[key] for key in ("names", "category_ids", "image_size"))
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise ValueError("names is no list of class names")
+    if not (isinstance(ids, list) and all(type(number) is int for number in ids) and len(ids) == len(names)):
+        raise ValueError(f"category_ids is no list of {len(names)} whole numbers, one for each of names")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        raise ValueError("image_size is no height and width in pixels")
+
+
+def read_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
     """Parse the metadata found in or beside a file; None: there are none.
 
     Raises:
@@ -104,4 +125,7 @@ def read_metadata(text: str | None, path: Path) -> ExportMetadata:
     """
     if text is None:
         raise ForeignFileError(f"{path} has no metadata of rtdetrv4; write it with Detector.export.")
-    return ExportMetadata.from_json(text)
+    try:
+        return ExportMetadata.from_json(text)
+    except ExportError as error:
+        raise ExportError(f"{path}: {error}") from error

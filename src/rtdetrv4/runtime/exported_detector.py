@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 
-from rtdetrv4.errors import ConfigError
+from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.engines import Precision, open_engine
@@ -172,12 +172,50 @@ class ExportedDetector:
         if fixed_batch is not None:
             inputs = np.pad(inputs, ((0, fixed_batch - len(images)), (0, 0), (0, 0), (0, 0)))
         outputs = self.engine(inputs)
+        self._check_outputs(outputs)
         if self.metadata.outputs == "raw":
             logits, boxes = outputs["logits"], outputs["boxes"]
             scores, labels, boxes = postprocess(logits, boxes, max(NUM_TOP, logits.shape[1]))
         else:
             scores, labels, boxes = outputs["scores"], outputs["labels"], outputs["boxes"]
         return scores[: len(images)], labels[: len(images)], boxes[: len(images)]
+
+    __call__ = predict
+
+    def __repr__(self) -> str:
+        height, width = self.metadata.image_size
+        return f'{type(self).__name__}("{self.path}", {self.engine.name}, {height}x{width}, {self._classes})'
+
+    @property
+    def _classes(self) -> str:
+        return f"{len(self.names)} class{'es' * (len(self.names) != 1)}"
+
+    def _check_outputs(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Check that a file returned what its metadata, which a user may have changed or exchanged, announce.
+
+        Raises:
+            ExportError: an output is missing, or a label has no name.
+        """
+        wanted = ("logits", "boxes") if self.metadata.outputs == "raw" else ("scores", "labels", "boxes")
+        if missing := [name for name in wanted if name not in outputs]:
+            raise ExportError(
+                f"{self.path}: its metadata announce {', '.join(wanted)}, but the file returned "
+                f"{', '.join(outputs)}, without {', '.join(missing)}; export it again."
+            )
+        if self.metadata.outputs == "raw":
+            if (scored := outputs["logits"].shape[-1]) != len(self.names):
+                raise ExportError(
+                    f"{self.path}: its metadata name {self._classes}, but the file returned scores of {scored}; "
+                    "export it again."
+                )
+            return
+        labels = outputs["labels"]
+        wrong = labels[(labels < 0) | (labels >= len(self.names))]
+        if len(wrong):
+            raise ExportError(
+                f"{self.path}: its metadata name {self._classes}, counted from 0, but the file returned label "
+                f"{wrong[0]}; export it again."
+            )
 
     def _check_size(self, imgsz: int | str | tuple[int, int] | None) -> None:
         """Refuse another image size than the file's; its sides may be written as for `Detector`."""

@@ -94,6 +94,8 @@ def _open(source: Any) -> Iterator[tuple[np.ndarray, str | None]]:
 
 
 def _open_name(name: str) -> Iterator[tuple[np.ndarray, str | None]]:
+    if not name.strip():
+        raise SourceError("the path of the images is empty; if it comes from a variable of the shell, that is not set")
     if name.startswith(("http://", "https://")):
         return iter([(_decode(_download(name), name), name)])
     if "://" in name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from color_model import GRAPH, METADATA
+from rtdetrv4 import Detector
 from rtdetrv4.errors import ConfigError, ExportError, MissingDependencyError
 from rtdetrv4.runtime import ExportedDetector
-from rtdetrv4.runtime.engines import is_exported, open_engine
+from rtdetrv4.runtime.engines import check_name, is_exported, open_engine
+from rtdetrv4.runtime.engines.damage import cannot_load
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, ForeignFileError
 
 
@@ -122,6 +125,101 @@ def test_foreign_and_damaged_files_are_one_line(write: Write, tmp_path: Path) ->
         with pytest.raises(ExportError, match=r"cannot load .*model") as caught:
             open_engine(path)
         assert len(str(caught.value).splitlines()) == 1
+
+
+@every_runtime
+def test_files_of_other_kinds_are_named(
+    write: Write, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, METADATA.to_json(), "batch")
+    file = path / "model.xml" if path.is_dir() else path
+    capfd.readouterr()
+    caplog.clear()
+    weights = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    for content, what in (
+        (b"", "it is empty; export it again"),
+        (len(weights).to_bytes(8, "little") + weights + bytes(4), "it is a file of weights under another name"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "it is a PNG image"),
+        (b"<!DOCTYPE html><p>404", "it is a web page; download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS; fetch the file itself"),
+        (bytes(range(256)), "it is damaged"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ExportError, match=rf"cannot load .*model.*: {what}"):
+            open_engine(path)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ExportError, match=r"cannot load .*model.*: it is a folder, expected a file"):
+        open_engine(path)
+    assert capfd.readouterr().err == ""
+    assert caplog.text == ""
+
+
+@every_runtime
+def test_an_archive_of_something_else_is_one_line(
+    write: Write, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, METADATA.to_json(), "batch")
+    file = path / "model.xml" if path.is_dir() else path
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a/b", "c")
+    capfd.readouterr()
+    caplog.clear()
+    with pytest.raises(
+        ExportError, match=r"cannot load .*model.*: it is (a zip archive|damaged or truncated)"
+    ) as caught:
+        open_engine(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr().err == ""
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "short"),
+    [
+        (
+            "[ONNXRuntimeError] : 7 : X : Load model from d/a.onnx failed:Protobuf parsing failed.",
+            "Protobuf parsing failed",
+        ),
+        ("Axes {1, 2} of d/a.onnx are not valid. Check 'x' failed at y.cpp:3", "Axes {1, 2} of a.onnx are not valid"),
+        ("w" * 1000, "w" * 160 + "…"),
+    ],
+)
+def test_the_words_of_a_runtime_are_shortened(words: str, short: str) -> None:
+    assert str(cannot_load(Path("d/a.onnx"), "abc", words)) == (
+        "abc cannot load d/a.onnx: it is damaged or truncated, or needs another version of abc; export it again "
+        f"({short})."
+    )
+
+
+def test_parts_of_an_openvino_folder_that_are_not_there(tmp_path: Path) -> None:
+    path = write_openvino(tmp_path, METADATA.to_json())
+    (path / "metadata.json").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ExportError, match=r"model_openvino: the metadata of the exported model cannot be read"):
+        open_engine(path)
+    (path / "model.bin").unlink()
+    with pytest.raises(ExportError, match=r"cannot load .*model\.xml: model\.bin, its weights, is not beside it"):
+        open_engine(path)
+    (tmp_path / "file_openvino").write_bytes(b"x")
+    with pytest.raises(ExportError, match=r"file_openvino is a file, expected the folder that the export wrote"):
+        open_engine(tmp_path / "file_openvino")
+
+
+def test_without_torch_a_file_under_another_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_openvino(tmp_path, METADATA.to_json()).rename(tmp_path / "renamed")
+    report, weights = tmp_path / "w.onnx.report.json", tmp_path / "w.safetensors"
+    report.write_text("{}")
+    weights.write_bytes(b"w")
+    check_name(folder)  # a detector of PyTorch has words of its own
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for path in (folder, report):
+        with pytest.raises(
+            MissingDependencyError, match=r"has no name of an exported .* end in \.onnx, _openvino, .*torch"
+        ):
+            Detector(path)
+    for model in (weights, str(tmp_path / "missing"), "rtdetrv4-s", None):
+        with pytest.raises(MissingDependencyError, match=r"^torch is not installed; install it with"):
+            Detector(model)
 
 
 @every_runtime

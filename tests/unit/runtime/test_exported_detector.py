@@ -231,8 +231,12 @@ def test_metadata_survives_the_round_trip() -> None:
     [
         (None, "has no metadata of rtdetrv4"),
         ("{", "the metadata of the exported model cannot be read"),
-        ('{"model": "x"}', "the metadata of the exported model cannot be read"),
-        (json.dumps(METADATA._asdict() | {"unknown": 1}), "the metadata of the exported model cannot be read"),
+        ('{"names": ["a"]}', r"model.onnx: .* cannot be read: model, category_ids, .*, version are missing; export it"),
+        ("[1]", "cannot be read: they are no mapping; export it again"),
+        (METADATA._asdict() | {"unknown": 1}, "cannot be read: this version knows no unknown; export it again"),
+        (METADATA._asdict() | {"names": "ab"}, "cannot be read: names is no list of class names"),
+        (METADATA._asdict() | {"names": ["a"]}, "category_ids is no list of 1 whole numbers, one for each of names"),
+        (METADATA._asdict() | {"image_size": [32]}, "image_size is no height and width in pixels"),
         (METADATA._asdict() | {"resize": "crop"}, 'has resize "crop", expected letterbox or stretch.*rtdetrv4 0.1.0'),
     ],
 )
@@ -248,3 +252,33 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"onnxruntime cannot load .*broken.onnx"):
         ExportedDetector(tmp_path / "broken.onnx")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "names", "message"),
+    [
+        ("postprocessed", ("red",), "name 1 class, counted from 0, but the file returned label 1; export"),
+        ("raw", ("red", "green"), "name 2 classes, but the file returned scores of 3; export it again"),
+        (
+            "other",
+            ("red", "green", "blue"),
+            "announce scores, labels, boxes, but the file returned logits, boxes, without scores, labels; export",
+        ),
+    ],
+)
+def test_metadata_of_another_model(outputs: str, names: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    metadata = METADATA._replace(
+        names=names, category_ids=tuple(range(len(names))), outputs="raw" if outputs == "raw" else "postprocessed"
+    )
+    graph = POSTPROCESSED.format(dtype="float", batch="batch") if outputs == "postprocessed" else RAW
+    session = ExportedDetector(write_model(tmp_path, graph, metadata.to_json()))
+    with pytest.raises(ExportError, match=rf"model\.onnx: its metadata {message}"):
+        session.predict(plain_image(255, 0, 102))
+
+
+def test_a_call_predicts_and_the_text_says_what_it_is(tmp_path: Path) -> None:
+    path = write_model(tmp_path)
+    session = ExportedDetector(path)
+    (found,) = session(plain_image(255, 0, 102), conf=0.3)
+    assert found.class_name == ["red"]
+    assert repr(session) == f'ExportedDetector("{path}", {session.engine.name}, 32x64, 3 classes)'

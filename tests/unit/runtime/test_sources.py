@@ -166,6 +166,8 @@ def test_damaged_file_is_one_clear_error(name: str, tmp_path: Path, capfd: pytes
 def test_sources_that_are_not_there_fail_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for source, message in [
         (tmp_path / "missing.jpg", "does not exist"),
+        ("", "the path of the images is empty"),
+        (" ", "the path of the images is empty"),
         (tmp_path, "has no images; expected files ending in .avif"),
         (str(tmp_path / "*.jpg"), "no image or video matches"),
         ("99", "camera 99 cannot be read"),
@@ -176,6 +178,8 @@ def test_sources_that_are_not_there_fail_at_once(tmp_path: Path, capfd: pytest.C
     ]:
         with pytest.raises(SourceError, match=message):
             read_source(source)
+    with pytest.raises(SourceError, match="the path of the images is empty"):
+        list(read_source([""]))
     assert capfd.readouterr() == ("", "")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 
-from rtdetrv4.errors import ExportError
+from rtdetrv4.errors import ExportError, MissingDependencyError
 from rtdetrv4.runtime.engines.engine import Engine, EngineOptions, Hint, Precision
 
-__all__ = ["Engine", "EngineOptions", "Hint", "Precision", "is_exported", "open_engine"]
+__all__ = ["Engine", "EngineOptions", "Hint", "Precision", "check_name", "is_exported", "open_engine"]
 
 _MODULES = {
     ".onnx": "onnx",
@@ -19,6 +20,8 @@ _MODULES = {
     ".pte": "executorch",
 }
 """Modules by the ending of what they run; a folder has the name of its runtime at the end."""
+_OF_TORCH = (".safetensors", ".pt", ".pth", ".yaml", ".yml")
+"""Endings of weights and recipes."""
 _ELSEWHERE = (".engine", ".mlpackage", ".tflite", "_ncnn")
 """Endings of what other programs run."""
 
@@ -26,6 +29,25 @@ _ELSEWHERE = (".engine", ".mlpackage", ".tflite", "_ncnn")
 def is_exported(path: str | Path) -> bool:
     """Whether a name is one that exported files and folders have."""
     return Path(path).name.endswith((*_MODULES, *_ELSEWHERE))
+
+
+def check_name(model: object) -> None:
+    """Check, where torch is not installed, that a model is no file whose name does not tell its runtime.
+
+    Args:
+        model: what a detector of PyTorch is to be made of.
+
+    Raises:
+        MissingDependencyError: it is a path that is there, and neither weights nor a recipe.
+    """
+    if not isinstance(model, str | Path) or importlib.util.find_spec("torch") is not None:
+        return
+    path = Path(model)
+    if str(model) and path.suffix not in _OF_TORCH and path.exists():
+        raise MissingDependencyError(
+            f"{path} has no name of an exported file or folder, which end in {', '.join(_MODULES)}; if it is one, "
+            'give it its name back. Weights and runs need torch, which is not installed: pip install "rtdetrv4[torch]"'
+        )
 
 
 def open_engine(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rtdetrv4.errors import ExportError, MissingDependencyError
+from rtdetrv4.runtime.engines.damage import cannot_load, check_file
 from rtdetrv4.runtime.engines.engine import (
     EngineOptions,
     as_input,
@@ -47,13 +48,14 @@ class ExecuTorchEngine:
                 'executorch is not installed; install it with: pip install "rtdetrv4[executorch]"'
             )
         runtime, self._torch = (importlib.import_module(name) for name in ("executorch.runtime", "torch"))
+        check_file(path, "executorch")
         beside = path.with_suffix(".json")
-        self.metadata = read_metadata(beside.read_text(encoding="utf-8") if beside.is_file() else None, path)
+        self.metadata = read_metadata(beside.read_bytes() if beside.is_file() else None, path)
         try:
             self._program: Any = runtime.Runtime.get().load_program(path)
             self._method: Any = self._program.load_method("forward")
         except Exception as error:  # of any kind, for a damaged file
-            raise ExportError(f"executorch cannot load {path}: {reason(error)}") from error
+            raise cannot_load(path, "executorch", reason(error)) from error
         self.name = f"ExecuTorch {importlib.metadata.version('executorch')} on CPU"
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rtdetrv4.errors import ConfigError, ExportError, first_line, require
+from rtdetrv4.runtime.engines.damage import cannot_load, check_file
 from rtdetrv4.runtime.engines.engine import EngineOptions, as_input, as_outputs, check_batch
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
 
@@ -44,6 +45,7 @@ def load_session(path: Path, options: EngineOptions) -> tuple[Any, str]:
     found = [name for name, provider in PROVIDERS.items() if provider in runtime.get_available_providers()]
     device, _, index = (options.device or found[0]).partition(":")
     options.only("this ONNX Runtime", found)
+    check_file(path, "onnxruntime")
     settings = runtime.SessionOptions()
     settings.log_severity_level = 4  # errors are raised anyway
     if options.threads is not None:
@@ -54,7 +56,7 @@ def load_session(path: Path, options: EngineOptions) -> tuple[Any, str]:
     try:
         session = runtime.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise ExportError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+        raise cannot_load(path, "onnxruntime", first_line(error)) from error
     if PROVIDERS[device] not in session.get_providers():  # its libraries are missing, which is only logged
         raise ConfigError(f'device: ONNX Runtime cannot use "{device}" here; install what it needs, or use "cpu".')
     return session, f"ONNX Runtime {runtime.__version__} on {device.upper()}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rtdetrv4.errors import ConfigError, ExportError, require
+from rtdetrv4.runtime.engines.damage import cannot_load, check_file
 from rtdetrv4.runtime.engines.engine import METADATA_FILE, EngineOptions, as_input, as_outputs, check_batch, reason
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
 from rtdetrv4.runtime.known_bad import check_runtime
@@ -68,10 +69,17 @@ class OpenVinoModel:
         preferred = core.get_property(device, "INFERENCE_PRECISION_HINT").get_type_name()
         self.name = f"OpenVINO {version} on {device}, {settings.get('INFERENCE_PRECISION_HINT', preferred)}"
         self._compile = partial(core.compile_model, device_name=device, config=settings)
+        file = find_model(path)
+        check_file(file, "openvino")
         try:
-            self.model: Any = core.read_model(str(find_model(path)))
+            self.model: Any = core.read_model(str(file))
         except RuntimeError as error:
-            raise ExportError(f"openvino cannot load {path}: {reason(error)}") from error
+            weights = file.with_suffix(".bin")
+            if file.suffix == ".xml" and not weights.is_file():
+                raise ExportError(
+                    f"openvino cannot load {file}: {weights.name}, its weights, is not beside it."
+                ) from error
+            raise cannot_load(file, "openvino", reason(error)) from error
         self._compiled: dict[Shapes, Any] = {}
         self._lock = threading.Lock()
         self._requests = threading.local()
@@ -169,6 +177,8 @@ def find_model(path: Path) -> Path:
         ExportError: a folder holds none, or several.
     """
     if not path.is_dir():
+        if path.suffix not in (".xml", ".onnx"):
+            raise ExportError(f"{path} is a file, expected the folder that the export wrote, or the NAME.xml in it.")
         return path
     found = sorted(path.glob("*.xml"))
     if len(found) != 1:
@@ -176,11 +186,11 @@ def find_model(path: Path) -> Path:
     return found[0]
 
 
-def _metadata_text(model: Any, path: Path) -> str | None:
+def _metadata_text(model: Any, path: Path) -> str | bytes | None:
     """The metadata in the folder of the model, or in the model itself."""
     beside = (path if path.is_dir() else path.parent) / METADATA_FILE
     if path.suffix != ".onnx" and beside.is_file():
-        return beside.read_text(encoding="utf-8")
+        return beside.read_bytes()
     for place in ([METADATA_KEY], ["framework", METADATA_KEY]):  # the second is where ONNX files have it
         if model.has_rt_info(place):
             return str(model.get_rt_info(place).astype(str))

@@ -5,13 +5,17 @@ Both are archives of code and data that PyTorch executes: load only files that y
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rtdetrv4.errors import ConfigError, ExportError, first_line, require
+from rtdetrv4.runtime.engines.damage import cannot_load, check_file
 from rtdetrv4.runtime.engines.engine import EngineOptions, as_input, as_outputs, check_batch, output_names
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
 
@@ -40,9 +44,10 @@ class TorchEngine:
         self._torch: Any = require("torch", "torch")
         device, torch = options.device or "cpu", self._torch
         options.only("PyTorch", _devices(torch))
+        check_file(path, "torch")
         extra = {METADATA_KEY: ""}
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), _quiet_export(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of its own deprecations, and of what other versions have written
                 if path.suffix == ".torchscript":
                     self._program = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
@@ -51,9 +56,9 @@ class TorchEngine:
         except ConfigError:
             raise
         except Exception as error:  # of any kind, for a damaged archive
-            raise ExportError(f"torch cannot load {path}: {first_line(error)}") from error
+            raise cannot_load(path, "torch", first_line(error)) from error
         text = extra[METADATA_KEY]
-        self.metadata = read_metadata((text if isinstance(text, str) else bytes(text).decode()) or None, path)
+        self.metadata = read_metadata(text or None, path)
         self.name = f"PyTorch {torch.__version__.partition('+')[0]} on {device.upper()}"
         self._outputs = output_names(self.metadata)
         self._device, self._threads = device, options.threads
@@ -77,6 +82,17 @@ def _devices(torch: Any) -> list[str]:
     """Kinds of devices that there are."""
     current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return ["cpu"] if current is None else [current.type, "cpu"]
+
+
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Silence torch.export, which logs the traceback of an error that it raises again."""
+    log = logging.getLogger("torch.export")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
 
 
 def _moved(torch: Any, program: Any, device: str) -> Any:
