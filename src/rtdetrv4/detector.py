@@ -884,7 +884,7 @@ class Detector:
         out: str | Path | None = ...,
         imgsz: int | str | tuple[int, int] | None = ...,
         batch: int | None = ...,
-        opset: int = ...,
+        opset: int | None = ...,
         postprocess: bool = ...,
         num_top: int | None = ...,
         frames: bool = ...,
@@ -905,7 +905,7 @@ class Detector:
         out: str | Path | None = ...,
         imgsz: int | str | tuple[int, int] | None = ...,
         batch: int | None = ...,
-        opset: int = ...,
+        opset: int | None = ...,
         postprocess: bool = ...,
         num_top: int | None = ...,
         frames: bool = ...,
@@ -926,7 +926,7 @@ class Detector:
         out: str | Path | None = None,
         imgsz: int | str | tuple[int, int] | None = None,
         batch: int | None = None,
-        opset: int = 18,
+        opset: int | None = None,
         postprocess: bool = True,
         num_top: int | None = None,
         frames: bool = False,
@@ -949,7 +949,7 @@ class Detector:
                 weights, or in the current folder for weights from the hub. An earlier export is replaced.
             imgsz: input size; by default the size the weights were trained with.
             batch: the only batch size to accept; None accepts any.
-            opset: ONNX opset, 18 to 23.
+            opset: ONNX opset, 18 to 23; None for 18.
             postprocess: output labels, boxes and scores instead of logits and boxes.
             num_top: detections per image; by default 300, or as many as there are queries if these are more.
             frames: take B×H×W×3 uint8 of the input's size, as cameras and decoders give them.
@@ -971,6 +971,7 @@ class Detector:
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
         from rtdetrv4.export import GraphOptions, export_model, find_formats
+        from rtdetrv4.export.exporter import DEFAULT_OPSET
         from rtdetrv4.export.formats import check_format, target
         from rtdetrv4.export_proof import proof_on, renew_report
         from rtdetrv4.ops.hub import is_cached
@@ -979,7 +980,7 @@ class Detector:
 
         formats = find_formats(format)
         for each in formats:
-            check_format(each, precision, batch, grid_sample=grid_sample)
+            check_format(each, precision, batch, grid_sample=grid_sample, opset=opset)
         known = self._known_classes("Nothing to export")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         source = None if self.metadata is None or is_cached(self.metadata.source) else self.metadata.source
@@ -1026,7 +1027,7 @@ class Detector:
             precision=precision,
             options=GraphOptions(num_top, frames, grid_sample, chosen, duplicates),
             batch=batch,
-            opset=opset,
+            opset=DEFAULT_OPSET if opset is None else opset,
             facts=self._provenance(),
             thresholds=None if self.metadata is None else self.metadata.thresholds,
             training_hw=None if self.metadata is None else self.metadata.training_hw(size),

@@ -23,7 +23,7 @@ def detector_of(
     precision: Literal["fp32", "bf16"] | None = None,
 ) -> Detector:
     """A detector of a model, weights or an exported file, which alone may have a precision."""
-    from rtdetrv4.runtime.engines import is_exported
+    from rtdetrv4.runtime.engines import check_name, is_exported
 
     if precision is not None:
         if model is None or not is_exported(model) or weights is not None:
@@ -33,6 +33,8 @@ def detector_of(
 
     if model is None or not is_exported(model):  # else the runtime has its own words for devices
         device = device_of(device)
+        if model is not None and weights is None:
+            check_name(model)
         import torch  # noqa: F401 - without it, `main` names the extra of the command: maybe more than Detector's
 
     return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device))
