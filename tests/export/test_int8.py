@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 
 import golden
@@ -16,6 +15,7 @@ from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.export.int8 import Quantized, correct_biases, quantize_onnx, quantize_openvino, quantize_within
 from rtdetrv4.export.parts import PARTS, GraphNode, Part, onnx_graph, openvino_graph, parts_of
 from rtdetrv4.runtime.engines import open_engine
+from rtdetrv4.runtime.engines.openvino import the_core
 
 from .conftest import Exported
 
@@ -159,11 +159,11 @@ def test_openvino_leaves_the_same_parts_in_float(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["animals.bin", "animals.xml"]
     before = kinds_of(square.path)
     assert found.num_int8 == before["backbone"]["Conv"] + before["ccff"]["Conv"] + num_products(before["aifi"])
-    graph = openvino_graph(openvino.Core().read_model(found.path))
+    graph = openvino_graph(the_core().read_model(found.path))
     parts = parts_of(graph)
     rounded = Counter(parts[name] for name, node in graph.items() if node.kind == "FakeQuantize")
     assert rounded["decoder"] == 0 < rounded["backbone"]
-    request = openvino.Core().compile_model(found.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    request = the_core().compile_model(found.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = np.concatenate(calibration[:4])
     assert 0 < np.abs(request(images)["scores"] - open_engine(square.path)(images)["scores"]).mean() < 0.03
 

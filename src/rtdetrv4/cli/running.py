@@ -54,8 +54,8 @@ def interruptible(what_remains: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or what_remains()) from None
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
+        if is_main:  # None: the handler before was not Python's, and cannot be put back
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def is_main_process() -> bool:

@@ -21,6 +21,7 @@ from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.exported_detector import ExportedDetector
 from rtdetrv4.runtime import ExportMetadata
 from rtdetrv4.runtime.engines import EngineOptions
+from rtdetrv4.runtime.engines.openvino import the_core
 from rtdetrv4.runtime.export_metadata import METADATA_KEY
 
 THEIRS = """
@@ -106,7 +107,7 @@ def test_openvino_runs_onnx_files_and_several_batches_at_once(ours: Path, theirs
 def test_a_folder_of_openvino_of_another_program(theirs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "theirs_openvino"
     folder.mkdir()
-    openvino.save_model(openvino.Core().read_model(str(theirs)), str(folder / "theirs.xml"), compress_to_fp16=False)
+    openvino.save_model(the_core().read_model(str(theirs)), str(folder / "theirs.xml"), compress_to_fp16=False)
     subject = open_subject(folder, EngineOptions(precision="fp32"), image_size=(32, 96))
     feed = subject.feed(2)
     means, sizes = subject(feed)  # pyright: ignore[reportGeneralTypeIssues]
@@ -183,7 +184,7 @@ def test_ap_is_measured_in_the_runtime_of_the_file(
 ) -> None:
     folder = tmp_path / "ours_openvino"
     folder.mkdir()
-    openvino.save_model(openvino.Core().read_model(str(ours)), str(folder / "ours.xml"), compress_to_fp16=False)
+    openvino.save_model(the_core().read_model(str(ours)), str(folder / "ours.xml"), compress_to_fp16=False)
     (folder / "metadata.json").write_text(METADATA.to_json())
     asked: list[tuple[str, str, str]] = []
 

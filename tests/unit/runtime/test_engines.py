@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from rtdetrv4.errors import ConfigError, ExportError, MissingDependencyError
 from rtdetrv4.runtime import ExportedDetector
 from rtdetrv4.runtime.engines import check_name, is_exported, open_engine
 from rtdetrv4.runtime.engines.damage import cannot_load
+from rtdetrv4.runtime.engines.openvino import the_core
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, ForeignFileError
 
 
@@ -47,7 +49,7 @@ def write_onnx(folder: Path, metadata: str | None, batch: str = "batch") -> Path
 
 
 def write_openvino(folder: Path, metadata: str | None, batch: str = "batch") -> Path:
-    model = openvino.Core().read_model(str(write_onnx(folder, None, batch)))
+    model = the_core().read_model(str(write_onnx(folder, None, batch)))
     target = folder / "model_openvino"
     target.mkdir()
     openvino.save_model(model, str(target / "model.xml"), compress_to_fp16=False)
@@ -251,7 +253,7 @@ def test_openvino_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.M
     path = write_openvino(tmp_path, METADATA.to_json())
     version = openvino.__version__.partition("-")[0]
     assert open_engine(path, precision="fp32").name == f"OpenVINO {version} on CPU, f32"
-    core = openvino.Core()
+    core = the_core()
     preferred = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
     assert open_engine(path / "model.xml").name == f"OpenVINO {version} on CPU, {preferred}"
     (tmp_path / "int8").mkdir()
@@ -332,3 +334,22 @@ def test_a_device_of_onnx_runtime_that_cannot_be_loaded(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     with pytest.raises(ConfigError, match='ONNX Runtime cannot use "cuda" here'):
         open_engine(write_onnx(tmp_path, METADATA.to_json()), device="cuda:1")
+
+
+def test_signals_are_handled_after_models_have_come_and_gone(tmp_path: Path) -> None:
+    """With a Core for each, the second line of the loop left a stack for signals that was gone; see `the_core`."""
+    path = write_openvino(tmp_path, METADATA.to_json())
+    script = f"""
+import gc, os, signal
+from rtdetrv4.runtime.engines import open_engine
+caught = []
+signal.signal(signal.SIGTERM, lambda *_: caught.append("caught"))
+first, second = open_engine({str(path)!r}), open_engine({str(path)!r})
+for name in ("first", "second"):
+    del globals()[name]
+    gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+print(*caught)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["caught"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,17 @@ def open_file(path: Path, options: EngineOptions) -> OpenVinoEngine:
     return OpenVinoEngine(path, options)
 
 
+@cache
+def the_core() -> Any:
+    """The only `openvino.Core` of this process.
+
+    On processors with AMX, the CPU plugin of each Core gives the calling thread a stack for signals, and puts back the
+    one before when it goes (seen in 2026.4.1). If two go in the order in which they came, the stack that is put back is
+    gone, and the next Ctrl-C or SIGTERM is a segmentation fault.
+    """
+    return require("openvino", "openvino").Core()
+
+
 class OpenVinoModel:
     """Any model that OpenVINO reads, compiled for each shape of inputs that comes: fixed shapes are computed faster.
 
@@ -51,7 +62,7 @@ class OpenVinoModel:
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         openvino = require("openvino", "openvino")
-        core: Any = openvino.Core()
+        core = the_core()
         device = (options.device or "cpu").upper()
         found = [each.lower() for each in core.available_devices]
         if not any(each == device.lower() or each.startswith(f"{device.lower()}.") for each in found):
