@@ -319,23 +319,22 @@ class Detector:
                     f"callbacks: got {callback!r}, expected an object with run_start, step_end, epoch_end and run_end, "
                     "such as an instance of a subclass of rtdetrv4.Observer."
                 )
-        built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
-        given = {
-            "data": data,
-            "epochs": epochs,
-            "batch": batch,
-            "imgsz": imgsz,
-            "teacher": teacher if built_teacher is None else teacher_name(built_teacher),
-            "lr": lr,
-            "device": device,
-            "workers": workers,
-            "cache": cache,
-            "seed": seed,
-            "amp": amp,
-            "out": out,
-            "tracker": tracker,
-            **(overrides or {}),
-        }
+        given, built_teacher = _settings(
+            teacher,
+            overrides,
+            data=data,
+            epochs=epochs,
+            batch=batch,
+            imgsz=imgsz,
+            lr=lr,
+            device=device,
+            workers=workers,
+            cache=cache,
+            seed=seed,
+            amp=amp,
+            out=out,
+            tracker=tracker,
+        )
         recipe = override(self.recipe, given)
         settled = given_settings(given) | self._settled
         seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=resume)
@@ -479,27 +478,25 @@ class Detector:
 
         from rtdetrv4.config import given_settings, override
         from rtdetrv4.config.budget import budget_seconds
-        from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.pretraining import DEFAULT_OUT, pretrain
         from rtdetrv4.run_folder import RunFolder
         from rtdetrv4.weights import read_checkpoint
 
-        built_teacher = None if teacher is None or isinstance(teacher, str) else teacher
-        given = {
-            "epochs": epochs,
-            "batch": batch,
-            "imgsz": imgsz,
-            "teacher": teacher if built_teacher is None else teacher_name(built_teacher),
-            "lr": lr,
-            "device": device,
-            "workers": workers,
-            "cache": cache,
-            "seed": seed,
-            "amp": amp,
-            "out": out,
-            "tracker": tracker,
-            **(overrides or {}),
-        }
+        given, built_teacher = _settings(
+            teacher,
+            overrides,
+            epochs=epochs,
+            batch=batch,
+            imgsz=imgsz,
+            lr=lr,
+            device=device,
+            workers=workers,
+            cache=cache,
+            seed=seed,
+            amp=amp,
+            out=out,
+            tracker=tracker,
+        )
         if data is not None:
             given["data.unlabeled"] = [str(data)] if isinstance(data, str | Path) else [str(each) for each in data]
         settled = given_settings(given) | self._settled
@@ -1061,6 +1058,16 @@ class Detector:
                 "or load weights: Detector(weights='weights.safetensors')."
             )
         return self.classes
+
+
+def _settings(
+    teacher: str | Teacher | Callable[[Tensor], Tensor] | None, overrides: Mapping[str, Any] | None, **given: Any
+) -> tuple[dict[str, Any], Teacher | Callable[[Tensor], Tensor] | None]:
+    """The settings of a run by name, and its teacher if that is no name."""
+    from rtdetrv4.distillation.teacher import teacher_name
+
+    built = None if teacher is None or isinstance(teacher, str) else teacher
+    return {**given, "teacher": teacher if built is None else teacher_name(built), **(overrides or {})}, built
 
 
 def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:

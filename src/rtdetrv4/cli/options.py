@@ -56,6 +56,14 @@ Batch = Annotated[
 LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
 Workers = Annotated[int | None, typer.Option(help="Number of processes that load images.")]
 Amp = Annotated[str | None, typer.Option(help="Mixed precision: auto, bf16, fp16 or off.")]
+Cache = Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed.")]
+Out = Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")]
+ExistOk = Annotated[
+    bool, typer.Option("--exist-ok", help="Overwrite the run in --out, instead of writing to a new folder beside.")
+]
+Tracker = Annotated[str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")]
+Budget = Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting: --set optimizer.weight_decay=1e-4", metavar="NAME=VALUE"),

@@ -40,6 +40,18 @@ def detector_of(
     return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device))
 
 
+def run_to_resume(out: str | None, default: str) -> tuple[str, str]:
+    """The recipe of the run in `out`, or of the latest one in folders named after `default`, and its folder."""
+    from rtdetrv4.run_folder import RunFolder
+
+    folder = RunFolder(out) if out else RunFolder.latest(default)
+    if not folder.recipe.is_file():
+        raise ConfigError(
+            f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
+        )
+    return str(folder.recipe), str(folder.path)
+
+
 @contextmanager
 def interruptible(what_remains: Callable[[], str]) -> Iterator[None]:
     """Make Ctrl-C say what remains of the work inside, and a SIGTERM clean up in the same way."""

@@ -11,14 +11,20 @@ from rtdetrv4.cli.options import (
     DATA,
     Amp,
     Batch,
+    Budget,
+    Cache,
     Device,
     Epochs,
+    ExistOk,
     ImageSize,
     LearningRate,
     Model,
+    Out,
+    Seed,
     Settings,
     Start,
     Teacher,
+    Tracker,
     Workers,
     batch_of,
     check_settings,
@@ -28,7 +34,7 @@ from rtdetrv4.cli.options import (
     require_data,
     seeds_of,
 )
-from rtdetrv4.cli.running import detector_of, interruptible, is_main_process
+from rtdetrv4.cli.running import detector_of, interruptible, is_main_process, run_to_resume
 from rtdetrv4.cli.tables import print_comparison, print_metrics
 from rtdetrv4.errors import ConfigError
 
@@ -46,20 +52,16 @@ def train(
     lr: LearningRate = None,
     device: Device = None,
     workers: Workers = None,
-    cache: Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")] = None,
+    cache: Cache = None,
     amp: Amp = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
+    seed: Seed = None,
+    out: Out = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out, or else the latest one in runs/train.")
     ] = False,
-    exist_ok: Annotated[
-        bool, typer.Option("--exist-ok", help="Overwrite the run in --out, instead of writing to a new folder beside.")
-    ] = False,
-    tracker: Annotated[
-        str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
-    ] = None,
-    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
+    exist_ok: ExistOk = False,
+    tracker: Tracker = None,
+    budget: Budget = None,
     settings: Settings = None,
 ) -> int:
     """Train a detector. Settings that are not given are chosen to fit the data and the machine."""
@@ -85,14 +87,7 @@ def train(
     )
     check_settings(model, weights, given | overrides, budget, resume=resume)
     if resume and model is None:
-        from rtdetrv4.run_folder import RunFolder
-
-        folder = RunFolder(out) if out else RunFolder.latest(RunConfig().out)
-        if not folder.recipe.is_file():
-            raise ConfigError(
-                f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
-            )
-        model, given["out"] = str(folder.recipe), str(folder.path)
+        model, given["out"] = run_to_resume(out, RunConfig().out)
     given |= given_options(budget=budget)
     result = detector_of(model, weights).train(data, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
     if is_main_process():
@@ -120,20 +115,16 @@ def pretrain(
     lr: LearningRate = None,
     device: Device = None,
     workers: Workers = None,
-    cache: Annotated[str | None, typer.Option(help="Keep decoded images: ram, disk or none.")] = None,
+    cache: Cache = None,
     amp: Amp = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
+    seed: Seed = None,
+    out: Out = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out, or else the latest one in runs/pretrain.")
     ] = False,
-    exist_ok: Annotated[
-        bool, typer.Option("--exist-ok", help="Overwrite the run in --out, instead of writing to a new folder beside.")
-    ] = False,
-    tracker: Annotated[
-        str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")
-    ] = None,
-    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
+    exist_ok: ExistOk = False,
+    tracker: Tracker = None,
+    budget: Budget = None,
     settings: Settings = None,
 ) -> int:
     """Have backbone and encoder learn from a teacher on images without labels, before `train --weights`."""
@@ -158,14 +149,7 @@ def pretrain(
     )
     check_settings(model, weights, given | overrides, budget, resume=resume)
     if resume and model is None:
-        from rtdetrv4.run_folder import RunFolder
-
-        folder = RunFolder(out) if out else RunFolder.latest("runs/pretrain")
-        if not folder.recipe.is_file():
-            raise ConfigError(
-                f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
-            )
-        model, given["out"] = str(folder.recipe), str(folder.path)
+        model, given["out"] = run_to_resume(out, "runs/pretrain")
     given |= given_options(budget=budget)
     detector = detector_of(model, weights)
     result = detector.pretrain(data or None, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
@@ -185,8 +169,8 @@ def augment(
     batch: Batch = None,
     imgsz: ImageSize = None,
     device: Device = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")] = None,
+    seed: Seed = None,
+    budget: Budget = None,
     num_images: Annotated[int, typer.Option("--images", help="Images to show.", min=1)] = 6,
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.", dir_okay=False)] = Path(
         "runs/augment.jpg"

@@ -11,7 +11,7 @@ import numpy as np
 
 from rtdetrv4.errors import ExportError
 from rtdetrv4.runtime.agreement import Listed, Matched, list_detections, match
-from rtdetrv4.runtime.engines import Engine, open_engine
+from rtdetrv4.runtime.engines import Engine, chooses_precision, open_engine
 from rtdetrv4.runtime.engines.engine import Precision
 from rtdetrv4.runtime.export_report import ExpectedScene, ExportReport, Latency, report_path
 from rtdetrv4.runtime.preprocess import preprocess
@@ -62,7 +62,7 @@ def verify_file(
     """
     path = Path(path)
     engine = open_proven(path, device=device, threads=threads, precision=precision)
-    preferred = open_engine(path, device=device, threads=threads).name
+    preferred = open_engine(path, device=device, threads=threads).name if chooses_precision(path) else engine.name
     report = ExportReport.read(report_path(path))
     metadata = engine.metadata
     if not report.expected:

@@ -216,9 +216,7 @@ def alignment(
         with accelerator.autocast():
             teacher_map = teacher(batch.images, grid_hw)
         return alignment_loss(projected, teacher_map)
-    wanted, is_known = features.targets(batch.views, grid_hw, projected.device)
-    distance = 1 - F.cosine_similarity(projected.float(), wanted, dim=1)
-    return (distance * is_known).sum() / is_known.sum().clamp(min=1)
+    return alignment_loss(projected, *features.targets(batch.views, grid_hw, projected.device))
 
 
 def teacher_digest(teacher: Teacher) -> str:

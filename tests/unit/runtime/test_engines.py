@@ -337,7 +337,7 @@ def test_a_device_of_onnx_runtime_that_cannot_be_loaded(tmp_path: Path, monkeypa
 
 
 def test_signals_are_handled_after_models_have_come_and_gone(tmp_path: Path) -> None:
-    """With a Core for each, the second line of the loop left a stack for signals that was gone; see `the_core`."""
+    """On processors with AMX, a Core for each would leave a stack for signals that is gone; see `the_core`."""
     path = write_openvino(tmp_path, METADATA.to_json())
     script = f"""
 import gc, os, signal

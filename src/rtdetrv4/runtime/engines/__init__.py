@@ -9,7 +9,16 @@ from pathlib import Path
 from rtdetrv4.errors import ExportError, MissingDependencyError
 from rtdetrv4.runtime.engines.engine import Engine, EngineOptions, Hint, Precision
 
-__all__ = ["Engine", "EngineOptions", "Hint", "Precision", "check_name", "is_exported", "open_engine"]
+__all__ = [
+    "Engine",
+    "EngineOptions",
+    "Hint",
+    "Precision",
+    "check_name",
+    "chooses_precision",
+    "is_exported",
+    "open_engine",
+]
 
 _MODULES = {
     ".onnx": "onnx",
@@ -48,6 +57,11 @@ def check_name(model: object) -> None:
             f"{path} has no name of an exported file or folder, which end in {', '.join(_MODULES)}; if it is one, "
             'give it its name back. Weights and runs need torch, which is not installed: pip install "rtdetrv4[torch]"'
         )
+
+
+def chooses_precision(path: Path) -> bool:
+    """Whether the runtime of an exported file decides in what its floats are computed."""
+    return any(path.name.endswith(ending) and module == "openvino" for ending, module in _MODULES.items())
 
 
 def open_engine(
