@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import pytest
 import torch
 
 import rtdetrv4
-from rtdetrv4 import ConfigError, DatasetError, NonFiniteError
+from rtdetrv4 import ConfigError, DatasetError, NonFiniteError, WeightsError
 from rtdetrv4.cli import main
-from rtdetrv4.comparison import Comparison, compare, read_comparison
-from rtdetrv4.comparison import runs as runs_module
+from rtdetrv4.comparison import ARMS, Comparison, compare, read_comparison
+from rtdetrv4.comparison.starts import RunStart, start_of
 from rtdetrv4.config import load_recipe, override, to_yaml
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import Teacher
@@ -171,7 +172,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the runs that would have been trained, one after the other; the arm `wild` diverges."""
     names: list[str] = []
 
-    def train(recipe: Any, weights: Any, teacher: Any) -> dict[str, Any]:
+    def train(recipe: Any, start: Any, teacher: Any) -> dict[str, Any]:
         folder = Path(recipe.run.out)
         names.append(folder.name)
         folder.mkdir()
@@ -374,21 +375,110 @@ def test_the_first_arm_named_is_the_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pretrained", "start"), [(True, "imagenet"), (False, "none")])
-def test_no_run_takes_the_next_best_start(
-    pretrained: bool, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_run_takes_the_next_best_start(pretrained: bool, start: str) -> None:
+    recipe = override(load_recipe("test"), {"model.pretrained_backbone": pretrained})
+    assert start_of(recipe, None, None, is_finished=False) == RunStart(start, is_own=False)
+    assert start_of(recipe, "coco", None, is_finished=False) == RunStart("coco", is_own=False)
+
+
+# ---- arms with weights of their own ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pretrained backbones and encoders, pre-0 and pre-1."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    for seed in (0, 1):
+        rtdetrv4.Detector("test", "none", device="cpu").pretrain(
+            shapes,
+            teacher=small_teacher(),
+            seed=seed,
+            out=folder / f"pre-{seed}",
+            imgsz=64,
+            batch=4,
+            workers=0,
+            tracker="none",
+            epochs=1,
+            amp="off",
+        )
+    return folder
+
+
+def test_an_arm_starts_from_weights_of_its_own(shapes: Path, pretrained: Path, tmp_path: Path) -> None:
+    own = f"{pretrained}/pre-{{seed}}/weights.safetensors"
+    given = {"arms": ["off", f"before:weights={own},distillation.mode=off"], "epochs": 1}
+    comparison = compare_two(shapes, tmp_path, **given)
+    for seed in (0, 1):
+        file = pretrained / f"pre-{seed}" / "weights.safetensors"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        record = json.loads((tmp_path / f"before-seed{seed}" / "run.json").read_text())
+        assert (record["start"]["kind"], record["start"]["sha256"]) == ("pretrained", digest)
+        result = json.loads((tmp_path / f"before-seed{seed}" / "result.json").read_text())
+        assert result["start"] == {"weights": str(file), "sha256": digest}
+        assert result["settings"] == {"weights": own, "distillation.mode": "off"}
+        assert f"seed {seed}: `{file}`, SHA-256 `{digest}`" in (tmp_path / "compare.md").read_text()
+        assert f"{file} (SHA-256 {digest[:12]}…)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+        off, before = (load_recipe(tmp_path / f"{arm}-seed{seed}" / "recipe.yaml") for arm in ("off", "before"))
+        assert off.optimizer == before.optimizer, "weights of its own change no learning rate"
+        assert first_losses(tmp_path / f"off-seed{seed}") != first_losses(tmp_path / f"before-seed{seed}")
+    assert json.loads((tmp_path / "settings.json").read_text())["arms"]["before"]["weights"] == own
+    off, before = comparison.arms
+    assert (off.starts, set(before.starts)) == ({}, {0, 1})
+
+    compare_two(shapes, tmp_path, **given)  # all is as it was
+    moved = shutil.copytree(pretrained, tmp_path / "moved")
+    given["arms"] = {"off": ARMS["off"], "before": {"weights": moved / "pre-{seed}/weights.safetensors", **ARMS["off"]}}
+    compare_two(shapes, tmp_path, **given)  # the same weights elsewhere are the same weights
+    file = moved / "pre-1" / "weights.safetensors"
+    shutil.copy(moved / "pre-0" / "weights.safetensors", file)
+    with pytest.raises(ConfigError, match=rf"before-seed1 was made with other weights: .*pre-1.*, now {file}.*--out"):
+        compare_two(shapes, tmp_path, **given)
+    given["arms"] = {"off": ARMS["off"], "before": {"weights": "none", **ARMS["off"]}}
+    with pytest.raises(ConfigError, match=r"before-seed0 was made with other weights: .*pre-0.*, now none\."):
+        compare_two(shapes, tmp_path, **given)
+    given["arms"] = {"off": {"weights": own, **ARMS["off"]}}
+    with pytest.raises(ConfigError, match="off-seed0 was made with other weights: it started from none, now"):
+        compare_two(shapes, tmp_path, **given)
+
+
+def test_changed_and_lost_weights_of_runs(shapes: Path, runs: Runs, trained: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "start.safetensors"
+    shutil.copy(runs.out / "off-seed0" / "weights.safetensors", file)
+    given = {"arms": [f"tuned:weights={file},lr=1e-4"], "seeds": 1}
+    compare_two(shapes, tmp_path / "out", **given)
+    record = {"start": {"kind": "file", "source": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}}
+    (tmp_path / "out" / "tuned-seed0" / "run.json").write_text(json.dumps(record))
+    shutil.copy(runs.out / "off-seed1" / "weights.safetensors", file)
+    with pytest.raises(ConfigError, match=rf"tuned-seed0 was made with other weights: what {file} holds has changed"):
+        compare_two(shapes, tmp_path / "out", **given)
+    file.unlink()  # a finished run does not need it any more
+    assert compare_two(shapes, tmp_path / "out", **given).arms[0].starts[0]["weights"] == str(file)
+    assert trained == ["tuned-seed0"]
+
+
+def test_weights_are_checked_before_anything_is_trained(
+    shapes: Path, pretrained: Path, tmp_path: Path, trained: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Stopped(Exception):  # noqa: N818
-        pass
+    def mistake(message: str, weights: Any, error: type[Exception] = ConfigError, **given: Any) -> None:
+        with pytest.raises(error, match=message) as found:
+            compare_two(shapes, tmp_path / "out", arms={"off": ARMS["off"], "x": {"weights": weights}}, **given)
+        assert "\n" not in str(found.value)
 
-    started: list[Any] = []
+    own = f"{pretrained}/pre-{{seed}}/weights.safetensors"
+    missing = rf'Arm "x", seed 2: There is no file {pretrained}/pre-2/weights\.safetensors'
+    mistake(missing, own, WeightsError, seeds=[0, 2])
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"nothing")
+    mistake('Arm "x", seed 0: .*damaged', damaged, WeightsError)
+    mistake('Arm "x": weights: got 5, expected coco, .*or a file', 5)
+    mistake('Arm "x", seed 0: weights: got "imagenet", but model.pretrained_backbone is false', "imagenet")
+    other_backbone = r"another backbone: the model's own, and the arm has test_byobnet.*model\.backbone=null"
+    mistake(other_backbone, own, overrides={"model.backbone": "test_byobnet"})
+    other_model = 'Arm "x", seed 0: .* holds test, not rtdetrv4-s'
+    mistake(other_model, own, WeightsError, overrides={"model.name": "rtdetrv4-s"})
+    assert trained == []
 
-    def remember(_: Any, weights: Any, **__: Any) -> None:
-        started.append(weights)
-        raise Stopped
-
-    monkeypatch.setattr(runs_module, "Detector", remember)
-    recipe = override(load_recipe("test"), {"out": tmp_path, "model.pretrained_backbone": pretrained})
-    for weights in (None, "coco"):
-        with pytest.raises(Stopped):
-            runs_module._train(recipe, weights, None)
-    assert started == [start, "coco"]
+    file = f"{pretrained}/pre-0/weights.safetensors"
+    with caplog.at_level("INFO"):
+        compare_two(shapes, tmp_path / "out", arms=["off", f"x:weights={file}"])
+    assert "All runs of x start from the same file" in caplog.text

@@ -74,6 +74,8 @@ class ArmSummary:
     """λ in the last epoch, mean over seeds; None without distillation."""
     share: float | None
     """AIFI's share of the gradient in percent, mean over epochs and seeds."""
+    starts: Mapping[int, Mapping[str, Any]]
+    """By seed, the `weights` and their `sha256` (None for a name) of an arm that starts from its own; else empty."""
 
 
 @dataclass(frozen=True)
@@ -249,10 +251,15 @@ def markdown(comparison: Comparison) -> str:
     for table in comparison.tables:
         align = ["---", *("---:" for _ in table.header[1:])]
         parts += [f"## {table.title}", "\n".join(map(line, (table.header, align, *table.rows))), table.note]
-    settings = [
-        f"- {arm.name}: {', '.join(f'`{name}: {value}`' for name, value in arm.settings.items()) or 'as in the recipe'}"
-        for arm in comparison.arms
-    ]
+    settings = []
+    for arm in comparison.arms:
+        changes = ", ".join(f"`{name}: {value}`" for name, value in arm.settings.items())
+        settings.append(f"- {arm.name}: {changes or 'as in the recipe'}")
+        settings += [
+            f"    - seed {seed}: `{start['weights']}`, SHA-256 `{start['sha256']}`"
+            for seed, start in arm.starts.items()
+            if start["sha256"]
+        ]
     parts += ["## Settings of the arms", "\n".join(settings)]
     if comparison.unfinished:
         parts.append(f"Unfinished and left out: {', '.join(comparison.unfinished)}.")

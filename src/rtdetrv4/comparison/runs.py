@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from rtdetrv4.assembly.training import build_teacher
 from rtdetrv4.comparison.results import Comparison
+from rtdetrv4.comparison.starts import SEED, WEIGHTS, RunStart, StartCheck, check_start, split_weights, start_of
 from rtdetrv4.comparison.summary import (
     RESULT_FILE,
     SETTINGS_FILE,
@@ -29,9 +30,10 @@ from rtdetrv4.comparison.summary import (
 )
 from rtdetrv4.config import Recipe, changed_settings, from_yaml, load_recipe, override, parse_assignment
 from rtdetrv4.data.formats import read_splits
+from rtdetrv4.data.records import Splits
 from rtdetrv4.detector import WEIGHTS_SUFFIXES, Detector
 from rtdetrv4.distillation.teacher import Network, teacher_name
-from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, did_you_mean
+from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, WeightsError, did_you_mean
 from rtdetrv4.run_folder import FREE_ON_RESUME, RECIPE_FILE, RunFolder, fixed_changes
 
 logger = logging.getLogger(__name__)
@@ -71,10 +73,11 @@ def compare(
     Args:
         data: as for `Detector.train`; it needs a validation split.
         model: as for `Detector`.
-        arms: keys of `ARMS` or "name:setting=value,setting=value", or a mapping from names to settings.
+        arms: keys of `ARMS` or "name:setting=value,setting=value", or a mapping from names to settings. The setting
+            `weights` is what the runs of this arm start from, as for `Detector`; `{seed}` in it stands for their seed.
         seeds: their number, counted from 0, or a list. They determine new weights, the data order and all noise.
         teacher: teacher of the arms that distill, unless they name their own.
-        weights: what every run starts from, as for `Detector`; None: the recipe's backbone.
+        weights: what the runs of all other arms start from, as for `Detector`; None: the recipe's backbone.
         epochs: this and the following as for `Detector.train`.
         batch: images per optimizer step.
         imgsz: image size.
@@ -92,6 +95,8 @@ def compare(
         KeyboardInterrupt: Ctrl-C; the same call resumes.
     """
     out, changes = Path(out), _parse_arms(arms)
+    parts = {name: split_weights(name, settings) for name, settings in changes.items()}
+    own_weights = {name: own for name, (own, _) in parts.items()}
     network = None if isinstance(teacher, str) else teacher
     given = {
         "data": data,
@@ -114,7 +119,7 @@ def compare(
         )
     if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
         weights = model
-    recipes = {name: _recipe_of_arm(base, name, settings) for name, settings in changes.items()}
+    recipes = {name: _recipe_of_arm(base, name, settings) for name, (_, settings) in parts.items()}
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if not numbers or min(numbers) < 0:
         raise ConfigError(f"seeds: got {seeds}, expected a number of at least 1, or a list of seeds of at least 0.")
@@ -123,13 +128,15 @@ def compare(
         for seed in numbers  # all arms of a seed first, so that a stopped comparison has complete pairs
         for name, recipe in recipes.items()
     }
+    splits = _read_data(base)
     common = {
         "weights": None if weights is None else str(weights),
-        "data": _fingerprints(base),
+        "data": {name: part.fingerprint for name, part in splits.parts.items()},
         "recipe": base.model_dump(mode="json"),
     }
     _check_folder(out, runs.values(), base, common)
     waiting = {run: recipe for run, recipe in runs.items() if not Path(recipe.run.out, RESULT_FILE).is_file()}
+    starts = _starts(runs, waiting, weights, own_weights, splits)
     _check_teachers(waiting.values(), network)
     out.mkdir(parents=True, exist_ok=True)
     known = read_settings(out).get("arms", {})
@@ -138,13 +145,14 @@ def compare(
     for number, ((name, seed), recipe) in enumerate(waiting.items(), start=1):
         logger.info("Run %d of %d: %s with seed %d", number, len(waiting), name, seed)
         try:
-            result = _train(recipe, weights, network)
+            result = _train(recipe, starts[name, seed].weights, network)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped in {recipe.run.out}; the same command resumes.") from None
         except NonFiniteError as error:  # a result for this arm that says nothing about the others
             logger.error("%s with seed %d gave up and is left out of the comparison: %s", name, seed, error)
             continue
-        record = {"arm": name, "seed": seed, "settings": changes[name], **result}
+        start = starts[name, seed].record()
+        record = {"arm": name, "seed": seed, "settings": changes[name], "start": start, **result}
         write_text(Path(recipe.run.out, RESULT_FILE), json.dumps(record, indent=2, default=str) + "\n")
     return read_comparison(out)
 
@@ -172,7 +180,7 @@ def _parse_arm(text: str) -> tuple[str, Mapping[str, Any]]:
     name, colon, settings = text.strip().partition(":")
     if colon:
         assignments = re.split(r",(?=\s*[\w.]+\s*=)", settings)  # not at the commas of a list
-        return name.strip(), dict(parse_assignment(assignment) for assignment in assignments)
+        return name.strip(), dict(map(_parse_setting, assignments))
     if name == "static":
         raise ConfigError(
             'The arm "static" is now called "fixed"; to resume old runs, write static:distillation.mode=fixed.'
@@ -183,6 +191,11 @@ def _parse_arm(text: str) -> tuple[str, Mapping[str, Any]]:
             "NAME:SETTING=VALUE,SETTING=VALUE."
         )
     return name, ARMS[name]
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return (WEIGHTS, value) if name.strip() == WEIGHTS else parse_assignment(text)  # {seed} would be a mapping in YAML
 
 
 def _recipe_of_arm(base: Recipe, name: str, settings: Mapping[str, Any]) -> Recipe:
@@ -224,8 +237,8 @@ def _check_folder(out: Path, recipes: Iterable[Recipe], base: Recipe, common: Ma
                 refuse(out, f"the {part} images or boxes have changed")
 
 
-def _fingerprints(base: Recipe) -> dict[str, str]:
-    """Return the data's fingerprints, after checking that it has what a comparison needs."""
+def _read_data(base: Recipe) -> Splits:
+    """Read the data, and check that it has what a comparison needs."""
     if base.data.path is None:
         raise ConfigError("There is no data to compare on. Give a folder: --data datasets/mine.")
     splits = read_splits(base.data.path, parts=("train", "val"), make_val=True)
@@ -236,7 +249,41 @@ def _fingerprints(base: Recipe) -> dict[str, str]:
         )
     if not any((~record.is_crowd).any() for record in splits.val.records):
         raise DatasetError(f"The validation part of {base.data.path} has no boxes, so there is no AP to compare.")
-    return {"train": splits.train.fingerprint, "val": splits.val.fingerprint}
+    return splits
+
+
+def _starts(
+    runs: Mapping[tuple[str, int], Recipe],
+    waiting: Collection[tuple[str, int]],
+    weights: str | Path | None,
+    own_weights: Mapping[str, str | None],
+    splits: Splits,
+) -> dict[tuple[str, int], RunStart]:
+    """What each run starts from, after checking that it can be had, fits, and is what runs before began with."""
+    assert splits.train is not None
+    check = StartCheck(splits.train.classes)
+    starts: dict[tuple[str, int], RunStart] = {}
+    for (name, seed), recipe in runs.items():
+        own = own_weights[name]
+        is_finished = (name, seed) not in waiting
+        try:
+            start = start_of(recipe, weights, own, is_finished=is_finished)
+            if start.is_own and not is_finished:
+                check(recipe, start)
+        except (ConfigError, WeightsError) as error:
+            raise type(error)(f'Arm "{name}", seed {seed}: {error}') from error
+        check_start(RunFolder(recipe.run.out), start)
+        starts[name, seed] = start
+    seeds = {seed for _, seed in runs}
+    for name, own in own_weights.items():
+        if own is not None and SEED not in own and starts[name, min(seeds)].sha256 and len(seeds) > 1:
+            logger.info(
+                "All runs of %s start from the same file, so the intervals do not cover how its making varies. To have "
+                "that, make one for every seed, and write %s where its number stands.",
+                name,
+                SEED,
+            )
+    return starts
 
 
 def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
@@ -258,7 +305,7 @@ def _learns_from(recipe: Recipe, network: Network | None) -> bool:
 # ---- one run --------------------------------------------------------------------------------------------------------
 
 
-def _train(recipe: Recipe, weights: str | Path | None, network: Network | None) -> dict[str, Any]:
+def _train(recipe: Recipe, start: str, network: Network | None) -> dict[str, Any]:
     """Train or resume one run, and return the entries for its `result.json`."""
     folder = RunFolder(recipe.run.out)
     resume = folder.last.is_file()
@@ -267,8 +314,6 @@ def _train(recipe: Recipe, weights: str | Path | None, network: Network | None) 
         changed = changed_settings(load_recipe(folder.recipe), recipe)
         now |= {name: new for name, (_, new) in changed.items()}
     host_is_measured = _reset_peak_memory()
-    # Runs can be compared only if all start from the same, so none may take the next best.
-    start = weights or ("imagenet" if recipe.model.pretrained_backbone else "none")
     Detector(recipe, start, device="cpu").train(
         teacher=network if _learns_from(recipe, network) else None,
         resume=resume,

@@ -133,4 +133,5 @@ def _summary(
         host_memory_mib=over_seeds("host_memory_mib", max),
         distill_weight=over_seeds("distill_weight", statistics.fmean),
         share=over_seeds("share", statistics.fmean),
+        starts={seed: start for seed, result in by_seed.items() if (start := result.get("start"))},
     )

@@ -40,9 +40,12 @@ def write_comparison_report(
     """
     content = header("comparison", folder) | dict(summary)
     colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(logs)}
+    starts = {arm["name"]: arm.get("starts", {}) for arm in summary["arms"]}
     runs = [
-        (name, seed, _link(folder, f"{name}-seed{seed}")) for name, by_seed in logs.items() for seed in by_seed
-    ]  # fmt: skip
+        (name, seed, _link(folder, f"{name}-seed{seed}"), starts[name].get(seed))
+        for name, by_seed in logs.items()
+        for seed in by_seed
+    ]
     html = render(
         "report/comparison.html.jinja",
         content=content,
