@@ -39,7 +39,7 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
     detector = Detector("demo")
     stopped = RunFolder.latest(out / "train")
     try:
-        result = detector.train(data, teacher=teacher, out=stopped.path, resume=stopped.last.is_file())
+        result = detector.train(data, teacher=teacher, out=stopped.path, resume="auto")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped in {stopped.path}; the same command resumes.") from None
     run = result.out

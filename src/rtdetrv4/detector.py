@@ -252,7 +252,7 @@ class Detector:
         seed: int | None = None,
         amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
         out: str | Path | None = None,
-        resume: bool = False,
+        resume: bool | Literal["auto"] = False,
         exist_ok: bool = False,
         tracker: str | None = None,
         callbacks: Sequence[Observer] = (),
@@ -285,6 +285,7 @@ class Detector:
             out: folder for the results. If it holds those of another run, they go to out-2, out-3, … instead.
             resume: continue from the last.pt in `out`, with the data and settings that the run began with. Without
                 `out`, that is the latest run of runs/train, runs/train-2, … Of a complete run, the result is returned.
+                "auto": if there is a run to resume, or else start one; for schedulers that restart jobs.
             exist_ok: write to `out` even if it holds another run, whose files are removed.
             tracker: where to log besides log.jsonl: "tensorboard", "wandb", "mlflow", another tracker that
                 accelerate supports, or "none".
@@ -337,11 +338,14 @@ class Detector:
         )
         recipe = override(self.recipe, given)
         settled = given_settings(given) | self._settled
-        seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=resume)
         folder = RunFolder(recipe.run.out)
+        if resume and out is None and "run.out" not in given:
+            folder = RunFolder.latest(recipe.run.out)
+        if resume == "auto":
+            resume, exist_ok = folder.can_resume, exist_ok or folder.is_worthless
+            budget = None if resume else budget  # which is spent
+        seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=resume)
         if resume:
-            if out is None and "run.out" not in given:
-                folder = RunFolder.latest(recipe.run.out)
             recipe = folder.resumed_recipe(recipe, given)
 
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
@@ -410,7 +414,7 @@ class Detector:
                 if advice is not None and fitting is None and start is not None and start.weights is None:
                     logger.warning(advice)
             with folder.failures_explained(recipe, trainer.accumulate * trainer.num_parts):
-                trainer.run(folder.last if resume else None)
+                trainer.run(folder.state_to_resume(accelerator) if resume else None)
             self.recipe, self.device = recipe, accelerator.device
             accelerator.wait_for_everyone()
             self._load(read_checkpoint(folder.weights), logging.DEBUG)
@@ -433,7 +437,7 @@ class Detector:
         seed: int | None = None,
         amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
         out: str | Path | None = None,
-        resume: bool = False,
+        resume: bool | Literal["auto"] = False,
         exist_ok: bool = False,
         tracker: str | None = None,
         callbacks: Sequence[Observer] = (),
@@ -503,6 +507,10 @@ class Detector:
         if "run.out" not in settled:
             given["run.out"] = str(RunFolder.latest(DEFAULT_OUT).path) if resume else DEFAULT_OUT
         recipe = override(self.recipe, given)
+        if resume == "auto":
+            folder = RunFolder(recipe.run.out)
+            resume, exist_ok = folder.can_resume, exist_ok or folder.is_worthless
+            budget = None if resume else budget  # which is spent
         seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=resume)
         if resume:
             recipe = RunFolder(recipe.run.out).resumed_recipe(recipe, given, "pretraining")

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from rtdetrv4.errors import ConfigError
@@ -21,6 +22,8 @@ SIMILARITY_FILE = "similarity.npz"
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name and rename it: a process that dies while writing leaves the old one whole.
 
+    The content is on the disk before the name is, so that even after a power cut the file is the old or the new one.
+
     Args:
         path: file to write; missing folders are created.
         write: called with the path to write the content to.
@@ -33,9 +36,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         temporary.chmod(mode)  # what the umask gives; safetensors makes files that only their owner can read
+        _flush(temporary)
         temporary.replace(path)
+        with suppress(OSError):  # Windows opens no folders, and some network drives flush none
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until what was written to a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:

@@ -136,7 +136,7 @@ def pretrain(
             derived = None if fitting is None else fitting.choices
             folder.write_record(recipe, splits, start_record, derived, kind="pretraining")
         with folder.failures_explained(recipe, trainer.accumulate * trainer.num_parts):
-            trainer.run(folder.last if resume else None)
+            trainer.run(folder.state_to_resume(accelerator) if resume else None)
         accelerator.wait_for_everyone()
         problems: list[str] = []
         if accelerator.is_main_process:

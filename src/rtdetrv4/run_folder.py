@@ -15,13 +15,13 @@ from rtdetrv4.assembly.training import patience_of
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
 from rtdetrv4.data.document import count_of, some_of
 from rtdetrv4.doctor.summary import summarize
-from rtdetrv4.errors import ConfigError
+from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
 from rtdetrv4.outputs import LOG_FILE, SIMILARITY_FILE, numbered_folders, unused_folder, write_text
 from rtdetrv4.report import FACTS_FILE, METRICS_FILE, REPORT_FILES, REPORT_PAGE
 from rtdetrv4.run_lock import locked
-from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint
+from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, check_checkpoint, load_checkpoint
 from rtdetrv4.training.state import is_complete
 from rtdetrv4.weights.files import listing
 
@@ -70,6 +70,7 @@ FREE_ON_RESUME = (
     "run.device",
     "run.log_every",
     "run.out",
+    "run.save_minutes",
     "run.tracker",
     "run.val_batch",
 )
@@ -107,8 +108,8 @@ class RunFolder:
     @classmethod
     def latest(cls, path: str | Path) -> RunFolder:
         """Return that of path, path-2, path-3, … which was trained in last, or `path` if none can be resumed."""
-        stopped = [folder for folder in map(cls, numbered_folders(Path(path))) if folder.last.is_file()]
-        return max(stopped, key=lambda folder: folder.last.stat().st_mtime, default=cls(path))
+        stopped = [folder for folder in map(cls, numbered_folders(Path(path))) if folder.can_resume]
+        return max(stopped, key=lambda folder: folder._saved_at, default=cls(path))
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -173,6 +174,49 @@ class RunFolder:
                     for folder in self._new_folders:
                         folder.rmdir()
             raise
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether a training state is there."""
+        return self.last.is_file() or self.best.is_file()
+
+    @property
+    def _saved_at(self) -> float:
+        """When the latest training state was written, by the clock of the file system."""
+        return max(file.stat().st_mtime for file in (self.last, self.best) if file.is_file())
+
+    @property
+    def is_worthless(self) -> bool:
+        """Whether a run was stopped here before it had saved anything."""
+        return self.recipe.is_file() and not (self.can_resume or self.weights.is_file())
+
+    def state_to_resume(self, accelerator: Accelerator) -> Path:
+        """Return the newest training state that is whole: last.pt or, if that is damaged or gone, best.pt.
+
+        Args:
+            accelerator: of the run; the call is collective, and the main process decides.
+
+        Raises:
+            WeightsError: neither is whole.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        found: list[Path | str] = [self.last]
+        if accelerator.is_main_process:
+            try:
+                check_checkpoint(self.last)
+            except WeightsError as damage:
+                try:
+                    check_checkpoint(self.best)
+                except WeightsError:
+                    found = [str(damage)]
+                else:
+                    logger.warning("%s Resuming from %s instead, which may be some epochs older.", damage, self.best)
+                    found = [self.best]
+        broadcast_object_list(found)
+        if isinstance(found[0], str):
+            raise WeightsError(found[0])
+        return found[0]
 
     @property
     def pictures_and_pages(self) -> list[Path]:
@@ -284,7 +328,8 @@ class RunFolder:
 
         found = [False]
         if accelerator.is_main_process and self.weights.is_file() and self.report.is_file() and self._is_evaluated():
-            found = [is_complete(load_checkpoint(self.last), patience_of(recipe))]
+            with suppress(WeightsError):  # damaged: what is missing is repeated
+                found = [is_complete(load_checkpoint(self.last), patience_of(recipe))]
         broadcast_object_list(found)
         return found[0]
 
@@ -306,8 +351,9 @@ class RunFolder:
 
     def how_to_go_on(self) -> str:
         """Say what remains of a run that was stopped without a chance to save its state."""
-        if self.last.is_file():
-            return f"The latest training state is in {self.last}; the same command with --resume continues from there."
+        if self.can_resume:
+            state = self.last if self.last.is_file() else self.best
+            return f"The latest training state is in {state}; the same command with --resume continues from there."
         return f"There is no training state in {self.path} to resume from yet; start the run again."
 
     @contextmanager
@@ -350,7 +396,7 @@ class RunFolder:
             ConfigError: there is no run, it is of another kind, it trains another model, or a changed setting must stay
                 as it was.
         """
-        if not self.last.is_file() or not self.recipe.is_file():
+        if not self.can_resume or not self.recipe.is_file():
             raise ConfigError(f"There is no run to resume: {self.last} does not exist. Give its folder with out=….")
         if (found := self._recorded("kind") or "training") != kind:
             verb = "pretrain" if found == "pretraining" else "train"

@@ -152,6 +152,10 @@ def build_pretrainer(
     assert splits.train is not None, "there are no images"
     built = build_teacher(recipe.distillation, accelerator.device, teacher)
     if built is None:
+        if recipe.distillation.mode == "off":
+            raise ConfigError(
+                'distillation.mode: got "off", but pretraining has no other loss. Set distillation.mode to "fixed".'
+            )
         raise ConfigError("Pretraining needs a teacher, such as dinov2-b; `rtdetrv4 teachers` lists them.")
     student = build_path(recipe, detector, built, accelerator.device)
     supervision = Supervision(no_terms, {"distill": 1.0})
@@ -177,6 +181,7 @@ def build_pretrainer(
         accumulate=accumulate,
         deadline=None if fitting is None else fitting.deadline,
         max_skipped=recipe.run.max_skipped,
+        save_seconds=60 * recipe.run.save_minutes,
         seed=recipe.run.seed,
         recipe=recipe.model_dump(mode="json"),
         metadata={

@@ -314,6 +314,7 @@ def build_trainer(
         patience=patience_of(recipe),
         deadline=None if fitting is None else fitting.deadline,
         max_skipped=recipe.run.max_skipped,
+        save_seconds=60 * recipe.run.save_minutes,
         seed=recipe.run.seed,
         recipe=recipe.model_dump(mode="json"),
         metadata=weights_metadata(recipe, splits.train.classes, teacher, start, usual_size(splits.train)),

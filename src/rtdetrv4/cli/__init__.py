@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -99,6 +100,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not UTF-8
     args = list(sys.argv[1:] if args is None else args)
+    if ("--resume", "auto") in pairwise(args):  # typer knows no options whose value may be missing
+        place = args.index("--resume")
+        args[place : place + 2] = ["--auto-resume"]
     command = next((arg for arg in args if not arg.startswith("-")), "")
     try:
         code = app(args, prog_name="rtdetrv4", standalone_mode=False)

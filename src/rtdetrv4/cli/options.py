@@ -62,6 +62,14 @@ Out = Annotated[str | None, typer.Option("--out", "-o", help="Folder for the res
 ExistOk = Annotated[
     bool, typer.Option("--exist-ok", help="Overwrite the run in --out, instead of writing to a new folder beside.")
 ]
+AutoResume = Annotated[
+    bool,
+    typer.Option(
+        "--auto-resume",
+        help="Resume if there is a run to resume, or else start one: for schedulers that restart jobs. The same as "
+        "--resume auto.",
+    ),
+]
 Tracker = Annotated[str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")]
 Budget = Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")]
 Settings = Annotated[

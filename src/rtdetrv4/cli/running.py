@@ -40,6 +40,13 @@ def detector_of(
     return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device))
 
 
+def can_resume(out: str | None, default: str) -> bool:
+    """Whether there is a run to resume in `out`, or in folders named after `default`."""
+    from rtdetrv4.run_folder import RunFolder
+
+    return (RunFolder(out) if out else RunFolder.latest(default)).can_resume
+
+
 def run_to_resume(out: str | None, default: str) -> tuple[str, str]:
     """The recipe of the run in `out`, or of the latest one in folders named after `default`, and its folder."""
     from rtdetrv4.run_folder import RunFolder

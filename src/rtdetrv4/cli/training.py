@@ -10,6 +10,7 @@ import typer
 from rtdetrv4.cli.options import (
     DATA,
     Amp,
+    AutoResume,
     Batch,
     Budget,
     Cache,
@@ -34,7 +35,7 @@ from rtdetrv4.cli.options import (
     require_data,
     seeds_of,
 )
-from rtdetrv4.cli.running import detector_of, interruptible, is_main_process, run_to_resume
+from rtdetrv4.cli.running import can_resume, detector_of, interruptible, is_main_process, run_to_resume
 from rtdetrv4.cli.tables import print_comparison, print_metrics
 from rtdetrv4.errors import ConfigError
 
@@ -59,6 +60,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out, or else the latest one in runs/train.")
     ] = False,
+    auto_resume: AutoResume = False,
     exist_ok: ExistOk = False,
     tracker: Tracker = None,
     budget: Budget = None,
@@ -68,6 +70,8 @@ def train(
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
 
+    if auto_resume and can_resume(out, RunConfig().out):
+        resume, budget = True, None  # which is spent
     if not resume:
         require_data(data, model)
     overrides = dict(parse_assignment(text) for text in settings or ())
@@ -89,7 +93,9 @@ def train(
     if resume and model is None:
         model, given["out"] = run_to_resume(out, RunConfig().out)
     given |= given_options(budget=budget)
-    result = detector_of(model, weights).train(data, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
+    result = detector_of(model, weights).train(
+        data, resume=resume or ("auto" if auto_resume else False), exist_ok=exist_ok, overrides=overrides, **given
+    )
     if is_main_process():
         from rtdetrv4.report import REPORT_PAGE
 
@@ -122,6 +128,7 @@ def pretrain(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in --out, or else the latest one in runs/pretrain.")
     ] = False,
+    auto_resume: AutoResume = False,
     exist_ok: ExistOk = False,
     tracker: Tracker = None,
     budget: Budget = None,
@@ -130,6 +137,8 @@ def pretrain(
     """Have backbone and encoder learn from a teacher on images without labels, before `train --weights`."""
     from rtdetrv4.config import parse_assignment
 
+    if auto_resume and can_resume(out, "runs/pretrain"):
+        resume, budget = True, None  # which is spent
     overrides = dict(parse_assignment(text) for text in settings or ())
     if not (resume or data or "data.unlabeled" in overrides or (model or "").endswith((".yaml", ".yml"))):
         raise ConfigError("Missing option --data: a folder of images, or a data set whose labels to ignore.")
@@ -152,7 +161,13 @@ def pretrain(
         model, given["out"] = run_to_resume(out, "runs/pretrain")
     given |= given_options(budget=budget)
     detector = detector_of(model, weights)
-    result = detector.pretrain(data or None, resume=resume, exist_ok=exist_ok, overrides=overrides, **given)
+    result = detector.pretrain(
+        data or None,
+        resume=resume or ("auto" if auto_resume else False),
+        exist_ok=exist_ok,
+        overrides=overrides,
+        **given,
+    )
     if is_main_process():
         if result.loss is not None:
             print(f"L_DSI: {result.loss:.3f}")

@@ -308,7 +308,7 @@ def _learns_from(recipe: Recipe, network: Network | None) -> bool:
 def _train(recipe: Recipe, start: str, network: Network | None) -> dict[str, Any]:
     """Train or resume one run, and return the entries for its `result.json`."""
     folder = RunFolder(recipe.run.out)
-    resume = folder.last.is_file()
+    resume = folder.can_resume
     now: dict[str, Any] = {"run.out": recipe.run.out}
     if resume:  # perhaps on another machine; `_check_folder` has refused changes that matter
         changed = changed_settings(load_recipe(folder.recipe), recipe)

@@ -438,6 +438,11 @@ class RunConfig(_Section):
     max_skipped: AtLeastOne = Field(
         default=10, description="Stop after this many steps in a row with a NaN or infinite loss or gradient."
     )
+    save_minutes: NonNegative = Field(
+        default=10.0,
+        description="Within an epoch, save the training state (last.pt) when the last time is so long ago; it is saved "
+        "after every epoch in any case.",
+    )
     val_batch: AtLeastOne | None = Field(default=None, description="Images per evaluation batch; null: as in training.")
 
     @model_validator(mode="after")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import random
-import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,35 +22,68 @@ LAST_FILE, BEST_FILE, WEIGHTS_FILE = "last.pt", "best.pt", "weights.safetensors"
 FORMAT = 1
 
 
-def save_checkpoint(state: Mapping[str, Any], path: Path, *copies: Path) -> None:
-    """Write a training state, made of tensors and plain Python values, to `path`, and copy the file to `copies`."""
-    write_whole(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
-    for copy in copies:
-        write_whole(copy, lambda temporary: shutil.copyfile(path, temporary))
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write a training state, made of tensors and plain Python values.
+
+    Raises:
+        OSError: it could not be written; what was there before is whole.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            try:
+                torch.save({"format": FORMAT, **state}, file)
+            except RuntimeError as error:
+                if isinstance(cause := error.__context__, OSError):  # torch's writer has words of its own for it
+                    raise cause from error
+                raise
+
+    write_whole(path, write)
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Compare the content of a training state with its checksums (CRC-32), which `torch.load` does not.
+
+    Raises:
+        WeightsError: there is no such file, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist; a run can be resumed from the {LAST_FILE} in its output folder.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    if damaged is not None:
+        raise WeightsError(f"{path} is damaged: the checksum of {damaged} is wrong.")
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a training state onto the CPU. Nothing in the file is executed (`weights_only`).
 
     Raises:
-        WeightsError: there is no such file, or it is not a training state of this package.
+        WeightsError: there is no such file, it is damaged, or it is not a training state of this package.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist; a run can be resumed from the {LAST_FILE} in its output folder.")
+    check_checkpoint(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as a checkpoint ({first_line(error)}). "
-            f"Only {LAST_FILE} and {BEST_FILE} hold a training state; {WEIGHTS_FILE} is for prediction and fine-tuning."
-        ) from error
+    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        raise _unreadable(path, error) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise WeightsError(
             f"{path} has checkpoint format {found}, expected {FORMAT}; it was written by another program."
         )
     return state
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{path} cannot be read as a checkpoint ({first_line(error)}). "
+        f"Only {LAST_FILE} and {BEST_FILE} hold a training state; {WEIGHTS_FILE} is for prediction and fine-tuning."
+    )
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

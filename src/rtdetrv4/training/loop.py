@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from rtdetrv4.data.batch import mix_up, prepare_batch, split_images
 from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher
 from rtdetrv4.distillation.modulation import gradient_share
-from rtdetrv4.errors import ConfigError
+from rtdetrv4.errors import ConfigError, WeightsError, first_line
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
@@ -58,6 +58,13 @@ class Losses(NamedTuple):
     """(n,)."""
     share: Tensor | None
     """AIFI's share of the gradient of the labeled images, in percent; None if nobody asks."""
+
+
+class Asked(NamedTuple):
+    """What any rank asks for after a step."""
+
+    stop: bool
+    save: bool
 
 
 @dataclass(kw_only=True)
@@ -96,6 +103,7 @@ class Trainer:
             still fit before it, the rest of the flat one is skipped; and once the learning rate is at its lowest, which
             it keeps, the run ends there. None for no limit.
         max_skipped: give up after this many steps in a row with a NaN or infinite loss or gradient.
+        save_seconds: within an epoch, save the state when the last time is so long ago.
         seed: seed of everything random in the model; each rank adds its own number.
         recipe: plain values that describe how the run was made; stored in checkpoints.
         metadata: plain values that describe how to build and use the detector; stored in weights.safetensors.
@@ -127,6 +135,7 @@ class Trainer:
     patience: int | None = None
     deadline: float | None = None
     max_skipped: int = 10
+    save_seconds: float = math.inf
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -154,6 +163,11 @@ class Trainer:
         self._unlabeled_batches: Iterator[Batch] = iter(())
         self._unlabeled_number = -1
         """Of the batch that `_unlabeled_batches` yields next."""
+        self._saved = time.monotonic()
+        self._unsaved: OSError | None = None
+        """Why the latest state could not be saved."""
+        self._silent_observers: set[Observer] = set()
+        """Those that could not write, which was said once."""
         self.interrupt = Interrupt()
         self.clock = Clock(self.accelerator.device)
         if not self.accelerator.is_main_process:
@@ -175,6 +189,7 @@ class Trainer:
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM; last.pt was written, and the message says how to resume.
             NonFiniteError: too many steps in a row were not finite.
+            ConfigError: the run ended, but its state could not be saved.
         """
         set_seed(self.seed, device_specific=True)
         if resume is not None:
@@ -182,14 +197,22 @@ class Trainer:
         is_complete = False
         self.begun, self.num_epochs, self.is_out_of_time = time.monotonic(), 0, False
         info = self._info(self._start_metrics())
+        self._saved = time.monotonic()
         with ExitStack() as stack:
             for observer in self.observers:
                 observer.run_start(info)
-                stack.callback(lambda end=observer.run_end: end(self._result(is_complete)))
+                stack.callback(
+                    lambda each=observer: self._tell(lambda this: this.run_end(self._result(is_complete)), each)
+                )
             with self.interrupt:
                 while self.position.epoch < self.plan.epochs and not self.position.is_out_of_patience(self.patience):
                     self._train_epoch()
                     self._finish_epoch()
+            if self._unsaved is not None:
+                raise ConfigError(
+                    f"The run has come to its end, but {self._how_unsaved()} Make room, and resume to repeat what is "
+                    "missing."
+                ) from self._unsaved
             is_complete = True
         return self._result(is_complete)
 
@@ -206,12 +229,13 @@ class Trainer:
             with self.clock("data"):
                 read = list(islice(batches, self.accumulate))
                 unlabeled = self._read_unlabeled()
-            report, stop = self._step(read, unlabeled, stage)
+            report, asked = self._step(read, unlabeled, stage)
             position.step += 1
-            for observer in self.observers:
-                observer.step_end(report)
-            if stop:
+            self._tell(lambda observer, report=report: observer.step_end(report))
+            if asked.stop:
                 self._stop()
+            if asked.save:
+                self._save()
             if self.is_out_of_time:
                 break
         self.seconds = time.monotonic() - self.started
@@ -229,8 +253,8 @@ class Trainer:
         self._unlabeled_number = number + self.unlabeled.per_step
         return list(islice(self._unlabeled_batches, self.unlabeled.per_step))
 
-    def _step(self, batches: Sequence[Batch], unlabeled: Sequence[Batch], stage: Stage) -> tuple[StepReport, bool]:
-        """One optimizer step; also returns whether any rank was asked to stop."""
+    def _step(self, batches: Sequence[Batch], unlabeled: Sequence[Batch], stage: Stage) -> tuple[StepReport, Asked]:
+        """One optimizer step."""
         position, accelerator, student = self.position, self.accelerator, self.student
         assert batches, "the loader has fewer batches than the plan"
         step = position.epoch * self.plan.steps_per_epoch + position.step
@@ -250,8 +274,10 @@ class Trainer:
             norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
         # The only point where a step waits for the device. All ranks decide on the same averages.
-        ends = norm.new_tensor([float(self.interrupt.requested), float(self._may_not_go_on(step))])
-        *means, mean_norm, mean_stop, mean_late = mean_over_ranks(torch.hstack([values, norm, ends])).tolist()
+        is_time_to_save = time.monotonic() - self._saved > self.save_seconds
+        asks = [self.interrupt.requested, is_time_to_save, self._may_not_go_on(step)]
+        stacked = torch.hstack([values, norm, norm.new_tensor([float(asked) for asked in asks])])
+        *means, mean_norm, mean_stop, mean_save, mean_late = mean_over_ranks(stacked).tolist()
         self.is_out_of_time = mean_late > 0
         self.clock.collect()
         losses = dict(zip(names, means, strict=True))
@@ -278,7 +304,7 @@ class Trainer:
             num_images=num_images,
             is_finite=is_finite,
         )
-        return report, mean_stop > 0
+        return report, Asked(stop=mean_stop > 0, save=mean_save > 0)
 
     def _within_memory(
         self,
@@ -415,6 +441,7 @@ class Trainer:
         """End the epoch: validate, adapt λ, and save."""
         position, plan = self.position, self.plan
         metrics = self._validate()  # first, because it may be interrupted
+        before = replace(position)
         if self.evaluate is None:
             is_best = position.judge(None, {})
         else:
@@ -453,12 +480,11 @@ class Trainer:
             shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
         )
         position.begin(following)
-        self._save(LAST_FILE, *([BEST_FILE] if is_best else []))
-        if is_best and self.accelerator.is_main_process:
-            metadata = {"trained": True, **self.metadata, "epoch": report.epoch, "metrics": report.metrics}
-            save_weights(self.ema.module.detector.state_dict(), self.out / WEIGHTS_FILE, metadata)
-        for observer in self.observers:
-            observer.epoch_end(report)
+        if is_best and not self._save_best(report):
+            position.forget_best(before)
+            report = report._replace(is_best=False, best_score=position.best_score)
+        self._save()
+        self._tell(lambda observer: observer.epoch_end(report))
 
     def _may_not_go_on(self, step: int) -> bool:
         """Whether the time is up after this step, and the run may end here: with all phases begun, at the lowest LR."""
@@ -522,23 +548,73 @@ class Trainer:
         """Begin the refinement stage from the best weights so far, which rank 0 reads and broadcasts."""
         path = self.out / BEST_FILE
         if self.position.best_epoch is not None and self.accelerator.is_main_process:
-            if path.is_file():
+            try:
                 self.ema.module.load_state_dict(load_checkpoint(path)["ema"]["module"])
-            else:
-                logger.warning("%s is gone; refinement continues from the last weights.", path)
+            except WeightsError as error:
+                logger.warning("Refinement continues from the last weights: %s", error)
         broadcast(list(self.ema.module.state_dict().values()))
         self.ema.restart(self.student, self.plan.ema_restart_decay)
 
-    def _save(self, *names: str) -> None:
+    def _save(self) -> None:
+        """Save the state, or say why not; a collective call."""
         state = self.state.state_dict()
         if self.accelerator.is_main_process:
-            save_checkpoint(state, *(self.out / name for name in names))
+            self._unsaved = self._write(LAST_FILE, lambda: save_checkpoint(state, self.out / LAST_FILE))
+        self._saved = time.monotonic()
+
+    def _save_best(self, report: EpochReport) -> bool:
+        """Save the best weights and the state they come from, and return whether that worked; a collective call.
+
+        They come before the state to resume from: that must not know of a best epoch that is not on the disk.
+        """
+        state, failure = self.state.state_dict(), None
+        if self.accelerator.is_main_process:
+            metadata = {"trained": True, **self.metadata, "epoch": report.epoch, "metrics": report.metrics}
+
+            def write() -> None:  # the weights first: a run may go on from best.pt
+                save_weights(self.ema.module.detector.state_dict(), self.out / WEIGHTS_FILE, metadata)
+                save_checkpoint(state, self.out / BEST_FILE)
+
+            failure = self._write(BEST_FILE, write)
+        return not self._is_true_anywhere(failure is not None)
+
+    def _write(self, name: str, write: Callable[[], None]) -> OSError | None:
+        """Write a file; a disk that is full or gone does not end the run, which may outlast it."""
+        try:
+            write()
+        except OSError as error:
+            logger.error(
+                "%s could not be written (%s); the one before it stays, and training goes on.",
+                self.out / name,
+                error.strerror or first_line(error),
+            )
+            return error
+        return None
+
+    def _how_unsaved(self) -> str:
+        assert self._unsaved is not None
+        return f"{self.out / LAST_FILE} could not be written ({self._unsaved.strerror or self._unsaved})."
+
+    def _tell(self, notify: Callable[[Observer], None], *observers: Observer) -> None:
+        """Notify observers. One that cannot write does not end the run."""
+        for observer in observers or self.observers:
+            try:
+                notify(observer)
+            except OSError as error:
+                if observer not in self._silent_observers:
+                    self._silent_observers.add(observer)
+                    logger.error("%s cannot write: %s", type(observer).__name__, error.strerror or first_line(error))
 
     def _stop(self) -> NoReturn:
-        self._save(LAST_FILE)
-        raise KeyboardInterrupt(
+        self._save()
+        stopped = (
             f"Stopped in epoch {self.position.epoch + 1} of {self.plan.epochs} after {self.position.step} of "
-            f"{self.plan.steps_per_epoch} steps. The training state is in {self.out / LAST_FILE}; "
+            f"{self.plan.steps_per_epoch} steps."
+        )
+        if self._unsaved is not None:
+            raise KeyboardInterrupt(f"{stopped} {self._how_unsaved()} An earlier state may be there to resume from.")
+        raise KeyboardInterrupt(
+            f"{stopped} The training state is in {self.out / LAST_FILE}; "
             "the same command with --resume continues from there."
         )
 

@@ -19,7 +19,7 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 
 from rtdetrv4.errors import ConfigError, MissingDependencyError, did_you_mean
-from rtdetrv4.outputs import LOG_FILE
+from rtdetrv4.outputs import LOG_FILE, write_text
 from rtdetrv4.training.progress import TerminalProgress
 from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
 from rtdetrv4.training.run_curves import draw_curves
@@ -48,15 +48,14 @@ class JsonLog(Observer):
     def __init__(self, path: Path, log_every: int) -> None:
         self.path = path
         self.log_every = log_every
+        self._is_cut = False
 
     def run_start(self, info: RunInfo) -> None:
         """Begin a new file, or cut the old one to where the run resumes."""
         kept = [r for r in read_log(self.path) if r["step"] <= info.step] if info.step else []
         # An epoch that was over but not yet validated at the checkpoint will be logged after its validation.
         kept = [r for r in kept if r["type"] != "epoch" or r["epoch"] <= info.epoch]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", encoding="utf-8") as file:
-            file.writelines(_json_line(record) for record in kept)
+        write_text(self.path, "".join(_json_line(record) for record in kept))
         plan = asdict(info.plan)
         self._write("run", info._replace(plan=plan, out=str(info.out))._asdict())  # type: ignore[arg-type]
 
@@ -71,8 +70,12 @@ class JsonLog(Observer):
         self._write("epoch", {**report._asdict(), "modulation": modulation})
 
     def _write(self, kind: str, record: Mapping[str, Any]) -> None:
+        # A line of its own, even after one that was cut off.
+        start = "\n" if self._is_cut else ""
+        self._is_cut = True
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_json_line({"type": kind, **record}))
+            file.write(start + _json_line({"type": kind, **record}))
+        self._is_cut = False
 
 
 class Tracker(Observer):

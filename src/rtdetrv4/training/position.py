@@ -61,6 +61,10 @@ class Position:
         self.best_epoch, self.best_metrics = self.epoch + 1, dict(metrics)
         return True
 
+    def forget_best(self, before: Position) -> None:
+        """Take back what `judge` recorded of the best weights, which could not be saved."""
+        self.best_epoch, self.best_score, self.best_metrics = before.best_epoch, before.best_score, before.best_metrics
+
     def is_out_of_patience(self, patience: int | None) -> bool:
         """Whether `patience` evaluations in a row brought no better score."""
         return patience is not None and self.evaluations_without_gain >= patience

@@ -92,8 +92,9 @@ class RunResult(NamedTuple):
 class Observer(Protocol):
     """Watches a run. A subclass overrides what it needs.
 
-    All calls are made on rank 0 only. An exception ends the run and reaches the caller of `train`, after `run_end` was
-    called on every observer that was started.
+    All calls are made on rank 0 only. An OSError, as of a full disk or a lost connection, is logged once, and the run
+    goes on. Any other exception ends the run and reaches the caller of `train`, after `run_end` was called on every
+    observer that was started.
     """
 
     def run_start(self, info: RunInfo) -> None:

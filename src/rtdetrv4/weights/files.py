@@ -212,7 +212,14 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     kept = torch.contiguous_format
     tensors = {name: tensor.detach().cpu().clone(memory_format=kept) for name, tensor in state.items()}
     header = {"format": "pt", METADATA_KEY: json.dumps(dict(metadata), ensure_ascii=False)}
-    write_whole(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header))
+
+    def write(temporary: Path) -> None:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata=header)
+        except safetensors.SafetensorError as error:  # how its writer says that a file could not be written to
+            raise OSError(first_line(error)) from error
+
+    write_whole(path, write)
 
 
 def add_facts(path: Path, facts: Mapping[str, Any]) -> None:

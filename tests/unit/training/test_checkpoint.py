@@ -45,7 +45,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     save_checkpoint({"epoch": 1}, path)
 
     def crash(state, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint.torch, "save", crash)
@@ -88,7 +88,7 @@ def test_an_error_without_a_message_is_named_by_its_class(tmp_path, monkeypatch)
     def fail(path, **options):
         raise EOFError
 
-    (tmp_path / "last.pt").touch()
+    save_checkpoint({}, tmp_path / "last.pt")
     monkeypatch.setattr(checkpoint.torch, "load", fail)
     with pytest.raises(WeightsError, match=r"cannot be read as a checkpoint \(EOFError\)"):
         load_checkpoint(tmp_path / "last.pt")

@@ -1,0 +1,216 @@
+"""When does a teacher help? Arms × labels × budgets, five seeds each, on data sets that two CPU cores can learn.
+
+    python benchmarks/study/study.py pretrain --data ../shared/data --out runs/study
+    python benchmarks/study/study.py compare --data ../shared/data --out runs/study --cells bccd-10
+    python benchmarks/study/study.py page
+
+`--data` holds one folder per data set: bccd, aquarium, facemask. `pretrain` makes the weights that the arms `before`,
+`both` and `random` start from, one file per seed, from the training images of all three sets without their labels.
+`compare` runs the cells one after the other and copies each `compare.json` to benchmarks/results/study/CELL.json after
+every seed; `page` writes the tables of docs/research/study.md from these. All of it resumes: what is done is not
+repeated. Several processes may work in one folder if they share no seed (`--seeds 0,2` and `--seeds 1,3,4`).
+
+Expected: 10 minutes per pretraining and 2 to 10 per run, on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rtdetrv4
+from rtdetrv4 import Detector
+from rtdetrv4.distillation import load_teacher
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "study"
+PAGE = HERE.parents[1] / "docs" / "research" / "study.md"
+SETS = {"bccd": 292, "aquarium": 448, "facemask": 677}
+"""Data sets and their numbers of training images."""
+SEEDS = (0, 1, 2, 3, 4)
+PRETRAINING_EPOCHS, PRETRAINING_BATCH = 8, 16
+TEACHER = "efficientnet_lite2"
+RANDOM_TEACHER = "tf_efficientnet_lite2"
+"""The same network, which timm builds with random weights."""
+HEADER = ("arm", "seeds", "AP", "AP50", "AP − off, in pairs", "95 % interval", "s / epoch")
+
+
+class Cell(NamedTuple):
+    """A comparison: a data set, a share of its labels, a student and a budget."""
+
+    data: str
+    fraction: float
+    student: str
+    """scratch or imagenet: the recipe beside this file."""
+    steps: int
+    arms: tuple[str, ...]
+    size: int = 128
+    """Pixels of a side."""
+
+
+ALL = ("off", "train", "before", "both", "unlabeled", "pseudo", "random", "longer")
+MAIN = ("off", "train", "before", "both", "unlabeled")
+CELLS = {
+    "bccd-10": Cell("bccd", 0.1, "scratch", 600, ALL),
+    "bccd-30": Cell("bccd", 0.3, "scratch", 600, MAIN),
+    "bccd-100": Cell("bccd", 1.0, "scratch", 600, ALL),
+    "facemask-10": Cell("facemask", 0.1, "scratch", 600, ALL, 192),
+    "facemask-100": Cell("facemask", 1.0, "scratch", 600, MAIN, 192),
+    "bccd-10-imagenet": Cell("bccd", 0.1, "imagenet", 600, MAIN),
+    "bccd-100-imagenet": Cell("bccd", 1.0, "imagenet", 600, MAIN),
+    "bccd-10-2000": Cell("bccd", 0.1, "scratch", 2000, ("off", "before", "pseudo")),
+    "bccd-100-2000": Cell("bccd", 1.0, "scratch", 2000, ("off", "before")),
+    "aquarium-100-imagenet": Cell("aquarium", 1.0, "imagenet", 2000, ("off", "before"), 192),
+}
+
+
+def folder_of_pretraining(out: Path, student: str, teacher: str, seed: int | str) -> Path:
+    """Where the weights for a student, a teacher (taught or random) and a seed are made."""
+    return out / "pretrain" / f"{student}-{teacher}-{seed}"
+
+
+def pretrain(data: Path, out: Path, student: str, teacher: str, seed: int) -> None:
+    """Make the weights of one seed, unless they are there."""
+    folder = folder_of_pretraining(out, student, teacher, seed)
+    if (folder / "weights.safetensors").is_file() and (folder / "report.html").is_file():
+        return
+    network = load_teacher(RANDOM_TEACHER, pretrained=False) if teacher == "random" else TEACHER
+    recipe = HERE / f"{student}.yaml"
+    Detector(str(recipe), "imagenet" if student == "imagenet" else "none", device="cpu").pretrain(
+        [data / name for name in SETS],
+        teacher=network,
+        epochs=PRETRAINING_EPOCHS,
+        batch=PRETRAINING_BATCH,
+        seed=seed,
+        out=folder,
+        resume=(folder / "last.pt").is_file(),
+        exist_ok=True,
+        overrides={"distillation.mode": "fixed", "run.accumulate": 1, "data.workers": 0},
+    )
+
+
+def arms_of(cell: Cell, data: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """The settings of each of a cell's arms."""
+    fixed = {"distillation.mode": "fixed"}
+    others = [str(data / name) for name in SETS]
+    before, chance = (
+        {"weights": str(folder_of_pretraining(out, cell.student, teacher, "{seed}") / "weights.safetensors")}
+        for teacher in ("taught", "random")
+    )
+    extra = PRETRAINING_EPOCHS * (sum(SETS.values()) // PRETRAINING_BATCH)
+    settings: Mapping[str, dict[str, Any]] = {
+        "off": {},
+        "train": fixed,
+        "before": before,
+        "both": before | fixed,
+        "unlabeled": fixed | {"data.unlabeled": others},
+        "pseudo": {"data.unlabeled": [str(data / cell.data)], "pseudo_labels.weight": 1.0},
+        "random": chance,
+        "longer": schedule(cell, cell.steps + extra),
+    }
+    return {name: dict(settings[name]) for name in cell.arms}
+
+
+def schedule(cell: Cell, steps: int) -> dict[str, int]:
+    """Epochs for about so many steps: flat for half of them, then a cosine."""
+    per_epoch = max(math.floor(SETS[cell.data] * cell.fraction) // 4, 1)
+    epochs = max(round(steps / per_epoch), 1)
+    return {
+        "schedule.epochs": epochs,
+        "schedule.basic_epochs": epochs,
+        "schedule.mosaic_until": epochs,
+        "schedule.refine_from": epochs,
+        "schedule.flat_epoch": epochs // 2,
+        "schedule.no_aug_epochs": max(epochs // 20, 1),
+        "run.eval_every": max(epochs // 3, 1),
+    }
+
+
+def compare(name: str, data: Path, out: Path, seeds: list[int]) -> None:
+    """Run what is missing of a cell, seed by seed."""
+    cell = CELLS[name]
+    for seed in seeds:
+        comparison = rtdetrv4.compare(
+            data / cell.data,
+            HERE / f"{cell.student}.yaml",
+            arms=arms_of(cell, data, out),
+            seeds=[seed],
+            imgsz=cell.size,
+            out=out / name,
+            overrides={"data.fraction": cell.fraction, "schedule.lr_gamma": 0.05, **schedule(cell, cell.steps)},
+        )
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        text = (comparison.out / "compare.json").read_text(encoding="utf-8")
+        (RESULTS / f"{name}.json").write_text(re.sub(r'"[^"]*/(?=(study|data)/)', '"', text), encoding="utf-8")
+
+
+def write_page() -> None:
+    """Put each cell's table between `<!-- CELL -->` and `<!-- end -->`."""
+    page = PAGE.read_text(encoding="utf-8")
+    for file in sorted(RESULTS.glob("*.json")):
+        begin = f"<!-- {file.stem} -->\n"
+        if begin in page:
+            table = _table(json.loads(file.read_text(encoding="utf-8")))
+            page = re.sub(f"(?s){re.escape(begin)}.*?<!-- end -->", lambda _, t=begin + table: f"{t}<!-- end -->", page)
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def _table(result: dict[str, Any]) -> str:
+    differences = {each["arm"]: each for each in result["differences"] if each["metric"] == "last_ap"}
+    rows = [HEADER, ("---",) * len(HEADER), *(_row(arm, differences.get(arm["name"])) for arm in result["arms"])]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _row(arm: dict[str, Any], difference: dict[str, Any] | None) -> tuple[str, ...]:
+    interval = difference and difference["interval"]
+    return (
+        f"`{arm['name']}`",
+        str(len(arm["seeds"])),
+        _spread(arm["last_ap"], ".1f"),
+        _spread(arm["last_ap50"], ".1f"),
+        _spread(difference, "+.1f") if difference else "–",
+        "{:+.1f} to {:+.1f}".format(*(100 * end for end in interval)) if interval else "–",
+        f"{arm['seconds_per_epoch']:.0f}",
+    )
+
+
+def _spread(spread: dict[str, Any], form: str) -> str:
+    deviation = "" if spread["sd"] is None else f" ± {100 * spread['sd']:.1f}"
+    return f"{100 * spread['mean']:{form}}{deviation}"
+
+
+def main() -> None:
+    """Read the command line, and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pretrain", "compare", "page"))
+    parser.add_argument("--data", type=Path, help="folder with one folder per data set")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--cells", default=",".join(CELLS), help="which comparisons, in this order")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--students", default="scratch", help="for pretrain: scratch, imagenet")
+    parser.add_argument("--teachers", default="taught", help="for pretrain: taught, random")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    if options.what == "page":
+        write_page()
+        return
+    if options.data is None:
+        parser.error("--data: which folder holds the data sets?")
+    data, out = options.data.resolve(), options.out.resolve()
+    if options.what == "pretrain":
+        for student in options.students.split(","):
+            for teacher in options.teachers.split(","):
+                for seed in seeds:
+                    pretrain(data, out, student, teacher, seed)
+    else:
+        for name in options.cells.split(","):
+            compare(name, data, out, seeds)
+
+
+if __name__ == "__main__":
+    main()
