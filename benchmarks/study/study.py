@@ -131,18 +131,23 @@ def schedule(cell: Cell, steps: int) -> dict[str, int]:
     }
 
 
-def compare(name: str, data: Path, out: Path, seeds: list[int]) -> None:
+def compare(name: str, data: Path, out: Path, seeds: list[int], only: list[str] | None) -> None:
     """Run what is missing of a cell, seed by seed."""
     cell = CELLS[name]
+    arms = arms_of(cell, data, out)
     for seed in seeds:
         comparison = rtdetrv4.compare(
             data / cell.data,
             HERE / f"{cell.student}.yaml",
-            arms=arms_of(cell, data, out),
+            arms={arm: arms[arm] for arm in arms if only is None or arm in only},
             seeds=[seed],
             imgsz=cell.size,
             out=out / name,
-            overrides={"data.fraction": cell.fraction, "schedule.lr_gamma": 0.05, **schedule(cell, cell.steps)},
+            overrides={
+                **({} if cell.fraction == 1 else {"data.fraction": cell.fraction}),
+                "schedule.lr_gamma": 0.05,
+                **schedule(cell, cell.steps),
+            },
         )
         RESULTS.mkdir(parents=True, exist_ok=True)
         text = (comparison.out / "compare.json").read_text(encoding="utf-8")
@@ -191,6 +196,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with one folder per data set")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--cells", default=",".join(CELLS), help="which comparisons, in this order")
+    parser.add_argument("--arms", help="only these of the arms")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--students", default="scratch", help="for pretrain: scratch, imagenet")
     parser.add_argument("--teachers", default="taught", help="for pretrain: taught, random")
@@ -209,7 +215,7 @@ def main() -> None:
                     pretrain(data, out, student, teacher, seed)
     else:
         for name in options.cells.split(","):
-            compare(name, data, out, seeds)
+            compare(name, data, out, seeds, options.arms.split(",") if options.arms else None)
 
 
 if __name__ == "__main__":
