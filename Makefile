@@ -7,7 +7,7 @@ ISA_TESTS := $(addprefix tests/,parity/test_criterion.py parity/test_models.py p
 	unit/losses unit/ops unit/distillation/test_tap.py behavior/test_arrangement.py behavior/test_ranks.py \
 	behavior/test_resume.py)
 
-.PHONY: demo test isa check bench docs clean
+.PHONY: demo test isa check bench docs dist try-wheel sbom clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo  ## distill, evaluate and export a detector of synthetic shapes; results in runs/demo
@@ -36,6 +36,31 @@ bench: $(VENV)/.installed-dev  ## run every benchmark and update docs/benchmarks
 
 docs: $(VENV)/.installed-docs  ## build the documentation in site/
 	$(BIN)/mkdocs build --strict
+
+# With a tag, such as TAG=v0.2.0, it must be that of this version.
+dist: $(BIN)/python  ## build wheel and sdist in dist/, and check them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	@if [ -n "$(TAG)" ]; then ls dist/rtdetrv4-$(patsubst v%,%,$(TAG)).tar.gz > /dev/null \
+		&& grep -q "^## \[$(patsubst v%,%,$(TAG))\]" CHANGELOG.md \
+		|| { echo "$(TAG) is not the version of pyproject.toml and CHANGELOG.md"; exit 1; }; fi
+
+# Fresh environments, in which nothing is installed but the wheel with its extras.
+try-wheel: | dist/  ## install the wheel as a user would, in each size, and use it
+	@for extras in "" "[torch]" "[train,export]"; do \
+		echo "== rtdetrv4$$extras"; rm -rf build/try && $(PYTHON) -m venv build/try \
+		&& build/try/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(CURDIR)/dist/*.whl)$$extras" \
+		&& (cd build && try/bin/python $(CURDIR)/tests/try_wheel.py "$$extras") || exit 1; done; rm -rf build/try
+
+dist/:
+	$(MAKE) dist
+
+sbom: $(VENV)/.installed-all  ## list what the full installation consists of, in dist/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file dist/rtdetrv4.cdx.json
 
 clean:  ## remove the environment, caches and build products; keep runs/
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
