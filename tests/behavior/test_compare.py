@@ -330,6 +330,48 @@ def test_numbers_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert written["differences"][0]["by_seed"] == pytest.approx({"0": 0.01, "1": 0.03, "2": 0.02})
 
 
+def test_arms_that_learned_nothing_are_told_from_arms_that_do_not_differ(tmp_path: Path) -> None:
+    for seed in range(3):
+        fake_run(tmp_path, "off", seed, 0.0002 * seed, {"a": 0.0, "b": 0.0}, best_ap50=0.0099)
+        fake_run(tmp_path, "gam", seed, 0.0, {"a": 0.0, "b": 0.0}, best_ap50=0.0)
+        fake_run(tmp_path, "late", seed, 0.2 * seed, best_ap50=0.0101 if seed == 2 else 0.0)
+    comparison = read_comparison(tmp_path, ["off", "gam", "late"])
+    assert [arm.has_learned for arm in comparison.arms] == [False, False, True]
+    conclusions = {(each.arm, each.conclusion) for each in comparison.differences + comparison.class_differences}
+    assert conclusions == {("gam", "neither learned anything"), ("late", "only late learned anything")}
+    (warning,) = comparison.warnings
+    assert warning.startswith("off, gam learned nothing: AP50 stays below 1% in every run.")
+    for file in ("compare.md", "compare.json", "report.html"):
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        assert warning in text
+        assert "neither learned anything" in text
+        assert "no difference" not in text.replace("shows no difference", "")
+    (difference, *_) = read_comparison(tmp_path, ["late", "off"]).differences
+    assert difference.conclusion == "only late learned anything"
+
+
+def test_few_seeds_are_warned_of(
+    shapes: Path, tmp_path: Path, trained: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def warning_of(seeds: Any, arms: list[str]) -> str:
+        caplog.clear()
+        compare_two(shapes, tmp_path, seeds=seeds, arms=arms)
+        return " ".join(record.getMessage() for record in caplog.records if "seed" in record.getMessage())
+
+    assert "seed" not in warning_of(1, ["off"]).lower(), "with one arm, nothing is compared"
+    one = warning_of(1, ["off", "fixed"])
+    assert one.startswith("One seed: there is no interval")
+    assert read_comparison(tmp_path).warnings == (one,)
+    two = warning_of([4], ["off", "fixed"])
+    # 12.706 / √2, 4.303 / √3 and 2.776 / √5
+    assert two.startswith("Two seeds: the 95% interval of a difference reaches 9.0 standard deviations")
+    assert two.endswith("With three seeds it reaches 2.5, with five 1.2.")
+    assert read_comparison(tmp_path).warnings == (two,)
+    assert two in (tmp_path / "compare.md").read_text()
+    assert two in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert warning_of([7], ["off", "fixed"]) == "", "with those before, there are three"
+
+
 def test_classes_are_compared_too(tmp_path: Path) -> None:
     for seed in (0, 1):
         fake_run(tmp_path, "off", seed, 0.4, {"cat": 0.5, "dog|wolf": 0.3 + 0.1 * seed, "[red]": None})

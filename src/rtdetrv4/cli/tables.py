@@ -149,6 +149,8 @@ def print_comparison(comparison: Comparison) -> None:
         for row in each.rows:
             table.add_row(*map(Text, row))
         Console().print(table)
+    for warning in comparison.warnings:
+        print(f"WARNING: {warning}")
     if comparison.unfinished:
         print(f"Unfinished and left out: {', '.join(comparison.unfinished)}")
     print(f"Results: {comparison.out / 'report.html'}, compare.md, compare.json and compare.png beside it")

@@ -16,6 +16,8 @@ METRICS = {"last_ap": "AP", "last_ap50": "AP50", "best_ap": "AP", "best_ap50": "
 """Keys of the last and the best epoch's metrics in `result.json`, and their titles."""
 MAX_CLASSES = 20
 """Most rows in the table of classes."""
+LEARNED = 0.01
+"""AP50 of a run's best epoch from which on it has learned something; below, its numbers are chance."""
 
 
 class Table(NamedTuple):
@@ -25,6 +27,11 @@ class Table(NamedTuple):
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str
+
+
+def reach_of_interval(num_seeds: int) -> float:
+    """How far the interval reaches to either side of the mean, in standard deviations, from two seeds on."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1)) / math.sqrt(num_seeds)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Spread:
         """95 % t interval of the mean; None for one seed."""
         if self.sd is None:
             return None
-        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.sd / math.sqrt(self.n)
+        reach = reach_of_interval(self.n) * self.sd
         return self.mean - reach, self.mean + reach
 
 
@@ -57,6 +64,8 @@ class ArmSummary:
     name: str
     settings: Mapping[str, Any]
     seeds: tuple[int, ...]
+    has_learned: bool
+    """False if AP50 stays below 1 % in the best epoch of every run."""
     last_ap: Spread
     last_ap50: Spread
     best_ap: Spread
@@ -90,6 +99,8 @@ class Difference:
     """Differences by seed, for the seeds that both have finished; at least one."""
     class_name: str | None = None
     """The class compared; None: all classes."""
+    without_learning: tuple[str, ...] = ()
+    """Those of the two arms that have learned nothing."""
 
     @property
     def spread(self) -> Spread:
@@ -98,13 +109,31 @@ class Difference:
 
     @property
     def conclusion(self) -> str:
-        """What the interval supports, in words."""
+        """What the interval supports, in words; a difference means little if an arm has learned nothing."""
+        if len(self.without_learning) > 1:
+            return "neither learned anything"
+        if self.without_learning:
+            return f"only {self.reference if self.arm in self.without_learning else self.arm} learned anything"
         interval = self.spread.interval
         if interval is None:
             return "one seed: no interval"
         if interval[0] <= 0 <= interval[1]:
             return "no difference that these seeds could show"
         return f"{'higher' if interval[0] > 0 else 'lower'} than {self.reference}"
+
+
+def few_seeds(num_seeds: int) -> str:
+    """A warning about one or two seeds; empty for more."""
+    if num_seeds > 2:
+        return ""
+    if num_seeds == 1:
+        problem = "One seed: there is no interval, so nothing tells a difference from chance."
+    else:
+        problem = (
+            f"Two seeds: the {CONFIDENCE:.0%} interval of a difference reaches {reach_of_interval(2):.1f} standard "
+            "deviations to either side, so that hardly any difference can be shown."
+        )
+    return f"{problem} With three seeds it reaches {reach_of_interval(3):.1f}, with five {reach_of_interval(5):.1f}."
 
 
 @dataclass(frozen=True)
@@ -121,6 +150,20 @@ class Comparison:
     """Differences of every other arm from the reference in last-epoch AP, by class."""
     unfinished: tuple[str, ...]
     """Folders of runs without a result, because they were stopped, diverged or are still running."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before reading the tables; empty if nothing stands in the way."""
+        idle = [arm.name for arm in self.arms if not arm.has_learned]
+        found = []
+        if idle:
+            found.append(
+                f"{', '.join(idle)} learned nothing: AP50 stays below {LEARNED:.0%} in every run. Train for more "
+                "epochs, or start from trained weights, to have something to compare."
+            )
+        if self.differences:
+            found.append(few_seeds(min(each.spread.n for each in self.differences)))
+        return tuple(filter(None, found))
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -154,6 +197,7 @@ class Comparison:
             "differences": [plain(each) for each in self.differences],
             "class_differences": [plain(each) for each in self.class_differences],
             "unfinished": list(self.unfinished),
+            "warnings": list(self.warnings),
         }
 
 
@@ -247,7 +291,7 @@ def markdown(comparison: Comparison) -> str:
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    parts = []
+    parts = list(comparison.warnings)
     for table in comparison.tables:
         align = ["---", *("---:" for _ in table.header[1:])]
         parts += [f"## {table.title}", "\n".join(map(line, (table.header, align, *table.rows))), table.note]

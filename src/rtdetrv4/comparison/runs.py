@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from rtdetrv4.assembly.training import build_teacher
-from rtdetrv4.comparison.results import Comparison
+from rtdetrv4.comparison.results import Comparison, few_seeds
 from rtdetrv4.comparison.starts import SEED, WEIGHTS, RunStart, StartCheck, check_start, split_weights, start_of
 from rtdetrv4.comparison.summary import (
     RESULT_FILE,
@@ -141,6 +141,8 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     known = read_settings(out).get("arms", {})
     write_text(out / SETTINGS_FILE, json.dumps({"arms": {**known, **changes}, **common}, indent=2, default=str) + "\n")
+    if warning := _few_seeds(out, {*known, *changes}, numbers):
+        logger.warning("%s", warning)
     logger.info("%d runs in %s: %d are done, %d to go.", len(runs), out, len(runs) - len(waiting), len(waiting))
     for number, ((name, seed), recipe) in enumerate(waiting.items(), start=1):
         logger.info("Run %d of %d: %s with seed %d", number, len(waiting), name, seed)
@@ -300,6 +302,14 @@ def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
 def _learns_from(recipe: Recipe, network: Network | None) -> bool:
     """Whether an arm distills from the teacher that was given as an object."""
     return network is not None and recipe.distillation.is_on and recipe.distillation.teacher == teacher_name(network)
+
+
+def _few_seeds(out: Path, arms: Collection[str], seeds: Iterable[int]) -> str:
+    """A warning if the runs in a folder, together with new ones, leave too few pairs; empty if not."""
+    if len(arms) < 2:
+        return ""
+    before = {int(found[1]) for file in out.glob("*/") if (found := re.fullmatch(r".*-seed(\d+)", file.name))}
+    return few_seeds(len(before | set(seeds)))
 
 
 # ---- one run --------------------------------------------------------------------------------------------------------
