@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rtdetrv4.comparison.arms import LEARNED, METRICS, ArmSummary, Difference
 from rtdetrv4.comparison.picture import draw_comparison
-from rtdetrv4.comparison.results import LEARNED, METRICS, ArmSummary, Comparison, Difference, Spread, markdown
+from rtdetrv4.comparison.results import Comparison, markdown
+from rtdetrv4.comparison.spread import Spread
 from rtdetrv4.errors import ConfigError, did_you_mean
 from rtdetrv4.report import write_comparison_report
 from rtdetrv4.run_folder import RECIPE_FILE, RunFolder
