@@ -126,7 +126,7 @@ def test_the_results_of_all_runs_are_together(runs: Runs) -> None:
     assert comparison.unfinished == ()
     assert json.loads((runs.out / "compare.json").read_text()) == json.loads(json.dumps(comparison.to_dict()))
     assert (runs.out / "compare.png").stat().st_size > 10_000, "it is drawn"
-    assert "| fixed | AP | 2 |" in (runs.out / "compare.md").read_text()
+    assert "## Paired difference from off, 2 seeds" in (runs.out / "compare.md").read_text()
     page = (runs.out / "report.html").read_text(encoding="utf-8")
     assert all(f'href="{name}/report.html"' in page for pair in PAIRS for name in pair)
 
@@ -192,14 +192,15 @@ def test_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "120")
     arm = "still:augment.flip=0,augment.mosaic_scale=[0.9,1.1]"
     args = ["--data", str(shapes), "--model", "test", "--epochs", "1", "--out", str(tmp_path), "--set", "run.amp=off"]
     assert main(["compare", "--arms", "off", "--arm", arm, "--seed-list", "4", *args]) == 0
     assert trained == ["off-seed4", "still-seed4"]
-    out = capsys.readouterr().out
-    assert "Paired difference from off" in out
+    out, err = capsys.readouterr()
+    assert "Paired difference from off, 1 seed\n" in out
     assert "one seed: no interval" in out
+    assert "Run 2 of 2: still with seed 4\n" in err
     recipe = rtdetrv4.load_recipe(tmp_path / "still-seed4" / "recipe.yaml")
     assert (recipe.augment.flip, recipe.augment.mosaic_scale, recipe.run.seed) == (0.0, (0.9, 1.1), 4)
     assert main(["compare", "--report", "--arms", "still,off", "--out", str(tmp_path)]) == 0
@@ -319,15 +320,59 @@ def test_numbers_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert by_arm["bad"].spread.interval == pytest.approx((-0.1058531, -0.0931469), abs=1e-6)
     assert by_arm["bad"].conclusion == "lower than off"
 
-    arms, differences = comparison.tables
-    assert arms.header[-3:] == ("memory, MiB", "last λ", "mean share, %")
-    scores = ("42.00 ± 2.00", "62.00 ± 2.00", "50.00 ± 0.00", "70.00 ± 0.00")
-    assert arms.rows[0] == ("off", "3", *scores, "20", "102", "", "")
+    arms, differences, costs = comparison.tables
+    assert arms.header == ("arm", "seeds", "AP", "AP50", "best AP")
+    assert arms.rows[0] == ("off", "3", "42.00 ± 2.00", "62.00 ± 2.00", "50.00 ± 0.00")
+    assert costs.header == ("arm", "s/epoch", "memory, MiB", "last λ", "share, %")
+    assert costs.rows[0] == ("off", "20", "102", "", "")
+    assert costs.rows[1] == ("static", "2", "", "5", "3.00")
     assert differences.rows[0][:5] == ("static", "AP", "3", "+2.00 ± 1.00", "-0.48 to +4.48")
     assert [row[:3] for row in differences.rows[-2:]] == [("bad", "AP", "2"), ("bad", "AP50", "2")]
     written = json.loads((tmp_path / "compare.json").read_text())
     assert written["differences"][0]["interval"] == pytest.approx([-0.0048414, 0.0448414], abs=1e-6)
     assert written["differences"][0]["by_seed"] == pytest.approx({"0": 0.01, "1": 0.03, "2": 0.02})
+
+
+def test_arms_that_learned_nothing_are_told_from_arms_that_do_not_differ(tmp_path: Path) -> None:
+    for seed in range(3):
+        fake_run(tmp_path, "off", seed, 0.0002 * seed, {"a": 0.0, "b": 0.0}, best_ap50=0.0099)
+        fake_run(tmp_path, "gam", seed, 0.0, {"a": 0.0, "b": 0.0}, best_ap50=0.0)
+        fake_run(tmp_path, "late", seed, 0.2 * seed, best_ap50=0.0101 if seed == 2 else 0.0)
+    comparison = read_comparison(tmp_path, ["off", "gam", "late"])
+    assert [arm.has_learned for arm in comparison.arms] == [False, False, True]
+    conclusions = {(each.arm, each.conclusion) for each in comparison.differences + comparison.class_differences}
+    assert conclusions == {("gam", "neither learned anything"), ("late", "only late learned anything")}
+    (warning,) = comparison.warnings
+    assert warning.startswith("off, gam learned nothing: AP50 stays below 1% in every run.")
+    for file in ("compare.md", "compare.json", "report.html"):
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        assert warning in text
+        assert "neither learned anything" in text
+        assert "no difference" not in text.replace("shows no difference", "")
+    (difference, *_) = read_comparison(tmp_path, ["late", "off"]).differences
+    assert difference.conclusion == "only late learned anything"
+
+
+def test_few_seeds_are_warned_of(
+    shapes: Path, tmp_path: Path, trained: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def warning_of(seeds: Any, arms: list[str]) -> str:
+        caplog.clear()
+        compare_two(shapes, tmp_path, seeds=seeds, arms=arms)
+        return " ".join(record.getMessage() for record in caplog.records if "seed" in record.getMessage())
+
+    assert "seed" not in warning_of(1, ["off"]).lower(), "with one arm, nothing is compared"
+    one = warning_of(1, ["off", "fixed"])
+    assert one.startswith("One seed: there is no interval")
+    assert read_comparison(tmp_path).warnings == (one,)
+    two = warning_of([4], ["off", "fixed"])
+    # 12.706 / √2, 4.303 / √3 and 2.776 / √5
+    assert two.startswith("Two seeds: the 95% interval of a difference reaches 9.0 standard deviations")
+    assert two.endswith("With three seeds it reaches 2.5, with five 1.2.")
+    assert read_comparison(tmp_path).warnings == (two,)
+    assert two in (tmp_path / "compare.md").read_text()
+    assert two in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert warning_of([7], ["off", "fixed"]) == "", "with those before, there are three"
 
 
 def test_classes_are_compared_too(tmp_path: Path) -> None:
@@ -341,7 +386,7 @@ def test_classes_are_compared_too(tmp_path: Path) -> None:
     cat, dog = comparison.class_differences
     assert (cat.class_name, cat.metric, cat.by_seed) == ("cat", "last_ap", pytest.approx({0: 0.01, 1: 0.03}))
     assert cat.conclusion == "no difference that these seeds could show"
-    table = comparison.tables[-1]
+    table = comparison.tables[2]
     assert table.header == ("class", "off", "gam − off")
     assert [row[0] for row in table.rows] == ["dog|wolf", "cat"]  # the larger difference first
     assert table.rows[1][1:] == ("50.00 ± 0.00", "+2.00 ± 1.41")
@@ -357,8 +402,8 @@ def test_of_many_classes_those_that_differ_most_are_shown(tmp_path: Path) -> Non
     fake_run(tmp_path, "off", 0, 0.4, dict.fromkeys(names, 0.1))
     fake_run(tmp_path, "gam", 0, 0.4, {name: 0.1 + 0.01 * index for index, name in enumerate(names)})
     comparison = read_comparison(tmp_path, ["off", "gam"])
-    assert [row[0] for row in comparison.tables[-1].rows] == names[:4:-1]
-    assert "5 more classes are in compare.json" in comparison.tables[-1].note
+    assert [row[0] for row in comparison.tables[2].rows] == names[:4:-1]
+    assert "5 more classes are in compare.json" in comparison.tables[2].note
     assert len(comparison.class_differences) == 25
 
 
@@ -379,6 +424,62 @@ def test_no_run_takes_the_next_best_start(pretrained: bool, start: str) -> None:
     recipe = override(load_recipe("test"), {"model.pretrained_backbone": pretrained})
     assert start_of(recipe, None, None, is_finished=False) == RunStart(start, is_own=False)
     assert start_of(recipe, "coco", None, is_finished=False) == RunStart("coco", is_own=False)
+
+
+@pytest.fixture
+def many_arms(tmp_path: Path) -> Comparison:
+    """Of five arms with long names, and classes."""
+    names = ["off", *(f"pretrained-before-{letter}" for letter in "abcd")]
+    for seed in range(3):
+        for number, name in enumerate(names):
+            ap = 0.4 + 0.01 * number + 0.001 * seed * number
+            extra: dict[str, Any] = {"host_memory_mib": 1234.0, "gpu_memory_mib": 5678.0, "share": 2.5}
+            fake_run(tmp_path, name, seed, ap, {"[cat]": ap, "dog": ap}, distill_weight=5.0, **extra)
+    return read_comparison(tmp_path, names)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_tables_fit_the_terminal(many_arms: Comparison, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = str(many_arms)
+    lines = text.splitlines()
+    assert max(len(line) for line in lines if str(many_arms.out) not in line) <= columns
+    assert "…" not in text
+    for table in many_arms.tables:
+        for row in table.rows:
+            numbers = [cell for cell, title in zip(row, table.header, strict=True) if title not in ("", "arm", "class")]
+            missing = [cell for cell in numbers if not any(cell in line for line in lines)]
+            assert not missing, "a number is cut or wrapped"
+    if columns >= 80:
+        (line,) = [line for line in lines if "pretrained-before-d   AP50" in line]
+        assert "+4.40 ± 0.40   +3.41 to +5.39   higher than off" in line
+
+
+def test_python_shows_what_the_command_prints(
+    many_arms: Comparison, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["compare", "--report", "--out", str(many_arms.out), "--arms", "off,pretrained-before-a"]) == 0
+    printed = capsys.readouterr().out
+    comparison = read_comparison(many_arms.out, ["off", "pretrained-before-a"])
+    comparison.show()
+    assert capsys.readouterr().out == printed == f"{comparison}\n"
+    shown = comparison._repr_markdown_()  # in a notebook
+    assert shown in (many_arms.out / "compare.md").read_text()
+    assert "| pretrained-before-a | AP | +1.10 ± 0.10 | +0.85 to +1.35 | higher than off |" in shown
+
+
+def test_python_sees_the_progress_of_the_command(
+    shapes: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare_two(shapes, tmp_path, seeds=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert f"2 runs in {tmp_path}: 0 are done, 2 to go." in lines
+    assert [line for line in lines if line.startswith("Run ")] == [
+        "Run 1 of 2: off with seed 0",
+        "Run 2 of 2: fixed with seed 0",
+    ]
+    assert trained == ["off-seed0", "fixed-seed0"]
 
 
 # ---- arms with weights of their own ---------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rtdetrv4.benchmark import Benchmark
-    from rtdetrv4.comparison import Comparison
     from rtdetrv4.doctor import Findings
     from rtdetrv4.evaluation import Metrics
 
@@ -134,21 +133,3 @@ def print_findings(findings: Findings) -> None:
         console.print(table)
     else:
         show("Nothing found.")
-
-
-def print_comparison(comparison: Comparison) -> None:
-    """Print what several runs reached."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    for each in comparison.tables:
-        table = Table(title=each.title, caption=each.note, title_justify="left", caption_justify="left")
-        for index, name in enumerate(each.header):
-            table.add_column(name, justify="right" if index and name else "left")
-        for row in each.rows:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-    if comparison.unfinished:
-        print(f"Unfinished and left out: {', '.join(comparison.unfinished)}")
-    print(f"Results: {comparison.out / 'report.html'}, compare.md, compare.json and compare.png beside it")

@@ -36,7 +36,7 @@ from rtdetrv4.cli.options import (
     seeds_of,
 )
 from rtdetrv4.cli.running import can_resume, detector_of, interruptible, is_main_process, run_to_resume
-from rtdetrv4.cli.tables import print_comparison, print_metrics
+from rtdetrv4.cli.tables import print_metrics
 from rtdetrv4.errors import ConfigError
 
 EXIT_INCOMPLETE = 1
@@ -270,7 +270,7 @@ def compare(
         from rtdetrv4.comparison import compare as run_comparison
 
         comparison = run_comparison(data, model, seeds=chosen, out=out, overrides=overrides, **given)
-    print_comparison(comparison)
+    print(comparison)
 
 
 def report(

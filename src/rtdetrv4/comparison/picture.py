@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rtdetrv4.comparison.results import CONFIDENCE, Comparison, Spread
+from rtdetrv4.comparison.results import Comparison
+from rtdetrv4.comparison.spread import CONFIDENCE, Spread
 from rtdetrv4.training.run_curves import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY
 
 _COLORS = (GRAY, BLUE, ORANGE, GREEN, RED, PURPLE, SKY)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from rtdetrv4.assembly.training import build_teacher
 from rtdetrv4.comparison.results import Comparison
+from rtdetrv4.comparison.spread import few_seeds
 from rtdetrv4.comparison.starts import SEED, WEIGHTS, RunStart, StartCheck, check_start, split_weights, start_of
 from rtdetrv4.comparison.summary import (
     RESULT_FILE,
@@ -35,6 +37,7 @@ from rtdetrv4.detector import WEIGHTS_SUFFIXES, Detector
 from rtdetrv4.distillation.teacher import Network, teacher_name
 from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, WeightsError, did_you_mean
 from rtdetrv4.run_folder import FREE_ON_RESUME, RECIPE_FILE, RunFolder, fixed_changes
+from rtdetrv4.training.observers import progress_console
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +144,12 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     known = read_settings(out).get("arms", {})
     write_text(out / SETTINGS_FILE, json.dumps({"arms": {**known, **changes}, **common}, indent=2, default=str) + "\n")
-    logger.info("%d runs in %s: %d are done, %d to go.", len(runs), out, len(runs) - len(waiting), len(waiting))
+    if warning := _few_seeds(out, {*known, *changes}, numbers):
+        logger.warning("%s", warning)
+    console = progress_console()
+    _say(console, f"{len(runs)} runs in {out}: {len(runs) - len(waiting)} are done, {len(waiting)} to go.")
     for number, ((name, seed), recipe) in enumerate(waiting.items(), start=1):
-        logger.info("Run %d of %d: %s with seed %d", number, len(waiting), name, seed)
+        _say(console, f"Run {number} of {len(waiting)}: {name} with seed {seed}")
         try:
             result = _train(recipe, starts[name, seed].weights, network)
         except KeyboardInterrupt:
@@ -300,6 +306,19 @@ def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
 def _learns_from(recipe: Recipe, network: Network | None) -> bool:
     """Whether an arm distills from the teacher that was given as an object."""
     return network is not None and recipe.distillation.is_on and recipe.distillation.teacher == teacher_name(network)
+
+
+def _few_seeds(out: Path, arms: Collection[str], seeds: Iterable[int]) -> str:
+    """A warning if the runs in a folder, together with new ones, leave too few pairs; empty if not."""
+    if len(arms) < 2:
+        return ""
+    before = {int(found[1]) for file in out.glob("*/") if (found := re.fullmatch(r".*-seed(\d+)", file.name))}
+    return few_seeds(len(before | set(seeds)))
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line of progress, between those of the runs: logs of this level do not show in Python by default."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 # ---- one run --------------------------------------------------------------------------------------------------------

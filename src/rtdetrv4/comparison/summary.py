@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rtdetrv4.comparison.arms import LEARNED, METRICS, ArmSummary, Difference
 from rtdetrv4.comparison.picture import draw_comparison
-from rtdetrv4.comparison.results import METRICS, ArmSummary, Comparison, Difference, Spread, markdown
+from rtdetrv4.comparison.results import Comparison, markdown
+from rtdetrv4.comparison.spread import Spread
 from rtdetrv4.errors import ConfigError, did_you_mean
 from rtdetrv4.report import write_comparison_report
 from rtdetrv4.run_folder import RECIPE_FILE, RunFolder
@@ -51,14 +53,17 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
         for name, by_seed in results.items()
     }
     class_ap = {name: _class_ap(by_seed) for name, by_seed in logs.items()}
+    summaries = [_summary(name, by_seed, class_ap[name]) for name, by_seed in results.items()]
+    idle = [arm.name for arm in summaries if not arm.has_learned]
 
     reference, *others = results
     differences, class_differences = [], []
     for name in others:
+        without_learning = tuple(each for each in (name, reference) if each in idle)
         common = [seed for seed in results[name] if seed in results[reference]]
         for metric in METRICS if common else ():
             by_seed = {seed: results[name][seed][metric] - results[reference][seed][metric] for seed in common}
-            differences.append(Difference(name, reference, metric, by_seed))
+            differences.append(Difference(name, reference, metric, by_seed, None, without_learning))
         for label, of_reference in class_ap[reference].items():
             by_seed = {
                 seed: ap - of_reference[seed]
@@ -66,13 +71,13 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
                 if seed in of_reference
             }
             if by_seed:
-                class_differences.append(Difference(name, reference, "last_ap", by_seed, label))
+                class_differences.append(Difference(name, reference, "last_ap", by_seed, label, without_learning))
     unfinished = [
         file.parent.name for file in sorted(out.glob(f"*/{RECIPE_FILE}")) if not file.with_name(RESULT_FILE).is_file()
     ]
     comparison = Comparison(
         out,
-        tuple(_summary(name, by_seed, class_ap[name]) for name, by_seed in results.items()),
+        tuple(summaries),
         tuple(differences),
         tuple(class_differences),
         tuple(unfinished),
@@ -126,6 +131,7 @@ def _summary(
         name,
         results[0]["settings"],
         tuple(by_seed),
+        any(result["best_ap50"] >= LEARNED for result in results),
         **{metric: Spread.of([result[metric] for result in results]) for metric in METRICS},
         class_ap={label: Spread.of(list(values.values())) for label, values in class_ap.items()},
         seconds_per_epoch=statistics.median(result["seconds_per_epoch"] for result in results),

@@ -26,12 +26,16 @@ from rtdetrv4.training.run_curves import draw_curves
 from rtdetrv4.training.symptoms import BandWatch, LoaderWatch
 
 
+def progress_console() -> Console:
+    """Where runs show their progress: stderr."""
+    # FORCE_COLOR asks for colors in a log file, not for a line that redraws itself.
+    return Console(stderr=True, force_interactive=None if sys.stderr.isatty() else False)
+
+
 def default_observers(out: Path, *, log_every: int = 50, console: Console | None = None) -> list[Observer]:
     """Progress on the console, `log.jsonl`, `curves.png`, and warnings about a run that goes wrong."""
-    if console is None:  # FORCE_COLOR asks for colors in a log file, not for a line that redraws itself
-        console = Console(stderr=True, force_interactive=None if sys.stderr.isatty() else False)
     return [
-        TerminalProgress(log_every, console),
+        TerminalProgress(log_every, progress_console() if console is None else console),
         JsonLog(out / LOG_FILE, log_every),
         CurvePlot(out / LOG_FILE, out / "curves.png"),
         BandWatch(),

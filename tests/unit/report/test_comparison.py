@@ -19,6 +19,7 @@ SUMMARY = {
     ],
     "class_differences": [],
     "unfinished": ["off-seed2"],
+    "warnings": ["Two seeds <only>."],
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def test_a_comparison_on_one_page(tmp_path: Path) -> None:
     assert "<gam>" not in html
     assert "Unfinished and left out: off-seed2." in html
     assert "A note." in html
+    assert '<p class="warning">Two seeds &lt;only&gt;.</p>' in html
     difference, ap = [f"<svg{part.partition('</svg>')[0]}</svg>" for part in html.split("<svg")[1:]]
     assert "+2.00" in "".join(ElementTree.fromstring(difference).itertext())
     lines = [each for each in ElementTree.fromstring(ap).iter("path") if "line" in each.get("class", "").split()]
