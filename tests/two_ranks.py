@@ -19,6 +19,7 @@ from small_training import (
     fixed_score,
     make_detector,
     make_plan,
+    make_pseudo_labels,
     make_trainer,
     make_unlabeled,
     with_frozen_norms,
@@ -36,15 +37,18 @@ def make_equal(folder: Path) -> Trainer:
     parts by counts of the batch.
     """
     torch.manual_seed(0)
+    flips = Augmentation(flip=0.5)
+    found = write_images(folder / "found", 12, empty=(5,))
     return make_trainer(
         write_images(folder / "images", 4 * STEPS, empty=(3,)),
         folder,
         plan=make_plan(epochs=1, steps_per_epoch=STEPS, refine_from=1),
         detector=with_frozen_norms(make_detector(num_denoising=0)),
         weights=WEIGHTS | {"ddf": 0.0},
-        augment=Augmentation(flip=0.5),
+        augment=flips,
         unlabeled=make_unlabeled(write_images(folder / "unlabeled", 8)),
         unlabeled_weight=2.0,
+        pseudo_labels=make_pseudo_labels(found, range(1), STEPS, augment=flips, weight=0.5),
     )
 
 
@@ -75,6 +79,7 @@ def _facts(trainer: Trainer) -> dict:
         "ema": trainer.ema.module.state_dict(),
         "weight": trainer.modulation.weight,
         "position": vars(trainer.position),
+        "pseudo_labels": trainer.pseudo_labels.state_dict(),
     }
 
 
@@ -85,7 +90,8 @@ def _cut_and_resume(rank: int, folder: Path) -> dict:
     plan = make_plan(epochs=3, steps_per_epoch=3, refine_from=2)
 
     def make(out: str, *, interrupted: bool = False, disturbed: bool = True) -> Trainer:
-        trainer, calls = make_trainer(split, folder / out, plan=plan), []
+        pseudo = make_pseudo_labels(split, range(2, 3), steps_per_epoch=3)
+        trainer, calls = make_trainer(split, folder / out, plan=plan, pseudo_labels=pseudo), []
         trainer.evaluate = lambda detector: fixed_score(detector, 1 / trainer.ema.num_updates)
 
         def disturb(module, inputs):

@@ -47,6 +47,7 @@ RUN_FILES = (
     "curves.png",
     "predictions.jpg",
     "train_batch*.jpg",
+    "pseudo_batch.jpg",
     "validation.txt",
     "nonfinite.json",
     "tensorboard/events.*",
@@ -221,7 +222,7 @@ class RunFolder:
     @property
     def pictures_and_pages(self) -> list[Path]:
         """What a complete run leaves to look at, for its tracker."""
-        names = (*REPORT_FILES, "curves.png", "predictions.jpg")
+        names = (*REPORT_FILES, "curves.png", "predictions.jpg", "pseudo_batch.jpg")
         return [*(self.path / name for name in names), *sorted(self.path.glob("train_batch*.jpg"))]
 
     def recorded_start(self) -> dict[str, Any] | None:

@@ -38,6 +38,8 @@ def test_two_ranks_are_one_with_twice_the_batch(folder, tmp_path):
     alone.run()
     assert first["weight"] == pytest.approx(alone.modulation.weight, rel=1e-5)
     assert first["weight"] != 5.0
+    assert_same(first["pseudo_labels"], alone.pseudo_labels.state_dict())
+    assert len(first["pseudo_labels"]["counts"]) == 11
     for name, tensor in alone.student.state_dict().items():
         torch.testing.assert_close(first["student"][name], tensor, rtol=0, atol=1e-5, msg=name)
     moved = max((before[name] - tensor).abs().max().item() for name, tensor in first["student"].items())
@@ -49,6 +51,8 @@ def test_ranks_agree_on_bad_steps_on_stopping_and_on_lambda(folder):
     first, second = load(folder, "ordinary")
     assert first["position"] == second["position"]
     assert first["position"]["num_skipped"] == 1
+    assert_same(first["pseudo_labels"], second["pseudo_labels"])
+    assert len(first["pseudo_labels"]["counts"]) > 4
     assert first["weight"] == second["weight"]
     assert_same(first["ema"], second["ema"])  # what is evaluated: batch norm statistics too
     parameters = [name for name in first["student"] if "running" not in name]

@@ -139,7 +139,9 @@ class _Derivation:
         if own is None or self.settings["distillation.mode"] == "off":
             return
         found = self.sources.teacher
-        if self.machine.kind == "cpu" and not self.settings["data.unlabeled"]:
+        # Images without labels need one, unless they get pseudo-labels.
+        is_needed = self.settings["data.unlabeled"] and not self.settings["pseudo_labels.weight"]
+        if self.machine.kind == "cpu" and not is_needed:
             reason = "on a CPU its time is better spent on steps; --teacher NAME turns distillation on"
             self.choose("distillation.teacher", None, reason)
         elif found is None:

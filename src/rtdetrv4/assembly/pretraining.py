@@ -160,7 +160,7 @@ def build_pretrainer(
     student = build_path(recipe, detector, built, accelerator.device)
     supervision = Supervision(no_terms, {"distill": 1.0})
     course = settle_course(recipe, splits, student, accelerator, built, fitting, supervision)
-    recipe, accumulate, data, plan, _, features = course
+    recipe, accumulate, data, plan, _, features, _ = course
     out = Path(recipe.run.out)
     observers = default_observers(out, log_every=recipe.run.log_every)
     return Trainer(

@@ -20,13 +20,13 @@ from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.models import find_variant
 from rtdetrv4.assembly.own_teacher import is_detector, load_own_teacher
 from rtdetrv4.config import Recipe, flat_settings, override
-from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig, parse_size
+from rtdetrv4.config.schema import DistillationConfig, LossConfig, PseudoLabelsConfig, RunConfig, parse_size
 from rtdetrv4.config.variants import Variant
 from rtdetrv4.data.batch import multi_scales
 from rtdetrv4.data.cache import ImageCache, describe, open_cache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import Split, Splits
-from rtdetrv4.data.loader import DetectionLoader, build_loader
+from rtdetrv4.data.loader import DetectionLoader, build_list_loader, build_loader
 from rtdetrv4.data.sampling import repeat_factors
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher, wrap_teacher
@@ -42,6 +42,7 @@ from rtdetrv4.training import (
     Observer,
     Plan,
     Profiler,
+    PseudoLabels,
     Tracker,
     Trainer,
     TrainingData,
@@ -55,6 +56,7 @@ from rtdetrv4.training import (
     split_batch,
     validate,
 )
+from rtdetrv4.training.batch_sheets import PSEUDO_SHEET
 from rtdetrv4.training.fit import (
     USABLE_SHARE,
     USABLE_SHARE_ON_CPU,
@@ -64,6 +66,7 @@ from rtdetrv4.training.fit import (
     worker_memory,
 )
 from rtdetrv4.training.pace import Pace, measure_pace
+from rtdetrv4.training.pseudo_labels import STRONG, usual_epochs
 from rtdetrv4.training.symptoms import LossWatch
 from rtdetrv4.training.teacher_features import TeacherFeatures, features_folder
 from rtdetrv4.types import ClassMap
@@ -196,7 +199,9 @@ class Course(NamedTuple):
     data: TrainingData
     plan: Plan
     unlabeled: UnlabeledData | None
+    """For the teacher."""
     features: TeacherFeatures | None
+    unlabeled_cache: ImageCache | None
 
 
 def settle_course(
@@ -224,15 +229,19 @@ def settle_course(
     recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator, supervision)
     cache = _cache(recipe, splits.train, splits, accelerator)
     features = _features(recipe, splits.train, teacher, accelerator)
-    of_unlabeled = None if splits.unlabeled is None else _features(recipe, splits.unlabeled, teacher, accelerator)
+    # Without a weight the teacher leaves these images to pseudo-labels, which have loaders of their own.
+    is_taught = teacher is not None and (recipe.distillation.unlabeled_weight or not recipe.pseudo_labels.weight)
+    taught = splits.unlabeled if is_taught else None
+    of_taught = None if taught is None else _features(recipe, taught, teacher, accelerator)
+    others_cache = None if splits.unlabeled is None else _cache(recipe, splits.unlabeled, splits, accelerator)
     if fitting is not None and fitting.asks_for_pace:
-        unlabeled = _unlabeled_data(recipe, splits, accumulate, accelerator, of_unlabeled)
+        unlabeled = _unlabeled_data(recipe, taught, accumulate, accelerator, of_taught, others_cache)
         pace = _pace(recipe, splits, accumulate, student, accelerator, cache, teacher, supervision, unlabeled, features)
         recipe = fitting.fit_time(recipe, pace)
     data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
     plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
-    unlabeled = _unlabeled_data(recipe, splits, accumulate, accelerator, of_unlabeled)
-    return Course(recipe, accumulate, data, plan, unlabeled, features)
+    unlabeled = _unlabeled_data(recipe, taught, accumulate, accelerator, of_taught, others_cache)
+    return Course(recipe, accumulate, data, plan, unlabeled, features, others_cache)
 
 
 def build_trainer(
@@ -273,15 +282,12 @@ def build_trainer(
     accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
     evaluates_start = knows_classes and _is_quickly_evaluated(splits, recipe.schedule.epochs)
     teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
-    if teacher is None and splits.unlabeled is not None:
-        raise ConfigError(
-            "data.unlabeled: images without labels are learned from by distillation alone; name a teacher, such as "
-            "dinov2-b, or leave them out."
-        )
+    _check_unlabeled(recipe, splits, teacher)
     student = build_student(recipe, detector, teacher, accelerator)
     course = settle_course(recipe, splits, student, accelerator, teacher, fitting)
-    recipe, accumulate, data, plan, unlabeled, features = course
-    out = Path(recipe.run.out)
+    recipe, accumulate, data, plan, unlabeled, features, others_cache = course
+    evaluator = None if splits.val is None else CocoEvaluator(splits.val.records, splits.val.classes)
+    out, names = Path(recipe.run.out), splits.train.classes.names
     observers = default_observers(out, log_every=recipe.run.log_every)
     if evaluates_start or not knows_classes:  # a detector that may be trained already need not get any better
         observers.append(LossWatch())
@@ -295,7 +301,9 @@ def build_trainer(
         **Supervision.of(recipe)._asdict(),
         evaluate=None
         if splits.val is None
-        else build_evaluation(recipe, splits.val, accelerator, cache=_cache(recipe, splits.val, splits, accelerator)),
+        else build_evaluation(
+            recipe, splits.val, accelerator, evaluator, _cache(recipe, splits.val, splits, accelerator)
+        ),
         accelerator=accelerator,
         out=out,
         teacher=None if teacher is None else teacher.to(accelerator.device),
@@ -304,9 +312,11 @@ def build_trainer(
         teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
         unlabeled=unlabeled,
         unlabeled_weight=recipe.distillation.unlabeled_weight,
+        pseudo_labels=_pseudo_labels(recipe, splits, plan, accumulate, accelerator, evaluator, others_cache),
         features=features,
         observers=[*observers, *callbacks],
-        sheets=BatchSheets(out, splits.train.classes.names),
+        sheets=BatchSheets(out, names),
+        pseudo_sheets=BatchSheets(out, names, PSEUDO_SHEET),
         clip_norm=recipe.optimizer.clip_norm,
         accumulate=accumulate,
         eval_every=recipe.run.eval_every,
@@ -469,6 +479,7 @@ def _pace(
         teacher=None if teacher is None else teacher.to(accelerator.device),
         unlabeled=unlabeled,
         features=features,
+        pseudo_share=_pseudo_share(recipe, splits, len(loader) // accumulate),
     )
     while True:
         try:
@@ -531,24 +542,115 @@ def _features(
     return features
 
 
+def _check_unlabeled(recipe: Recipe, splits: Splits, teacher: Teacher | None) -> None:
+    """Check that a run can learn from its images without labels, if it has any.
+
+    Raises:
+        ConfigError: neither a teacher nor pseudo-labels are there for them, or the thresholds cannot be measured.
+    """
+    if splits.unlabeled is None:
+        return
+    settings = recipe.pseudo_labels
+    if teacher is None and not settings.weight:
+        raise ConfigError(
+            "data.unlabeled: to learn from images without labels, name a teacher, such as dinov2-b, or set "
+            "pseudo_labels.weight=1; or leave the images out."
+        )
+    if settings.weight and settings.threshold == "best" and splits.val is None:
+        raise ConfigError(
+            "pseudo_labels.threshold: best needs validation images, and there are none. Give a number, such as 0.5."
+        )
+
+
+def _batches_beside(recipe: Recipe, accumulate: int, accelerator: Accelerator, share: float) -> tuple[int, int]:
+    """Size and number per step of batches that hold `share` times as many images as those with labels.
+
+    They are no larger than these, so that they fit in memory.
+    """
+    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=accumulate)
+    per_step = accumulate * math.ceil(share)
+    return max(round(per_rank * accumulate * share / per_step), 1), per_step
+
+
 def _unlabeled_data(
     recipe: Recipe,
-    splits: Splits,
+    split: Split | None,
     accumulate: int,
     accelerator: Accelerator,
     features: TeacherFeatures | None,
+    cache: ImageCache | None,
 ) -> UnlabeledData | None:
-    """The images without labels, in batches that are no larger than those with labels, so that they fit in memory."""
-    if splits.unlabeled is None:
+    """The images without labels that the teacher is asked for."""
+    if split is None:
         return None
-    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=accumulate)
-    share = recipe.distillation.unlabeled_share
-    per_step = accumulate * math.ceil(share)
-    size = max(round(per_rank * accumulate * share / per_step), 1)
-    stage = _augmentation(recipe, splits.unlabeled)
-    cache = _cache(recipe, splits.unlabeled, splits, accelerator)
-    loader = _training_loader(recipe, splits.unlabeled, stage, size, accelerator, cache)
+    size, per_step = _batches_beside(recipe, accumulate, accelerator, recipe.distillation.unlabeled_share)
+    stage = _augmentation(recipe, split)
+    loader = _training_loader(recipe, split, stage, size, accelerator, cache)
     return UnlabeledData(loader=loader, augment=stage, per_step=per_step, features=features)
+
+
+def _pseudo_labels(
+    recipe: Recipe,
+    splits: Splits,
+    plan: Plan,
+    accumulate: int,
+    accelerator: Accelerator,
+    evaluator: CocoEvaluator | None,
+    cache: ImageCache | None,
+) -> PseudoLabels | None:
+    """The owner of pseudo-labels for the images without labels, if the recipe asks for them."""
+    settings, split = recipe.pseudo_labels, splits.unlabeled
+    if split is None or splits.train is None or not settings.weight:
+        return None
+    epochs = pseudo_epochs(settings, plan)
+    if not epochs and accelerator.is_main_process:
+        logger.warning(
+            "pseudo_labels: none of the %d epochs is from epoch %d and before epoch %d, so nothing is labeled.",
+            plan.epochs,
+            epochs.start,
+            epochs.stop,
+        )
+    size, per_step = _batches_beside(recipe, accumulate, accelerator, settings.share)
+    augment = recipe.augment
+    stage = STRONG
+    if settings.augment == "recipe":
+        stage = Augmentation(photometric=augment.photometric, zoom_out=augment.zoom_out, iou_crop=augment.iou_crop)
+    stage = stage._replace(flip=augment.flip)
+    image_size, resize, workers = recipe.model.image_size, recipe.model.resize, recipe.data.workers
+    students = DetectionDataset(split, image_size, stage, recipe.run.seed, cache, resize)
+    return PseudoLabels(
+        loader=build_list_loader(students, size, workers),
+        plain=build_list_loader(DetectionDataset(split, image_size, cache=cache, resize=resize), size, workers),
+        augment=stage,
+        names=splits.train.classes.names,
+        epochs=epochs,
+        steps_per_epoch=plan.steps_per_epoch,
+        per_step=per_step,
+        weight=settings.weight,
+        threshold=None if settings.threshold == "best" else settings.threshold,
+        floor=settings.floor,
+        evaluator=evaluator,
+        seed=recipe.run.seed,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+    )
+
+
+def pseudo_epochs(settings: PseudoLabelsConfig, plan: Plan) -> range:
+    """The epochs of a run that have pseudo-labels."""
+    usual = usual_epochs(plan)
+    first = usual.start if settings.from_epoch == "auto" else settings.from_epoch
+    end = usual.stop if settings.until_epoch == "auto" else settings.until_epoch
+    return range(first, min(end, plan.epochs))
+
+
+def _pseudo_share(recipe: Recipe, splits: Splits, steps_per_epoch: int) -> float:
+    """How many images with pseudo-labels a run has for each with labels, at most."""
+    settings = recipe.pseudo_labels
+    if splits.unlabeled is None or not settings.weight:
+        return 0.0
+    plan = build_plan(recipe, max(steps_per_epoch, 1))
+    return settings.share * len(pseudo_epochs(settings, plan)) / plan.epochs
 
 
 def _augmentation(recipe: Recipe, split: Split) -> Augmentation:

@@ -168,7 +168,7 @@ class DataConfig(_Section):
     unlabeled: Annotated[tuple[str, ...], BeforeValidator(_paths)] = Field(
         default=(),
         description="Folders of images without labels, or whose labels to ignore: what `pretrain` learns from, and "
-        "`train` besides the labeled images, by distillation alone.",
+        "`train` besides the labeled images, by distillation or from `pseudo_labels`.",
     )
     unlabeled_parts: Literal["train", "all"] = Field(
         default="train",
@@ -329,6 +329,45 @@ class DistillationConfig(_Section):
         return self.teacher is not None and self.mode != "off"
 
 
+class PseudoLabelsConfig(_Section):
+    """Labels for the images of `data.unlabeled`: what the averaged weights find in them while training runs."""
+
+    weight: NonNegative = Field(
+        default=0.0, description="Weight of the detection loss on these images; 0: there are no pseudo-labels."
+    )
+    share: Positive = Field(
+        default=1.0,
+        description="Images drawn for a step, as a multiple of those with labels; those in which nothing is found are "
+        "left out.",
+    )
+    from_epoch: Count | Literal["auto"] = Field(
+        default="auto",
+        description="First epoch with pseudo-labels, counted from 0. auto: where the learning rate starts to fall.",
+    )
+    until_epoch: AtLeastOne | Literal["auto"] = Field(
+        default="auto",
+        description="Pseudo-labels end at this epoch. auto: where refinement or the lowest learning rate begins.",
+    )
+    threshold: Probability | Literal["best"] = Field(
+        default="best",
+        description="Lowest confidence of a label. best: for each class, the one with the best F1 on validation "
+        "images; 0.5 for classes without any.",
+    )
+    floor: Probability = Field(default=0.3, description="Lowest threshold that `best` may choose.")
+    augment: Literal["strong", "recipe"] = Field(
+        default="strong",
+        description="How the student sees these images. strong: with the published probabilities of color changes, "
+        "zoom-out and IoU crop, in every stage; recipe: with those of `augment`. Both flip, neither makes mosaics.",
+    )
+
+    @model_validator(mode="after")
+    def _epochs_are_in_order(self) -> PseudoLabelsConfig:
+        first, end = self.from_epoch, self.until_epoch
+        if first != "auto" and end != "auto" and first >= end:
+            raise ValueError(f"until_epoch: expected more than from_epoch ({first}), got {end}")
+        return self
+
+
 class OptimizerConfig(_Section):
     """AdamW and its parameter groups."""
 
@@ -460,10 +499,20 @@ class Recipe(_Section):
     augment: AugmentConfig
     loss: LossConfig
     distillation: DistillationConfig = DistillationConfig()
+    pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     ema: EmaConfig = EmaConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _there_are_images_to_label(self) -> Recipe:
+        if self.pseudo_labels.weight and not self.data.unlabeled:
+            raise ValueError(
+                f"pseudo_labels.weight: expected 0 without images to label, got {self.pseudo_labels.weight:g}; name "
+                "their folders: data.unlabeled=photos"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_can_be_cut(self) -> Recipe:

@@ -52,6 +52,17 @@ class Sample(NamedTuple):
     """What it is made of."""
 
 
+class LabeledIndex(NamedTuple):
+    """The index of an image, with labels that take the place of those of its record."""
+
+    number: int
+    """The index as `DetectionDataset` takes it: from the number of images on, a repetition."""
+    boxes_xyxy_px: NDArray[np.float32]
+    """(n, 4), inside the image, of positive area."""
+    labels: NDArray[np.int64]
+    """(n,) in [0, K)."""
+
+
 class _UnreadableError(Exception):
     """An image file cannot be decoded; this has been reported."""
 
@@ -97,21 +108,26 @@ class DetectionDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.split.records)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Load the sample of image `index`.
+    def __getitem__(self, index: int | LabeledIndex) -> Sample:
+        """Load the sample of image `index`, for training with the labels that it may come with.
 
         Raises:
             DatasetError: more than 5 % of the images cannot be decoded.
         """
+        given = index if isinstance(index, LabeledIndex) else None
+        number = index.number if isinstance(index, LabeledIndex) else index
         if not self._training:
-            return self._plain(index)
+            return self._plain(number)
         epoch, stage = int(self._state[0]), Augmentation(*self._state[1:].tolist())
-        repetition, index = divmod(index, len(self))
+        repetition, first = divmod(number, len(self))
         for stand_in in range(len(self)):
-            shifted = (index + stand_in) % len(self)
+            shifted = (first + stand_in) % len(self)
+            record = self.split.records[shifted]
+            if given is not None and stand_in == 0:
+                record = _relabeled(record, given)
             try:
                 rng = np.random.default_rng((self._seed, epoch, shifted + repetition * len(self)))
-                return self._augmented(shifted, stage, rng)
+                return self._augmented(shifted, record, stage, rng)
             except _UnreadableError:
                 continue
         raise DatasetError(f"none of the {len(self)} images in {self.split.image_dir} can be read")
@@ -152,17 +168,15 @@ class DetectionDataset(Dataset[Sample]):
         boxes_px = boxes / np.tile(size_hw[::-1], 2) * np.tile((content.width, content.height), 2)
         return self._sample(image, boxes_px + np.tile((content.left, content.top), 2), labels, (), record)
 
-    def _augmented(self, index: int, stage: Augmentation, rng: Generator) -> Sample:
-        record = self.split.records[index]
+    def _augmented(self, index: int, record: Record, stage: Augmentation, rng: Generator) -> Sample:
         if rng.random() < stage.mosaic:
             return self._sample(*self._mosaic(index, stage, rng), record=record)
-        return self._sample(*self._cropped(index, stage, rng), record=record)
+        return self._sample(*self._cropped(index, record, stage, rng), record=record)
 
     def _cropped(
-        self, index: int, stage: Augmentation, rng: Generator
+        self, index: int, record: Record, stage: Augmentation, rng: Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], tuple[View, ...]]:
         """Pixels, pixel boxes, labels and view of one image after zoom-out, crop, flip and photometric changes."""
-        record = self.split.records[index]
         boxes, labels = _trained_boxes(record)
         size_hw = (record.info.height, record.info.width)
         window = Window(0, 0, size_hw[1], size_hw[0])
@@ -273,6 +287,16 @@ class DetectionDataset(Dataset[Sample]):
 def _trained_boxes(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Boxes and labels without crowds, which are regions rather than objects."""
     return record.boxes_xyxy_px[~record.is_crowd], record.labels[~record.is_crowd]
+
+
+def _relabeled(record: Record, given: LabeledIndex) -> Record:
+    boxes = given.boxes_xyxy_px
+    return record._replace(
+        boxes_xyxy_px=boxes,
+        labels=given.labels,
+        is_crowd=np.zeros(len(boxes), dtype=np.bool_),
+        areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64),
+    )
 
 
 def _length(part: slice) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from rtdetrv4.data.batch import pack
 from rtdetrv4.data.cache import RamCache
-from rtdetrv4.data.dataset import DetectionDataset
+from rtdetrv4.data.dataset import DetectionDataset, LabeledIndex
 from rtdetrv4.data.sampling import draw_weighted
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import Batch
@@ -85,6 +86,19 @@ class ShardSampler(Sampler[int]):
         return iter(own[self.start_batch * self._batch_size :].tolist())
 
 
+class ListSampler(Sampler[int | LabeledIndex]):
+    """Given samples in their order; with their labels, which so travel to the workers that load them."""
+
+    def __init__(self) -> None:
+        self.samples: Sequence[int | LabeledIndex] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[int | LabeledIndex]:
+        return iter(self.samples)
+
+
 class DetectionLoader(DataLoader[Batch]):
     """A `DataLoader` that yields `Batch`."""
 
@@ -97,6 +111,12 @@ class DetectionLoader(DataLoader[Batch]):
         except DatasetError as error:
             # The message of a worker's error is its traceback; the user needs the last line.
             raise DatasetError(str(error).strip().rpartition("DatasetError: ")[2]) from error
+
+
+class ListLoader(DetectionLoader):
+    """A `DetectionLoader` of the samples that its sampler is given before each pass."""
+
+    sampler: ListSampler  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 def build_loader(
@@ -126,22 +146,44 @@ def build_loader(
         weights: how often to draw each sample when shuffling; see `ShardSampler`.
     """
     sampler = ShardSampler(len(dataset), batch_size, shuffle, seed, rank, world_size, even=drop_last, weights=weights)
-    num_workers = min(workers, _num_processors())
     return DetectionLoader(
         dataset,  # pyright: ignore[reportArgumentType]
-        batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last and len(sampler) >= batch_size,
-        num_workers=num_workers,
-        # Only forked processes inherit memory, and Python 3.14 no longer forks by default.
-        multiprocessing_context="fork" if num_workers and isinstance(dataset.cache, RamCache) else None,
-        collate_fn=pack,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_init_worker,
-        persistent_workers=num_workers > 0,
-        # Each pass draws a seed: from the global generator, a resumed epoch would draw one too many.
-        generator=torch.Generator(),
+        **_loading(dataset, batch_size, workers),
     )
+
+
+def build_list_loader(dataset: DetectionDataset, batch_size: int, workers: int) -> ListLoader:
+    """Build a loader of samples that are given before each pass; the last batch may be smaller.
+
+    Args:
+        dataset: what they are samples of.
+        batch_size: samples per batch.
+        workers: see `build_loader`.
+    """
+    return ListLoader(
+        dataset,  # pyright: ignore[reportArgumentType]
+        sampler=ListSampler(),
+        **_loading(dataset, batch_size, workers),
+    )
+
+
+def _loading(dataset: DetectionDataset, batch_size: int, workers: int) -> dict[str, Any]:
+    """How every loader loads, whatever it loads."""
+    num_workers = min(workers, _num_processors())
+    return {
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+        # Only forked processes inherit memory, and Python 3.14 no longer forks by default.
+        "multiprocessing_context": "fork" if num_workers and isinstance(dataset.cache, RamCache) else None,
+        "collate_fn": pack,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _init_worker,
+        "persistent_workers": num_workers > 0,
+        # Each pass draws a seed: from the global generator, a resumed epoch would draw one too many.
+        "generator": torch.Generator(),
+    }
 
 
 def is_lost_worker(error: BaseException) -> bool:

@@ -23,7 +23,17 @@ MAX_COUNTED = 20
 LEAST_LOSS = 1e-3
 """Where the logarithmic axis of losses ends: below, a term says nothing."""
 _PAIRED = ((1, False), (2, False), (3, False), (4, False), (5, False), (7, False), (8, False), (6, True))
-_LOSS_COLORS = {"total, weighted": 0, "mal": 1, "vfl": 1, "giou": 3, "bbox": 5, "fgl": 4, "ddf": 7, "distill": 2}
+_LOSS_COLORS = {
+    "total, weighted": 0,
+    "mal": 1,
+    "vfl": 1,
+    "giou": 3,
+    "bbox": 5,
+    "fgl": 4,
+    "ddf": 7,
+    "distill": 2,
+    "pseudo-labels, weighted": 8,
+}
 
 
 class Chart(NamedTuple):
@@ -66,7 +76,7 @@ def curve_charts(curves: Mapping[str, Any]) -> list[Chart]:
         svg = over_epochs(_without_gaps(series), "AP by epoch", y_range=(0, top), y_label="%")
         charts.append(Chart("AP on the validation images", svg, note))
     losses = [
-        Line(name, epochs, values, _LOSS_COLORS.get(name, 6), is_dashed=name == "total, weighted")
+        Line(name, epochs, values, _LOSS_COLORS.get(name, 6), is_dashed=name.endswith("weighted"))
         for name, values in curves["losses"].items()
         if any((value or 0) > 1e-6 for value in values)
     ]

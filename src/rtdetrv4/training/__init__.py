@@ -8,6 +8,7 @@ from rtdetrv4.training.observers import Tracker, default_observers
 from rtdetrv4.training.optimizer import adamw, parameter_groups
 from rtdetrv4.training.plan import Plan, auto_patience, few_steps_advice, scale_plan, split_batch
 from rtdetrv4.training.profile import Profiler
+from rtdetrv4.training.pseudo_labels import PseudoLabels
 from rtdetrv4.training.reports import Observer
 from rtdetrv4.training.training_data import TrainingData, UnlabeledData
 from rtdetrv4.training.validation import validate, validate_predictions
@@ -18,6 +19,7 @@ __all__ = [
     "Observer",
     "Plan",
     "Profiler",
+    "PseudoLabels",
     "Tracker",
     "Trainer",
     "TrainingData",

@@ -14,7 +14,7 @@ from rtdetrv4.runtime.draw import contact_sheet, draw_boxes
 from rtdetrv4.runtime.preprocess import resize
 from rtdetrv4.types import Batch
 
-FIRST_SHEET = "train_batch.jpg"
+FIRST_SHEET, PSEUDO_SHEET = "train_batch.jpg", "pseudo_batch.jpg"
 NUM_IMAGES = 12
 COLUMNS = 4
 WIDTH = 480
@@ -27,17 +27,20 @@ class BatchSheets:
     Args:
         out: run folder.
         names: class names.
+        first: the name of the first sheet.
     """
 
-    def __init__(self, out: Path, names: Sequence[str]) -> None:
+    def __init__(self, out: Path, names: Sequence[str], first: str = FIRST_SHEET) -> None:
         self.out = out
         self.names = names
+        self.first = first
         self._path: Path | None = None
         self._pictures: list[np.ndarray] = []
 
     def begin(self, stage: str, *, is_first: bool) -> None:
         """Begin the sheet of a stage: `train_batch.jpg` for the first one, `train_batch-STAGE.jpg` for the others."""
-        self._path = self.out / (FIRST_SHEET if is_first else f"train_batch-{stage}.jpg")
+        path = self.out / self.first
+        self._path = path if is_first else path.with_stem(f"{path.stem}-{stage}")
         self._pictures = []
 
     def add(self, batch: Batch) -> None:

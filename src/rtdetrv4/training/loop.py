@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -36,6 +36,7 @@ from rtdetrv4.training.interrupt import Interrupt
 from rtdetrv4.training.nonfinite import nonfinite_error, nonfinite_terms
 from rtdetrv4.training.plan import Plan, Stage
 from rtdetrv4.training.position import Position
+from rtdetrv4.training.pseudo_labels import PseudoLabels
 from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
 from rtdetrv4.training.state import RunState
 from rtdetrv4.training.teacher_features import TeacherFeatures, alignment
@@ -47,6 +48,25 @@ logger = logging.getLogger(__name__)
 
 SURE_AFTER = 0.15
 """Share of a run's time after which its own pace is known: the first epochs may be slow by chance."""
+
+
+class StepBatches(NamedTuple):
+    """This rank's batches of an optimizer step, by what counts on them."""
+
+    labeled: Sequence[Batch]
+    unlabeled: Sequence[Batch] = ()
+    """L_DSI alone."""
+    pseudo: Sequence[Batch] = ()
+    """The criterion, with pseudo-labels."""
+
+    @property
+    def num_images(self) -> int:
+        """Images of all batches."""
+        return sum(len(batch.images) for batches in self for batch in batches)
+
+    def in_parts(self, number: int) -> StepBatches:
+        """The same with every batch cut into so many parts."""
+        return StepBatches(*([part for batch in batches for part in split_images(batch, number)] for batches in self))
 
 
 class Losses(NamedTuple):
@@ -89,9 +109,11 @@ class Trainer:
         teach_epochs: number of epochs that use the teacher; None for all.
         unlabeled: images on which only L_DSI counts; every step that uses the teacher takes some.
         unlabeled_weight: weight of L_DSI on these images.
+        pseudo_labels: owner of what the average finds in images without labels, and the criterion counts on.
         features: the teacher's features of the images on disk; None asks the teacher in every step.
         observers: notified on rank 0.
         sheets: pictures of the first batches of each stage, drawn on rank 0.
+        pseudo_sheets: likewise of the first images with pseudo-labels.
         clip_norm: maximum gradient norm; 0 disables clipping.
         accumulate: batches per optimizer step. Losses are normalized by the boxes of each batch, then averaged.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
@@ -125,9 +147,11 @@ class Trainer:
     teach_epochs: int | None = None
     unlabeled: UnlabeledData | None = None
     unlabeled_weight: float = 0.0
+    pseudo_labels: PseudoLabels | None = None
     features: TeacherFeatures | None = None
     observers: Sequence[Observer] = ()
     sheets: BatchSheets | None = None
+    pseudo_sheets: BatchSheets | None = None
     clip_norm: float = 0.1
     accumulate: int = 1
     eval_every: int = 1
@@ -156,6 +180,7 @@ class Trainer:
             self.accelerator,
             self.recipe,
             self.metadata,
+            self.pseudo_labels,
         )
         self.parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.num_parts = 1
@@ -171,7 +196,7 @@ class Trainer:
         self.interrupt = Interrupt()
         self.clock = Clock(self.accelerator.device)
         if not self.accelerator.is_main_process:
-            self.observers, self.sheets = (), None
+            self.observers, self.sheets, self.pseudo_sheets = (), None, None
 
     @property
     def position(self) -> Position:
@@ -223,13 +248,17 @@ class Trainer:
         if self.sheets is not None and position.step == 0 and self.plan.starts_stage(position.epoch):
             self.sheets.begin(stage.name, is_first=position.epoch == 0)
         self.started, self.num_images = time.monotonic(), 0
+        if self.pseudo_labels is not None and position.step == 0:
+            self._label_images(self.pseudo_labels, stage)
         batches = iter(self.data.batches(position.epoch, stage, position.step * self.accumulate))
+        pseudo = iter(()) if self.pseudo_labels is None else self.pseudo_labels.batches(position.step)
         self.model.train()
         while position.step < self.plan.steps_per_epoch:
             with self.clock("data"):
-                read = list(islice(batches, self.accumulate))
-                unlabeled = self._read_unlabeled()
-            report, asked = self._step(read, unlabeled, stage)
+                read = StepBatches(
+                    list(islice(batches, self.accumulate)), self._read_unlabeled(), self._read_pseudo(pseudo)
+                )
+            report, asked = self._step(read, stage)
             position.step += 1
             self._tell(lambda observer, report=report: observer.step_end(report))
             if asked.stop:
@@ -253,10 +282,39 @@ class Trainer:
         self._unlabeled_number = number + self.unlabeled.per_step
         return list(islice(self._unlabeled_batches, self.unlabeled.per_step))
 
-    def _step(self, batches: Sequence[Batch], unlabeled: Sequence[Batch], stage: Stage) -> tuple[StepReport, Asked]:
+    def _label_images(self, pseudo: PseudoLabels, stage: Stage) -> None:
+        """Label what this epoch will see of the images without labels, if it sees any."""
+        if self.position.epoch not in pseudo.epochs:
+            pseudo.forget()
+            return
+        detector, is_first = self.ema.module.detector, pseudo.epoch is None
+        broadcast(list(self.ema.module.buffers()))  # batch norm statistics differ between ranks
+        with self._interruptible(), self.clock("teacher"):
+            if pseudo.thresholds is None:  # the weights have not been evaluated since the epochs before
+                assert self.evaluate is not None, "no validation to measure thresholds in"
+                self.evaluate(detector)
+                pseudo.measure()
+            pseudo.label(detector, self.position.epoch)
+        if is_first and self.pseudo_sheets is not None:
+            self.pseudo_sheets.begin(stage.name, is_first=True)
+        if is_first and not pseudo.num_steps and self.accelerator.is_main_process:
+            logger.warning(
+                "The averaged weights find too little in the images without labels to learn from: objects in %d of %d.",
+                len(pseudo.labels),
+                pseudo.num_images,
+            )
+
+    def _read_pseudo(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The images with pseudo-labels for the next step."""
+        pseudo = self.pseudo_labels
+        if pseudo is None or not pseudo.takes(self.position.step):
+            return []
+        return list(islice(batches, pseudo.per_step))
+
+    def _step(self, batches: StepBatches, stage: Stage) -> tuple[StepReport, Asked]:
         """One optimizer step."""
         position, accelerator, student = self.position, self.accelerator, self.student
-        assert batches, "the loader has fewer batches than the plan"
+        assert batches.labeled, "the loader has fewer batches than the plan"
         step = position.epoch * self.plan.steps_per_epoch + position.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr(step, group["initial_lr"])
@@ -266,7 +324,7 @@ class Trainer:
         size = self.data.size(position.epoch, position.step, stage)
         teaches = weights.get("distill", 0.0) > 0 and step % self.teach_every == 0
         backward = partial(self._backward, size=size, stage=stage, weights=weights, teaches=teaches)
-        names, values, share = self._within_memory(batches, unlabeled, backward)
+        names, values, share = self._within_memory(batches, backward)
         with self.clock("optimizer"):
             accelerator.unscale_gradients(self.optimizer)
             if self.modulation is not None and share is not None:
@@ -292,7 +350,7 @@ class Trainer:
         else:
             self._skip(losses, batches)
 
-        num_images = accelerator.num_processes * sum(len(batch.images) for batch in (*batches, *unlabeled))
+        num_images = accelerator.num_processes * batches.num_images
         self.num_images += num_images
         report = StepReport(
             epoch=position.epoch + 1,
@@ -306,26 +364,18 @@ class Trainer:
         )
         return report, Asked(stop=mean_stop > 0, save=mean_save > 0)
 
-    def _within_memory(
-        self,
-        batches: Sequence[Batch],
-        unlabeled: Sequence[Batch],
-        backward: Callable[[Sequence[Batch], Sequence[Batch]], Losses],
-    ) -> Losses:
+    def _within_memory(self, batches: StepBatches, backward: Callable[[StepBatches], Losses]) -> Losses:
         """The result of `backward` on the batches of a step, or on parts of them.
 
         If memory runs out, the step begins anew with its batches cut into more parts: nothing has been updated yet.
         """
         while True:
-            parts, unlabeled_parts = (
-                [part for batch in given for part in split_images(batch, self.num_parts)]
-                for given in (batches, unlabeled)
-            )
+            parts = batches.in_parts(self.num_parts)
             try:
-                return backward(parts, unlabeled_parts)
+                return backward(parts)
             except (RuntimeError, MemoryError) as error:
                 # With several ranks, the others would wait for this one's gradients.
-                is_last_resort = len(parts) == sum(len(batch.images) for batch in batches)
+                is_last_resort = len(parts.labeled) == sum(len(batch.images) for batch in batches.labeled)
                 if not is_out_of_memory(error) or is_last_resort or self.accelerator.num_processes > 1:
                     raise
             # Not within `except`, where the error keeps the tensors of the failed step alive.
@@ -343,8 +393,7 @@ class Trainer:
 
     def _backward(
         self,
-        batches: Sequence[Batch],
-        unlabeled: Sequence[Batch],
+        batches: StepBatches,
         *,
         size: tuple[int, int],
         stage: Stage,
@@ -356,8 +405,8 @@ class Trainer:
         self.optimizer.zero_grad()
         names: list[str] = []
         values = torch.zeros((), device=accelerator.device)
-        for number, batch in enumerate(batches, start=position.step * self.accumulate * self.num_parts):
-            is_last = batch is batches[-1]
+        for number, batch in enumerate(batches.labeled, start=position.step * self.accumulate * self.num_parts):
+            is_last = batch is batches.labeled[-1]
             with nullcontext() if is_last else accelerator.no_sync(self.model):
                 with self.clock("data"):
                     batch = prepare_batch(batch, size, accelerator.device)
@@ -376,25 +425,34 @@ class Trainer:
                 if projected is not None and not teaches:
                     loss = loss + 0 * projected.sum()  # DDP expects a gradient of the injector
                 with self.clock("backward"):
-                    accelerator.backward(loss / len(batches))
+                    accelerator.backward(loss / len(batches.labeled))
             names = ["loss", *terms]
-            values = values + torch.stack([loss, *terms.values()]).detach() / len(batches)
+            values = values + torch.stack([loss, *terms.values()]).detach() / len(batches.labeled)
         share = None
         if self.modulation is not None and self._teacher_is_active:
             # Before the images without labels, which say nothing about the balance of teacher and labels. A share does
             # not depend on the scale of the loss.
             share = gradient_share(self.student.aifi, self.student)
-        if unlabeled:
-            distance = self._backward_unlabeled(unlabeled, size)
+        if batches.unlabeled:
+            distance = self._backward_unlabeled(batches.unlabeled, size)
             names = [*names, "distill_unlabeled"]
             values = torch.hstack([values[0] + self.unlabeled_weight * distance, values[1:], distance])
+        if batches.pseudo and self.pseudo_labels is not None:
+            terms = self._backward_pseudo(batches.pseudo, size, self.pseudo_labels.weight)
+            names = [*names, *terms]
+            total = values[0] + self.pseudo_labels.weight * terms["pseudo_loss"]
+            values = torch.hstack([total, values[1:], *terms.values()])
+        if (batches.unlabeled or batches.pseudo) and accelerator.num_processes > 1:
+            # DDP has averaged the gradients of the labeled images, which are the same on all ranks by now.
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.copy_(mean_over_ranks(parameter.grad))
         return Losses(names, values, share)
 
     def _backward_unlabeled(self, batches: Sequence[Batch], size: tuple[int, int]) -> Tensor:
-        """Add the gradients of L_DSI on images without labels, and return its mean over the batches.
+        """Add this rank's gradients of L_DSI on images without labels, and return its mean over the batches.
 
-        Only what computes F5 runs. That is less than DDP waits for, so its wrapper is left out, and the ranks average
-        these gradients here: those of the labeled images are the same on all of them by now.
+        Only what computes F5 runs. That is less than DDP waits for, so its wrapper is left out.
         """
         accelerator = self.accelerator
         total = torch.zeros((), device=accelerator.device)
@@ -409,18 +467,39 @@ class Trainer:
             with self.clock("backward"):
                 accelerator.backward(self.unlabeled_weight * distance / len(batches))
             total = total + distance.detach() / len(batches)
-        if accelerator.num_processes > 1:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad.copy_(mean_over_ranks(parameter.grad))
         return total
+
+    def _backward_pseudo(self, batches: Sequence[Batch], size: tuple[int, int], weight: float) -> dict[str, Tensor]:
+        """Add this rank's gradients of the detection loss on images with pseudo-labels; return what to log.
+
+        The projector has no part in it, and DDP would wait for its gradient, so the wrapper is left out.
+        """
+        accelerator = self.accelerator
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            with self.clock("data"):
+                batch = prepare_batch(batch, size, accelerator.device)
+            if self.pseudo_sheets is not None:
+                self.pseudo_sheets.add(batch)
+            with self.clock("forward"), accelerator.autocast():
+                output = self.student.detector(batch.images, batch.targets)
+            with self.clock("loss"):
+                terms = self.criterion(output, batch.targets)
+                loss = weighted_sum(terms, self.weights)
+            with self.clock("backward"):
+                accelerator.backward(weight * loss / len(batches))
+            logged = {"loss": loss, **{name: terms[name] for name in self.weights if name in terms}}
+            logged["boxes"] = loss.new_tensor(len(batch.targets.labels) / len(batch.targets.counts))
+            for name, value in logged.items():
+                sums[f"pseudo_{name}"] = sums.get(f"pseudo_{name}", 0.0) + value.detach() / len(batches)
+        return sums
 
     def _alignment(self, projected: Tensor, batch: Batch, features: TeacherFeatures | None) -> Tensor:
         """L_DSI on a batch."""
         assert self.teacher is not None, "an injector without a teacher"
         return alignment(projected, batch, self.teacher, features, self.accelerator)
 
-    def _skip(self, losses: Mapping[str, float], batches: Sequence[Batch]) -> None:
+    def _skip(self, losses: Mapping[str, float], batches: StepBatches) -> None:
         """Skip the update of a step that was not finite; give up after too many of these in a row."""
         position, scaler = self.position, self.accelerator.scaler
         position.num_skipped += 1
@@ -435,7 +514,8 @@ class Trainer:
             )
         if position.num_skipped_in_row >= self.max_skipped:
             path = self.out / "nonfinite.json"
-            raise nonfinite_error(path, position, losses, self.student, batches, self.accelerator.mixed_precision)
+            read = [batch for part in batches for batch in part]
+            raise nonfinite_error(path, position, losses, self.student, read, self.accelerator.mixed_precision)
 
     def _finish_epoch(self) -> None:
         """End the epoch: validate, adapt λ, and save."""
@@ -460,6 +540,9 @@ class Trainer:
             modulated = self.modulation.end_epoch(refinement=plan.stage(following).refinement)
         # A resumed run counts unreadable images from 0 again.
         num_unreadable = self.data.num_unreadable + (0 if self.unlabeled is None else self.unlabeled.num_unreadable)
+        pseudo_labels = None if self.pseudo_labels is None else self.pseudo_labels.report()
+        if metrics is not None and self.pseudo_labels is not None and following in self.pseudo_labels.epochs:
+            self.pseudo_labels.measure()
         position.num_unreadable = max(position.num_unreadable, num_unreadable)
         report = EpochReport(
             epoch=position.epoch + 1,
@@ -478,6 +561,7 @@ class Trainer:
             seconds=time.monotonic() - self.started,
             images_per_second=self.num_images / self.seconds,
             shares={phase: spent / self.seconds for phase, spent in self.clock.take().items()},
+            pseudo_labels=pseudo_labels,
         )
         position.begin(following)
         if is_best and not self._save_best(report):
@@ -536,11 +620,21 @@ class Trainer:
         if self.evaluate is None or (number % self.eval_every and not is_last):
             return None
         broadcast(list(self.ema.module.buffers()))  # batch norm statistics differ between ranks
-        if self.accelerator.num_processes > 1:
+        with self._interruptible():
             return self.evaluate(self.ema.module.detector)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Work that changes no state before its end: the first Ctrl-C stops the run at once.
+
+        With several ranks it waits for the end of the work, and of the step that follows.
+        """
+        if self.accelerator.num_processes > 1:
+            yield
+            return
         try:
             with self.interrupt.raising():
-                return self.evaluate(self.ema.module.detector)
+                yield
         except KeyboardInterrupt:
             self._stop()
 

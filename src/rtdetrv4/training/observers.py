@@ -21,7 +21,7 @@ from rich.console import Console
 from rtdetrv4.errors import ConfigError, MissingDependencyError, did_you_mean
 from rtdetrv4.outputs import LOG_FILE, write_text
 from rtdetrv4.training.progress import TerminalProgress
-from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
+from rtdetrv4.training.reports import EpochReport, Observer, PseudoLabelReport, RunInfo, RunResult, StepReport
 from rtdetrv4.training.run_curves import draw_curves
 from rtdetrv4.training.symptoms import BandWatch, LoaderWatch
 
@@ -70,8 +70,9 @@ class JsonLog(Observer):
 
     def epoch_end(self, report: EpochReport) -> None:
         """Log the epoch."""
-        modulation = None if report.modulation is None else report.modulation._asdict()
-        self._write("epoch", {**report._asdict(), "modulation": modulation})
+        nested = {"modulation": report.modulation, "pseudo_labels": report.pseudo_labels}
+        plain = {name: None if value is None else value._asdict() for name, value in nested.items()}
+        self._write("epoch", {**report._asdict(), **plain})
 
     def _write(self, kind: str, record: Mapping[str, Any]) -> None:
         # A line of its own, even after one that was cut off.
@@ -149,6 +150,8 @@ class Tracker(Observer):
         scalars |= self._validation_scalars(report.metrics)
         if report.modulation is not None:
             scalars |= {"distill/weight": report.distill_weight, "distill/aifi_share": report.modulation.share}
+        if report.pseudo_labels is not None:
+            scalars |= _pseudo_scalars(report.pseudo_labels)
         self._tracker.log(scalars, step=report.step)
 
     def run_end(self, result: RunResult) -> None:
@@ -179,6 +182,12 @@ class Tracker(Observer):
             **{f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)},
             **{f"{of_class}/{name}": value for name, value in per_class.items()},
         }
+
+
+def _pseudo_scalars(report: PseudoLabelReport) -> dict[str, float]:
+    thresholds = [value for value in report.thresholds.values() if math.isfinite(value)]
+    mean = {"pseudo_labels/mean_threshold": sum(thresholds) / len(thresholds)} if thresholds else {}
+    return {"pseudo_labels/labeled_share": report.num_labeled / report.num_images, **mean}
 
 
 _NOT_IN_MLFLOW = re.compile(r"[^\w\- :]")

@@ -78,6 +78,7 @@ def measure_pace(
     teacher: Teacher | None = None,
     unlabeled: UnlabeledData | None = None,
     features: TeacherFeatures | None = None,
+    pseudo_share: float = 0.0,
 ) -> Pace:
     """Time a few steps on real images; a collective call, which returns the slowest rank's times.
 
@@ -96,6 +97,8 @@ def measure_pace(
         teacher: teaches in every step if there is one.
         unlabeled: images without labels, for `teacher`.
         features: the teacher's features of `samples` on disk.
+        pseudo_share: images with pseudo-labels for each with labels, on average over the run. They take as long as
+            these, and before that are loaded and labeled.
     """
     device = accelerator.device
     loaded, load = _load(samples, batch)
@@ -132,7 +135,7 @@ def measure_pace(
             if others is not None:
                 compute_others = _seconds(lambda: step_without_labels(others), NUM_STEPS, device)
             student.eval()
-            detection = _seconds(detect, 1, device) / batch if num_val else 0.0
+            detection = _seconds(detect, 1, device) / batch if num_val or pseudo_share else 0.0
     finally:
         student.train()
         for name, buffer in student.named_buffers():
@@ -147,6 +150,7 @@ def measure_pace(
         return max(compute, images * loading) if is_beside else compute + images * loading
 
     spent = accumulate * passes(compute, batch, loading)
+    spent += pseudo_share * (spent + accumulate * batch * (detection + loading))
     if unlabeled is not None and others is not None:
         images = len(others.images)
         spent += unlabeled.per_step * passes(compute_others, images, load_others / max(workers, 1))

@@ -115,6 +115,9 @@ class TerminalProgress(Observer):
                 f"distill {_number(report.losses, 'distill')}  λ {report.distill_weight:.3g}  "
                 f"AIFI {report.modulation.share:.2f} %{_target(report.modulation)}"
             )
+        if report.pseudo_labels is not None:
+            pseudo = report.pseudo_labels
+            parts.append(f"pseudo-labels in {pseudo.num_labeled} of {count_of(pseudo.num_images, 'image', 'images')}")
         if report.num_skipped:
             parts.append(f"{count_of(report.num_skipped, 'step', 'steps')} skipped")
         if report.num_unreadable:

@@ -36,7 +36,9 @@ class StepReport(NamedTuple):
     epoch: int
     step: int
     losses: Mapping[str, float]
-    """The unweighted terms, and "loss", their weighted sum."""
+    """The unweighted terms, and "loss", their weighted sum. Of images with pseudo-labels, which not every step has:
+    "pseudo_loss", the weighted sum of their terms; the terms of the last layer, such as "pseudo_giou"; and
+    "pseudo_boxes", boxes per image."""
     grad_norm: float
     """Gradient norm before clipping."""
     lr: float
@@ -48,6 +50,20 @@ class StepReport(NamedTuple):
     """False if the step was skipped."""
 
 
+class PseudoLabelReport(NamedTuple):
+    """What the averaged weights have labeled at the start of an epoch."""
+
+    num_images: int
+    """Different images that were looked at."""
+    num_labeled: int
+    """Those in which something was found."""
+    num_boxes: int
+    num_steps: int
+    """Steps of the epoch that have learned from them."""
+    thresholds: Mapping[str, float]
+    """The minimum confidence of each class; infinite for one that is never found in validation."""
+
+
 class EpochReport(NamedTuple):
     """An epoch, after its checkpoints are written. Epochs and steps count from 1."""
 
@@ -55,7 +71,7 @@ class EpochReport(NamedTuple):
     step: int
     stage: str
     losses: Mapping[str, float]
-    """Means over the epoch: the unweighted terms, and "loss", their weighted sum."""
+    """Means over the epoch of those of its steps."""
     lr: float
     metrics: Mapping[str, Any]
     """Empty if the epoch was not evaluated."""
@@ -76,6 +92,8 @@ class EpochReport(NamedTuple):
     """Training speed."""
     shares: Mapping[str, float]
     """Share of the training time by phase, see `clock.PHASES`; the rest is logging and waiting."""
+    pseudo_labels: PseudoLabelReport | None = None
+    """None in an epoch without any."""
 
 
 class RunResult(NamedTuple):

@@ -27,6 +27,7 @@ TERMS = (
     ("ddf_aux_0", "ddf", SKY),
     ("distill", "distill", RED),
     ("distill_unlabeled", "distill, without labels", "#000000"),
+    ("pseudo_loss", "pseudo-labels, weighted", "#8C564B"),
 )
 
 
@@ -77,7 +78,7 @@ def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
     for name, label, color in TERMS:
         x, y = _series(epochs, lambda record, name=name: record["losses"].get(name))
         if any(value > 0 for value in y):
-            axes.plot(x, y, color=color, label=label, **_style(x, dashed=name == "loss"))
+            axes.plot(x, y, color=color, label=label, **_style(x, dashed=label.endswith("weighted")))
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -17,6 +17,7 @@ from rtdetrv4.training.checkpoint import rng_state, set_rng_state
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.plan import Plan
 from rtdetrv4.training.position import Position
+from rtdetrv4.training.pseudo_labels import PseudoLabels
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class RunState:
         accelerator: owner of the fp16 loss scale.
         recipe: plain values that describe how the run was made; stored for readers of a checkpoint.
         metadata: plain values that describe how to build and use the detector; stored for the same readers.
+        pseudo_labels: owner of these, if there are any.
         position: current epoch, step and best score.
     """
 
@@ -47,6 +49,7 @@ class RunState:
     accelerator: Accelerator
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    pseudo_labels: PseudoLabels | None = None
     position: Position = field(default_factory=Position)
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,6 +60,7 @@ class RunState:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "modulation": None if self.modulation is None else self.modulation.state_dict(),
+            "pseudo_labels": None if self.pseudo_labels is None else self.pseudo_labels.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "position": asdict(self.position),
             "plan": asdict(self.plan),
@@ -89,6 +93,8 @@ class RunState:
         _lay_out_as_parameters(self.optimizer)
         if self.modulation is not None and state["modulation"] is not None:
             self.modulation.load_state_dict(state["modulation"])
+        if self.pseudo_labels is not None and state.get("pseudo_labels") is not None:
+            self.pseudo_labels.load_state_dict(state["pseudo_labels"])
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +20,63 @@ from rtdetrv4.ops.collectives import world_size
 from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
-from rtdetrv4.types import Batch, DetectorOutput, PostprocessedBatch
+from rtdetrv4.types import Batch, DetectorOutput, ImageInfo, PostprocessedBatch
 
 
-@torch.no_grad()
+class FoundInBatch(NamedTuple):
+    """What is found in some images."""
+
+    infos: tuple[ImageInfo, ...]
+    found: PostprocessedBatch
+    """In pixels of the original images."""
+
+
+def find_objects(
+    detector: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    image_size: tuple[int, int],
+    resize: ResizeMode = "stretch",
+    num_top: int = 300,
+) -> Iterator[FoundInBatch]:
+    """Detect in images as they are, in float32; if memory runs out, batches are cut into more parts.
+
+    Args:
+        detector: in eval mode.
+        loader: the images, not augmented.
+        image_size: (H, W) to detect at.
+        resize: how the loader's images fill it; boxes are mapped back to the original images.
+        num_top: (query, class) pairs per image.
+
+    Yields:
+        Images in the order of `loader`.
+    """
+    device = next(detector.parameters()).device
+
+    @torch.no_grad()
+    def detect(batch: Batch) -> PostprocessedBatch:
+        output: DetectorOutput = detector(prepare_images(batch.images, image_size, device))
+        views = [view_of((info.height, info.width), image_size, resize) for info in batch.infos]
+        sizes_hw = torch.tensor([(view.height, view.width) for view in views], device=device)
+        origins = torch.tensor([(view.left, view.top) * 2 for view in views], device=device)[:, None]
+        best = postprocess(output.logits, output.boxes, sizes_hw, num_top)
+        return best._replace(boxes_xyxy_px=best.boxes_xyxy_px + origins)
+
+    num_parts = 1
+    for batch in loader:
+        while True:
+            parts = split_images(batch, num_parts)
+            try:
+                found = [detect(part) for part in parts]
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(parts) == len(batch.images):
+                    raise
+            num_parts *= 2
+        for part, best in zip(parts, found, strict=True):
+            yield FoundInBatch(part.infos, best)
+
+
 def validate(
     detector: nn.Module,
     loader: Iterable[Batch],
@@ -45,32 +99,11 @@ def validate(
         resize: how the loader's images fill it; boxes are mapped back to the original images.
         num_top: detections per image.
     """
-    device = next(detector.parameters()).device
     was_training = detector.training
     detector.eval()
     evaluator.reset()
-
-    def detect(batch: Batch) -> PostprocessedBatch:
-        output: DetectorOutput = detector(prepare_images(batch.images, image_size, device))
-        views = [view_of((info.height, info.width), image_size, resize) for info in batch.infos]
-        sizes_hw = torch.tensor([(view.height, view.width) for view in views], device=device)
-        origins = torch.tensor([(view.left, view.top) * 2 for view in views], device=device)[:, None]
-        best = postprocess(output.logits, output.boxes, sizes_hw, num_top)
-        return best._replace(boxes_xyxy_px=best.boxes_xyxy_px + origins)
-
-    num_parts = 1
-    for batch in loader:
-        while True:
-            parts = split_images(batch, num_parts)
-            try:
-                found = [detect(part) for part in parts]
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or len(parts) == len(batch.images):
-                    raise
-            num_parts *= 2
-        for part, best in zip(parts, found, strict=True):
-            evaluator.update(part.infos, best)
+    for part in find_objects(detector, loader, image_size=image_size, resize=resize, num_top=num_top):
+        evaluator.update(part.infos, part.found)
     detector.train(was_training)
     return _over_all_ranks(evaluator)
 

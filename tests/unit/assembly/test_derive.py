@@ -233,6 +233,13 @@ def test_a_teacher_that_is_asked_for_stays() -> None:
     assert not [name for name in found if name.startswith("distillation")]
 
 
+@pytest.mark.parametrize(("weight", "is_off"), [(0.0, False), (1.0, True)])
+def test_on_a_cpu_images_without_labels_need_a_teacher_or_pseudo_labels(weight: float, is_off: bool) -> None:
+    given = {"data__unlabeled": ["photos"], "pseudo_labels__weight": weight}
+    found = derived("rtdetrv4-s", sources=Sources("coco", teacher="efficientnet_lite2"), **given)
+    assert (found["distillation.teacher"] is None) == is_off
+
+
 def test_time_limits_the_epochs_and_what_follows_from_them() -> None:
     found = derived(limit=Limit(4, "an hour"))
     assert found["schedule.epochs"] == 4

@@ -39,15 +39,16 @@ def clock(monkeypatch: pytest.MonkeyPatch, *, tick: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "accumulate", "step"),
+    ("workers", "accumulate", "pseudo", "step"),
     [
-        (0, 1, 1 + 4 * 0.25 + 1.5),  # a pass, four images, the update
-        (2, 1, 1 + 4 * 0.125 + 1.5),
-        (0, 3, 3 * (1 + 4 * 0.25) + 1.5),
+        (0, 1, 0.0, 1 + 4 * 0.25 + 1.5),  # a pass, four images, the update
+        (2, 1, 0.0, 1 + 4 * 0.125 + 1.5),
+        (0, 3, 0.0, 3 * (1 + 4 * 0.25) + 1.5),
+        (0, 3, 0.5, 1.5 * 3 * (1 + 4 * 0.25) + 0.5 * 12 * (0.25 + 0.25) + 1.5),  # loaded and detected in, too
     ],
 )
 def test_everything_in_a_step_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, accumulate: int, step: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, accumulate: int, pseudo: float, step: float
 ) -> None:
     student = DistillationStudent(make_detector(), Injector(32, 8))
     samples, teacher = DetectionDataset(write_images(tmp_path / "images"), SIZE, AUGMENT), make_teacher()
@@ -64,6 +65,7 @@ def test_everything_in_a_step_is_counted(
         num_val=100,
         accelerator=make_accelerator("cpu", "off"),
         teacher=teacher,
+        pseudo_share=pseudo,
     )
     assert found.step == pytest.approx(step)
     assert found.evaluation == pytest.approx(100 * (1 / 4 + 0.25 / max(workers, 1) + 0.002), rel=1e-4)
