@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rows import ROWS, find_row, recipe_of, settings_of, teacher_of
-from runs import check_changes, fetch, run_coco, run_rf100vl
+from runs import check_changes, fetch, leads, run_coco, run_rf100vl
 from tiny import COCO_PARTS, write_tiny_coco, write_tiny_rf100vl
 
 from rtdetrv4.assembly.fitting import words
@@ -161,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [find_row(name) for name in args.rows]
     changes = dict(parse_assignment(text) for text in args.set or ())
     check_changes(changes)
+    share = _share(args.share)
     common = {"seed": args.seed, "teacher": args.teacher, "tiny": args.tiny, "changes": changes}
     for row in rows:  # wrong names and data are known before the first of them trains
         settings_of(row, teacher=args.teacher)
@@ -168,9 +169,11 @@ def run(args: argparse.Namespace) -> int:
     failed: list[str] = []
     for row in rows:
         if row.data == "coco":
-            print(f"Result: {run_coco(row, _coco(args), args.out, **common)}")
+            file = run_coco(row, _coco(args), args.out, **common)
+            if leads():
+                print(f"Result: {file}")
         else:
-            failed += run_rf100vl(row, _sets(args), args.out, share=_share(args.share), **common)
+            failed += run_rf100vl(row, _sets(args), args.out, share=share, **common)
     for each in failed:
         print(f"failed: {each}", file=sys.stderr)
     return EXIT_INCOMPLETE if failed else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -78,13 +79,18 @@ class Row:
     @property
     def distills(self) -> bool:
         """Whether a teacher takes part."""
-        return override(load_recipe(self.model), self.settings).distillation.is_on
+        return override(_recipe(self.model), self.settings).distillation.is_on
 
     @property
     def imagenet_weights(self) -> str:
         """Timm's name of the backbone with the tag of the weights it starts from."""
         backbone = VARIANTS[self.model].backbone
         return f"{backbone}.{HGNET_TAG}" if backbone.startswith("hgnetv2") else backbone
+
+
+@cache
+def _recipe(model: str) -> Recipe:
+    return load_recipe(model)
 
 
 def _rows() -> Iterator[Row]:
@@ -182,7 +188,7 @@ def settings_of(row: Row, *, seed: int = 0, teacher: str | None = None, tiny: bo
 
 def recipe_of(row: Row, **given: Any) -> Recipe:
     """The recipe of a row; arguments as for `settings_of`."""
-    return override(load_recipe(row.model), settings_of(row, **given))
+    return override(_recipe(row.model), settings_of(row, **given))
 
 
 def teacher_of(row: Row, teacher: str | None = None) -> str | None:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 RESULT_FILE, SETS_FILE = "result.json", "sets.json"
 OWN_FILES = ("model.pretrained_backbone", "distillation.teacher_weights")
 """Settings that say where the weights of backbone and teacher are, instead of the hub."""
-MAY_BE_SET = (*FREE_ON_RESUME, *OWN_FILES)
+MAY_BE_SET = frozenset(FREE_ON_RESUME) - {"data.path", "data.unlabeled", "run.derive", "run.out"} | {*OWN_FILES}
 """Settings that do not change what a row computes."""
 
 
@@ -43,10 +43,10 @@ def leads() -> bool:
 
 def check_changes(changes: Mapping[str, Any]) -> None:
     """Raise for settings that would make another row of it."""
-    if wrong := [name for name in changes if name not in MAY_BE_SET or name in ("data.path", "run.out")]:
+    if wrong := [name for name in changes if name not in MAY_BE_SET]:
         raise ConfigError(
             f"--set {wrong[0]}: a row is trained with the settings it has. Only what does not change the result may "
-            f"be set: {', '.join(sorted(set(MAY_BE_SET) - {'data.path', 'run.out'}))}."
+            f"be set: {', '.join(sorted(MAY_BE_SET))}."
         )
 
 
