@@ -412,6 +412,49 @@ def weights_metadata(
     }
 
 
+def image_memory(
+    recipe: Recipe,
+    split: Split,
+    student: DistillationStudent,
+    accelerator: Accelerator,
+    supervision: Supervision | None = None,
+) -> int:
+    """Bytes per image that a training step keeps for the backward pass, at the largest size of the run.
+
+    Args:
+        recipe: sizes, augmentation and queries.
+        split: training images; those with the most boxes count.
+        student: from `build_student`.
+        accelerator: device and number format.
+        supervision: None: the recipe's.
+    """
+    height, width = _largest_size(recipe)
+    # Large images are measured at half their size, because measuring them takes gigabytes and seconds itself.
+    measured_hw = (height, width)
+    if accelerator.device.type == "cpu" and height * width > LARGE_IMAGE:
+        measured_hw = (max(round(height / 64) * 32, 32), max(round(width / 64) * 32, 32))
+    images_in_one = (4 if recipe.augment.mosaic else 1) * (2 if recipe.augment.mixup else 1)
+    most_boxes = max((len(record.labels) for record in split.records), default=1)
+    per_image = bytes_per_image(
+        student,
+        *(supervision or Supervision.of(recipe)),
+        measured_hw,
+        max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
+        accelerator,
+    )
+    return per_image * height * width // math.prod(measured_hw)
+
+
+def _largest_size(recipe: Recipe) -> tuple[int, int]:
+    """The largest (H, W) of a run's batches."""
+    height, width = recipe.model.image_size
+    repeat = recipe.augment.multi_scale_repeat
+    if repeat is None:
+        return height, width
+    largest = max(multi_scales(max(height, width), repeat)) / max(height, width)
+    return round(height * largest / 32) * 32, round(width * largest / 32) * 32
+
+
 def _fit_batch(
     recipe: Recipe,
     split: Split,
@@ -422,32 +465,15 @@ def _fit_batch(
     """The recipe with a number for `run.accumulate`, and that number; for auto, the fewest parts that fit."""
     if isinstance(recipe.run.accumulate, int):
         return recipe, recipe.run.accumulate
-    batch, ranks, augment = recipe.schedule.batch, accelerator.num_processes, recipe.augment
+    batch, ranks = recipe.schedule.batch, accelerator.num_processes
     split_batch(batch, ranks=ranks)  # raises if it cannot
-    height, width = recipe.model.image_size
-    if augment.multi_scale_repeat is not None:
-        largest = max(multi_scales(max(height, width), augment.multi_scale_repeat)) / max(height, width)
-        height, width = (round(side * largest / 32) * 32 for side in (height, width))
-    on_cpu = accelerator.device.type == "cpu"
-    # Large images are measured at half their size, because measuring them takes gigabytes and seconds itself.
-    measured_hw = (height, width)
-    if on_cpu and height * width > LARGE_IMAGE:
-        measured_hw = (max(round(height / 64) * 32, 32), max(round(width / 64) * 32, 32))
-    images_in_one = (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
-    most_boxes = max((len(record.labels) for record in split.records), default=1)
-    per_image = bytes_per_image(
-        student,
-        *(supervision or Supervision.of(recipe)),
-        measured_hw,
-        max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
-        accelerator,
-    )
-    per_image = per_image * height * width // math.prod(measured_hw)
+    per_image = image_memory(recipe, split, student, accelerator, supervision)
+    height, width = _largest_size(recipe)
     most_pixels = max((record.info.height * record.info.width for record in split.records), default=0)
     reserved = worker_memory(
-        recipe.data.workers, 3 * most_pixels, 4 if augment.mosaic else 1, 3 * height * width * batch // ranks
+        recipe.data.workers, 3 * most_pixels, 4 if recipe.augment.mosaic else 1, 3 * height * width * batch // ranks
     )
-    share = USABLE_SHARE_ON_CPU if on_cpu else USABLE_SHARE
+    share = USABLE_SHARE_ON_CPU if accelerator.device.type == "cpu" else USABLE_SHARE
     parts = parts_that_fit(batch, ranks, per_image, student, free_memory(accelerator, reserved), share)
     return override(recipe, {"run.accumulate": parts}), parts
 
