@@ -16,6 +16,10 @@ from rtdetrv4.comparison.spread import CONFIDENCE, Spread
 from rtdetrv4.training.run_curves import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY
 
 _COLORS = (GRAY, BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+MAX_LABELS = 45
+"""Characters of the arms' names that fit beside each other."""
+LEAST_REACH = 0.1
+"""Points of AP that the axis of differences shows at least, to either side of 0."""
 _DASHES = ("-", "--", ":")
 
 Curve = Mapping[int, float]
@@ -127,8 +131,12 @@ def _draw_differences(axes: Axes, comparison: Comparison) -> None:
             low, high = (100 * end for end in spread.interval)
             axes.vlines(place + 0.1, low, high, color=color, linewidth=1.5)
     if shown:
-        axes.set_xticks(range(len(shown)), list(shown))
+        is_crowded = sum(map(len, shown)) > MAX_LABELS
+        axes.set_xticks(range(len(shown)), list(shown), **({"rotation": 20, "ha": "right"} if is_crowded else {}))
         axes.set_xlim(-0.6, len(shown) - 0.4)
+        reach = max(map(abs, axes.get_ylim()))
+        if reach < LEAST_REACH:  # differences of nothing are not blown up to the height of the picture
+            axes.set_ylim(-LEAST_REACH, LEAST_REACH)
     else:
         axes.set_xticks([])
         axes.text(0.5, 0.6, "nothing to compare yet", color=GRAY, ha="center", transform=axes.transAxes)
