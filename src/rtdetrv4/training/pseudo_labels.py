@@ -28,7 +28,7 @@ from rtdetrv4.evaluation import CocoEvaluator
 from rtdetrv4.evaluation.coco_evaluator import ImageDetections
 from rtdetrv4.evaluation.matching import find_overlaps
 from rtdetrv4.evaluation.operating_curves import best_confidence, operating_curves
-from rtdetrv4.runtime.selection import Selection
+from rtdetrv4.runtime.selection import Selection, drop_duplicates
 from rtdetrv4.training.plan import Plan
 from rtdetrv4.training.reports import PseudoLabelReport
 from rtdetrv4.training.validation import find_objects
@@ -40,6 +40,11 @@ UNSEEN_THRESHOLD = 0.5
 """For classes without validation boxes, whose F1 nobody knows."""
 STRONG = Augmentation(photometric=0.5, zoom_out=0.5, iou_crop=0.8)
 """The published probabilities of what changes an image for the student, apart from flips."""
+SAME_OBJECT_IOU = 0.7
+"""Two labels of one class that overlap this much are one object. A second box of an object does little harm in what
+`predict` returns, but would teach the student to find it twice. Among 13,721 annotated boxes of blood cells, faces and
+sea animals, nine pairs of one class overlap this much, most of them cells drawn twice.
+"""
 MIN_SIDE = 1.0
 """Pixels; thinner boxes are nothing to learn from."""
 _DRAW_STREAM = 4
@@ -90,14 +95,15 @@ class FoundLabels(NamedTuple):
 
 
 def choose_labels(found: ImageDetections, info: ImageInfo, selection: Selection) -> FoundLabels:
-    """The detections that become labels: those that `predict` would return, cut at the edges of the image.
+    """The detections that become labels: those that `predict` would return, with one box per object, cut at the edges.
 
     Args:
         found: detections by descending score.
         info: the image.
-        selection: drops duplicates, and what is not confident enough.
+        selection: drops exact duplicates, and what is not confident enough.
     """
     chosen = selection(found.scores, found.labels, found.boxes_xyxy_px)
+    chosen = chosen[drop_duplicates(found.labels[chosen], found.boxes_xyxy_px[chosen], SAME_OBJECT_IOU)]
     boxes = found.boxes_xyxy_px[chosen].clip(0, np.array([info.width, info.height] * 2, dtype=np.float32))
     is_large = np.all(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE, axis=1)
     return FoundLabels(boxes[is_large], found.labels[chosen][is_large])

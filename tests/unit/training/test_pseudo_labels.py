@@ -41,7 +41,7 @@ def test_thresholds_by_hand() -> None:
     assert class_thresholds([truth], [found], 4, floor=0.6).tolist() == [0.6, 0.6, math.inf, 0.6]
 
 
-def test_labels_are_what_predict_returns_inside_the_image() -> None:
+def test_labels_are_one_box_per_object_inside_the_image() -> None:
     found = ImageDetections(
         np.array(
             [
@@ -51,16 +51,18 @@ def test_labels_are_what_predict_returns_inside_the_image() -> None:
                 [30, 10, 60, 20],  # not confident enough for its class
                 [49.5, 10, 80, 30],  # half a pixel is inside
                 [20, 5, 30, 15],
+                [21, 5, 31, 15],  # at an IoU of 0.82 the same object
+                [24, 5, 34, 15],
             ],
             np.float32,
         ),
-        np.array([0.9, 0.8, 0.7, 0.6, 0.6, 0.4], np.float32),
-        np.array([0, 1, 0, 1, 0, 2]),
+        np.array([0.9, 0.8, 0.7, 0.6, 0.6, 0.5, 0.5, 0.4], np.float32),
+        np.array([0, 1, 0, 1, 0, 2, 2, 2]),
     )
     selection = Selection(("a", "b", "c"), conf={"a": 0.5, "b": 0.65, "c": 0.4})
     boxes, labels = choose_labels(found, ImageInfo(0, "a", 40, 50), selection)
-    assert boxes.tolist() == [[0, 10, 20, 30], [20, 5, 30, 15]]
-    assert labels.tolist() == [0, 2]
+    assert boxes.tolist() == [[0, 10, 20, 30], [20, 5, 30, 15], [24, 5, 34, 15]]
+    assert labels.tolist() == [0, 2, 2]
 
 
 def test_draws_are_one_pass_after_the_other() -> None:
