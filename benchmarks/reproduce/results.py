@@ -99,30 +99,16 @@ def read_results(out: Path) -> Comparison:
     rows: dict[str, Row] = {}
     unfinished: list[str] = []
     for folder in sorted(out.glob("*/seed*")):
-        seed = int(folder.name.removeprefix("seed")) if folder.name.removeprefix("seed").isdecimal() else None
-        if seed is None:
+        number = folder.name.removeprefix("seed")
+        row = ROWS.get(folder.parent.name.partition("@")[0])
+        if row is None or not number.isdecimal():  # of something else
             continue
-        records = [_read(file) for file in sorted(folder.glob(f"*/{RESULT_FILE}")) if (folder / SETS_FILE).is_file()]
-        if (file := folder / RESULT_FILE).is_file():
-            records = [_read(file)]
-            result = SeedResult(records[0]["ap"], records[0]["last_ap"], records[0]["hours"], records[0]["tiny"])
-        elif (file := folder / SETS_FILE).is_file():
-            sets = json.loads(file.read_text(encoding="utf-8"))
-            records = [record for record in records if record["set"] in sets]
-            if len(records) < len(sets):
-                mean = f", mean AP so far {100 * fmean(record['ap'] for record in records):.1f}" if records else ""
-                unfinished.append(f"{folder}: {len(records)} of {len(sets)} data sets{mean}")
-                continue
-            result = _over_sets(records)
-        else:
-            unfinished.append(f"{folder}: no result yet")
-            continue
-        row = ROWS.get(records[0]["row"])
-        if row is None:
-            unfinished.append(f'{folder}: of a row "{records[0]["row"]}" that is no longer there')
+        result = _read_seed(folder)
+        if isinstance(result, str):
+            unfinished.append(f"{folder}: {result}")
             continue
         rows[folder.parent.name] = row
-        found.setdefault(folder.parent.name, {})[seed] = result
+        found.setdefault(folder.parent.name, {})[int(number)] = result
     if not found:
         begun = f" Unfinished: {'; '.join(unfinished)}." if unfinished else ""
         raise ConfigError(f"There is nothing to compare: {out} holds no finished row.{begun}")
@@ -216,10 +202,25 @@ def published_gain(gain: Difference) -> float | None:
     return None if row is None or baseline is None else round(row - baseline, 6)
 
 
+def _read_seed(folder: Path) -> SeedResult | str:
+    """The result of a run, or of the runs on all data sets; or what is missing, in words."""
+    if (file := folder / RESULT_FILE).is_file():
+        record = _read(file)
+        return SeedResult(record["ap"], record["last_ap"], record["hours"], record["tiny"])
+    if not (file := folder / SETS_FILE).is_file():
+        return "no result yet"
+    sets = json.loads(file.read_text(encoding="utf-8"))
+    records = [_read(file) for name in sets if (file := folder / name / RESULT_FILE).is_file()]
+    if len(records) < len(sets):
+        mean = f", mean AP so far {100 * fmean(record['ap'] for record in records):.1f}" if records else ""
+        return f"{len(records)} of {len(sets)} data sets{mean}"
+    return _over_sets(records)
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        if not {"row", "ap", "last_ap", "hours", "tiny"} <= record.keys():
+        if not {"ap", "last_ap", "hours", "tiny"} <= record.keys():
             raise ValueError("entries are missing")
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{file} is damaged ({error}); delete it, and `run` writes it again.") from error

@@ -17,12 +17,14 @@ import reproduce
 import results
 import rf100vl
 import rows
+import runs
 import tiny
 from rows import ROWS, Row, recipe_of, run_name, settings_of
 
 from rtdetrv4.config import VARIANTS, changed_settings, flat_settings, load_recipe
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.synthetic import write_shapes
+from rtdetrv4.detector import TrainResult
 from rtdetrv4.distillation import PIP_TEACHER
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.training import Trainer
@@ -209,6 +211,36 @@ def test_a_dry_run_is_stopped_and_resumed(
     assert (folder / "last.pt").stat() == last
     assert command("compare", tmp_path) == 0
     assert "The numbers mean nothing" in (tmp_path / "compare.md").read_text(encoding="utf-8")
+
+
+def test_a_row_starts_from_the_weights_of_the_released_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Stub:
+        def __init__(self, model: str, start: str) -> None:
+            seen.append((model, start))
+
+        def train(self, data: Path, *, resume: bool, overrides: dict[str, Any], **given: Any) -> TrainResult:
+            seen.append((resume, overrides))
+            return TrainResult(tmp_path, tmp_path, tmp_path, tmp_path, None, ("the report failed",))
+
+    monkeypatch.setattr(runs, "Detector", Stub)
+    monkeypatch.setattr(runs, "fetch_timm_weights", lambda name, setting: Path("cache", name))
+    folder = tmp_path / "s" / "seed1"
+
+    def run() -> dict[str, Any]:
+        with pytest.raises(ConfigError, match=r"seed1 has no result: the report failed\. The same"):
+            runs.run_coco(ROWS["s"], tmp_path, tmp_path, seed=1, changes={"data.workers": 7})
+        assert seen[-2] == ("rtdetrv4-s", "imagenet")
+        return dict([seen[-1]])
+
+    first = {"schedule.scaling": "published", "run.patience": None, "run.seed": 1, "run.out": str(folder)}
+    first |= {"data.workers": 7}
+    weights = {"model.pretrained_backbone": str(Path("cache", "hgnetv2_b0.ssld_stage1_in22k_in1k"))}
+    assert run() == {False: {**first, **weights, "run.accumulate": "auto"}}
+    folder.mkdir(parents=True)
+    (folder / "last.pt").touch()
+    assert run() == {True: first}
 
 
 def test_a_data_set_that_fails_does_not_stop_the_others(
