@@ -11,6 +11,7 @@ from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.start import Start
 from rtdetrv4.config import Recipe, override
 from rtdetrv4.data.formats import load_data
+from rtdetrv4.data.fraction import take_fraction
 from rtdetrv4.data.holdout import find_copies
 from rtdetrv4.data.records import Splits, require_objects
 from rtdetrv4.data.unlabeled import image_files, read_unlabeled
@@ -33,7 +34,8 @@ class TrainingImages(NamedTuple):
     """The data of a run."""
 
     splits: Splits
-    """With `train`, with `val` where there is one or some could be taken from it, and with `unlabeled` if asked for."""
+    """With `train`, or `data.fraction` of it, with `val` where there is one or some could be taken from the whole of
+    `train`, and with `unlabeled` if asked for."""
     findings: Findings
     """Of a quick check of the annotations."""
 
@@ -64,7 +66,18 @@ def read_training_data(recipe: Recipe) -> TrainingImages:
             )
         )
         splits = splits._replace(unlabeled=unlabeled)
+    if recipe.data.fraction < 1:
+        splits = _with_fraction(splits, recipe)
     return TrainingImages(splits, findings)
+
+
+def _with_fraction(splits: Splits, recipe: Recipe) -> Splits:
+    """Leave out training images; those of validation stay."""
+    assert splits.train is not None
+    settings = recipe.data
+    seed = recipe.run.seed if settings.fraction_seed == "run" else settings.fraction_seed
+    train, note = take_fraction(splits.train, settings.fraction, seed)
+    return splits._replace(train=train, notes=(*splits.notes, note))
 
 
 def arrange(

@@ -165,6 +165,15 @@ class DataConfig(_Section):
         description="Data set: a folder of COCO, YOLO, Pascal VOC, LabelMe or CVAT annotations, a YAML file (YOLO's, "
         "or one that names COCO files), or a COCO or CVAT file.",
     )
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Share of the labeled training images to use, with the classes in proportion; smaller shares are "
+        "parts of larger ones. The others may still serve as images without labels.",
+    )
+    fraction_seed: Count | Literal["run"] = Field(
+        default=0,
+        description="Which images `fraction` takes: the same for every run, or run: others for every `run.seed`.",
+    )
     unlabeled: Annotated[tuple[str, ...], BeforeValidator(_paths)] = Field(
         default=(),
         description="Folders of images without labels, or whose labels to ignore: what `pretrain` learns from, and "
