@@ -72,6 +72,22 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder, as `is_file`."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def of_home(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ replaced by the home folder, if there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def _require_file(mode: int, name: str) -> None:
     if not stat.S_ISREG(mode):
         what = next((what for is_kind, what in _KINDS if is_kind(mode)), "it is no file")
