@@ -19,12 +19,28 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
+import re
+import reprlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
+
+MAX_MESSAGE = 2000
+"""Letters of a message: names, values and lines of files are repeated in it, and a stranger's may be of any length."""
+MAX_NAME = 200
+"""Letters of a name for which a similar one is looked for, which takes the square of that."""
+MAX_NAMES = 5000
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, with which a name of a file could write to any place of a terminal; what turns the direction of
+the text around it; and what no terminal can write."""
 
 
 class RTDETRError(Exception):
     """Base of every error this package raises on purpose."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigError(RTDETRError, ValueError):
@@ -55,13 +71,41 @@ class MissingDependencyError(RTDETRError, ImportError):
     """An optional package is needed; the message names the install command."""
 
 
+def one_line(text: str, max_length: int = MAX_MESSAGE) -> str:
+    r"""Text for a terminal or a log, whatever a stranger's names hold: in one line, not too long, controlling nothing.
+
+    >>> one_line("a\nb \x1b[2J")
+    'a b \\x1b[2J'
+    """
+    text = str(text)
+    if len(text) > max_length:
+        text = f"{text[: max_length * 3 // 4]} … {text[-max_length // 5 :]}"
+    return _UNPRINTABLE.sub(lambda found: " " if found[0].isspace() else ascii(found[0])[1:-1], text)
+
+
+def shown(value: Any) -> str:
+    """A value of a file for a message, like `repr`, but only the beginning of long ones."""
+    return _SHORT.repr(value)
+
+
+def _short_repr() -> reprlib.Repr:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 120
+    short.maxlevel, short.maxdict = 4, 6
+    return short
+
+
+_SHORT = _short_repr()
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A suggestion to append to the message about an unknown name, or an empty string.
 
     >>> did_you_mean("epocs", ["epochs", "batch"])
     ' Did you mean "epochs"?'
     """
-    near = difflib.get_close_matches(given, list(known), n=1)
+    names = [name for name in itertools.islice(known, MAX_NAMES) if len(name) <= MAX_NAME]
+    near = difflib.get_close_matches(given, names, n=1) if len(given) <= MAX_NAME else None
     return f' Did you mean "{near[0]}"?' if near else ""
 
 

@@ -24,7 +24,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rtdetrv4.config.schema import Recipe
-from rtdetrv4.errors import ConfigError, did_you_mean
+from rtdetrv4.errors import ConfigError, did_you_mean, shown
+from rtdetrv4.input_files import is_file, read_file
 from rtdetrv4.yaml12 import dump_yaml, load_yaml
 
 SHORT_NAMES: Mapping[str, str] = {
@@ -43,6 +44,13 @@ SHORT_NAMES: Mapping[str, str] = {
     "workers": "data.workers",
 }
 """Short names for the settings that are changed most."""
+
+MAX_BYTES = 100_000
+"""Of a recipe file."""
+MAX_NUMBER = 1e15
+"""Settings that depend on a larger one do not follow it: validation refuses it, and floats would overflow."""
+MAX_PARENTS = 20
+"""Recipes that may extend each other in a row."""
 
 _SHIPPED = resources.files("rtdetrv4.config") / "recipes"
 
@@ -241,7 +249,7 @@ def _follow(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _round(value: float) -> int:
@@ -254,38 +262,48 @@ def _round(value: float) -> int:
 
 def _load_settings(name_or_path: str, folder: Path, children: tuple[str, ...]) -> dict[str, Any]:
     """Read the settings of a shipped recipe or a file, parents included; paths are relative to `folder`."""
-    shipped, path = _SHIPPED / f"{name_or_path}.yaml", folder / name_or_path
-    if shipped.is_file():
+    shipped, path = _shipped(name_or_path), folder / name_or_path
+    if shipped is not None:
         source, place = shipped, Path()
-    elif path.is_file():
-        source, place = path, path.parent
+    elif is_file(path) and (path.suffix in (".yaml", ".yml") or not children):
+        source, place = str(path.resolve()), path.parent
     elif path.suffix in (".yaml", ".yml"):
         raise ConfigError(f'Recipe file "{path}" does not exist.')
-    elif (weights := path / "weights.safetensors").is_file():
+    elif is_file(weights := path / "weights.safetensors"):
         raise ConfigError(f'"{name_or_path}" is the folder of a run; give its weights, {weights}.')
     else:
         raise ConfigError(
             f'"{name_or_path}" is neither a model nor a recipe file.{did_you_mean(name_or_path, recipe_names())} '
             "See `rtdetrv4 models`."
         )
-    if str(source) in children:
+    if source in children:
         raise ConfigError(f'Recipe "{name_or_path}" extends itself.')
+    if len(children) > MAX_PARENTS:
+        raise ConfigError(f'Recipe "{name_or_path}" is extended by more than {MAX_PARENTS} recipes in a row.')
+    return _read_settings(_read_text(source, name_or_path), name_or_path, place, (*children, source))
+
+
+def _shipped(name: str) -> str | None:
+    path = str(_SHIPPED / f"{name}.yaml")
+    return path if is_file(path) and ".." not in name else None
+
+
+def _read_text(source: str | Path, name: str) -> str:
+    advice = "Give a model's name, a recipe (.yaml) or weights (.safetensors, .pth, .pt)."
     try:
-        text = source.read_text(encoding="utf-8")
+        return read_file(source, MAX_BYTES).decode()
     except UnicodeDecodeError:
-        raise ConfigError(
-            f'"{name_or_path}" is no recipe: it holds no text. Give a model\'s name, a recipe (.yaml) or weights '
-            "(.safetensors, .pth, .pt)."
-        ) from None
-    return _read_settings(text, name_or_path, place, (*children, str(source)))
+        raise ConfigError(f'"{name}" is no recipe: it holds no text. {advice}') from None
+    except OSError as error:
+        raise ConfigError(f'"{name}" cannot be read as a recipe: {error.strerror}. {advice}') from error
 
 
 def _written(name_or_path: str, folder: Path) -> Iterator[str]:
     """Yield the settings that `_load_settings`, which has raised for whatever is wrong, read from files."""
     path = folder / name_or_path
-    if (_SHIPPED / f"{name_or_path}.yaml").is_file() or not path.is_file():
+    if _shipped(name_or_path) is not None or not is_file(path):
         return
-    content = dict(_parse_yaml(path.read_text(encoding="utf-8"), name_or_path) or {})
+    content = dict(_parse_yaml(_read_text(path, name_or_path), name_or_path) or {})
     parent = content.pop("extends", None)
     yield from _resolve(content, f'Recipe "{name_or_path}": ')
     if parent is not None:
@@ -337,7 +355,7 @@ def _setting_of(location: tuple[int | str, ...]) -> str:
 
 
 def _show(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def _parse_yaml(text: str, name: str) -> Any:

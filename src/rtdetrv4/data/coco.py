@@ -15,10 +15,14 @@ from rtdetrv4.data.document import Document, Form, Origin, count_of, some_of
 from rtdetrv4.data.faults import Faults, Unit, stop
 from rtdetrv4.data.records import MAX_LEFT_OUT_SHARE
 from rtdetrv4.data.text import printable
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import DatasetError, shown
+from rtdetrv4.input_files import read_file
+from rtdetrv4.json_text import load_json
 
 _Numbered = tuple[int, dict[str, Any]]
 """An entry of a list, with its number from 1."""
+MAX_BYTES = 2**33
+"""Of a file, which takes several times as much memory: two million images of Open Images have 5 GB."""
 MAX_NUMBER = 1e12
 MAX_SIDE = 2**31 - 1
 MAX_DIGITS = 19
@@ -36,7 +40,7 @@ def read_document(path: Path, faults: Faults | None = None) -> Document:
         DatasetError: the file is missing or damaged, or contradicts itself.
     """
     try:
-        content = json.loads(path.read_bytes())  # recognizes UTF-8 and UTF-16, with and without a byte order mark
+        content = load_json(read_file(path, MAX_BYTES))
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist; check the path of the annotations") from error
     except OSError as error:
@@ -48,8 +52,10 @@ def read_document(path: Path, faults: Faults | None = None) -> Document:
         ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 text; export the annotations again") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+    except ValueError as error:  # a number of thousands of digits, lists in lists in lists
         raise DatasetError(f"{path} cannot be read: {error}; export the annotations again") from error
+    except MemoryError as error:
+        raise DatasetError(f"{path} does not fit into memory; split it into several files") from error
     if not isinstance(content, dict):
         raise DatasetError(
             f"{path}: expected an object with images, annotations and categories; got a {type(content).__name__}"
@@ -136,17 +142,18 @@ def _of_listed_images(
     num_strays, (_, stray) = len(strays), strays[0]
     if num_strays > MAX_LEFT_OUT_SHARE * len(annotations):
         error = DatasetError(
-            f"{path}: annotation {stray.get('id')} belongs to image {stray.get('image_id')!r}, which is not under "
-            f'"images", and so do {num_strays} of {len(annotations)}; add the images or delete their annotations'
+            f"{path}: annotation {shown(stray.get('id'))} belongs to image {shown(stray.get('image_id'))}, which is "
+            f'not under "images", and so do {num_strays} of {len(annotations)}; add the images or delete their '
+            "annotations"
         )
         stop(error, faults)
     if faults is not None:
         for number, each in strays:
-            what = f"annotation {each.get('id')!r} of image {each.get('image_id')!r}, which is not listed"
+            what = f"annotation {shown(each.get('id'))} of image {shown(each.get('image_id'))}, which is not listed"
             faults.add("unlisted image", path, "annotations", number, what)
     problems.append(
         f"{count_of(num_strays, 'annotation', 'annotations')} left out: of images that are not listed (first: "
-        f"annotation {stray.get('id')} of image {stray.get('image_id')!r})"
+        f"annotation {shown(stray.get('id'))} of image {shown(stray.get('image_id'))})"
     )
     return kept
 
@@ -159,7 +166,9 @@ def _of_known_categories(
         if _key(annotation.get("category_id")) in known:
             kept.append((number, annotation))
             continue
-        what = f"annotation {annotation.get('id')} has category {annotation.get('category_id')!r}, which is "
+        what = (
+            f"annotation {shown(annotation.get('id'))} has category {shown(annotation.get('category_id'))}, which is "
+        )
         error = DatasetError(
             f'{path}: {what}not under "categories" ({some_of(known) or "none"}); add the category or correct the '
             "annotation"
@@ -189,7 +198,9 @@ def _with_unique_keys(
     for number, row in enumerate(rows, start=1):
         value = _key(row.get("id"))
         if value is None:
-            error = DatasetError(f'{path}: every entry of "{key}" needs a number or text as id; got {row.get("id")!r}')
+            error = DatasetError(
+                f'{path}: every entry of "{key}" needs a number or text as id; got {shown(row.get("id"))}'
+            )
             stop(error, faults)
             if faults is not None:
                 faults.add("repeated id", path, key, number, f"an entry of {key} without an id")
@@ -231,9 +242,9 @@ def _with_file_names(
             kept.append(image)
             kept_ids.append(id_)
             continue
-        stop(DatasetError(f"{path}: image {image.get('id')} has no file_name"), faults)
+        stop(DatasetError(f"{path}: image {shown(image.get('id'))} has no file_name"), faults)
         if faults is not None:
-            faults.add("missing image", path, "images", number, f"image {image.get('id')!r} has no file_name")
+            faults.add("missing image", path, "images", number, f"image {shown(image.get('id'))} has no file_name")
     return kept, kept_ids
 
 
@@ -255,7 +266,7 @@ def _category_names(categories: Sequence[Mapping[str, Any]], path: Path, problem
     names = [_name(row.get("name")) for row in categories]
     nameless = [row.get("id") for row, name in zip(categories, names, strict=True) if not name]
     if len(nameless) == len(names):
-        raise DatasetError(f'{path}: every entry of "categories" needs a name; got {categories[0].get("name")!r}')
+        raise DatasetError(f'{path}: every entry of "categories" needs a name; got {shown(categories[0].get("name"))}')
     if nameless:
         counted = count_of(len(nameless), "category has", "categories have")
         problems.append(f"{counted} no name: called by the id ({some_of(nameless)})")

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from xml.parsers import expat
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from rtdetrv4.data.document import Document, Form, Origin, count_of
 from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.input_files import open_file
 
 BOX_FORMAT = "<box> should have xtl, ytl, xbr and ybr in pixels"
 AREALESS = {"points": "point", "polyline": "line", "skeleton": "skeleton", "tag": "tag"}
@@ -21,6 +22,10 @@ AREALESS = {"points": "point", "polyline": "line", "skeleton": "skeleton", "tag"
 PARTS_OF_ONE = frozenset({"polygon", "mask"})
 """Shapes that are one object if they are of one class and group, as in CVAT's other exports."""
 MAX_VALUE = 1e9
+MAX_TAG_BYTES = 2**24
+"""Of a tag with its attributes: the points of a polygon, or a mask."""
+MAX_DEPTH = 1000
+_CHUNK_BYTES = 2**20
 _NO_GROUP = frozenset({"", "0"})
 _CUBOID = tuple(f"{corner}{face}" for face in "12" for corner in ("tl", "bl", "tr", "br"))
 
@@ -76,8 +81,8 @@ def parse_cvat(path: Path) -> CvatFile:
     parser = _Parser()
     damage = None
     try:
-        with path.open("rb") as file:
-            parser.expat.ParseFile(file)
+        with open_file(path) as file:
+            parser.read(file)
     except OSError as error:
         damage = f"it cannot be read: {error.strerror}"
     except (expat.ExpatError, ValueError, LookupError) as error:
@@ -221,6 +226,24 @@ class _Parser:
         self._text: list[str] = []
         self._subset = ""
         """That of the task."""
+
+    def read(self, file: BinaryIO) -> None:
+        """Read a file to its end.
+
+        Raises:
+            ExpatError: it is not valid XML.
+            ValueError: it has what CVAT never writes.
+        """
+        num_read = 0
+        while chunk := file.read(_CHUNK_BYTES):
+            self.expat.Parse(chunk, False)
+            num_read += len(chunk)
+            # Until a tag is complete, the parser begins it anew with each chunk.
+            if num_read - self.expat.CurrentByteIndex > MAX_TAG_BYTES:
+                raise ValueError(f"line {self.expat.CurrentLineNumber} has a tag without end")
+            if len(self._path) > MAX_DEPTH:
+                raise ValueError(f"it has more than {MAX_DEPTH} elements inside each other")
+        self.expat.Parse(b"", True)
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         self._path.append(tag)

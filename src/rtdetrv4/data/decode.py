@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetrv4.errors import DatasetError
-from rtdetrv4.runtime.pixels import PNG_MAGIC, PixelsError, decode_stored, read_header, turn
+from rtdetrv4.input_files import open_file, read_file
+from rtdetrv4.runtime.pixels import MAX_FILE_BYTES, PNG_MAGIC, PixelsError, decode_stored, read_header, turn
 
 _simplejpeg: Any = None
 """None in the base install, where Pillow reads JPEG files: as the same pixels, more slowly."""
@@ -45,7 +46,7 @@ def read_image(path: Path, size_hw: tuple[int, int], scale: float = 1.0) -> NDAr
             `size_hw`.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -86,7 +87,7 @@ def read_size(path: Path, annotated_hw: tuple[int, int] | None = None) -> tuple[
         DatasetError: the file is missing or not an image.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             (height, width), orientation = read_header(file)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error

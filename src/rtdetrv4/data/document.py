@@ -15,10 +15,13 @@ from rtdetrv4.data.decode import read_size, same_aspect
 from rtdetrv4.data.faults import Unit
 from rtdetrv4.data.records import MAX_LEFT_OUT_SHARE, RecordTable, Split, too_many
 from rtdetrv4.errors import DatasetError, did_you_mean
+from rtdetrv4.input_files import is_file, is_folder
 from rtdetrv4.types import ClassMap
 
 CLIP_TOLERANCE = 1.0
 """Pixels by which a box may exceed its image before clipping it is reported; exporters round."""
+MAX_CLASSES = 100_000
+"""Several times as many as any data set has; a head for a billion would not fit into memory."""
 NUM_SIZES_CHECKED = 200
 """Images, evenly spread, whose annotated size is compared with the file's; all of them if one is wrong."""
 
@@ -88,7 +91,7 @@ def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
     Of several categories of one name, the class takes the lowest id that labels a box, or the lowest of all.
 
     Raises:
-        DatasetError: no category is left.
+        DatasetError: no category is left, or too many are.
     """
     if not owner.categories:
         raise DatasetError(f'{owner.path} has an empty "categories" list; list the classes in it')
@@ -107,6 +110,8 @@ def make_class_map(owner: Document, documents: Iterable[Document]) -> ClassMap:
         raise DatasetError(
             f"{owner.path} has no class: its categories ({some_of(owner.categories.values())}) are parents of nothing"
         )
+    if len(id_of) > MAX_CLASSES:
+        raise DatasetError(f"{owner.path} has {len(id_of)} classes, expected at most {MAX_CLASSES}")
     kept = sorted((id_, name) for name, id_ in id_of.items())
     return ClassMap(names=tuple(name for _, name in kept), category_ids=tuple(id_ for id_, _ in kept))
 
@@ -212,7 +217,7 @@ def _image_folder(document: Document, folders: Sequence[Path]) -> Path:
     """The first of `folders` that holds an image; the first images may be missing."""
     for name in document.file_names[:: max(1, len(document.file_names) // 20)]:
         for folder in folders:
-            if (folder / name).is_file():
+            if is_file(folder / name):
                 return folder
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
@@ -223,10 +228,10 @@ def _without_missing(document: Document, image_dir: Path, problems: list[str]) -
     present = {
         str(PurePosixPath(parent, entry.name))
         for parent in parents
-        if (image_dir / parent).is_dir()
+        if is_folder(image_dir / parent)
         for entry in (image_dir / parent).iterdir()
     }
-    keep = [name in present or (image_dir / name).is_file() for name in document.file_names]
+    keep = [name in present or is_file(image_dir / name) for name in document.file_names]
     missing = [name for name, kept in zip(document.file_names, keep, strict=True) if not kept]
     if too_many(len(missing), len(keep)):
         example = f", which holds {some_of(sorted(present), 2)}" if present else ", which is empty or does not exist"

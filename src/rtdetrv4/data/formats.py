@@ -18,6 +18,7 @@ from rtdetrv4.data.layouts.coco import locate
 from rtdetrv4.data.records import Record, RecordTable, Split, Splits
 from rtdetrv4.data.tree import Tree
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.input_files import of_home
 from rtdetrv4.types import ClassMap
 
 __all__ = ["LoadedData", "Record", "RecordTable", "Split", "Splits", "load_data", "read_coco", "read_splits"]
@@ -71,7 +72,7 @@ def load_data(
     make_val: bool = False,
 ) -> LoadedData:
     """Read a data set as `read_splits` does, and keep what the splits were made of."""
-    root = Path(path).expanduser()
+    root = of_home(path)
     if not root.exists():
         raise DatasetError(f"{root} does not exist; give the folder of the data set or a .yaml file that describes it")
     reading = recognize(root) if root.is_dir() else describe(root)
@@ -129,8 +130,8 @@ def read_coco(json_path: str | Path, image_dir: str | Path | None = None, classe
     Raises:
         DatasetError: the file is missing or damaged, contradicts itself, or lists images that do not exist.
     """
-    document = read_document(Path(json_path).expanduser())
-    folder = document.path.parent if image_dir is None else Path(image_dir).expanduser()
+    document = read_document(of_home(json_path))
+    folder = document.path.parent if image_dir is None else of_home(image_dir)
     document, folder = locate(document, Tree(folder), [""])
     return build_split(document, (folder,), classes or make_class_map(document, [document]))
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from rtdetrv4.data.document import count_of
 from rtdetrv4.data.records import RecordTable, Split
+from rtdetrv4.input_files import open_file, read_file
+from rtdetrv4.runtime.pixels import MAX_FILE_BYTES
 
 VAL_SHARE = 0.2
 MAX_EXCESS = 1.5
@@ -172,10 +174,18 @@ def _same_bytes(paths: Sequence[Path]) -> list[list[int]]:
     for indices in by_size.values():
         for index in indices if len(indices) > 1 else ():
             try:
-                by_content[hashlib.sha256(paths[index].read_bytes()).digest()].append(index)
+                by_content[_digest(paths[index])].append(index)
             except OSError:
                 continue
     return [group for group in by_content.values() if len(group) > 1]
+
+
+def _digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.digest()
 
 
 def _same_look(paths: Sequence[Path]) -> list[list[int]]:
@@ -197,7 +207,7 @@ def _same_look(paths: Sequence[Path]) -> list[list[int]]:
 def _thumbnail(path: Path) -> NDArray[np.float32] | None:
     """16×16 gray values of mean 0 and length 1, so that products are correlations; None if it shows next to nothing."""
     try:
-        data = np.fromfile(path, np.uint8)
+        data = np.frombuffer(read_file(path, MAX_FILE_BYTES), np.uint8)
         # Large photos are decoded at a quarter of their size, which takes a fraction of the time.
         image = cv2.imdecode(data, _DECODE_REDUCED if len(data) > _LARGE_BYTES else cv2.IMREAD_GRAYSCALE)
     except (OSError, cv2.error):

@@ -15,7 +15,8 @@ from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.text import printable, read_text
 from rtdetrv4.data.tree import Tree, parts_of, split_of
 from rtdetrv4.data.voc import note_other_image
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import DatasetError, shown
+from rtdetrv4.json_text import load_json
 
 BOX_FORMAT = '"points" should be a list of [x, y] in pixels'
 AREALESS = ("point", "points", "line", "linestrip")
@@ -107,8 +108,12 @@ def _parse_all(files: Sequence[str], tree: Tree, faults: Faults | None) -> tuple
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        content = load_json(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path} is not valid JSON: {error}; is the download or export complete?") from error
+    except DatasetError:
+        raise
+    except ValueError as error:
         raise DatasetError(f"{path} is not valid JSON: {error}; is the download or export complete?") from error
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
@@ -126,9 +131,9 @@ def _boxes(
             continue
         label = shape.get("label")
         if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
-            stop(DatasetError(f'{path}: shape {number} has no text as "label"; got {label!r}'), faults)
+            stop(DatasetError(f'{path}: shape {number} has no text as "label"; got {shown(label)}'), faults)
             if faults is not None:
-                faults.add("no class", path, "shapes", number, f"shape {number} has the label {label!r}")
+                faults.add("no class", path, "shapes", number, f"shape {number} has the label {shown(label)}")
             continue
         label = printable(str(label).strip())
         group = shape.get("group_id")

@@ -9,19 +9,25 @@ from typing import Any
 import yaml
 
 from rtdetrv4.errors import DatasetError
-from rtdetrv4.yaml12 import load_yaml
+from rtdetrv4.input_files import read_file
+from rtdetrv4.yaml12 import MAX_LENGTH, load_yaml
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
-def read_text(path: Path) -> str:
+MAX_YAML_BYTES = 4 * MAX_LENGTH
+MAX_BYTES = 2**28
+"""Of a text file: a list of millions of images, or shapes with the image inside."""
+
+
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read UTF-8, with or without a byte order mark, UTF-16 with one, or else Latin-1.
 
     Raises:
-        DatasetError: the file cannot be read.
+        DatasetError: the file cannot be read, or is longer.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, max_bytes)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     for mark, encoding in _MARKS:
@@ -58,8 +64,8 @@ def read_yaml(path: Path, example: str) -> dict[str, Any]:
         DatasetError: the file cannot be read, or holds no mapping.
     """
     try:
-        content = load_yaml(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = load_yaml(read_text(path, MAX_YAML_BYTES))
+    except yaml.YAMLError as error:
         raise DatasetError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} should be a mapping such as {example}; got {type(content).__name__}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,12 @@ from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
 TOOL_FOLDERS = frozenset({"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "__pycache__"})
 """Besides hidden folders, those in which tools and systems keep copies and thumbnails."""
+MAX_FILES = 20_000_000
+"""Twice as many as the images of Open Images with a label file each."""
+MAX_DEPTH = 100
+"""Folders inside each other; what is below is left out."""
+MAX_VISITS = 200
+"""Ways to the same folder through links; further ones are left out."""
 SPLIT_WORDS = {
     "train": ("train", "training", "trainset"),
     "val": ("valid", "val", "validation", "dev", "eval"),
@@ -36,11 +43,17 @@ class Tree:
 
     Args:
         root: the folder.
+
+    Raises:
+        DatasetError: it has more than `MAX_FILES` files.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.files = tuple(sorted(_walk(os.fspath(root), "", ())))
+        files = tuple(itertools.islice(_walk(os.fspath(root), "", _above(root), Counter()), MAX_FILES + 1))
+        if len(files) > MAX_FILES:
+            raise DatasetError(f"{root} has more than {MAX_FILES} files; give the folder of the data set alone")
+        self.files = tuple(sorted(files))
 
     @cached_property
     def images(self) -> tuple[str, ...]:
@@ -230,19 +243,43 @@ def _grouped(files: Sequence[str], key: Callable[[str], str]) -> dict[str, list[
     return groups
 
 
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _walk(
+    folder: str,
+    prefix: str,
+    above: tuple[tuple[int, int], ...],
+    visits: Counter[tuple[int, int]],
+    is_linked: bool = False,
+) -> Iterator[str]:
     try:
-        status = Path(folder).stat()
+        identity = _identity(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:  # a folder that may not be read holds nothing that can be used
         return
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:  # a link to a folder above it
+    visits[identity] += is_linked
+    # A link to a folder above it, or one of links that multiply: two in each folder to the next are 2^n paths.
+    if identity in above or (is_linked and visits[identity] > MAX_VISITS) or prefix.count("/") > MAX_DEPTH:
         return
     for entry in entries:
         if entry.name.startswith(".") or entry.name.lower() in TOOL_FOLDERS:
             continue
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, identity))
-        elif entry.is_file():
-            yield f"{prefix}{entry.name}"
+        with contextlib.suppress(OSError):  # what may not be looked at cannot be used, either
+            if entry.is_file():
+                yield f"{prefix}{entry.name}"
+                continue
+            if not entry.is_dir():
+                continue
+        inside = (*above, identity)
+        yield from _walk(entry.path, f"{prefix}{entry.name}/", inside, visits, is_linked or entry.is_symlink())
+
+
+def _above(root: Path) -> tuple[tuple[int, int], ...]:
+    """The folders that the root is in."""
+    try:
+        return tuple(_identity(os.fspath(folder)) for folder in root.resolve().parents)
+    except OSError:
+        return ()
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino

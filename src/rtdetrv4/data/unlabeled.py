@@ -15,6 +15,7 @@ from rtdetrv4.data.formats import load_data
 from rtdetrv4.data.records import RecordTable, Split, too_many
 from rtdetrv4.data.tree import Tree, folder_of, split_of
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.input_files import of_home
 from rtdetrv4.types import ClassMap
 
 Parts = Literal["train", "all"]
@@ -42,7 +43,7 @@ def read_unlabeled(paths: Sequence[str], parts: Parts = "train", without: Collec
     found: dict[Path, None] = {}  # in order, each file once
     excluded = set(without)
     for path in paths:
-        images, kept_apart = _images_of(Path(path).expanduser(), parts, notes)
+        images, kept_apart = _images_of(of_home(path), parts, notes)
         found |= dict.fromkeys(images)
         excluded |= kept_apart
     if num_apart := len(excluded & found.keys()):

@@ -15,9 +15,18 @@ from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.records import too_many
 from rtdetrv4.data.tree import Tree, folder_of, name_of, parts_of, split_of
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.input_files import read_file
 
 ANNOTATION_FOLDERS = frozenset({"annotations", "annotation", "annots", "xmls", "xml", "labels"})
 IMAGE_FOLDERS = frozenset({"jpegimages", "images", "image", "imgs", "img"})
+MULTI_BYTE = (b"gb", b"big5", b"cp9", b"euc", b"hz", b"johab", b"ms9", b"shift", b"sjis", b"windows-9", b"windows-31j")
+"""How the names of encodings begin that take several bytes for a letter; the parser knows the others."""
+MAX_BYTES = 8_000_000
+"""Of the file of an image: tens of thousands of objects."""
+MAX_DECLARATION = 200
+"""Bytes of <?xml version="1.0" encoding="utf-8"?>."""
+MAX_NUMBER = 1e12
+MAX_SIDE = 2**31 - 1
 BOX_FORMAT = "<bndbox> should hold <xmin>, <ymin>, <xmax> and <ymax> in pixels"
 
 
@@ -126,15 +135,24 @@ def _parse_all(
     return list(roots), list(roots.values())
 
 
+class _Builder(ElementTree.TreeBuilder):
+    """Builds no tree of a document that defines entities, of which a few lines can stand for gigabytes."""
+
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it has a DOCTYPE, which no annotation needs")
+
+
 def _parse(file: Path) -> ElementTree.Element:
     try:
-        data = file.read_bytes()
-        declared = re.match(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)[^>]*\?>", data)
-        if declared is None or declared[1].lower().startswith((b"utf", b"iso", b"ascii")):
-            return ElementTree.fromstring(data)
+        data: bytes | str = read_file(file, MAX_BYTES)
+        declared = re.match(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)[^>]*\?>", data[:MAX_DECLARATION])
         # The parser knows no multi-byte encodings, such as the gb2312 of Chinese Windows.
-        return ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+        if declared is not None and declared[1].lower().startswith(MULTI_BYTE):
+            data = data[declared.end() :].decode(declared[1].decode())
+        return ElementTree.fromstring(data, ElementTree.XMLParser(target=_Builder()))
+    except OSError as error:
+        raise DatasetError(f"{file} is not a Pascal VOC annotation: {error.strerror}") from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DatasetError(f"{file} is not a Pascal VOC annotation: {error}") from error
 
 
@@ -164,7 +182,7 @@ def note_other_image(annotated: str, image: str, file: Path, faults: Faults) -> 
 
 def _size_hw(tree: ElementTree.Element) -> tuple[int, int]:
     height, width = _number(tree.findtext("size/height")), _number(tree.findtext("size/width"))
-    return (int(height), int(width)) if height >= 1 and width >= 1 else (0, 0)
+    return (int(height), int(width)) if 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE else (0, 0)
 
 
 def _name(element: ElementTree.Element) -> str:
@@ -180,4 +198,4 @@ def _number(text: str | None) -> float:
         value = float(text or "")
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) < MAX_NUMBER else math.nan

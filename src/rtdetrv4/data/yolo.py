@@ -13,7 +13,7 @@ from rtdetrv4.data.document import Document, Origin, count_of, some_of
 from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.records import too_many
 from rtdetrv4.data.yolo_labels import BOX_FORMAT, read_label_files
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import DatasetError, shown
 
 
 def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
@@ -36,10 +36,10 @@ def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
         if isinstance(key, int) and isinstance(name, str | int) and not isinstance(name, bool)
     }
     if not names or len(names) < len(listed) or min(names) < 0 or not all(names.values()):
-        raise DatasetError(f'{path}: "names" should list the classes as text, such as [cat, dog]; got {given!r}')
+        raise DatasetError(f'{path}: "names" should list the classes as text, such as [cat, dog]; got {shown(given)}')
     count = content.get("nc", len(names))
     if count != len(names):
-        raise DatasetError(f'{path}: "nc" is {count}, but "names" has {len(names)} classes; correct one of them')
+        raise DatasetError(f'{path}: "nc" is {shown(count)}, but "names" has {len(names)} classes; correct one of them')
     return names
 
 

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from rtdetrv4.data.document import Form, count_of, some_of
 from rtdetrv4.data.faults import Faults, stop
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import DatasetError, shown
+from rtdetrv4.input_files import read_file
 
 BOX_FORMAT = (
     'a line should be "class x y width height" with the center and the sides as fractions of the image size, 0 to 1'
 )
+MAX_BYTES = 2**25
+"""Of a label file: a hundred thousand boxes."""
 MIN_POSES = 5
 """Lines from which on boxes with key points can be told from polygons, if no YAML file says so."""
 BOX_TOLERANCE = 0.02
@@ -152,14 +155,17 @@ def keypoint_shape(path: Path, content: Mapping[str, Any]) -> tuple[int, int] | 
         return None
     if isinstance(given, list) and len(given) == 2 and isinstance(given[0], int) and given[1] in (2, 3):
         return given[0], given[1]
-    raise DatasetError(f'{path}: "kpt_shape" should be [number of key points, 2 or 3], such as [17, 3]; got {given!r}')
+    raise DatasetError(
+        f'{path}: "kpt_shape" should be [number of key points, 2 or 3], such as [17, 3]; got {shown(given)}'
+    )
 
 
 def _text(file: Path, faults: Faults | None) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return read_file(file, MAX_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        unreadable = DatasetError(f"{file} cannot be read as text: {error}")
+        reason = error.strerror if isinstance(error, OSError) else error
+        unreadable = DatasetError(f"{file} cannot be read as text: {reason}")
         if faults is None:
             raise unreadable from error
         stop(unreadable, faults)
@@ -176,14 +182,18 @@ def _class(file: Path, number: int, text: str, names: Mapping[int, str], faults:
         is_next = value == len(names) and list(names) == list(range(len(names)))
         hint = '. If the numbers start at 1, give them with the names: "names: {1: cat, 2: dog}"' if is_next else ""
         error = DatasetError(
-            f"{file}, line {number}: class {text} is not one of the {len(names)} in the YAML file "
+            f"{file}, line {number}: class {_short(text)} is not one of the {len(names)} in the YAML file "
             f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}{hint}"
         )
         stop(error, faults)
         if faults is not None:
-            faults.add("unknown class", file, "line", number, f"class {text}, of {len(names)} from 0")
+            faults.add("unknown class", file, "line", number, f"class {_short(text)}, of {len(names)} from 0")
         return None
     return int(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _numbers(fields: Sequence[str]) -> list[float]:

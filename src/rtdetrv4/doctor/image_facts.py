@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rtdetrv4.data.decode import JPEG_MAGIC, decode_reduced, reduction_for
-from rtdetrv4.runtime.pixels import EXIF_ORIENTATION, PNG_MAGIC, PixelsError, open_image, turn
+from rtdetrv4.input_files import read_file
+from rtdetrv4.runtime.pixels import EXIF_ORIENTATION, MAX_FILE_BYTES, PNG_MAGIC, PixelsError, open_image, turn
 
 SIDE = 256
 """The images are compared at this height and width."""
@@ -70,7 +71,7 @@ def look(path: Path) -> ImageFacts:
     """
     facts = ImageFacts(path, 0, (0, 0), "", "", 1, 1, b"", 0, math.nan, math.nan, None)
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_FILE_BYTES)
     except OSError as error:
         return facts._replace(problem=f"cannot be read: {error.strerror}")
     facts = facts._replace(num_bytes=len(data), digest=hashlib.blake2b(data, digest_size=16).digest())

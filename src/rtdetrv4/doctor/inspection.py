@@ -20,6 +20,7 @@ from rtdetrv4.data.records import Split, require_objects
 from rtdetrv4.data.tree import Tree
 from rtdetrv4.doctor.image_facts import ImageFacts, look_at_all
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.input_files import of_home
 from rtdetrv4.types import ClassMap
 
 __all__ = ["ImageFacts", "Inspection", "Part", "inspect", "inspect_quickly"]
@@ -105,7 +106,7 @@ def inspect(data: str | Path, *, quick: bool = False) -> Inspection:
     Raises:
         DatasetError: there is nothing at the path.
     """
-    given = _absolute(Path(data).expanduser())
+    given = _absolute(of_home(data))
     if not given.exists():
         raise DatasetError(f"{data} does not exist; give the folder of the data set or a .yaml file that describes it")
     root = given if given.is_dir() else given.parent
@@ -152,7 +153,7 @@ def inspect_quickly(data: str | Path, loaded: LoadedData) -> Inspection:
         data: as given.
         loaded: what was read.
     """
-    given = _absolute(Path(data).expanduser())
+    given = _absolute(of_home(data))
     splits = loaded.splits.parts
     parts = {
         name: Part(name, document, folder, splits.get(name), (), None)

@@ -19,11 +19,12 @@ from rtdetrv4.doctor.image_facts import ImageFacts
 from rtdetrv4.doctor.inspection import Inspection
 from rtdetrv4.doctor.overview import Histogram, Labeled, Overview, labeled, overview, scale_of
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.input_files import of_home, read_file
 from rtdetrv4.outputs import find_unused_folder, unused_folder, write_text
 from rtdetrv4.pages import Bar, bars, encode, histogram, render, thumbnail, write_page
 from rtdetrv4.pages.pictures import MAX_SIDE
 from rtdetrv4.runtime.draw import Color, color_of_class
-from rtdetrv4.runtime.pixels import PixelsError, decode_image
+from rtdetrv4.runtime.pixels import MAX_FILE_BYTES, PixelsError, decode_image
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def write_pages(folder: str | Path, findings: Findings, inspection: Inspection) 
         ConfigError: the folder holds an earlier page, and is the current folder or one above it.
     """
     html = page(findings, inspection)
-    folder = unused_folder(Path(folder).expanduser(), DOCTOR_FILES)
+    folder = unused_folder(of_home(folder), DOCTOR_FILES)
     write_text(folder / JSON_FILE, findings.to_json(), errors="backslashreplace")
     write_page(folder / PAGE_FILE, html)
     logger.info("Page: %s", folder / PAGE_FILE)
@@ -103,7 +104,7 @@ def check_folder(folder: str | Path) -> None:
     Raises:
         ConfigError: it is a file; or it holds an earlier page, and is the current folder or one above it.
     """
-    find_unused_folder(Path(folder).expanduser(), DOCTOR_FILES)
+    find_unused_folder(of_home(folder), DOCTOR_FILES)
 
 
 def page(findings: Findings, inspection: Inspection) -> str:
@@ -273,7 +274,7 @@ def _pixels(path: Path, size_hw: tuple[int, int] | None, scale: float) -> np.nda
     try:
         if size_hw is not None:
             return read_image(path, size_hw, min(scale, 1.0))
-        return decode_image(path.read_bytes())
+        return decode_image(read_file(path, MAX_FILE_BYTES))
     except (DatasetError, PixelsError, OSError):
         return None
 

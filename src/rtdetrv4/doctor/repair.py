@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -29,7 +30,9 @@ from rtdetrv4.doctor.image_facts import ImageFacts
 from rtdetrv4.doctor.inspection import Inspection, Part
 from rtdetrv4.doctor.overview import scale_of, shown_hw
 from rtdetrv4.errors import ConfigError, DatasetError
+from rtdetrv4.input_files import of_home, read_file
 from rtdetrv4.outputs import write_text
+from rtdetrv4.runtime.pixels import MAX_FILE_BYTES, open_image
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 from rtdetrv4.types import ClassMap
 
@@ -155,7 +158,7 @@ def write_repaired_copy(inspection: Inspection, found: Iterable[tuple[str, Examp
         ConfigError: `dest` holds something, or lies in the data set.
         DatasetError: there is no training part that can be read, or a person has to decide something first.
     """
-    dest = Path(dest).expanduser()
+    dest = of_home(dest)
     check_destination(dest, inspection.root)
     train = inspection.parts.get("train")
     entries = {
@@ -214,7 +217,7 @@ def check_destination(dest: str | Path, data: str | Path) -> None:
     """
     if not str(dest).strip():
         raise ConfigError("fix: got an empty name, expected a new folder for the repaired copy.")
-    dest, root = Path(dest).expanduser(), Path(data).expanduser()
+    dest, root = of_home(dest), of_home(data)
     root = root.parent if root.is_file() else root
     if dest.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"{dest} lies in the data set {root}, which is not changed; give a folder outside of it.")
@@ -366,21 +369,22 @@ def _write_image(entry: _Entry, path: Path) -> None:
     if facts.orientation == 1:
         shutil.copyfile(facts.path, path)
         return
-    data = facts.path.read_bytes()
+    data = read_file(facts.path, MAX_FILE_BYTES)
     if entry.turn == 1 and data.startswith(JPEG_MAGIC):
         path.write_bytes(_without_tags(data))
         return
-    with Image.open(facts.path) as image:
+    with open_image(io.BytesIO(data)) as image:
         image.load()
         profile = image.info.get("icc_profile")
         kept: dict[str, Any] = {} if profile is None else {"icc_profile": profile}
         # Pillow turns TIFF files while it loads them.
         turned = image.copy() if entry.turn == 1 or image.format == "TIFF" else image.transpose(_TURNS[entry.turn])
         turned.info = {}
-        if image.format in {"JPEG", "MPO"}:
-            turned.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0, **kept)
-        else:
-            turned.save(path, image.format, **kept)
+        kind = image.format
+    if kind in {"JPEG", "MPO"}:
+        turned.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0, **kept)
+    else:
+        turned.save(path, kind, **kept)
 
 
 def _without_tags(data: bytes) -> bytes:

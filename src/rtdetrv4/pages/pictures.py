@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rtdetrv4.errors import SourceError
+from rtdetrv4.input_files import open_file
 from rtdetrv4.runtime.draw import Color, draw_boxes
 from rtdetrv4.runtime.pixels import PixelsError, open_image, rgb_from_pil
 
@@ -47,7 +48,7 @@ def read_thumbnail(
         SourceError: the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file, open_image(file) as image:
+        with open_file(path) as file, open_image(file) as image:
             longest = max(image.size)  # turning the image upright does not change it
             image.draft("RGB", (2 * max_side, 2 * max_side))
             pixels = rgb_from_pil(image)

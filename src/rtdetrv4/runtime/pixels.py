@@ -28,6 +28,8 @@ UNDO = {6: 8, 8: 6}
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**30
 """As in OpenCV: 3 GiB of RGB."""
+MAX_FILE_BYTES = 2**32
+"""Of an image file: as many pixels in 32 bits, not compressed."""
 CHANNELS = {1, 3, 4}
 """Gray, RGB, RGBA."""
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})

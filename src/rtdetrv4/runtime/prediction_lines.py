@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from rtdetrv4.input_files import open_file
+from rtdetrv4.json_text import load_json
+
 LINES_FILE = "predictions.jsonl"
+MAX_BYTES = 2**30
+"""Of the file, what is looked at."""
+MAX_LINE = 2**24
 
 
 def pictures_in(folder: Path) -> frozenset[str]:
     """The names of the pictures that predictions.jsonl in a folder lists; none if there is no such file."""
     names: set[str] = set()
     try:
-        with Path(folder, LINES_FILE).open("rb") as lines:
-            for line in lines:
+        with open_file(Path(folder, LINES_FILE)) as lines:
+            while lines.tell() < MAX_BYTES and (line := lines.readline(MAX_LINE)):
                 try:
-                    content = json.loads(line)
-                except (ValueError, RecursionError):  # cut off, or another program's
+                    content = load_json(line)
+                except ValueError:  # cut off, or another program's
                     continue
                 if isinstance(content, dict) and isinstance(content.get("picture"), str):
                     names.add(content["picture"])

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from rtdetrv4.errors import SourceError
-from rtdetrv4.runtime.pixels import CHANNELS, PixelsError, decode_image, rgb_from_array, rgb_from_pil
+from rtdetrv4.input_files import of_home, read_file
+from rtdetrv4.runtime.pixels import CHANNELS, MAX_FILE_BYTES, PixelsError, decode_image, rgb_from_array, rgb_from_pil
 from rtdetrv4.runtime.prediction_lines import LINES_FILE, pictures_in
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def _open_name(name: str) -> Iterator[tuple[np.ndarray, str | None]]:
         return iter([(_decode(_download(name), name), name)])
     if "://" in name:
         return _open_video(name)
-    path = Path(name).expanduser()
+    path = of_home(name)
     if path.is_dir():
         return _open_files(_images_in(path))
     if path.exists():
@@ -221,7 +222,7 @@ def _open_files(files: Iterable[str]) -> Iterator[tuple[np.ndarray, str | None]]
 
 def _read_image(file: str) -> np.ndarray:
     try:
-        data = Path(file).read_bytes()
+        data = read_file(file, MAX_FILE_BYTES)
     except OSError as error:
         raise SourceError(f"{file} cannot be read: {error.strerror}") from error
     return _decode(data, file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,47 @@ def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
     with pytest.raises(ConfigError, match="extends itself"):
         load_recipe(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a: &a0 {x: 1}\n" + "".join(f"b{n}: &a{n + 1} {{x: *a{n}, y: *a{n}}}\n" for n in range(60)),
+            "more than 200000 values",
+        ),
+        ("schedule: &a {b: *a}", "line 1: an alias to what it is a part of"),
+        ("epochs: " + "[" * 5000, "more than 50 lists and mappings inside each other"),
+        ("epochs: 3\nepochs: 4", "line 2: the key 'epochs' twice"),
+        ("epochs: " + "9" * 5000, "cannot be read"),
+        ("epochs: !!timestamp x", "could not determine a constructor"),
+        ("extends: rtdetrv4-s\nepochs: 1e400", "schedule.epochs: got inf (float), expected a valid integer"),
+        ("extends: " + "a" * 10_000, "is neither a model nor a recipe file"),
+        ("extends: ../../../../etc/passwd", "is neither a model nor a recipe file"),
+        ('extends: "a\\0b"', r'"a\x00b" is neither'),
+        ("extends: /dev/zero", '"/dev/zero" is neither a model nor a recipe file'),
+        ("# " + "x" * 200_000, "it has 200 KB, expected at most 100 KB"),
+    ],
+)
+def test_hostile_files_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 2100
+
+
+def test_a_recipe_that_extends_itself_by_ever_longer_paths(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "recipe.yaml").write_text("extends: sub/../recipe.yaml\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_recipe(tmp_path / "recipe.yaml")
+    for number in range(40):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n", encoding="utf-8")
+    (tmp_path / "40.yaml").write_text("extends: rtdetrv4-s\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="more than 20 recipes in a row"):
+        load_recipe(tmp_path / "0.yaml")
+    assert load_recipe(tmp_path / "30.yaml") == S
 
 
 def test_what_is_no_recipe_is_told_apart(tmp_path: Path) -> None:
@@ -312,6 +354,20 @@ def test_assignments_are_yaml_scalars(text: str, name: str, value: Any) -> None:
     parsed = parse_assignment(text)
     assert parsed == (name, value)
     assert type(parsed[1]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('epochs=!!python/object/apply:os.system ["id"]', '"epochs" is not valid YAML in line 1: could not determine'),
+        ("epochs=&a [*a]", "an alias to what it is a part of"),
+        ("epochs=" + "[" * 5000, "more than 50 lists"),
+        ("epochs=" + "9" * 5000, "cannot be read"),
+    ],
+)
+def test_an_assignment_makes_no_objects(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_assignment(text)
 
 
 def test_an_assignment_without_a_value_is_refused() -> None:

@@ -15,7 +15,8 @@ from rtdetrv4.data.faults import Faults
 from rtdetrv4.data.layouts.joining import join_documents, joining_note
 from rtdetrv4.data.layouts.reading import AbsentPartError, Reading
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, name_of, parts_of, split_of, stem_of
-from rtdetrv4.errors import DatasetError, did_you_mean
+from rtdetrv4.errors import DatasetError, did_you_mean, shown
+from rtdetrv4.input_files import is_file, open_file
 
 ANNOTATION_FOLDERS = frozenset({"annotations", "annotation", "labels", "json", "annots"})
 EXAMPLE = '"train: annotations/train.json", "val: annotations/val.json", "images: photos"'
@@ -92,10 +93,12 @@ def describe_coco_yaml(path: Path, given: Mapping[str, Any]) -> Reading:
             continue
         entries = entry if isinstance(entry, list) else [entry]
         if not entries or not all(isinstance(each, str) and each.lower().endswith(".json") for each in entries):
-            raise DatasetError(f'{path}: "{split}" should name a COCO .json file; got {entry!r}; for example {EXAMPLE}')
+            raise DatasetError(
+                f'{path}: "{split}" should name a COCO .json file; got {shown(entry)}; for example {EXAMPLE}'
+            )
         folder = images.get(split) if isinstance(images, Mapping) else images
         if folder is not None and not isinstance(folder, str):
-            raise DatasetError(f'{path}: "images" should be a folder, or one folder per split; got {images!r}')
+            raise DatasetError(f'{path}: "images" should be a folder, or one folder per split; got {shown(images)}')
         parts[split] = partial(_read_named, path, entries, folder, split)
     if not parts:
         raise DatasetError(f"{path} names no annotation file; expected {EXAMPLE}")
@@ -118,7 +121,7 @@ def is_coco(path: Path) -> bool:
 def peek(path: Path) -> str:
     """The beginning and the end of a text file."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(_PEEK_BYTES)
             file.seek(max(path.stat().st_size - _PEEK_BYTES, _PEEK_BYTES))
             data += file.read()
@@ -183,7 +186,7 @@ def _read_named(
     path: Path, entries: Sequence[str], folder: str | None, split: str, *, faults: Faults | None = None
 ) -> tuple[Document, Path]:
     files = [path.parent / entry.replace("\\", "/") for entry in entries]
-    if not any(file.is_file() for file in files):
+    if not any(map(is_file, files)):
         raise AbsentPartError(f'{path}: "{split}" is {some_of(entries)}, which does not exist; looked for {files[0]}')
     located = []
     for file in files:

@@ -16,6 +16,7 @@ from rtdetrv4.data.layouts.joining import join_documents, joining_note
 from rtdetrv4.data.layouts.reading import Part, Reading
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, folder_of, split_of
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.input_files import open_file
 
 _PEEK_BYTES = 4096
 _ROOT = re.compile(rb"<annotations[\s>]")
@@ -52,7 +53,7 @@ def describe_cvat_file(path: Path) -> Reading:
 def is_cvat(path: Path) -> bool:
     """Whether a file begins like one of CVAT's; it may be damaged."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _ROOT.search(file.read(_PEEK_BYTES).replace(b"\0", b"")) is not None  # UTF-16 too
     except OSError:
         return False

@@ -15,6 +15,7 @@ from rtdetrv4.data.text import read_lines
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, folder_of, spelling, split_of, stem_of, suffix_of
 from rtdetrv4.data.voc import read_voc
 from rtdetrv4.errors import DatasetError
+from rtdetrv4.input_files import open_file
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
 OTHER_TASKS = frozenset({"layout", "action", "segmentation"})
@@ -50,7 +51,7 @@ def recognize_voc(tree: Tree) -> Reading | None:
 
 def _is_annotation(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _ROOT.search(file.read(_PEEK_BYTES).replace(b"\0", b"")) is not None  # UTF-16 too
     except OSError:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,11 +14,13 @@ from rtdetrv4.data.faults import Fault, Faults, stop
 from rtdetrv4.data.layouts.coco import EXAMPLE, describe_coco_yaml, names_coco_files
 from rtdetrv4.data.layouts.reading import AbsentPartError, Part, Reading
 from rtdetrv4.data.records import too_many
-from rtdetrv4.data.text import read_lines, read_text, read_yaml
+from rtdetrv4.data.text import MAX_YAML_BYTES, read_lines, read_text, read_yaml
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, folder_of, parts_of, split_of, stem_of, suffix_of
 from rtdetrv4.data.yolo import read_labels, read_names
 from rtdetrv4.data.yolo_labels import keypoint_shape
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import DatasetError, one_line, shown
+from rtdetrv4.input_files import is_file, is_folder, of_home
+from rtdetrv4.json_text import load_json
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -62,9 +63,11 @@ def recognize_yaml(tree: Tree) -> Reading | None:
     candidates: dict[str, dict[str, Any]] = {}
     damaged: list[DatasetError] = []
     for file in tree.ending(".yaml", ".yml"):
-        if file.count("/") > _MAX_DEPTH or not _DESCRIPTION.search(read_text(tree.path(file))):
+        if file.count("/") > _MAX_DEPTH:
             continue
         try:
+            if not _DESCRIPTION.search(read_text(tree.path(file), MAX_YAML_BYTES)):
+                continue
             content = read_yaml(tree.path(file), EXAMPLE)
         except DatasetError as error:
             damaged.append(error)
@@ -171,17 +174,21 @@ def _base(path: Path, content: Mapping[str, Any]) -> Path:
     if given is None:
         return path.parent
     if not isinstance(given, str):
-        raise DatasetError(f'{path}: "path" should be a folder; got {given!r}')
+        raise DatasetError(f'{path}: "path" should be a folder; got {shown(given)}')
     # Written on another machine, or for a tool that keeps data sets in a folder of its own, the path may not exist.
-    places = (path.parent / given.replace("\\", "/"), Path(given).expanduser())
-    found = next((place for place in places if place.is_dir()), path.parent)
-    return Path(os.path.normpath(found)) if found != path.parent else found
+    places = (path.parent / given.replace("\\", "/"), of_home(given))
+    found = next((place for place in places if is_folder(place)), path.parent)
+    if found == path.parent:
+        return found
+    if found.resolve() == Path(found.resolve().anchor):
+        raise DatasetError(f'{path}: "path" is {given}, the root of all files; give the folder of the data set')
+    return Path(os.path.normpath(found))
 
 
 def _described(path: Path, base: Path, tree: Tree, split: str, entry: Any, *, faults: Faults | None = None) -> _Labeled:
     entries = entry if isinstance(entry, list) else [entry]
     if not entries or not all(isinstance(each, str) for each in entries):
-        raise DatasetError(f'{path}: "{split}" should be a folder of images or a list of folders; got {entry!r}')
+        raise DatasetError(f'{path}: "{split}" should be a folder of images or a list of folders; got {shown(entry)}')
     places = [_place(path, base, tree, split, each) for each in entries]
     images: list[Path] = []
     labels: list[Path | None] = []
@@ -215,7 +222,7 @@ def _place(path: Path, base: Path, tree: Tree, split: str, entry: str) -> Path:
     # Roboflow writes ../train/images where train/images is meant.
     inside = re.sub(r"^(\.\./)+", "", name)
     for place in (base / name, base / inside, path.parent / name, path.parent / inside):
-        if place.exists():
+        if is_file(place) or is_folder(place):
             return Path(os.path.normpath(place))
     parts = parts_of(name)
     for start, part in enumerate(parts):
@@ -223,7 +230,8 @@ def _place(path: Path, base: Path, tree: Tree, split: str, entry: str) -> Path:
             return tree.path(found)
         if split_of(part):  # without it, the path would no longer say which part is meant
             break
-    raise AbsentPartError(f'{path}: "{split}" is {entry}, which does not exist; looked for {base / name}')
+    given, place = one_line(entry, 300), one_line(str(base / name), 300)
+    raise AbsentPartError(f'{path}: "{split}" is {given}, which does not exist; looked for {place}')
 
 
 def _data_folder(place: Path) -> Path:
@@ -380,7 +388,10 @@ def _yaml_names(path: Path, content: Mapping[str, Any]) -> dict[int, str] | None
     given = content.get("names")
     if given is None or given in ([], {}, ""):
         return None
-    if isinstance(given, str) and (file := path.parent / given.replace("\\", "/")).is_file():
+    if isinstance(given, str) and is_file(file := path.parent / given.replace("\\", "/")):
+        # The names become a part of the model, which may be published: no file of the user's may get there.
+        if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(path.parent)):
+            raise DatasetError(f'{path}: "names" is {given}, which is not in the folder of {path.name}; copy it there')
         return read_names(file, {"names": read_lines(file)})
     return read_names(path, content)
 
@@ -411,8 +422,8 @@ def _found_names(tree: Tree) -> tuple[dict[int, str] | None, str]:
 
 def _label_studio_names(path: Path) -> dict[Hashable, Any]:
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError):
+        content = load_json(read_text(path))
+    except ValueError:
         return {}
     rows = content.get("categories") if isinstance(content, dict) else None
     rows = rows if isinstance(rows, list) else []
