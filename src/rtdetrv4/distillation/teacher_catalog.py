@@ -16,6 +16,7 @@ _Color = tuple[float, float, float]
 _IMAGENET: tuple[_Color, _Color] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP: tuple[_Color, _Color] = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF: tuple[_Color, _Color] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+_PLAIN: tuple[_Color, _Color] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 # Licenses of weights, and notes.
 _APACHE = "apache-2.0"
@@ -27,6 +28,9 @@ _DATACOMP = _APACHE, "image tower, OpenCLIP on DataComp-XL"
 _EVA = "mit", "masked image modeling"
 _EVA_CLIP = "mit", "image tower of EVA-CLIP"
 _NVIDIA = "nvidia-open-model-license", "NVIDIA's terms; needs a recent timm"
+_TIPS = _APACHE, "image tower of TIPSv2, one register; needs a recent timm"
+_PE = _APACHE, "Perception Encoder, tuned for dense features; no final norm"
+_EUPE = "fair-noncommercial-research-license", "Meta's terms; no commercial use; needs a recent timm"
 _MAE = "cc-by-nc-4.0", "no commercial use"
 _SAM = _APACHE, "image encoder with its neck"
 _SAM2 = _APACHE, "SAM 2.1's Hiera, without its feature pyramid"
@@ -85,6 +89,21 @@ TEACHERS: tuple[TeacherFacts, ...] = (
     TeacherFacts("clip-b-laion2b", "vit_base_patch16_clip_224.laion2b", "CLIP", 768, 16, *_CLIP, *_LAION),
     TeacherFacts("clip-b-datacomp", "vit_base_patch16_clip_224.datacompxl", "CLIP", 768, 16, *_CLIP, *_DATACOMP),
     TeacherFacts("clip-l-datacomp", "vit_large_patch14_clip_224.datacompxl", "CLIP", 1024, 14, *_CLIP, *_DATACOMP),
+    TeacherFacts("tipsv2-b", "vit_base_patch14_reg1_tipsv2.webli", "TIPSv2", 768, 14, *_PLAIN, *_TIPS),
+    TeacherFacts("tipsv2-l", "vit_large_patch14_reg1_tipsv2.webli", "TIPSv2", 1024, 14, *_PLAIN, *_TIPS),
+    TeacherFacts("tipsv2-so400m", "vit_so400m_patch14_reg1_tipsv2.webli", "TIPSv2", 1152, 14, *_PLAIN, *_TIPS),
+    TeacherFacts("tipsv2-g", "vit_giant_patch14_reg1_tipsv2.webli", "TIPSv2", 1536, 14, *_PLAIN, *_TIPS),
+    TeacherFacts("pe-spatial-t", "vit_pe_spatial_tiny_patch16_512.fb", "PE-Spatial", 192, 16, *_HALF, *_PE),
+    TeacherFacts("pe-spatial-s", "vit_pe_spatial_small_patch16_512.fb", "PE-Spatial", 384, 16, *_HALF, *_PE),
+    TeacherFacts("pe-spatial-b", "vit_pe_spatial_base_patch16_512.fb", "PE-Spatial", 768, 16, *_HALF, *_PE),
+    TeacherFacts("pe-spatial-l", "vit_pe_spatial_large_patch14_448.fb", "PE-Spatial", 1024, 14, *_HALF, *_PE),
+    TeacherFacts("pe-spatial-g", "vit_pe_spatial_gigantic_patch14_448.fb", "PE-Spatial", 1536, 14, *_HALF, *_PE),
+    TeacherFacts("eupe-t", "vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m", "EUPE", 192, 16, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-s", "vit_small_patch16_dinov3_qkvb.eupe_lvd1689m", "EUPE", 384, 16, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-b", "vit_base_patch16_dinov3_qkvb.eupe_lvd1689m", "EUPE", 768, 16, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-convnext-t", "convnext_tiny.eupe_lvd1689m", "EUPE ConvNeXt", 768, 32, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-convnext-s", "convnext_small.eupe_lvd1689m", "EUPE ConvNeXt", 768, 32, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-convnext-b", "convnext_base.eupe_lvd1689m", "EUPE ConvNeXt", 1024, 32, *_IMAGENET, *_EUPE),
     TeacherFacts("eva02-s", "eva02_small_patch14_224.mim_in22k", "EVA-02", 384, 14, *_CLIP, *_EVA),
     TeacherFacts("eva02-b", "eva02_base_patch14_224.mim_in22k", "EVA-02", 768, 14, *_CLIP, *_EVA),
     TeacherFacts("eva02-l", "eva02_large_patch14_224.mim_m38m", "EVA-02", 1024, 14, *_CLIP, *_EVA),
