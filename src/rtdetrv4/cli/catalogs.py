@@ -135,18 +135,16 @@ def _list_teachers() -> None:
     table.add_column("license", no_wrap=True)
     if is_wide:
         table.add_column("name in timm", no_wrap=True)
-        table.add_column("note")
     family, names_of = TEACHERS[0].family, dict[str, list[str]]()
     for facts in TEACHERS:
         if facts.family != family:
             table.add_section()
             family = facts.family
         terms = facts.license if facts.is_open else f"{facts.license} *"
-        more = (facts.timm_name, facts.note) if is_wide else ()
-        table.add_row(facts.name, str(facts.dim), str(facts.stride), terms, *more)
+        table.add_row(facts.name, str(facts.dim), str(facts.stride), terms, *([facts.timm_name] if is_wide else []))
         names_of.setdefault(facts.note, []).append(facts.name)
     console.print(table)
-    for note, names in () if is_wide else names_of.items():
+    for note, names in names_of.items():
         if note:
             console.print(f"\n[bold]{', '.join(names)}[/]: {note}", highlight=False)
     if not is_wide:
