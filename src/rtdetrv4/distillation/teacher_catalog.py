@@ -6,6 +6,7 @@ names to the foundation models. A test compares every row with timm.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 DEFAULT_TEACHER = "vit_base_patch16_dinov3.lvd1689m"
@@ -127,6 +128,11 @@ TEACHERS: tuple[TeacherFacts, ...] = (
 """The catalog, by family."""
 
 BY_NAME = {facts.name: facts for facts in TEACHERS}
+
+
+def split_names(teacher: str) -> list[str]:
+    """The teachers that a setting names: several have commas between, unless that is the name of a file."""
+    return [teacher] if Path(teacher).is_file() else [name.strip() for name in teacher.split(",")]
 
 
 def timm_name(name: str) -> str:

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rtdetrv4.data.batch import STRIDE, prepare_images
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.loader import build_loader
-from rtdetrv4.distillation import Teacher
+from rtdetrv4.distillation import Teacher, unit_parts
 from rtdetrv4.probing.sample import BoxSample
 
 BATCH = 8
@@ -62,7 +61,7 @@ def box_features(
         maps = teacher(pixels, grid_hw)
         _wait_for(device)
         seconds.append((time.perf_counter() - started) / len(batch.infos))
-        directions = F.normalize(maps.float(), dim=1).cpu()
+        directions = unit_parts(maps.float(), teacher.parts).cpu()
         for number, (info, directed) in enumerate(zip(batch.infos, directions, strict=True), start=first):
             rows = torch.from_numpy(np.flatnonzero(sample.images == number))
             features[rows] = pool_boxes(directed, torch.from_numpy(sample.boxes)[rows].float())
