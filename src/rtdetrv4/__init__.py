@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from rtdetrv4.exported_detector import ExportedDetector
+    from rtdetrv4.probing import probe_teachers
     from rtdetrv4.runtime.detections import Detections
     from rtdetrv4.training.reports import Observer
 
@@ -46,6 +47,7 @@ __all__ = [
     "compare",
     "create_model",
     "load_recipe",
+    "probe_teachers",
 ]
 
 _HOMES = {
@@ -56,11 +58,13 @@ _HOMES = {
     "compare": "rtdetrv4.comparison",
     "create_model": "rtdetrv4.assembly",
     "load_recipe": "rtdetrv4.config",
+    "probe_teachers": "rtdetrv4.probing",
 }
 _NEEDS = {  # a package outside the base install, and the extra that installs it
     "Observer": ("accelerate", "train"),
     "compare": ("accelerate", "train"),
     "create_model": ("torch", "torch"),
+    "probe_teachers": ("accelerate", "train"),
 }
 
 

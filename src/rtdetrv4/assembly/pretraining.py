@@ -16,6 +16,7 @@ from rtdetrv4.assembly.facts import DataFacts, Machine, Sources, StartKind
 from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.models import find_variant
 from rtdetrv4.assembly.training import (
+    LOGGED_ONLY,
     Supervision,
     build_optimizer,
     build_teacher,
@@ -158,7 +159,7 @@ def build_pretrainer(
             )
         raise ConfigError("Pretraining needs a teacher, such as dinov2-b; `rtdetrv4 teachers` lists them.")
     student = build_path(recipe, detector, built, accelerator.device)
-    supervision = Supervision(no_terms, {"distill": 1.0})
+    supervision = Supervision(no_terms, {"distill": 1.0, **LOGGED_ONLY})
     course = settle_course(recipe, splits, student, accelerator, built, fitting, supervision)
     recipe, accumulate, data, plan, _, features, _ = course
     out = Path(recipe.run.out)

@@ -29,8 +29,17 @@ from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.loader import DetectionLoader, build_list_loader, build_loader
 from rtdetrv4.data.sampling import repeat_factors
 from rtdetrv4.data.transforms import Augmentation
-from rtdetrv4.distillation import DistillationStudent, Injector, Modulation, Teacher, load_teacher, wrap_teacher
+from rtdetrv4.distillation import (
+    DistillationStudent,
+    Injector,
+    Modulation,
+    Teacher,
+    combine_teachers,
+    load_teacher,
+    wrap_teacher,
+)
 from rtdetrv4.distillation.teacher import Network
+from rtdetrv4.distillation.teacher_catalog import split_names
 from rtdetrv4.errors import ConfigError, DatasetError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher, TermsOf
@@ -75,6 +84,8 @@ logger = logging.getLogger(__name__)
 
 #: How long `distillation.mode: auto` measures its band: this share of all epochs, and at least this many.
 PROBE_SHARE, MIN_PROBE = 0.1, 2
+#: Weights of terms that are only logged: L_DSI with each of several teachers, of which "distill" is the mean.
+LOGGED_ONLY = {"teacher": 0.0}
 #: Pixels of an input above which a CPU measures the memory of a smaller one.
 LARGE_IMAGE = 384 * 384
 #: The starting weights are evaluated on at most this many images, or on this share of all that the run trains on, which
@@ -98,9 +109,9 @@ def build_criterion(loss: LossConfig, variant: Variant) -> Criterion:
 
 
 def loss_weights(loss: LossConfig) -> dict[str, float]:
-    """Loss weights by the base names of the criterion's terms."""
+    """Loss weights by the base names of the criterion's terms, and of those that are only logged."""
     weights = loss.weights.model_dump()
-    return {loss.classification: weights.pop("cls"), **weights}
+    return {loss.classification: weights.pop("cls"), **weights, **LOGGED_ONLY}
 
 
 def build_modulation(distillation: DistillationConfig, epochs: int) -> Modulation:
@@ -148,6 +159,11 @@ def build_teacher(
         return None
     if isinstance(teacher, Teacher):
         return teacher
+    if isinstance(teacher, str) and len(names := split_names(teacher)) > 1:
+        if distillation.teacher_weights is not None or distillation.teacher_block is not None:
+            raise ConfigError("distillation: teacher_weights and teacher_block need a single teacher.")
+        alone = [build_teacher(distillation.model_copy(update={"teacher": name}), device) for name in names]
+        return combine_teachers([each for each in alone if each is not None])
     if distillation.teacher_dtype != "auto":
         dtype = getattr(torch, distillation.teacher_dtype)
     else:

@@ -42,6 +42,7 @@ _EXTRAS = {
     "val": "train",
     "compare": "train",
     "report": "train",
+    "teachers": "train",
     "export": "export",
     "demo": "demo",
 }

@@ -1,4 +1,4 @@
-"""What there is to choose from: `models` and `teachers`, and `convert` for weights of elsewhere."""
+"""What there is to choose from: `models` and `teachers`, which can be probed; `convert` for weights of elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
+
+from rtdetrv4.cli.options import Device, device_of, given_options, image_size_of
+from rtdetrv4.cli.running import interruptible
+from rtdetrv4.errors import ConfigError
 
 WIDE = 132
 """Columns of a terminal from which on tables show all that there is."""
@@ -58,8 +62,58 @@ def models(
     Console().print(table)
 
 
-def teachers() -> None:
-    """List the named teachers, with the licenses of their weights. Any other timm model works too."""
+def teachers(
+    probe: Annotated[
+        str | None,
+        typer.Option(help="Data set on which to measure how well the teachers of --of separate its objects."),
+    ] = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            help="What to probe: teachers as for train, NAME@BLOCK for an earlier block, random:NAME for random "
+            "weights, files of detectors' weights.",
+            metavar="NAME,NAME",
+        ),
+    ] = None,
+    imgsz: Annotated[
+        str | None,
+        typer.Option(
+            "--imgsz", "--size", help="Image size of the detector that would learn: 640, or HEIGHTxWIDTH. Default: 640."
+        ),
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option("--images", help="Training images to look at. Default: 300.", min=5)
+    ] = None,
+    device: Device = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the choice of images and boxes.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for probe.json, probe.txt and probe.png.", file_okay=False),
+    ] = None,
+) -> None:
+    """List the named teachers and their licenses, or probe some on your data. Any other timm model works too."""
+    if probe is None:
+        if json or any(given is not None for given in (of, imgsz, num_images, device, seed, out)):
+            raise ConfigError("These options belong to a probe: give a data set, --probe DATA.")
+        _list_teachers()
+        return
+    names = [name.strip() for name in (of or "").split(",") if name.strip()]
+    if not names:
+        raise ConfigError("Missing option --of: teachers with commas between, such as dinov2-s,siglip2-b.")
+    given = given_options(imgsz=image_size_of(imgsz), num_images=num_images, device=device_of(device), seed=seed)
+    from rtdetrv4.probing import probe_teachers
+
+    with interruptible(lambda: "Nothing was written."):
+        found = probe_teachers(probe, names, **given)
+    print(found.to_json() if json else found, end="" if json else "\n")
+    if out is not None:
+        folder = found.save(out)
+        if not json:
+            print(f"Results: {folder}")
+
+
+def _list_teachers() -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -81,18 +135,16 @@ def teachers() -> None:
     table.add_column("license", no_wrap=True)
     if is_wide:
         table.add_column("name in timm", no_wrap=True)
-        table.add_column("note")
     family, names_of = TEACHERS[0].family, dict[str, list[str]]()
     for facts in TEACHERS:
         if facts.family != family:
             table.add_section()
             family = facts.family
         terms = facts.license if facts.is_open else f"{facts.license} *"
-        more = (facts.timm_name, facts.note) if is_wide else ()
-        table.add_row(facts.name, str(facts.dim), str(facts.stride), terms, *more)
+        table.add_row(facts.name, str(facts.dim), str(facts.stride), terms, *([facts.timm_name] if is_wide else []))
         names_of.setdefault(facts.note, []).append(facts.name)
     console.print(table)
-    for note, names in () if is_wide else names_of.items():
+    for note, names in names_of.items():
         if note:
             console.print(f"\n[bold]{', '.join(names)}[/]: {note}", highlight=False)
     if not is_wide:

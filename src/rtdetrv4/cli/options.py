@@ -44,7 +44,10 @@ Start = Annotated[
     str | None,
     typer.Option(help="Start from these: coco, obj365, obj2coco, imagenet (backbone only), none, or a file."),
 ]
-Teacher = Annotated[str | None, typer.Option(help="Teacher to distill from (see `rtdetrv4 teachers`), or none.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="Teacher to distill from (see `rtdetrv4 teachers`), several with commas between, or none."),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 Batch = Annotated[
     str | None,

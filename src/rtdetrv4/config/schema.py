@@ -267,7 +267,8 @@ class DistillationConfig(_Section):
     teacher: str | None = Field(
         default=None,
         description="Frozen vision foundation model, used only in training: a name from `rtdetrv4 teachers` or timm, "
-        "or the weights of a larger detector of yours, whose F5 teaches; null: train without a teacher.",
+        "or the weights of a larger detector of yours, whose F5 teaches; several with commas between; null: train "
+        "without a teacher.",
     )
     teacher_weights: str | None = Field(default=None, description="File with the teacher's weights; null: download.")
     teacher_block: int | None = Field(

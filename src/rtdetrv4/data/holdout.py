@@ -49,7 +49,7 @@ def hold_out(split: Split) -> tuple[Split, Split, str]:
     if len(table) == 1:
         note = "There are no validation images, and 1 image cannot be divided: validation is on the training image"
         return split, split._replace(problems=()), note
-    groups = _groups(split)
+    groups = group_copies(split)
     alone = len(groups) == 1
     if alone:  # nothing can be divided without copies on both sides
         groups = [[index] for group in groups for index in group]
@@ -126,7 +126,7 @@ def _choose(groups: Sequence[Sequence[int]], presence: NDArray[np.bool_]) -> lis
     return np.flatnonzero(side == 1).tolist()
 
 
-def _groups(split: Split) -> list[list[int]]:
+def group_copies(split: Split) -> list[list[int]]:
     """Images that show the same, as lists of indices, in an order that depends on names alone."""
     names = [record.info.file_name for record in split.records]
     paths = _paths(split)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rtdetrv4.distillation.f5 import tokens_of_stride
-    from rtdetrv4.distillation.injector import Injector, alignment_loss
+    from rtdetrv4.distillation.injector import Injector, alignment_loss, alignment_terms, unit_parts
     from rtdetrv4.distillation.modulation import Modulation, ModulationReport, next_weight
     from rtdetrv4.distillation.student import DistillationStudent
     from rtdetrv4.distillation.tap import Tap
-    from rtdetrv4.distillation.teacher import Teacher, load_teacher, wrap_teacher
+    from rtdetrv4.distillation.teacher import Teacher, combine_teachers, load_teacher, wrap_teacher
     from rtdetrv4.distillation.teacher_catalog import DEFAULT_TEACHER, PIP_TEACHER, TEACHERS, TeacherFacts
 
 __all__ = [
@@ -29,20 +29,23 @@ __all__ = [
     "Teacher",
     "TeacherFacts",
     "alignment_loss",
+    "alignment_terms",
+    "combine_teachers",
     "load_teacher",
     "next_weight",
     "tokens_of_stride",
+    "unit_parts",
     "wrap_teacher",
 ]
 
 _HOMES = {
     "teacher_catalog": ("DEFAULT_TEACHER", "PIP_TEACHER", "TEACHERS", "TeacherFacts"),
     "f5": ("tokens_of_stride",),
-    "injector": ("Injector", "alignment_loss"),
+    "injector": ("Injector", "alignment_loss", "alignment_terms", "unit_parts"),
     "modulation": ("Modulation", "ModulationReport", "next_weight"),
     "student": ("DistillationStudent",),
     "tap": ("Tap",),
-    "teacher": ("Teacher", "load_teacher", "wrap_teacher"),
+    "teacher": ("Teacher", "combine_teachers", "load_teacher", "wrap_teacher"),
 }
 
 

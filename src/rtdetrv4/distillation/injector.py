@@ -6,6 +6,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +26,27 @@ class Injector(nn.Module):
     def forward(self, f5: Tensor) -> Tensor:
         """B×C×h×w → B×D×h×w."""
         return self.projector(f5.movedim(1, -1)).movedim(-1, 1)
+
+
+def unit_parts(features: Tensor, parts: Mapping[str, int], dim: int = 1) -> Tensor:
+    """Features of one or more teachers, those of each with length 1 along `dim`; `parts` are their widths by name."""
+    return torch.cat([F.normalize(part, dim=dim) for part in features.split(list(parts.values()), dim=dim)], dim=dim)
+
+
+def alignment_terms(
+    projected: Tensor, teacher_map: Tensor, parts: Mapping[str, int], valid: Tensor | None = None
+) -> dict[str, Tensor]:
+    """L_DSI with each of one or more teachers, by name; see `alignment_loss`.
+
+    Args:
+        projected: B×D×h×w.
+        teacher_map: B×D×h×w.
+        parts: the widths of the teachers by name, of which D is the sum.
+        valid: B×h×w.
+    """
+    widths = list(parts.values())
+    pairs = zip(parts, projected.split(widths, dim=1), teacher_map.split(widths, dim=1), strict=True)
+    return {name: alignment_loss(own, wanted, valid) for name, own, wanted in pairs}
 
 
 def alignment_loss(projected: Tensor, teacher_map: Tensor, valid: Tensor | None = None) -> Tensor:

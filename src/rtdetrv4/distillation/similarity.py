@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from rtdetrv4.distillation.injector import unit_parts
 from rtdetrv4.distillation.student import DistillationStudent
 from rtdetrv4.distillation.teacher import Teacher
 from rtdetrv4.outputs import write_whole
@@ -43,8 +43,9 @@ def similarity(student: DistillationStudent, teacher: Teacher, images: Tensor) -
     """
     projected = student.projected_f5(images).float()
     features = teacher(images, (projected.shape[-2], projected.shape[-1])).float()
-    cosine = F.cosine_similarity(projected, features, dim=1)
-    of_student, of_teacher = (F.normalize(each, dim=1).movedim(1, -1).flatten(0, 2) for each in (projected, features))
+    units = [unit_parts(each, teacher.parts) for each in (projected, features)]
+    cosine = (units[0] * units[1]).sum(dim=1) / len(teacher.parts)
+    of_student, of_teacher = (each.movedim(1, -1).flatten(0, 2) for each in units)
     middle = of_teacher.mean(dim=0)
     components = torch.linalg.svd(of_teacher - middle, full_matrices=False).Vh[:3].T
     shown = (of_teacher - middle) @ components

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from rtdetrv4.distillation.f5 import F5Reader, Select, Size, in_whole_cells, tensors_in, valid_cells
-from rtdetrv4.distillation.injector import Injector, alignment_loss
+from rtdetrv4.distillation.injector import Injector, alignment_terms
 from rtdetrv4.distillation.modulation import Modulation, ModulationReport
 from rtdetrv4.distillation.teacher import Teacher, check_normalization
 from rtdetrv4.distillation.watch import Watch, require_trained
@@ -171,7 +171,9 @@ class Tap(nn.Module):
             if teacher.mean.device != f5.device:
                 teacher.to(f5.device)
             teacher_map = teacher(in_whole_cells(images.to(teacher.mean), grid), grid)
-            alignment = alignment_loss(projected, teacher_map, None if valid is None else valid.to(f5.device))
+            known = None if valid is None else valid.to(f5.device)
+            terms = alignment_terms(projected, teacher_map, teacher.parts, known)
+            alignment = torch.stack(list(terms.values())).mean()
         self._alignment = alignment.detach()
         return weight * alignment
 

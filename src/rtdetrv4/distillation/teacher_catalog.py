@@ -6,6 +6,7 @@ names to the foundation models. A test compares every row with timm.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 DEFAULT_TEACHER = "vit_base_patch16_dinov3.lvd1689m"
@@ -16,6 +17,7 @@ _Color = tuple[float, float, float]
 _IMAGENET: tuple[_Color, _Color] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP: tuple[_Color, _Color] = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF: tuple[_Color, _Color] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+_PLAIN: tuple[_Color, _Color] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 # Licenses of weights, and notes.
 _APACHE = "apache-2.0"
@@ -27,6 +29,9 @@ _DATACOMP = _APACHE, "image tower, OpenCLIP on DataComp-XL"
 _EVA = "mit", "masked image modeling"
 _EVA_CLIP = "mit", "image tower of EVA-CLIP"
 _NVIDIA = "nvidia-open-model-license", "NVIDIA's terms; needs a recent timm"
+_TIPS = _APACHE, "image tower of TIPSv2, one register; needs a recent timm"
+_PE = _APACHE, "Perception Encoder, tuned for dense features; no final norm"
+_EUPE = "fair-noncommercial-research-license", "Meta's terms; no commercial use; needs a recent timm"
 _MAE = "cc-by-nc-4.0", "no commercial use"
 _SAM = _APACHE, "image encoder with its neck"
 _SAM2 = _APACHE, "SAM 2.1's Hiera, without its feature pyramid"
@@ -85,6 +90,21 @@ TEACHERS: tuple[TeacherFacts, ...] = (
     TeacherFacts("clip-b-laion2b", "vit_base_patch16_clip_224.laion2b", "CLIP", 768, 16, *_CLIP, *_LAION),
     TeacherFacts("clip-b-datacomp", "vit_base_patch16_clip_224.datacompxl", "CLIP", 768, 16, *_CLIP, *_DATACOMP),
     TeacherFacts("clip-l-datacomp", "vit_large_patch14_clip_224.datacompxl", "CLIP", 1024, 14, *_CLIP, *_DATACOMP),
+    TeacherFacts("tipsv2-b", "vit_base_patch14_reg1_tipsv2.webli", "TIPSv2", 768, 14, *_PLAIN, *_TIPS),
+    TeacherFacts("tipsv2-l", "vit_large_patch14_reg1_tipsv2.webli", "TIPSv2", 1024, 14, *_PLAIN, *_TIPS),
+    TeacherFacts("tipsv2-so400m", "vit_so400m_patch14_reg1_tipsv2.webli", "TIPSv2", 1152, 14, *_PLAIN, *_TIPS),
+    TeacherFacts("tipsv2-g", "vit_giant_patch14_reg1_tipsv2.webli", "TIPSv2", 1536, 14, *_PLAIN, *_TIPS),
+    TeacherFacts("pe-spatial-t", "vit_pe_spatial_tiny_patch16_512.fb", "PE-Spatial", 192, 16, *_HALF, *_PE),
+    TeacherFacts("pe-spatial-s", "vit_pe_spatial_small_patch16_512.fb", "PE-Spatial", 384, 16, *_HALF, *_PE),
+    TeacherFacts("pe-spatial-b", "vit_pe_spatial_base_patch16_512.fb", "PE-Spatial", 768, 16, *_HALF, *_PE),
+    TeacherFacts("pe-spatial-l", "vit_pe_spatial_large_patch14_448.fb", "PE-Spatial", 1024, 14, *_HALF, *_PE),
+    TeacherFacts("pe-spatial-g", "vit_pe_spatial_gigantic_patch14_448.fb", "PE-Spatial", 1536, 14, *_HALF, *_PE),
+    TeacherFacts("eupe-t", "vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m", "EUPE", 192, 16, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-s", "vit_small_patch16_dinov3_qkvb.eupe_lvd1689m", "EUPE", 384, 16, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-b", "vit_base_patch16_dinov3_qkvb.eupe_lvd1689m", "EUPE", 768, 16, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-convnext-t", "convnext_tiny.eupe_lvd1689m", "EUPE ConvNeXt", 768, 32, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-convnext-s", "convnext_small.eupe_lvd1689m", "EUPE ConvNeXt", 768, 32, *_IMAGENET, *_EUPE),
+    TeacherFacts("eupe-convnext-b", "convnext_base.eupe_lvd1689m", "EUPE ConvNeXt", 1024, 32, *_IMAGENET, *_EUPE),
     TeacherFacts("eva02-s", "eva02_small_patch14_224.mim_in22k", "EVA-02", 384, 14, *_CLIP, *_EVA),
     TeacherFacts("eva02-b", "eva02_base_patch14_224.mim_in22k", "EVA-02", 768, 14, *_CLIP, *_EVA),
     TeacherFacts("eva02-l", "eva02_large_patch14_224.mim_m38m", "EVA-02", 1024, 14, *_CLIP, *_EVA),
@@ -108,6 +128,11 @@ TEACHERS: tuple[TeacherFacts, ...] = (
 """The catalog, by family."""
 
 BY_NAME = {facts.name: facts for facts in TEACHERS}
+
+
+def split_names(teacher: str) -> list[str]:
+    """The teachers that a setting names: several have commas between, unless that is the name of a file."""
+    return [teacher] if Path(teacher).is_file() else [name.strip() for name in teacher.split(",")]
 
 
 def timm_name(name: str) -> str:

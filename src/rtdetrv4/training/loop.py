@@ -98,7 +98,8 @@ class Trainer:
         plan: stages, learning rates, lengths.
         data: training batches.
         criterion: loss terms of the labels, unweighted.
-        weights: weights of these terms, by base name. Without `modulation`, also of "distill".
+        weights: weights of these terms, by base name. Without `modulation`, also of "distill"; with several teachers,
+            also of "teacher", whose terms are only to be logged: 0.
         evaluate: function from a detector to its metrics; on several ranks a collective call with the same result on
             each. None without validation data: then the last weights count as the best.
         accelerator: device, number format, ranks.
@@ -420,7 +421,7 @@ class Trainer:
                     terms = self.criterion(output, batch.targets)
                 if projected is not None and teaches:
                     with self.clock("teacher"):
-                        terms["distill"] = self._alignment(projected, batch, self.features)
+                        terms = {**terms, **self._alignment(projected, batch, self.features)}
                 loss = weighted_sum(terms, weights)
                 if projected is not None and not teaches:
                     loss = loss + 0 * projected.sum()  # DDP expects a gradient of the injector
@@ -463,7 +464,7 @@ class Trainer:
                 projected = self.student.projected_f5(batch.images)
             with self.clock("teacher"):
                 features = None if self.unlabeled is None else self.unlabeled.features
-                distance = self._alignment(projected, batch, features)
+                distance = self._alignment(projected, batch, features)["distill"]
             with self.clock("backward"):
                 accelerator.backward(self.unlabeled_weight * distance / len(batches))
             total = total + distance.detach() / len(batches)
@@ -494,7 +495,7 @@ class Trainer:
                 sums[f"pseudo_{name}"] = sums.get(f"pseudo_{name}", 0.0) + value.detach() / len(batches)
         return sums
 
-    def _alignment(self, projected: Tensor, batch: Batch, features: TeacherFeatures | None) -> Tensor:
+    def _alignment(self, projected: Tensor, batch: Batch, features: TeacherFeatures | None) -> dict[str, Tensor]:
         """L_DSI on a batch."""
         assert self.teacher is not None, "an injector without a teacher"
         return alignment(projected, batch, self.teacher, features, self.accelerator)

@@ -113,14 +113,14 @@ def measure_pace(
             output, projected = student(prepared.images, prepared.targets)
         terms = criterion(output, prepared.targets)
         if projected is not None and teacher is not None:
-            terms["distill"] = alignment(projected, prepared, teacher, features, accelerator)
+            terms = {**terms, **alignment(projected, prepared, teacher, features, accelerator)}
         weighted_sum(terms, {**weights, "distill": 1.0}).backward()
 
     def step_without_labels(batch: Batch) -> None:
         assert teacher is not None and unlabeled is not None, "nothing to learn"
         with accelerator.autocast():
             projected = student.projected_f5(batch.images)
-        alignment(projected, batch, teacher, unlabeled.features, accelerator).backward()
+        alignment(projected, batch, teacher, unlabeled.features, accelerator)["distill"].backward()
 
     @torch.no_grad()
     def detect() -> None:

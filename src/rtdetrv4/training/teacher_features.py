@@ -30,7 +30,7 @@ from rtdetrv4.data.cache import DECODERS
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.loader import build_loader
 from rtdetrv4.data.records import Split
-from rtdetrv4.distillation import Teacher, alignment_loss
+from rtdetrv4.distillation import Teacher, alignment_terms, unit_parts
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.outputs import write_whole
 from rtdetrv4.runtime.preprocess import ResizeMode, content_of
@@ -152,7 +152,7 @@ class TeacherFeatures:
                 cut = F.grid_sample(
                     grid.to(device).float()[None], places[None], padding_mode="border", align_corners=False
                 )[0]
-                features[sample] += view.weight * inside * F.normalize(cut, dim=0)
+                features[sample] += view.weight * inside * unit_parts(cut, self.teacher.parts, dim=0)
                 is_known[sample] |= inside
         return CutFeatures(features, is_known)
 
@@ -201,8 +201,8 @@ def alignment(
     teacher: Teacher,
     features: TeacherFeatures | None,
     accelerator: Accelerator,
-) -> Tensor:
-    """L_DSI on a batch, with the teacher's own features or those on disk; a scalar.
+) -> dict[str, Tensor]:
+    """L_DSI on a batch, with the teacher's own features or those on disk, as scalars.
 
     Args:
         projected: B×D×h×w.
@@ -210,29 +210,39 @@ def alignment(
         teacher: asked if there are no `features`.
         features: only cells that have some count.
         accelerator: the number format in which the teacher computes.
+
+    Returns:
+        "distill"; and with several teachers, of which it is the mean, "teacher_NAME" of each, without gradient.
     """
     grid_hw = (projected.shape[-2], projected.shape[-1])
     if features is None:
         with accelerator.autocast():
-            teacher_map = teacher(batch.images, grid_hw)
-        return alignment_loss(projected, teacher_map)
-    return alignment_loss(projected, *features.targets(batch.views, grid_hw, projected.device))
+            teacher_map, is_known = teacher(batch.images, grid_hw), None
+    else:
+        teacher_map, is_known = features.targets(batch.views, grid_hw, projected.device)
+    terms = alignment_terms(projected, teacher_map, teacher.parts, is_known)
+    found = {"distill": torch.stack(list(terms.values())).mean()}
+    if len(terms) > 1:
+        found |= {f"teacher_{name}": term.detach() for name, term in terms.items()}
+    return found
 
 
 def teacher_digest(teacher: Teacher) -> str:
     """What tells two teachers apart: name, weights, normalization, number format and versions.
 
     Raises:
-        ConfigError: its network is no module.
+        ConfigError: its network is no module, or that of one of several.
     """
-    if not isinstance(teacher.network, nn.Module):
-        raise ConfigError(
-            f"distillation.cache: the teacher {teacher.name} is a function, so nobody can tell whether it has changed. "
-            "Wrap a torch module, or set distillation.cache=none."
-        )
     versions = [importlib.metadata.version(name) for name in ("rtdetrv4", "timm")]
-    index = getattr(teacher.network, "index", None)  # the block
-    digest = hashlib.sha256(repr((teacher.name, teacher.dim, teacher.stride, teacher.dtype, index, versions)).encode())
+    digest = hashlib.sha256()
+    for each in (module for module in teacher.modules() if isinstance(module, Teacher)):  # itself, and those inside
+        if not isinstance(each.network, nn.Module):
+            raise ConfigError(
+                f"distillation.cache: the teacher {each.name} is a function, so nobody can tell whether it has "
+                "changed. Wrap a torch module, or set distillation.cache=none."
+            )
+        index = getattr(each.network, "index", None)  # the block
+        digest.update(repr((each.name, each.dim, each.stride, each.dtype, index, versions)).encode())
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

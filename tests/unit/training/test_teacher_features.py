@@ -120,7 +120,7 @@ def test_a_whole_image_has_the_teachers_own_features(tmp_path):
     dataset = DetectionDataset(split, (64, 64), Augmentation())
     batch = prepare_batch(pack([dataset[index] for index in range(3)]), (64, 64), "cpu")
     projected = torch.randn(3, teacher.dim, 2, 2, generator=torch.Generator().manual_seed(0))
-    on_disk = alignment(projected, batch, teacher, features, accelerator)
+    on_disk = alignment(projected, batch, teacher, features, accelerator)["distill"]
     torch.testing.assert_close(on_disk, alignment_loss(projected, teacher(batch.images, (2, 2))), rtol=0, atol=2e-3)
 
 
