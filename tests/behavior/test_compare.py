@@ -239,6 +239,7 @@ def test_mistakes_are_told_before_anything_is_trained(shapes: Path, tmp_path: Pa
     mistake(r'Arm "x" cannot change run\.seed', arms=["x:seed=1"])
     mistake('Arm "fixed" needs a teacher', teacher="none")
     mistake("vit_base_patch16_dinov3", teacher="vit_base_patch16_dinov4")
+    mistake('Arm "more": nowhere does not exist', DatasetError, arms=["off", "more:data.unlabeled=nowhere,lr=1e-4"])
     mistake("seeds: got 0", seeds=0)
     mistake("seeds: got", seeds=[-1])
     no_boxes = shutil.copytree(shapes, tmp_path / "empty")

@@ -225,7 +225,10 @@ def compare(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            "--arm", help="An arm of your own: --arm strong:distillation.weight=20", metavar="NAME:SETTING=VALUE,…"
+            "--arm",
+            help="An arm of your own: --arm strong:distillation.weight=20, or with weights of its own: "
+            "--arm before:weights=runs/pre-{seed}/weights.safetensors",
+            metavar="NAME:SETTING=VALUE,…",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs per arm, with seeds 0, 1, 2, …", min=1)] = 3,

@@ -33,6 +33,7 @@ from rtdetrv4.comparison.summary import (
 from rtdetrv4.config import Recipe, changed_settings, from_yaml, load_recipe, override, parse_assignment
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.records import Splits
+from rtdetrv4.data.unlabeled import read_unlabeled
 from rtdetrv4.detector import WEIGHTS_SUFFIXES, Detector
 from rtdetrv4.distillation.teacher import Network, teacher_name
 from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, WeightsError, did_you_mean
@@ -141,6 +142,7 @@ def compare(
     waiting = {run: recipe for run, recipe in runs.items() if not Path(recipe.run.out, RESULT_FILE).is_file()}
     starts = _starts(runs, waiting, weights, own_weights, splits)
     _check_teachers(waiting.values(), network)
+    _check_unlabeled(waiting)
     out.mkdir(parents=True, exist_ok=True)
     known = read_settings(out).get("arms", {})
     write_text(out / SETTINGS_FILE, json.dumps({"arms": {**known, **changes}, **common}, indent=2, default=str) + "\n")
@@ -301,6 +303,19 @@ def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
     }
     for teaching in named.values():
         build_teacher(teaching, torch.device("cpu"))
+
+
+def _check_unlabeled(runs: Mapping[tuple[str, int], Recipe]) -> None:
+    """Read the images without labels of each arm once, for the same reason."""
+    read: set[tuple[Any, ...]] = set()
+    for (name, _), recipe in runs.items():
+        images = (recipe.data.unlabeled, recipe.data.unlabeled_parts)
+        if recipe.data.unlabeled and images not in read:
+            read.add(images)
+            try:
+                read_unlabeled(*images)
+            except DatasetError as error:
+                raise DatasetError(f'Arm "{name}": {error}') from error
 
 
 def _learns_from(recipe: Recipe, network: Network | None) -> bool:

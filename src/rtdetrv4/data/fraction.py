@@ -39,7 +39,7 @@ def _order(table: RecordTable, seed: int) -> list[int]:
 
     Each image belongs to the rarest class that it shows, and those without objects belong together. The j-th of the m
     images of such a group, shuffled, comes at j/m, the rarer class first: so a beginning as long as there are groups
-    has every class, and every beginning has the same share of each group, to within one image.
+    has an image of each, and every beginning has the same share of each, to within one image.
     """
     owners = np.repeat(np.arange(len(table)), np.diff(table.first_box))[~table.is_crowd]
     labels = table.labels[~table.is_crowd]
