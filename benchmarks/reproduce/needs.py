@@ -103,7 +103,7 @@ def cost_on_coco(recipe: Recipe, splits: Splits, counts: tuple[int, int], num_gp
         ConfigError: the batch cannot be shared equally, or does not fit into memory.
     """
     batch = recipe.schedule.batch
-    if batch % num_gpus:
+    if num_gpus < 1 or batch % num_gpus:
         raise ConfigError(
             f"{num_gpus} GPUs cannot share the batch of {recipe.model.name}, {batch} images, equally; use one of "
             f"{', '.join(str(n) for n in range(1, batch + 1) if batch % n == 0)}."
@@ -130,24 +130,19 @@ def cost_on_rf100vl(recipe: Recipe, settled: Collection[str], start: StartName, 
         DatasetError: a data set cannot be used.
     """
     accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
-    recipes: list[tuple[Recipe, int, int]] = []
-    largest: tuple[Recipe, Splits] | None = None
+    kind = Start(start, start)  # only its kind counts, so nothing is fetched
+    runs: list[tuple[Recipe, Splits, int, int]] = []
     for each in sets:
         splits = read_splits(each.path, parts=("train", "val"), make_val=True)
         if splits.train is None or splits.val is None:
             raise DatasetError(f"{each.path} has no images to train on.")
-        kind = Start(start, start)  # only its kind counts, so nothing is fetched
-        fitted = Fitting.gather(recipe, settled, splits, accelerator, start=kind, budget=None).fit(recipe)
-        recipes.append((fitted, len(splits.train.records), len(splits.val.records)))
-        if largest is None or len(splits.train.records) > max(number for _, number, _ in recipes[:-1]):
-            largest = fitted, splits
-    assert largest is not None, "there are data sets"
-    _, splits = largest
-    assert splits.val is not None
-    measured = _measure(*largest, accelerator, len(splits.val.records))
-    per_image, per_val = measured.pace.step / measured.images, measured.pace.evaluation / len(splits.val.records)
+        fitting = Fitting.gather(recipe, settled, splits, accelerator, start=kind, budget=None)
+        runs.append((fitting.fit(recipe), splits, len(splits.train.records), len(splits.val.records)))
+    fitted, splits, _, num_val = max(runs, key=lambda run: run[2])
+    measured = _measure(fitted, splits, accelerator, num_val)
+    per_image, per_val = measured.pace.step / measured.images, measured.pace.evaluation / num_val
     seconds, total = 0.0, 0
-    for fitted, num_train, num_val in recipes:
+    for fitted, _, num_train, num_val in runs:
         batch, epochs = fitted.schedule.batch, fitted.schedule.epochs
         steps = max(num_train // batch, 1)
         seconds += Pace(batch * per_image, num_val * per_val).duration(epochs, steps, fitted.run.eval_every)

@@ -267,7 +267,7 @@ def main(words: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("rtdetrv4").setLevel(logging.INFO)
-    logging.getLogger("runs").setLevel(logging.INFO)
+    logging.getLogger("runs").setLevel(logging.INFO if leads() else logging.WARNING)
     if "out" in args and args.out is None:
         args.out = Path("runs/reproduce-tiny" if args.tiny else "runs/reproduce")
     try:

@@ -21,7 +21,7 @@ import runs
 import tiny
 from rows import ROWS, Row, recipe_of, run_name, settings_of
 
-from rtdetrv4.config import VARIANTS, changed_settings, flat_settings, load_recipe
+from rtdetrv4.config import VARIANTS, changed_settings, flat_settings, given_settings, load_recipe
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.detector import TrainResult
@@ -286,6 +286,16 @@ def test_the_plan_measures_steps_and_fetches_nothing(
     assert cost.memory > 2 * cost.bytes_per_image > 0
     with pytest.raises(ConfigError, match=r"3 GPUs cannot share the batch of test, 4 images, equally; use one of 1, 2"):
         needs.cost_on_coco(recipe, splits, (100, 10), 3)
+
+
+def test_the_plan_adds_up_all_data_sets(small_rows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "RF100VL_SETS", {"Lab": ("a", "b")})
+    sets = rf100vl.find_sets(tiny.write_tiny_rf100vl(tmp_path))
+    settled = given_settings(settings_of(SMALL_RF, tiny=True))
+    cost = needs.cost_on_rf100vl(recipe_of(SMALL_RF, tiny=True), settled, "none", sets)
+    assert cost.steps == len(sets) * 2 * (tiny.NUM_EACH // 2)  # two epochs in batches of two
+    # As many validation as training images: every other epoch is evaluated.
+    assert cost.seconds == pytest.approx(len(sets) * cost.pace.duration(2, tiny.NUM_EACH // 2, 2))
 
 
 # ---- comparison -----------------------------------------------------------------------------------------------------
