@@ -124,7 +124,7 @@ def open_image(
     file.seek(0)
     try:
         with _any_size():
-            opened = Image.open(file, formats=kinds)
+            opened = Image.open(file, formats=None if kinds is None else tuple(kinds))
         with opened as image:
             if image.width * image.height > (MAX_PIXELS if max_pixels is None else max_pixels):
                 most = "2^30" if max_pixels is None else f"{max_pixels:,}"

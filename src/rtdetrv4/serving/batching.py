@@ -80,7 +80,7 @@ class Place:
                 not computed.
 
         Returns:
-            The output; or the `RefusedError` that tells that it is late, or what the network raised. It may be cancelled.
+            The output, which may be cancelled; or a `RefusedError` because it is late, or what the network raised.
         """
         self._has_come, is_first = True, not self._has_come
         return self._batcher._submit(_Call(images, deadline), is_first)

@@ -237,10 +237,7 @@ class ServedModel:
         """The size of an image as it is stored, if it may be decoded."""
         if _has_many_scans(data):
             raise RefusedError(
-                422,
-                "image_too_complex",
-                f"the image has more than {MAX_SCANS} scans; save it again",
-                expected=MAX_SCANS,
+                422, "too_many_scans", f"the image has more than {MAX_SCANS} scans; save it as a baseline JPEG"
             )
         try:
             height, width = stored_size(data, kinds=_kinds(), max_pixels=self._limits.pixels)
