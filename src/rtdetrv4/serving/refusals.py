@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+CLIENT_GONE = 499
+"""The status of requests that nobody waited for; only the counters see it."""
+
 
 class RefusedError(Exception):
     """A request that is not served, in the words that the client gets.

@@ -10,35 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
 from PIL import Image
 
-from color_model import GRAPH, METADATA
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime import ExportedDetector
-from rtdetrv4.runtime.export_metadata import METADATA_KEY
 from rtdetrv4.serving import BatchSettings, Limits, Network, Service
 from rtdetrv4.serving.budget import Budget
 from rtdetrv4.serving.model import MAX_SCANS, Found, Wish, wish_of
 from rtdetrv4.serving.refusals import RefusedError
+from running_server import write_color_model
 
 PATIENCE_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = onnx.parser.parse_model(GRAPH.format(batch="batch"))
-    onnx.helper.set_model_props(model, {METADATA_KEY: METADATA.to_json()})
-    path = tmp_path_factory.mktemp("model") / "color.onnx"
-    onnx.save(model, str(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def network(path: Path) -> Network:
-    return Network.of_file(path, max_batch=4, threads=1)
 
 
 @pytest.fixture
@@ -97,11 +80,11 @@ def refusal(service: Service, image: bytes, **options: Any) -> RefusedError:
         {"slice": "40x50", "overlap": 0.5, "whole": False, "conf": 0.5},
     ],
 )
-def test_it_finds_what_predict_finds(service: Service, path: Path, options: dict[str, Any]) -> None:
+def test_it_finds_what_predict_finds(service: Service, model_path: Path, options: dict[str, Any]) -> None:
     images = [gradient(90, 120), gradient(30, 100)[..., ::-1].copy()]
     found = find(service, *map(file_of, images), **options)
     python = {"classes": ["blue", 0]} if "classes" in options else {}
-    expected = ExportedDetector(path, threads=1).predict(images, **options | python)
+    expected = ExportedDetector(model_path, threads=1).predict(images, **options | python)
     for one, other, image in zip(found, expected, images, strict=True):
         assert (one.height, one.width) == image.shape[:2]
         assert [each["name"] for each in one.objects] == other.class_name
@@ -370,10 +353,10 @@ def test_impossible_settings(network: Network, settings: BatchSettings, limits: 
         Service({})
 
 
-def test_what_a_network_is_made_of(path: Path, network: Network) -> None:
+def test_what_a_network_is_made_of(model_path: Path, network: Network) -> None:
     assert (network.architecture, network.size_hw, network.sizes) == ("test", (32, 64), None)
     assert network.num_parallel == 1
-    several = Network.of_file(path, max_batch=4, hint="throughput")
+    several = Network.of_file(model_path, max_batch=4, hint="throughput")
     assert several.num_parallel >= 1
     model = Service({"color": several}).model(None)
     assert len(model.batcher._workers) == several.num_parallel
@@ -382,10 +365,7 @@ def test_what_a_network_is_made_of(path: Path, network: Network) -> None:
 
 
 def test_a_file_of_a_fixed_batch(tmp_path: Path) -> None:
-    fixed = onnx.parser.parse_model(GRAPH.format(batch="3"))
-    onnx.helper.set_model_props(fixed, {METADATA_KEY: METADATA.to_json()})
-    onnx.save(fixed, str(tmp_path / "fixed.onnx"))
-    network = Network.of_file(tmp_path / "fixed.onnx", max_batch=8)
+    network = Network.of_file(write_color_model(tmp_path / "fixed.onnx", batch="3"), max_batch=8)
     assert network.sizes == (1, 2, 3)
     service = Service({"fixed": network})
     assert service.model(None).batcher.max_batch == 3
