@@ -19,6 +19,7 @@ from color_model import GRAPH, METADATA
 from rtdetrv4.runtime.export_metadata import METADATA_KEY
 from rtdetrv4.serving import Service
 from rtdetrv4.serving.access import Access
+from rtdetrv4.serving.fetching import Fetcher
 from rtdetrv4.serving.server import Place, Server, open_socket
 
 PATIENCE_S = 20.0
@@ -111,11 +112,11 @@ def form(parts: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:
 
 
 @contextmanager
-def running(service: Service, access: Access | None = None) -> Iterator[Client]:
+def running(service: Service, access: Access | None = None, *, fetcher: Fetcher | None = None) -> Iterator[Client]:
     """Serve until the test ends; then every thread must have ended, and every request must have been answered."""
     before = set(threading.enumerate())
     ready = threading.Event()
-    server = Server(service, access or Access(), Place(port=0), announce=ready.set)
+    server = Server(service, access or Access(), Place(port=0), fetcher=fetcher, announce=ready.set)
     listening = open_socket(Place(port=0))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

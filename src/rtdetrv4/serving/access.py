@@ -86,11 +86,14 @@ class Door:
     Args:
         app: what is behind it.
         access: who may ask.
+        head_bytes: the largest head of a request. Its connection stops a head that never ends, but takes one that comes
+            at once, whatever its size.
     """
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, head_bytes: int) -> None:
         self._app = app
         self._access = access
+        self._head_bytes = head_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, in the terms of ASGI."""
@@ -98,11 +101,24 @@ class Door:
             await self._app(scope, receive, send)
             return
         try:
+            self._check_size(scope)
             self._check(scope["path"], Headers(scope=scope))
         except RefusedError as error:
             await answer(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _check_size(self, scope: Scope) -> None:
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self._head_bytes:
+            raise RefusedError(
+                431,
+                "head_too_large",
+                "the first line and the headers are too large",
+                got=f"{size} bytes",
+                expected=f"at most {self._head_bytes} bytes",
+            )
 
     def _check(self, path: str, headers: Headers) -> None:
         """Check a request by its head.

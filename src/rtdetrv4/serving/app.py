@@ -85,7 +85,7 @@ def create_app(service: Service, access: Access | None = None, *, fetcher: Fetch
     _add_problems(app)
     if access.token is not None:
         _document_token(app)
-    inner: ASGIApp = Door(_Calm(app), access)
+    inner: ASGIApp = Door(_Calm(app), access, service.limits.head_bytes)
     if access.origins:
         inner = CORSMiddleware(
             inner,

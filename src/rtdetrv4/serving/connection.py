@@ -71,11 +71,13 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request; called where h11 refuses it."""
         error = sys.exc_info()[1]
-        status = HTTPStatus(getattr(error, "error_status_hint", 400))
-        expected = None
+        status = getattr(error, "error_status_hint", 400)
         if status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-            expected = f"at most {self._limits.head_bytes} bytes of a first line and headers"
-        self._end(RefusedError(status, "malformed_request", "the request is not one of HTTP", expected=expected))
+            expected = f"at most {self._limits.head_bytes} bytes"
+            what = "the first line and the headers are too large"
+            self._end(RefusedError(status, "head_too_large", what, expected=expected))
+        else:
+            self._end(RefusedError(status, "malformed_request", "the request is not one of HTTP"))
 
     @property
     def is_waiting(self) -> bool:
@@ -146,7 +148,7 @@ class Connection(H11Protocol):
             **error.headers,
             "connection": "close",
         }
-        lines = [f"HTTP/1.1 {int(error.status)} {HTTPStatus(error.status).phrase}"]
+        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()

@@ -33,8 +33,9 @@ TIMEOUT_S = 10.0
 NUM_THREADS, MAX_FETCHES = 4, 16
 CHUNK = 64 * 1024
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-NOT_FOR_STRANGERS = frozenset({ipaddress.ip_address("168.63.129.16")})
-"""A public address that means the host of a machine in Azure."""
+NOT_FOR_STRANGERS = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24")))
+"""What clouds use for their own services, beside addresses that Python knows not to be public: a public one in Azure,
+and a network that older versions of Python take for public."""
 
 Resolve = Callable[[str, int], Sequence[str]]
 
@@ -65,7 +66,12 @@ def is_public(address: str) -> bool:
             return False
         if any(each is not None for each in inner):
             return True
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip not in NOT_FOR_STRANGERS
+    return (
+        ip.is_global
+        and not ip.is_multicast
+        and not ip.is_reserved
+        and not any(ip in network for network in NOT_FOR_STRANGERS)
+    )
 
 
 class Fetcher:
@@ -185,9 +191,13 @@ class Fetcher:
                 timer.start()
                 try:
                     connection.request("GET", target.path, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
-                    return self._body(connection.getresponse())
+                    with contextlib.closing(connection.getresponse()) as response:
+                        found = self._body(response)
                 finally:
                     timer.cancel()
+                if time.monotonic() >= deadline:  # what was cut off looks like an end
+                    raise TimeoutError
+                return found
         except (OSError, http.client.HTTPException, ValueError):
             reason = "it takes too long" if time.monotonic() >= deadline else "the connection fails"
             raise _failed(reason) from None

@@ -17,6 +17,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.serving.access import Access
 from rtdetrv4.serving.app import create_app
 from rtdetrv4.serving.connection import Connection
+from rtdetrv4.serving.fetching import Fetcher
 from rtdetrv4.serving.service import Service
 
 BACKLOG = 256
@@ -43,11 +44,13 @@ def open_socket(place: Place) -> socket.socket:
     Raises:
         ConfigError: it cannot be had.
     """
+    if not 0 <= place.port < 2**16:
+        raise ConfigError(f"port: got {place.port}, expected 0 (any that is free) to {2**16 - 1}.")
     try:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         listening = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"host: cannot listen at {place.host}, port {place.port}: {error}.") from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,6 +87,7 @@ class Server(uvicorn.Server):
         service: the models.
         access: who may ask.
         place: where to listen.
+        fetcher: what fetches images by URL; None for the usual one.
         announce: called when requests may come.
         logs_requests: whether to log every request.
 
@@ -97,6 +101,7 @@ class Server(uvicorn.Server):
         access: Access,
         place: Place | None = None,
         *,
+        fetcher: Fetcher | None = None,
         announce: Callable[[], None] = lambda: None,
         logs_requests: bool = False,
     ) -> None:
@@ -104,7 +109,7 @@ class Server(uvicorn.Server):
         limits = service.limits
         check_files(limits.connections)
         config = uvicorn.Config(
-            create_app(service, access),
+            create_app(service, access, fetcher=fetcher),
             http=cast("Any", partial(Connection, limits=limits)),
             ws="none",
             loop="asyncio",
