@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -139,9 +139,3 @@ class Server(uvicorn.Server):
         """Begin to listen, and say so."""
         await super().startup(sockets)
         self._announce()
-
-
-def serve(server: Server, sockets: Sequence[socket.socket]) -> None:
-    """Serve until a signal comes."""
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal when it has finished
-        server.run(list(sockets))
