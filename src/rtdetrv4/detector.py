@@ -868,6 +868,17 @@ class Detector:
         )
         return found if stream else list(found)
 
+    def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Run a batch at the image size of the weights and return all detections, whatever their score.
+
+        Args:
+            images: B images, H×W×3 uint8 RGB.
+
+        Returns:
+            Scores B×N in descending order, labels B×N, and boxes B×N×4, xyxy in [0, 1] of the input.
+        """
+        return self._run(images, self.recipe.model.image_size)
+
     def _run(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All detections in a batch, as `ExportedDetector.run`."""
         import torch

@@ -23,6 +23,7 @@ from rtdetrv4.cli.catalogs import convert, models, teachers
 from rtdetrv4.cli.datasets import doctor
 from rtdetrv4.cli.deployment import bench, export, verify
 from rtdetrv4.cli.inference import predict, val
+from rtdetrv4.cli.serving import serve
 from rtdetrv4.cli.training import augment, compare, demo, pretrain, report, train
 from rtdetrv4.errors import RTDETRError, first_line
 
@@ -30,7 +31,7 @@ EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 # In the order in which the help lists them.
 _COMMANDS = (
-    *(train, pretrain, augment, val, predict, export, verify, bench),
+    *(train, pretrain, augment, val, predict, serve, export, verify, bench),
     *(doctor, convert, compare, report, models, teachers, demo),
 )
 # The extra that each command needs; the others need at most `torch`.
@@ -44,6 +45,7 @@ _EXTRAS = {
     "report": "train",
     "teachers": "train",
     "export": "export",
+    "serve": "serve",
     "demo": "demo",
 }
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not every version of typer exports it

@@ -12,7 +12,7 @@ import numpy as np
 from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import Detections
-from rtdetrv4.runtime.engines import Precision, open_engine
+from rtdetrv4.runtime.engines import Hint, Precision, open_engine
 from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
 from rtdetrv4.runtime.preprocess import preprocess
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
@@ -32,6 +32,7 @@ class ExportedDetector:
             and that is known to be right.
         threads: threads that work on one batch; None leaves it to the runtime.
         precision: "fp32" or "bf16", where the runtime has the choice; None for what it prefers.
+        hint: "throughput" to run as many images as possible in the same time, from several threads; see `open_engine`.
 
     Attributes:
         path: the file.
@@ -51,10 +52,11 @@ class ExportedDetector:
         device: str | None = None,
         threads: int | None = None,
         precision: Precision | None = None,
+        hint: Hint = "latency",
     ) -> None:
         self.path = Path(path)
         self.engine = open_engine(
-            path, device=None if device == "auto" else device, threads=threads, precision=precision
+            path, device=None if device == "auto" else device, threads=threads, precision=precision, hint=hint
         )
         self.metadata = self.engine.metadata
         if precision is None:  # what the runtime prefers may round more than PyTorch

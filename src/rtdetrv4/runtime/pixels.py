@@ -16,7 +16,7 @@ import contextlib
 import io
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -43,14 +43,38 @@ class PixelsError(ValueError):
     """Pixels that cannot be understood; the message says what they are and what was expected, without a subject."""
 
 
-def decode_image(data: bytes) -> np.ndarray:
+class TooManyPixelsError(PixelsError):
+    """An image is larger than what is allowed."""
+
+
+def decode_image(data: bytes, *, kinds: Sequence[str] | None = None) -> np.ndarray:
     """Decode an image file into an upright H×W×3 uint8 RGB array; of an animation, its first picture.
+
+    Args:
+        data: the file.
+        kinds: formats to try, as Pillow calls them; None: all that it reads.
 
     Raises:
         PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
     """
-    with open_image(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data), kinds=kinds) as image:
         return rgb_from_pil(image)
+
+
+def stored_size(data: bytes, *, kinds: Sequence[str] | None = None, max_pixels: int | None = None) -> tuple[int, int]:
+    """Read the size (h, w) that an image file says it has, from its first bytes: no pixel is decoded.
+
+    Args:
+        data: the file.
+        kinds: see `decode_image`.
+        max_pixels: the most pixels that are allowed; None: `MAX_PIXELS`.
+
+    Raises:
+        TooManyPixelsError: it has more of them.
+        PixelsError: the file is not an image, or of a kind that cannot be read.
+    """
+    with open_image(io.BytesIO(data), kinds=kinds, max_pixels=max_pixels) as image:
+        return image.height, image.width
 
 
 def decode_stored(data: bytes) -> tuple[np.ndarray, int]:
@@ -89,20 +113,26 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
 
 
 @contextlib.contextmanager
-def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
-    """Open an image file, however large up to `MAX_PIXELS`, and translate what Pillow raises meanwhile.
+def open_image(
+    file: IO[bytes], *, kinds: Sequence[str] | None = None, max_pixels: int | None = None
+) -> Iterator[Image.Image]:
+    """Open an image file, however large up to a limit, and translate what Pillow raises meanwhile.
 
     Raises:
+        TooManyPixelsError: the image has more pixels.
         PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
     """
     head, num_bytes = file.read(12), file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
         with _any_size():
-            opened = Image.open(file)
+            opened = Image.open(file, formats=None if kinds is None else tuple(kinds))
         with opened as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise PixelsError(f"has {image.width}×{image.height} pixels, expected at most 2^30; cut it into tiles")
+            if image.width * image.height > (MAX_PIXELS if max_pixels is None else max_pixels):
+                most = "2^30" if max_pixels is None else f"{max_pixels:,}"
+                raise TooManyPixelsError(
+                    f"has {image.width}×{image.height} pixels, expected at most {most}; cut it into tiles"
+                )
             yield image
     except PixelsError:
         raise

@@ -90,6 +90,21 @@ def pad(shown: np.ndarray, content: Rectangle, size_hw: tuple[int, int]) -> np.n
     return canvas
 
 
+def fit(image: np.ndarray, size_hw: tuple[int, int], mode: ResizeMode) -> np.ndarray:
+    """Give an image the size of the input; `preprocess` makes the same of the result as of the image.
+
+    Args:
+        image: H×W×3 uint8.
+        size_hw: height and width of the input.
+        mode: how the image fills it.
+
+    Returns:
+        h×w×3 uint8; `image` itself if it already has that size.
+    """
+    content = content_of(image.shape[:2], size_hw, mode)  # pyright: ignore[reportArgumentType]
+    return pad(resize(image, (content.height, content.width)), content, size_hw)
+
+
 def preprocess(images: Sequence[np.ndarray], size_hw: tuple[int, int], mode: ResizeMode = "stretch") -> np.ndarray:
     """Return images as the input of the network.
 
@@ -103,9 +118,7 @@ def preprocess(images: Sequence[np.ndarray], size_hw: tuple[int, int], mode: Res
     """
     batch = np.empty((len(images), 3, *size_hw), dtype=np.float32)
     for i, image in enumerate(images):
-        content = content_of(image.shape[:2], size_hw, mode)  # pyright: ignore[reportArgumentType]
-        shown = pad(resize(image, (content.height, content.width)), content, size_hw)
-        np.divide(shown.transpose(2, 0, 1), np.float32(255), out=batch[i])
+        np.divide(fit(image, size_hw, mode).transpose(2, 0, 1), np.float32(255), out=batch[i])
     return batch
 
 

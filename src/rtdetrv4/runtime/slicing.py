@@ -94,6 +94,17 @@ def tiles_of(image_hw: tuple[int, int], slicing: Slicing | None) -> tuple[Rectan
     return (*tiles, image) if slicing.whole else tiles
 
 
+def num_tiles(image_hw: tuple[int, int], slicing: Slicing | None) -> int:
+    """The number of `tiles_of` an image, without making them."""
+    if slicing is None or not slicing.cuts(image_hw):
+        return 1
+    rows, columns = (
+        len(_starts(length, min(length, size), slicing.overlap))
+        for length, size in zip(image_hw, slicing.size_hw, strict=True)
+    )
+    return rows * columns + slicing.whole
+
+
 def enlargement_warning(
     slicing: Slicing, size_hw: tuple[int, int], mode: ResizeMode, training_hw: tuple[float, float] | None
 ) -> str | None:
