@@ -55,12 +55,9 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size <= max_bytes:
             try:
-                data = file.read(max_bytes + 1)  # it may grow meanwhile
+                return file.read(size)  # what is added meanwhile is left out
             except MemoryError as error:
                 raise OSError(errno.ENOMEM, f"its {_size(size)} do not fit into memory", os.fspath(path)) from error
-            if len(data) <= max_bytes:
-                return data
-            size = len(data)
     raise OSError(errno.EFBIG, f"it has {_size(size)}, expected at most {_size(max_bytes)}", os.fspath(path))
 
 

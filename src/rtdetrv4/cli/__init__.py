@@ -11,6 +11,7 @@ import io
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from rtdetrv4.cli.deployment import bench, export, verify
 from rtdetrv4.cli.inference import predict, val
 from rtdetrv4.cli.serving import serve
 from rtdetrv4.cli.training import augment, compare, demo, pretrain, report, train
-from rtdetrv4.errors import RTDETRError, first_line
+from rtdetrv4.errors import RTDETRError, first_line, one_line
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -49,6 +50,14 @@ _EXTRAS = {
     "demo": "demo",
 }
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not every version of typer exports it
+
+
+class _OneLine(logging.Formatter):
+    """Writes messages so that no name of a file or class in them controls the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging calls it so
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
 
 
 class _Commands(typer.core.TyperGroup):
@@ -82,7 +91,9 @@ def _start(
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("rtdetrv4").setLevel(logging.INFO)
 
 
@@ -102,6 +113,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not UTF-8
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata of images, which are read without them
     args = list(sys.argv[1:] if args is None else args)
     if ("--resume", "auto") in pairwise(args):  # typer knows no options whose value may be missing
         place = args.index("--resume")
@@ -140,7 +152,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _mistake(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
     return EXIT_MISTAKE
 
 

@@ -26,7 +26,7 @@ from rtdetrv4.cli.options import (
 )
 from rtdetrv4.cli.running import detector_of, interruptible, is_main_process
 from rtdetrv4.cli.tables import print_metrics
-from rtdetrv4.errors import require
+from rtdetrv4.errors import one_line, require
 
 
 def val(
@@ -116,5 +116,6 @@ def predict(
         for detections in detector.predict(source, stream=True, **given_options(imgsz=size_hw), **options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
-            print(f"{picture}: {', '.join(f'{count} {label}' for label, count in counts) or 'nothing'}")
+            found = ", ".join(f"{count} {label}" for label, count in counts) or "nothing"
+            print(one_line(f"{picture}: {found}"))  # names of files and classes may control the terminal
     print(f"Results: {results.path}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rtdetrv4.errors import one_line
+
 if TYPE_CHECKING:
     from rtdetrv4.benchmark import Benchmark
     from rtdetrv4.doctor import Findings
@@ -30,7 +32,7 @@ def print_metrics(metrics: Metrics) -> None:
             table.add_row(name, f"{value:.4f}")
     for label, value in numbers["per_class"].items():
         # Text, because brackets in a class name are not markup.
-        table.add_row(Text(f"ap of {label}"), "" if value is None else f"{value:.4f}")
+        table.add_row(Text(one_line(f"ap of {label}")), "" if value is None else f"{value:.4f}")
     Console().print(table)
 
 
@@ -103,8 +105,8 @@ def print_findings(findings: Findings) -> None:
     console = Console()
 
     def show(text: str, style: str = "") -> None:
-        # Names of files that are not UTF-8 hold what no terminal can show.
-        console.print(Text(text.encode(errors="backslashreplace").decode(), style), soft_wrap=True)
+        # Names of files and classes hold what no terminal can show, or what controls it.
+        console.print(Text(one_line(text), style), soft_wrap=True)
 
     for note in findings.notes:
         show(note)
@@ -119,7 +121,8 @@ def print_findings(findings: Findings) -> None:
         severity = Text(finding.severity, styles[finding.severity])
         table.add_row(finding.code, severity, str(finding.count), finding.title)
     for finding in findings.findings:
-        show(f"\n{finding.code} {finding.title} ({finding.count})", styles[finding.severity])
+        console.print()
+        show(f"{finding.code} {finding.title} ({finding.count})", styles[finding.severity])
         show(f"  Training: {finding.effect}")
         show(f"  To do: {finding.remedy}")
         for example in finding.examples[:NUM_EXAMPLES]:

@@ -14,14 +14,23 @@ from numpy.typing import NDArray
 
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.input_files import open_file, read_file
-from rtdetrv4.runtime.pixels import MAX_FILE_BYTES, PNG_MAGIC, PixelsError, decode_stored, read_header, turn
+from rtdetrv4.runtime.pixels import (
+    JPEG_MAGIC,
+    MAX_FILE_BYTES,
+    PNG_MAGIC,
+    PixelsError,
+    check_scans,
+    check_size,
+    decode_stored,
+    read_header,
+    turn,
+)
 
 _simplejpeg: Any = None
 """None in the base install, where Pillow reads JPEG files: as the same pixels, more slowly."""
 with contextlib.suppress(ModuleNotFoundError):
     _simplejpeg = importlib.import_module("simplejpeg")
 
-JPEG_MAGIC = b"\xff\xd8"
 EXIF_MAGIC = b"Exif\x00\x00"
 XMP_ORIENTATION = b"tiff:Orientation"
 MAX_REDUCTION = 8
@@ -118,11 +127,13 @@ def decode_reduced(data: bytes, reduction: int) -> tuple[NDArray[np.uint8], tupl
     Raises:
         PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
     """
+    check_scans(data)
     if _simplejpeg is not None and data.startswith(JPEG_MAGIC):
         # Pillow tells what is wrong, and reads odd files, such as those with bytes after the end.
         with contextlib.suppress(ValueError, MemoryError):
             header = _simplejpeg.decode_jpeg_header(data)
             height, width, colorspace = int(header[0]), int(header[1]), header[2]
+            check_size(height, width, len(data))
             if colorspace not in {"CMYK", "YCCK"}:
                 min_height, min_width = -(-height // reduction), -(-width // reduction)
                 pixels = _simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
@@ -145,6 +156,7 @@ def _decode_png(data: bytes) -> tuple[np.ndarray, int] | None:
     """What `decode_stored` returns, twice as fast, for PNG files of 8 bits; None for others and damaged ones."""
     if not data.startswith(PNG_MAGIC) or data[24:25] != b"\x08":
         return None
+    check_size(int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"), len(data))
     with contextlib.suppress(cv2.error):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is not None:

@@ -30,6 +30,8 @@ _CHUNK = 256
 """Images that are handed to the threads at a time."""
 _LARGE_PIXELS = 2**26
 """Images of more pixels are decoded one at a time, because each takes hundreds of megabytes."""
+_MAX_PAGES = 1000
+_COUNTED_BYTES = 2**24
 _one_at_a_time = threading.Lock()
 
 
@@ -46,7 +48,8 @@ class ImageFacts(NamedTuple):
     format: str
     """Pillow's name of the file format, such as JPEG; "" if the file is no image."""
     num_frames: int
-    """Pictures in the file: animations and documents have several."""
+    """Pictures in the file: animations and documents have several. The pages of TIFF files are counted up to 1000, and
+    animations of more than 16 MB have 2."""
     orientation: int
     """The value of the orientation tag, which may be invalid; 1 without one."""
     digest: bytes
@@ -84,7 +87,7 @@ def look(path: Path) -> ImageFacts:
                 size_hw=(height, width),
                 mode=_mode(image, data),
                 format=image.format or "",
-                num_frames=_num_frames(image),
+                num_frames=_num_frames(image, len(data)),
                 orientation=_orientation_tag(image),
             )
         with _one_at_a_time if width * height > _LARGE_PIXELS else contextlib.nullcontext():
@@ -117,13 +120,30 @@ def _mode(image: Image.Image, data: bytes) -> str:
     return f"{image.mode};16" if is_reduced else image.mode
 
 
-def _num_frames(image: Image.Image) -> int:
+def _num_frames(image: Image.Image, num_bytes: int) -> int:
     if image.format == "MPO":  # a photo with a preview, or one for each eye
         return 1
     try:
-        return int(getattr(image, "n_frames", 1))
+        if image.format == "TIFF":  # where counting takes the square of the number
+            return _num_pages(image)
+        if not getattr(image, "is_animated", False):
+            return 1
+        return int(getattr(image, "n_frames", 1)) if num_bytes <= _COUNTED_BYTES else 2
     except Exception:  # counting reads the whole file, and what Pillow raises depends on how it is damaged
         return 1
+
+
+def _num_pages(image: Image.Image) -> int:
+    """The pictures of a file, up to `_MAX_PAGES`; the first is the current one again."""
+    for number in range(1, _MAX_PAGES):
+        try:
+            image.seek(number)
+        except EOFError:
+            break
+    else:
+        number = _MAX_PAGES
+    image.seek(0)
+    return number
 
 
 def _orientation_tag(image: Image.Image) -> int:

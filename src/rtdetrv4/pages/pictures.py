@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from rtdetrv4.errors import SourceError
-from rtdetrv4.input_files import open_file
+from rtdetrv4.input_files import read_file
 from rtdetrv4.runtime.draw import Color, draw_boxes
-from rtdetrv4.runtime.pixels import PixelsError, open_image, rgb_from_pil
+from rtdetrv4.runtime.pixels import MAX_FILE_BYTES, PixelsError, check_scans, open_image, rgb_from_pil
 
 MAX_SIDE = 320
 MAX_PICTURE_BYTES = 3_600_000
@@ -48,7 +48,9 @@ def read_thumbnail(
         SourceError: the file cannot be read.
     """
     try:
-        with open_file(path) as file, open_image(file) as image:
+        data = read_file(path, MAX_FILE_BYTES)
+        check_scans(data)
+        with open_image(io.BytesIO(data)) as image:
             longest = max(image.size)  # turning the image upright does not change it
             image.draft("RGB", (2 * max_side, 2 * max_side))
             pixels = rgb_from_pil(image)

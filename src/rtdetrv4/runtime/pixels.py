@@ -14,28 +14,44 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import re
 import struct
 import threading
 from collections.abc import Iterator, Sequence
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 EXIF_ORIENTATION = 0x0112
 UNDO = {6: 8, 8: 6}
 """The orientation that undoes another; the others undo themselves."""
+JPEG_MAGIC = b"\xff\xd8"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**30
 """As in OpenCV: 3 GiB of RGB."""
+LARGE_PIXELS = 2**27
+MAX_PIXELS_PER_BYTE = 10_000
+"""Of images of more than `LARGE_PIXELS`: a PNG file of one color and a bit per pixel has 8,256."""
 MAX_FILE_BYTES = 2**32
 """Of an image file: as many pixels in 32 bits, not compressed."""
+MAX_SCANS = 100
+"""Passes over a progressive JPEG, each of which takes as long as all pixels: encoders write some ten."""
+MIN_CHUNK_BYTES = 256
+"""The mean size of the chunks of a PNG file, from which on they are too many: encoders write thousands of bytes."""
+MAX_SMALL_CHUNKS = 10_000
 CHANNELS = {1, 3, 4}
 """Gray, RGB, RGBA."""
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 FLOAT_TOLERANCE = 0.1
 """How far floats may exceed [0, 1]: bicubic resampling overshoots at edges."""
 
+_FORMATS = (("JPEG", "PNG", "BMP", "GIF", "PPM"), ("TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "MPO"))
+"""Pillow's names of what is read, those that it knows from the start first. By itself it would try forty, whatever the
+name of a file: PostScript, for one, which it has Ghostscript execute."""
+_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""A marker between the data of a JPEG: neither a byte of data nor a restart."""
 _pillow_limit = threading.Lock()
 
 
@@ -57,6 +73,7 @@ def decode_image(data: bytes, *, kinds: Sequence[str] | None = None) -> np.ndarr
     Raises:
         PixelsError: the file is not an image, damaged, too large, or of a kind that cannot be read.
     """
+    check_scans(data)
     with open_image(io.BytesIO(data), kinds=kinds) as image:
         return rgb_from_pil(image)
 
@@ -86,6 +103,7 @@ def decode_stored(data: bytes) -> tuple[np.ndarray, int]:
     Raises:
         PixelsError: see `decode_image`.
     """
+    check_scans(data)
     with open_image(io.BytesIO(data)) as image:
         if image.format != "TIFF":
             _load(image)
@@ -112,6 +130,29 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
         return (height, width), turned
 
 
+def check_scans(data: bytes) -> None:
+    """Check that a JPEG file, of few bytes perhaps, takes no hours: each of its scans passes over all pixels.
+
+    Raises:
+        PixelsError: it has more than `MAX_SCANS`.
+    """
+    # Counted roughly first, because what follows the image, such as a video, may look like scans.
+    if data.startswith(JPEG_MAGIC) and data.count(b"\xff\xda") > MAX_SCANS and _num_scans(data) > MAX_SCANS:
+        raise PixelsError(f"has more than {MAX_SCANS} scans, as no encoder writes; save it anew")
+
+
+def _num_scans(data: bytes) -> int:
+    """The scans of a JPEG file up to the end of its first image."""
+    count, position = 0, 2
+    while marker := _AFTER_SCAN.search(data, position):
+        kind = marker[0][1]
+        if kind == 0xD9:  # the end of the image
+            break
+        count += kind == 0xDA
+        position = marker.end() + max(int.from_bytes(data[marker.end() : marker.end() + 2], "big"), 2)
+    return count
+
+
 @contextlib.contextmanager
 def open_image(
     file: IO[bytes], *, kinds: Sequence[str] | None = None, max_pixels: int | None = None
@@ -126,13 +167,9 @@ def open_image(
     file.seek(0)
     try:
         with _any_size():
-            opened = Image.open(file, formats=None if kinds is None else tuple(kinds))
+            opened = _identified(file, kinds)
         with opened as image:
-            if image.width * image.height > (MAX_PIXELS if max_pixels is None else max_pixels):
-                most = "2^30" if max_pixels is None else f"{max_pixels:,}"
-                raise TooManyPixelsError(
-                    f"has {image.width}×{image.height} pixels, expected at most {most}; cut it into tiles"
-                )
+            check_size(image.height, image.width, num_bytes, MAX_PIXELS if max_pixels is None else max_pixels)
             yield image
     except PixelsError:
         raise
@@ -145,6 +182,34 @@ def open_image(
                 "of the package pillow-heif first"
             ) from error
         raise PixelsError(f"is damaged or not an image ({num_bytes} bytes)") from error
+
+
+def _identified(file: IO[bytes], kinds: Sequence[str] | None) -> Image.Image:
+    first, others = _FORMATS
+    _check_chunks(file)
+    if kinds is not None:
+        return Image.open(file, formats=tuple(kinds))
+    try:
+        return Image.open(file, formats=first)
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(file, formats=[name for name in others if name in Image.OPEN])
+
+
+def check_size(height: int, width: int, num_bytes: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Check the size that a file of so many bytes says, before memory for it is asked for.
+
+    Raises:
+        TooManyPixelsError: there are more than `max_pixels`.
+        PixelsError: there are no pixels, or more than the bytes can hold.
+    """
+    if height < 1 or width < 1:
+        raise PixelsError(f"is damaged or not an image: it has {width}×{height} pixels")
+    if width * height > max_pixels:
+        most = "2^30" if max_pixels == MAX_PIXELS else f"{max_pixels:,}"
+        raise TooManyPixelsError(f"has {width}×{height} pixels, expected at most {most}; cut it into tiles")
+    if width * height > max(LARGE_PIXELS, MAX_PIXELS_PER_BYTE * num_bytes):
+        raise PixelsError(f"is damaged: {num_bytes} bytes cannot hold the {width}×{height} pixels that it says")
 
 
 def rgb_from_pil(image: Image.Image) -> np.ndarray:
@@ -259,16 +324,34 @@ def _load(image: Image.Image) -> None:
 
 def _has_late_metadata(file: IO[bytes]) -> bool:
     """Whether a PNG file may have its orientation behind the pixels, where exiftool writes it; the file is rewound."""
-    is_late = False
+    is_late = behind_pixels = False
+    for kind in _chunks(file):
+        behind_pixels |= kind == b"IDAT"
+        is_late |= behind_pixels and kind in {b"eXIf", b"iTXt", b"zTXt"}
+    return is_late
+
+
+def _check_chunks(file: IO[bytes]) -> None:
+    """Check that a PNG file does not consist of millions of empty chunks, which Pillow reads one by one.
+
+    Raises:
+        PixelsError: it does.
+    """
+    limit = MAX_SMALL_CHUNKS + file.seek(0, io.SEEK_END) // MIN_CHUNK_BYTES
+    if next(itertools.islice(_chunks(file), limit, None), None) is not None:
+        raise PixelsError(f"is a PNG file of more than {limit} chunks, as no encoder writes; save it anew")
+    file.seek(0)
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """The kinds of the chunks of a PNG file, none of others; it is rewound before and behind them."""
+    file.seek(0)
     if file.read(len(PNG_MAGIC)) == PNG_MAGIC:
-        behind_pixels = False
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
-            behind_pixels |= kind == b"IDAT"
-            is_late |= behind_pixels and kind in {b"eXIf", b"iTXt", b"zTXt"}
+            yield kind
             file.seek(length + 4, io.SEEK_CUR)
     file.seek(0)
-    return is_late
 
 
 def _from_floats(array: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from rtdetrv4.errors import SourceError
-from rtdetrv4.input_files import of_home, read_file
+from rtdetrv4.input_files import of_home, open_file, read_file
 from rtdetrv4.runtime.pixels import CHANNELS, MAX_FILE_BYTES, PixelsError, decode_image, rgb_from_array, rgb_from_pil
 from rtdetrv4.runtime.prediction_lines import LINES_FILE, pictures_in
 
@@ -37,6 +37,8 @@ MAX_LOOKED_AT = 20_000
 """Files and folders below a folder that has images of its own, among which others are counted."""
 MAX_DOWNLOAD_BYTES = 64 * 1024 * 1024
 DOWNLOAD_TIMEOUT_S = 15
+_TEXT = bytes([9, 10, 13, *range(32, 127)])
+"""The bytes of plain text."""
 
 
 class Frame(NamedTuple):
@@ -201,8 +203,24 @@ def _is_image(name: str) -> bool:
 
 def _open_file(file: str) -> Iterator[tuple[np.ndarray, str | None]]:
     if Path(file).suffix.lower() in VIDEO_SUFFIXES:
+        _require_video(file)
         return _open_video(file)
     return iter([(_read_image(file), file)])
+
+
+def _require_video(file: str) -> None:
+    """Check that a video is a file, and no text: of a playlist, a decoder would open other files that it names.
+
+    Raises:
+        SourceError: it is something else.
+    """
+    try:
+        with open_file(file) as opened:
+            start = opened.read(512)
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read: {error.strerror}") from error
+    if start and not start.translate(None, _TEXT):
+        raise SourceError(f"{file} cannot be read: it is text, perhaps a playlist, expected a video")
 
 
 def _open_files(files: Iterable[str]) -> Iterator[tuple[np.ndarray, str | None]]:

@@ -215,3 +215,27 @@ def test_facts_do_not_depend_on_the_orientation_tag(tmp_path: Path) -> None:
     assert turned.dhash == upright.dhash
     assert turned.orientation == 6
     assert turned.digest != upright.digest
+
+
+def test_pages_are_counted_in_a_bounded_time(tmp_path: Path) -> None:
+    """Pillow counts those of TIFF files in the square of their number."""
+    path = tmp_path / "a.tif"
+    Image.new("L", (4, 4)).save(path)
+    data = bytearray(path.read_bytes())
+    start = int.from_bytes(data[4:8], "little")
+    end = start + 2 + 12 * int.from_bytes(data[start : start + 2], "little")
+    page, at = bytes(data[start:end]), len(data)
+    data[end : end + 4] = at.to_bytes(4, "little")
+    for number in range(2000):
+        following = at + (number + 1) * (len(page) + 4) if number < 1999 else 0
+        data += page + following.to_bytes(4, "little")
+    path.write_bytes(data)
+    facts = look(path)
+    assert (facts.num_frames, facts.size_hw, facts.problem) == (1000, (4, 4), None)
+    pages = [Image.new("L", (4, 4), 50 * shade) for shade in range(5)]
+    for suffix in ("tif", "gif", "webp"):
+        file = tmp_path / f"five.{suffix}"
+        pages[0].save(file, save_all=True, append_images=pages[1:])
+        assert look(file).num_frames == 5
+        pages[0].save(file)
+        assert look(file).num_frames == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from rtdetrv4.data.decode import decode_reduced
 from rtdetrv4.errors import SourceError
 from rtdetrv4.runtime import pixels, read_source
-from rtdetrv4.runtime.pixels import PixelsError, decode_image, rgb_from_pil
+from rtdetrv4.runtime.pixels import PixelsError, decode_image, decode_stored, rgb_from_pil
 
 # Red grows to the right, green downwards: any turn or swapped channel shows.
 PICTURE = np.stack([*np.meshgrid(np.arange(40) * 6, np.arange(24) * 10), np.full((24, 40), 40)], axis=2).astype(
@@ -292,3 +295,92 @@ def test_rgb_from_pil_is_the_callers_own() -> None:
     own = rgb_from_pil(image)
     own[:] = 0
     np.testing.assert_array_equal(np.asarray(image), PICTURE)
+
+
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, pixels: bytes = b"", before: bytes = b"") -> bytes:
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + png_chunk(b"IDAT", zlib.compress(pixels)) + png_chunk(b"IEND")
+
+
+def saved(image: Image.Image, format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def jpeg_that_says(width: int, height: int) -> bytes:
+    data = saved(Image.new("RGB", (16, 16)), "JPEG")
+    place = data.index(b"\xff\xc0") + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+ROW = bytes(25)
+TEXT = zlib.compress(bytes(300 * 10**6))
+HOSTILE = {
+    "a header of 10^10 pixels": (png(100_000, 100_000), "expected at most 2^30"),
+    "a header of 2^62 pixels": (png(2**31 - 1, 2**31 - 1), "expected at most 2^30"),
+    "a header of 3 GB in 74 bytes": (png(30_000, 30_000), "cannot hold the 30000×30000 pixels"),
+    "no width": (png(0, 8), "is damaged or not an image"),
+    "a text of 300 MB": (
+        png(8, 8, ROW * 8, png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(300 * 10**6)))),
+        "damaged",
+    ),
+    "millions of chunks": (png(8, 8, ROW * 8, png_chunk(b"abCd") * 200_000), "PNG file of more than 19"),
+    "a JPEG of 13 GB": (jpeg_that_says(65_500, 65_500), "expected at most 2^30"),
+    "a JPEG of 3 GB": (jpeg_that_says(30_000, 30_000), "cannot hold"),
+    "a JPEG without height": (jpeg_that_says(16, 0), "is damaged"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%id) run\n", "not an image"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image"),
+    "a canvas of a GIF": (
+        b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + saved(Image.new("L", (1, 1)), "GIF")[10:],
+        "expected at most 2^30",
+    ),
+    "a text of PPM": (b"P6 " + b"9" * 10**6 + b" 8 255\n", "is damaged"),
+    "zeros": (bytes(10**6), "not an image"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_images_are_refused_before_memory_is_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, message = HOSTILE[name]
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("a program is started"))
+    before = memory_peak()
+    for decode in (
+        decode_image,
+        decode_stored,
+        lambda data: decode_reduced(data, 1),
+        lambda data: decode_reduced(data, 8),
+    ):
+        with pytest.raises(PixelsError, match=re.escape(message)):
+            decode(data)
+    assert memory_peak() - before < 200 * 10**6
+
+
+def memory_peak() -> int:
+    resource = pytest.importorskip("resource")
+    return 1000 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
+    """Each takes as long as the whole image: half a megabyte would take minutes."""
+    data = saved(Image.new("RGB", (64, 64), (200, 100, 50)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert decode_image(data).shape == (64, 64, 3)
+    with pytest.raises(PixelsError, match="more than 100 scans"):
+        decode_image(data[:-2] + last * 1000 + b"\xff\xd9")
+    with pytest.raises(PixelsError, match="more than 100 scans"):
+        decode_reduced(data[:-2] + last * 1000 + b"\xff\xd9", 1)
+    # What looks like scans behind the image, or inside of its metadata, is none.
+    assert decode_image(data + b"\xff\xda" * 1000).shape == (64, 64, 3)
+    note = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+    assert decode_image(data[:2] + note + data[2:]).shape == (64, 64, 3)
+
+
+def test_kinds_of_files_that_no_one_takes_for_photos_are_not_tried() -> None:
+    for kind in ("TGA", "PCX", "ICO", "SGI", "DDS"):
+        with pytest.raises(PixelsError, match="not an image"):
+            decode_image(saved(Image.new("RGB", (16, 16)), kind))

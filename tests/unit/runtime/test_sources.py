@@ -272,3 +272,36 @@ def test_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         server.server_close()
     with pytest.raises(SourceError, match="cannot be downloaded"):
         read_source(f"{url}/a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_pipes_devices_and_playlists_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    (tmp_path / "live.mp4").write_text("#EXTM3U\n#EXTINF:10.0,\nhttp://127.0.0.1:9/other.mp4\n")
+    for name in ("pipe.jpg", "pipe.mp4", "predictions.jsonl"):
+        os.mkfifo(tmp_path / name)
+    for name in ("zero.jpg", "zero.mp4"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    for name, message in (
+        ("list.mp4", "cannot be read: it is text, perhaps a playlist, expected a video"),
+        ("live.mp4", "cannot be read: it is text, perhaps a playlist, expected a video"),
+        ("pipe.jpg", "cannot be read: it is a pipe, expected a file"),
+        ("pipe.mp4", "cannot be read: it is a pipe, expected a file"),
+        ("zero.jpg", "cannot be read: it is a device, expected a file"),
+        ("zero.mp4", "cannot be read: it is a device, expected a file"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            next(read_source(tmp_path / name))
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.jpg")
+    assert [frame.path for frame in read_source(tmp_path)] == [str(tmp_path / "image.jpg")]
+
+
+def test_lines_of_predictions_without_end(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.jpg")
+    Image.new("RGB", (8, 8)).save(tmp_path / "written.jpg")
+    lines = ["[" * 10**5, '"' + "x" * 2**25, '{"picture": "written.jpg"}', '{"picture": "a", "picture": "b"}']
+    (tmp_path / "predictions.jsonl").write_text("\n".join(lines))
+    assert [Path(str(frame.path)).name for frame in read_source(tmp_path)] == ["image.jpg"]
+    with (tmp_path / "predictions.jsonl").open("wb") as file:
+        file.truncate(10**12)
+    assert len(list(read_source(tmp_path))) == 2
