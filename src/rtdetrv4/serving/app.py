@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import rtdetrv4
 from rtdetrv4.runtime.draw import color_of_class
-from rtdetrv4.serving.access import Access, Door, SafeHeaders
+from rtdetrv4.serving.access import OPEN_PATHS, Access, Door, SafeHeaders
 from rtdetrv4.serving.answers import answer
 from rtdetrv4.serving.budget import Budget
 from rtdetrv4.serving.fetching import Fetcher
@@ -83,8 +83,7 @@ def create_app(service: Service, access: Access | None = None, *, fetcher: Fetch
     _add_operations(app, service, access, metrics, fetcher)
     _add_page(app)
     _add_problems(app)
-    if access.token is not None:
-        _document_token(app)
+    _complete_documentation(app, service, access)
     inner: ASGIApp = Door(_Calm(app), access, service.limits.head_bytes)
     if access.origins:
         inner = CORSMiddleware(
@@ -100,7 +99,7 @@ def create_app(service: Service, access: Access | None = None, *, fetcher: Fetch
 def _add_operations(app: FastAPI, service: Service, access: Access, metrics: Metrics, fetcher: Fetcher) -> None:
     limits = service.limits
     held = Budget(limits.requests_held * limits.request_bytes)
-    guarded = problems(401, 403) if access.token is not None else problems(403)
+    guarded = problems(401, 403, 431) if access.token is not None else problems(403, 431)
 
     @app.post(
         "/predict",
@@ -165,11 +164,11 @@ def _add_operations(app: FastAPI, service: Service, access: Access, metrics: Met
     async def models() -> JSONResponse:
         return JSONResponse(_models(service))
 
-    @app.get("/health", summary="Whether the server is alive", response_model=State)
+    @app.get("/health", summary="Whether the server is alive", response_model=State, responses=problems(431))
     async def health() -> JSONResponse:
         return JSONResponse({"status": "alive"})
 
-    @app.get("/ready", summary="Whether requests may come", response_model=State, responses=problems(503))
+    @app.get("/ready", summary="Whether requests may come", response_model=State, responses=problems(431, 503))
     async def ready() -> JSONResponse:
         if (trouble := service.trouble()) is not None:
             raise RefusedError(503, "not_ready", trouble, retry_after_s=5)
@@ -375,17 +374,22 @@ class _Calm:
                 raise
 
 
-def _document_token(app: FastAPI) -> None:
-    """Say in the documentation that requests need a token."""
+def _complete_documentation(app: FastAPI, service: Service, access: Access) -> None:
+    """Say in the documentation which models there are, and that requests need a token."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = plain()
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        schema = plain()
+        for parameter in schema["paths"]["/predict"]["post"]["parameters"]:
+            if parameter["name"] == "model":
+                parameter["schema"] = {"type": "string", "enum": list(service.models)}
+        if access.token is not None:
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             for path, operations in schema["paths"].items():
                 for operation in operations.values():
-                    operation["security"] = [] if path in ("/health", "/ready") else [{"token": []}]
-        return app.openapi_schema or {}
+                    operation["security"] = [] if path in OPEN_PATHS else [{"token": []}]
+        return schema
 
     app.openapi = openapi  # pyright: ignore[reportAttributeAccessIssue]

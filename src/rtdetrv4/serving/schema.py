@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rtdetrv4.runtime.slicing import MAX_OVERLAP, MIN_SIDE, OVERLAP
 from rtdetrv4.serving.uploads import FORM, IMAGE_FIELD, RAW, URL_FIELD
 
-MAX_DETECTIONS = 10_000
+MAX_DETECTIONS, MAX_CLASSES = 10_000, 100
 
 
 class PredictOptions(BaseModel):
@@ -28,7 +28,7 @@ class PredictOptions(BaseModel):
         ),
     ] = 0.25
     classes: Annotated[
-        list[str], Field(description="Only this class, by name or index; may be repeated.", max_length=1000)
+        list[str], Field(description="Only this class, by name or index; may be repeated.", max_length=MAX_CLASSES)
     ] = []  # pydantic copies it
     max_det: Annotated[int | None, Field(ge=1, le=MAX_DETECTIONS, description="The most objects per image.")] = None
     duplicates: Annotated[
@@ -197,6 +197,7 @@ PROBLEMS = {
     413: "The body, an image, or the number of images, pixels or tiles is too large.",
     415: "The body is of a kind that is not read.",
     422: "An option is wrong, or an image cannot be read.",
+    431: "The first line and the headers are too large.",
     429: "There is no room; the header Retry-After says in how many seconds there may be.",
     500: "The server is at fault.",
     503: "The server is stopping.",

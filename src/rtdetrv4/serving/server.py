@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import socket
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,7 @@ class Server(uvicorn.Server):
             loop="asyncio",
             lifespan="on",
             log_config=None,
-            log_level="error",  # every wrong request of a stranger is a warning
+            log_level="error",  # strangers decide how many warnings there are
             access_log=logs_requests,
             proxy_headers=False,
             server_header=False,
@@ -126,6 +127,8 @@ class Server(uvicorn.Server):
             ssl_certfile=place.certificate,
             ssl_keyfile=place.key,
         )
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # as above
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         if logs_requests:
             logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         try:
