@@ -22,12 +22,12 @@ def draw_probe(probe: TeacherProbe, path: Path) -> None:
     """
     *rows, majority = probe.rows
     places = range(len(rows))[::-1]  # the first on top
-    figure = Figure(figsize=(9, 1.7 + 0.42 * len(rows)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(9, 1.9 + 0.42 * len(rows)), dpi=130, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     num_classes = len(probe.num_boxes) - 1
     titles = (
-        f"{num_classes} class{'es' if num_classes > 1 else ''} and background: balanced accuracy, %",
-        "box or background: balanced accuracy, %",
+        f"balanced accuracy, %:\n{num_classes} class{'es' if num_classes > 1 else ''} and background",
+        "balanced accuracy, %:\nbox or background",
     )
     for axes, title, color, name in zip(panels, titles, (BLUE, GREEN), ("balanced", "objectness"), strict=True):
         scores = [getattr(row, name) for row in rows]

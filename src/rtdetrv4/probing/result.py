@@ -130,20 +130,20 @@ class TeacherProbe(NamedTuple):
         num_objects = sum(list(self.num_boxes.values())[:-1])
         table = Table(
             Column("#", justify="right", no_wrap=True),
-            Column("teacher", overflow="fold", min_width=18),
+            Column("teacher", overflow="fold", max_width=27),
             *(Column(name, justify="right", no_wrap=True) for name in ("classes", "box?", "ms", "D/stride")),
-            Column("license", overflow="fold"),
+            Column("license", overflow="fold", max_width=14),
             title=Text(
                 f"{self.data}: {num_objects} boxes of {self.num_images} training images, for a detector that sees "
                 f"{height}×{width}"
             ),
+            padding=(0, 1, 0, 0),
             caption="classes: balanced accuracy over all classes and background, in percent; box?: over boxes and "
             f"background. Mean ± standard deviation over {self.num_folds} folds of images. ms: per image, on "
             f"{self.device}. The order is a guess at what helps a detector: only training with a teacher can tell.",
             title_justify="left",
             caption_justify="left",
             box=None,
-            pad_edge=False,
         )
         for number, row in enumerate(self.rows, start=1):
             ms = "" if row.ms_per_image is None else f"{row.ms_per_image:.3g}"

@@ -194,7 +194,9 @@ def made_up(num_teachers: int, num_classes: int) -> TeacherProbe:
     """Numbers that nobody measured."""
     names = [*(f"class {label}" for label in range(num_classes)), "background"]
     score = Score.of([0.5, 0.7])
-    row = TeacherRow("", "", "of-a-long-name", 1024, 14, 123.4, score, score, dict.fromkeys(names, score))
+    row = TeacherRow(
+        "", "", "taught by what has a-long-license", 1024, 14, 123.4, score, score, dict.fromkeys(names, score)
+    )
     labels = [f"teacher [{number}] in a folder/of/some/length.safetensors" for number in range(num_teachers)]
     rows = tuple(row._replace(teacher=label) for label in [*labels, "majority"])
     counts = {name: 10 + number for number, name in enumerate(names)}
@@ -206,12 +208,18 @@ def test_tables_in_80_columns_and_files(tmp_path: Path) -> None:
     text = str(found)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "teacher [11] in" in " ".join(text.split())
+    assert "teacher [11] in a" in text
     assert text.count("60.0 ±14.1") == 2 * 13
     assert text.count("class 24 ") == 2  # of ten teachers, then of three
     assert not any(line.startswith("class 4 ") for line in lines)  # the rarest are in the JSON
     assert "The 20 most frequent of 25 classes." in " ".join(text.split())
     assert lines[-1] == "What was left out."
+    words = " ".join(text.split())  # nothing is cut off
+    assert "7 training images, for a detector that sees 64×96" in words
+    assert (
+        "on a processor. The order is a guess at what helps a detector: only training with a teacher can tell." in words
+    )
+    assert sum(line.split()[-1] == "a-long-license" for line in lines if line.strip()) == 13
     folder = found.save(tmp_path / "probe")
     assert folder == tmp_path / "probe"
     assert sorted(path.name for path in folder.iterdir()) == sorted(PROBE_FILES)
