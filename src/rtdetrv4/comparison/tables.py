@@ -17,6 +17,7 @@ from rich.text import Text
 from rtdetrv4.comparison.arms import METRICS, ArmSummary, Difference
 from rtdetrv4.comparison.spread import CONFIDENCE, Spread
 from rtdetrv4.data.document import count_of
+from rtdetrv4.errors import one_line
 
 MAX_CLASSES = 20
 """Most rows in the table of classes."""
@@ -160,7 +161,7 @@ def as_text(table: Table, width: int) -> str:
                 overflow="fold",
             )
         for row in table.rows:
-            drawn.add_row(*(Text(row[column]) for column in columns))
+            drawn.add_row(*(Text(one_line(row[column])) for column in columns))
         file = io.StringIO()
         Console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False).print(drawn)
         lines += [line.rstrip() for line in file.getvalue().splitlines()]
