@@ -25,7 +25,8 @@ from rtdetrv4.runtime.engines import check_name, is_exported
 from rtdetrv4.runtime.postprocess import NUM_TOP
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
-from rtdetrv4.runtime.sources import read_source
+from rtdetrv4.runtime.sources import Reading, open_frames
+from rtdetrv4.runtime.videos import RECONNECT
 from rtdetrv4.types import ClassMap
 
 if TYPE_CHECKING:
@@ -778,6 +779,9 @@ class Detector:
         slice: int | str | tuple[int, int] | None = ...,
         overlap: float = ...,
         whole: bool = ...,
+        every: int = ...,
+        latest: bool = ...,
+        reconnect: int = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -795,6 +799,9 @@ class Detector:
         slice: int | str | tuple[int, int] | None = ...,
         overlap: float = ...,
         whole: bool = ...,
+        every: int = ...,
+        latest: bool = ...,
+        reconnect: int = ...,
     ) -> Iterator[Detections]: ...
 
     @suggests
@@ -812,11 +819,15 @@ class Detector:
         slice: int | str | tuple[int, int] | None = None,
         overlap: float = OVERLAP,
         whole: bool = True,
+        every: int = 1,
+        latest: bool = False,
+        reconnect: int = RECONNECT,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
         Args:
-            source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array, PIL image or 3×H×W tensor.
+            source: a path, folder, glob pattern, list, video, camera number, URL, .streams file, H×W×3 RGB array, PIL
+                image or 3×H×W tensor.
             conf: minimum confidence, a mapping from class name to minimum confidence, or "best": the threshold of each
                 class that was best in the validation after training.
             imgsz: as for `train`; by default the size the weights were trained with.
@@ -830,13 +841,18 @@ class Detector:
                 found; an image that fits a tile is not cut. None: no tiles.
             overlap: the share of a tile that its neighbor shows too.
             whole: with tiles, detect in the whole image as well, for objects that are larger than a tile.
+            every: look at each of so many images of videos and streams.
+            latest: of cameras, streams and pipes, look at the newest image, and leave out those that came meanwhile.
+            reconnect: how often to try to open a camera or stream again, each time it drops; 0: its end is the end.
 
         Raises:
             ConfigError: an option is invalid, or names a class that the model does not have.
             SourceError: something in `source` cannot be read.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        frames = read_source(source)  # a wrong name is known before weights are fetched
+        frames = open_frames(
+            source, Reading(every, latest, reconnect)
+        )  # a wrong name is known before weights are fetched
         known = self._known_classes("Nothing to predict with")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         found = detect(

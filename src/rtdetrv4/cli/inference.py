@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,7 @@ from rtdetrv4.cli.options import (
 )
 from rtdetrv4.cli.running import detector_of, interruptible, is_main_process
 from rtdetrv4.cli.tables import print_metrics
-from rtdetrv4.errors import require
+from rtdetrv4.errors import ConfigError, require
 
 
 def val(
@@ -73,7 +73,11 @@ def val(
 def predict(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE…", help="Images, videos, folders, glob patterns, or a camera index."),
+        typer.Argument(
+            metavar="SOURCE…",
+            help="Images, videos, folders, glob patterns, URLs of images or streams, camera numbers, a .streams file "
+            "with a source in each line, or - for a pipe.",
+        ),
     ],
     model: Annotated[str | None, TRAINED] = None,
     weights: Weights = None,
@@ -93,6 +97,18 @@ def predict(
     slice: Slice = None,
     overlap: Overlap = None,
     whole: Whole = True,
+    every: Annotated[int | None, typer.Option(help="Look at each of so many images of videos and streams.")] = None,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="Of cameras and streams, look at the newest image only; files lose none.")
+    ] = False,
+    reconnect: Annotated[
+        int | None,
+        typer.Option(help="Tries to open a stream again, each time it drops; 0: its end is the end. Default: 20."),
+    ] = None,
+    stdin_format: Annotated[
+        str | None,
+        typer.Option(help="What comes through the pipe. Default: mjpeg.", metavar="mjpeg|rgb24:WIDTHxHEIGHT"),
+    ] = None,
     device: RuntimeDevice = None,
     precision: RuntimePrecision = None,
     out: Annotated[
@@ -106,15 +122,30 @@ def predict(
     options = {"conf": confidence_of(conf), "duplicates": duplicates, **given_options(classes=classes, batch=batch)}
     size_hw = image_size_of(imgsz)
     options |= tiles_of(slice, overlap, whole)
+    options |= given_options(every=every, latest=latest or None, reconnect=reconnect)
 
     from rtdetrv4.runtime import PredictionFolder
+
+    source = _source_of(sources, stdin_format)
 
     results = PredictionFolder(out)  # a folder that cannot be is known before weights are fetched
     with interruptible(lambda: f"Complete: {results}."):
         detector = detector_of(model, weights, device, precision)
-        source = sources[0] if len(sources) == 1 else sources
         for detections in detector.predict(source, stream=True, **given_options(imgsz=size_hw), **options):
             picture = results.add(detections)
             counts = Counter(detections.class_name).most_common()
             print(f"{picture}: {', '.join(f'{count} {label}' for label, count in counts) or 'nothing'}")
     print(f"Results: {results.path}")
+
+
+def _source_of(sources: list[str], stdin_format: str | None) -> Any:
+    """What the command names, as `read_source` takes it."""
+    if "-" not in sources:
+        if stdin_format is not None:
+            raise ConfigError(f"--stdin-format belongs to the source -; got {', '.join(sources)}.")
+        return sources[0] if len(sources) == 1 else sources
+    if len(sources) > 1:
+        raise ConfigError("The source - is read alone; leave the others out.")
+    from rtdetrv4.runtime import Pipe, PipeFormat
+
+    return Pipe.stdin(PipeFormat.parse(stdin_format or "mjpeg"))

@@ -4,6 +4,7 @@ from rtdetrv4.runtime.detections import Detection, Detections
 from rtdetrv4.runtime.draw import draw_boxes
 from rtdetrv4.runtime.export_metadata import ExportMetadata
 from rtdetrv4.runtime.exported_detector import ExportedDetector
+from rtdetrv4.runtime.pipes import Pipe, PipeFormat
 from rtdetrv4.runtime.prediction_folder import PredictionFolder
 from rtdetrv4.runtime.preprocess import preprocess, resize
 from rtdetrv4.runtime.sources import Frame, read_source
@@ -14,6 +15,8 @@ __all__ = [
     "ExportMetadata",
     "ExportedDetector",
     "Frame",
+    "Pipe",
+    "PipeFormat",
     "PredictionFolder",
     "draw_boxes",
     "preprocess",

@@ -95,6 +95,36 @@ def draw_boxes(
     return np.array(canvas)
 
 
+def draw_outline(image: np.ndarray, points: Sequence[tuple[float, float]], label: str) -> np.ndarray:
+    """Draw a line or the outline of a zone, with a label at its middle.
+
+    Args:
+        image: H×W×3 uint8 RGB; not changed.
+        points: two ends, or three corners and more: (x, y) in pixels.
+        label: what is written there.
+
+    Returns:
+        H×W×3 uint8 RGB.
+    """
+    height, width = image.shape[:2]
+    scale = (height * width) ** 0.5
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    closed = [*points, points[0]] if len(points) > 2 else list(points)
+    line = max(1, round(scale / 300))
+    draw.line(closed, fill="black", width=line + 2, joint="curve")
+    draw.line(closed, fill="white", width=line, joint="curve")
+    font = _font(label.isascii(), max(_MIN_FONT_SIZE, round(scale / 38)))
+    _, above, right, below = draw.textbbox((0, 0), label, font=font)
+    pad = max(1, round((below - above) / 4))
+    size = np.array([right + 2 * pad, below - above + 2 * pad])
+    middle = np.mean(np.asarray(points, dtype=np.float64), axis=0)
+    left, top = (middle - size / 2).clip(0, np.maximum(np.array([width, height]) - size, 0))
+    draw.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), fill="black")
+    draw.text((left + pad, top + pad - above), label, font=font, fill="white")
+    return np.array(canvas)
+
+
 def draw_text(text: str, width: int, *, size: int = 15) -> np.ndarray:
     """Draw black text on white, in as many lines as it needs; a word that is too long for one loses its middle.
 

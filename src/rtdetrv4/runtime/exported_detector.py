@@ -17,7 +17,8 @@ from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
 from rtdetrv4.runtime.preprocess import preprocess
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
-from rtdetrv4.runtime.sources import read_source
+from rtdetrv4.runtime.sources import Reading, open_frames
+from rtdetrv4.runtime.videos import RECONNECT
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ class ExportedDetector:
         slice: int | str | tuple[int, int] | None = ...,
         overlap: float = ...,
         whole: bool = ...,
+        every: int = ...,
+        latest: bool = ...,
+        reconnect: int = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -97,6 +101,9 @@ class ExportedDetector:
         slice: int | str | tuple[int, int] | None = ...,
         overlap: float = ...,
         whole: bool = ...,
+        every: int = ...,
+        latest: bool = ...,
+        reconnect: int = ...,
     ) -> Iterator[Detections]: ...
 
     def predict(
@@ -113,11 +120,15 @@ class ExportedDetector:
         slice: int | str | tuple[int, int] | None = None,
         overlap: float = OVERLAP,
         whole: bool = True,
+        every: int = 1,
+        latest: bool = False,
+        reconnect: int = RECONNECT,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
         Args:
-            source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array or PIL image.
+            source: a path, folder, glob pattern, list, video, camera number, URL, .streams file, H×W×3 RGB array or PIL
+                image.
             conf: minimum confidence, a mapping from class name to minimum confidence, or "best": the threshold of each
                 class that was best in the validation after training.
             imgsz: the size the file was exported with; no other is possible.
@@ -131,6 +142,9 @@ class ExportedDetector:
                 found; an image that fits a tile is not cut. None: no tiles.
             overlap: the share of a tile that its neighbor shows too.
             whole: with tiles, detect in the whole image as well, for objects that are larger than a tile.
+            every: look at each of so many images of videos and streams.
+            latest: of cameras, streams and pipes, look at the newest image, and leave out those that came meanwhile.
+            reconnect: how often to try to open a camera or stream again, each time it drops; 0: its end is the end.
 
         Raises:
             ConfigError: an option is invalid, or names a class that the model does not have.
@@ -139,7 +153,7 @@ class ExportedDetector:
         self._check_size(imgsz)
         metadata = self.metadata
         found = detect(
-            read_source(source),
+            open_frames(source, Reading(every, latest, reconnect)),
             self.run,
             classes=ClassMap(metadata.names, metadata.category_ids),
             size_hw=metadata.image_size,
