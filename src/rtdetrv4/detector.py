@@ -23,9 +23,11 @@ from rtdetrv4.runtime import Detections, preprocess
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.engines import check_name, is_exported
 from rtdetrv4.runtime.postprocess import NUM_TOP
+from rtdetrv4.runtime.regions import Points
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.runtime.sources import Reading, open_frames
+from rtdetrv4.runtime.tracking import steps_of
 from rtdetrv4.runtime.videos import RECONNECT
 from rtdetrv4.types import ClassMap
 
@@ -782,6 +784,8 @@ class Detector:
         every: int = ...,
         latest: bool = ...,
         reconnect: int = ...,
+        track: bool | str | None = ...,
+        roi: str | Points | Sequence[str | Points] | None = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -802,6 +806,8 @@ class Detector:
         every: int = ...,
         latest: bool = ...,
         reconnect: int = ...,
+        track: bool | str | None = ...,
+        roi: str | Points | Sequence[str | Points] | None = ...,
     ) -> Iterator[Detections]: ...
 
     @suggests
@@ -822,6 +828,8 @@ class Detector:
         every: int = 1,
         latest: bool = False,
         reconnect: int = RECONNECT,
+        track: bool | str | None = None,
+        roi: str | Points | Sequence[str | Points] | None = None,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
@@ -844,15 +852,19 @@ class Detector:
             every: look at each of so many images of videos and streams.
             latest: of cameras, streams and pipes, look at the newest image, and leave out those that came meanwhile.
             reconnect: how often to try to open a camera or stream again, each time it drops; 0: its end is the end.
+            track: give objects ids, the same in all images of a source: True or "bytetrack", or "ocsort".
+            roi: polygons, of which one must contain the center of an object: (x, y) in pixels, or in shares of the
+                image if all are from 0 to 1; or texts such as "0,0 640,0 640,480".
 
         Raises:
             ConfigError: an option is invalid, or names a class that the model does not have.
             SourceError: something in `source` cannot be read.
+            MissingDependencyError: `track` needs trackers, which is not installed.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        frames = open_frames(
-            source, Reading(every, latest, reconnect)
-        )  # a wrong name is known before weights are fetched
+        steps = steps_of(track, roi)
+        # A wrong name is known before weights are fetched.
+        frames = open_frames(source, Reading(every, latest, reconnect))
         known = self._known_classes("Nothing to predict with")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         found = detect(
@@ -872,6 +884,7 @@ class Detector:
             ),
             slicing=Slicing.of(slice, overlap, whole),
             training_hw=None if self.metadata is None else self.metadata.training_hw(size),
+            steps=steps,
         )
         return found if stream else list(found)
 

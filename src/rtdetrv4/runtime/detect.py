@@ -36,6 +36,7 @@ def detect(
     selection: Selection,
     slicing: Slicing | None = None,
     training_hw: tuple[float, float] | None = None,
+    steps: Sequence[Callable[[Detections], Detections]] = (),
 ) -> Iterator[Detections]:
     """Detect objects in every image of a source.
 
@@ -52,6 +53,7 @@ def detect(
         slicing: how to cut images into tiles; None for no tiles.
         training_hw: height and width of an image that the input shows at the scale of training; None if that is not
             known. Tiles that show objects much larger are told.
+        steps: what is done with the detections of each image, one step after the other.
 
     Raises:
         ConfigError: `batch` is not a number of images.
@@ -60,7 +62,7 @@ def detect(
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
     warning = None if slicing is None else enlargement_warning(slicing, size_hw, mode, training_hw)
-    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, warning)
+    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, warning, steps)
 
 
 class _Piece(NamedTuple):
@@ -94,6 +96,7 @@ def _stream(
     selection: Selection,
     slicing: Slicing | None,
     warning: str | None,
+    steps: Sequence[Callable[[Detections], Detections]],
 ) -> Iterator[Detections]:
     has_warned = False
     parts: list[_Found] = []
@@ -115,7 +118,7 @@ def _stream(
                     _warn_once(warning)
                 found = _joined(parts, piece.tiles)
                 parts.clear()
-                yield Detections.from_predictions(
+                detections = Detections.from_predictions(
                     *(each[: selection.max_det] for each in found),
                     names=classes.names,
                     category_ids=classes.category_ids,
@@ -125,6 +128,9 @@ def _stream(
                     time=piece.frame.time,
                     is_last=piece.frame.is_last,
                 )
+                for step in steps:
+                    detections = step(detections)
+                yield detections
     finally:
         close_iterator(frames)
 

@@ -15,9 +15,11 @@ from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.engines import Precision, open_engine
 from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
 from rtdetrv4.runtime.preprocess import preprocess
+from rtdetrv4.runtime.regions import Points
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.runtime.sources import Reading, open_frames
+from rtdetrv4.runtime.tracking import steps_of
 from rtdetrv4.runtime.videos import RECONNECT
 from rtdetrv4.types import ClassMap
 
@@ -84,6 +86,8 @@ class ExportedDetector:
         every: int = ...,
         latest: bool = ...,
         reconnect: int = ...,
+        track: bool | str | None = ...,
+        roi: str | Points | Sequence[str | Points] | None = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -104,6 +108,8 @@ class ExportedDetector:
         every: int = ...,
         latest: bool = ...,
         reconnect: int = ...,
+        track: bool | str | None = ...,
+        roi: str | Points | Sequence[str | Points] | None = ...,
     ) -> Iterator[Detections]: ...
 
     def predict(
@@ -123,6 +129,8 @@ class ExportedDetector:
         every: int = 1,
         latest: bool = False,
         reconnect: int = RECONNECT,
+        track: bool | str | None = None,
+        roi: str | Points | Sequence[str | Points] | None = None,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
@@ -145,13 +153,18 @@ class ExportedDetector:
             every: look at each of so many images of videos and streams.
             latest: of cameras, streams and pipes, look at the newest image, and leave out those that came meanwhile.
             reconnect: how often to try to open a camera or stream again, each time it drops; 0: its end is the end.
+            track: give objects ids, the same in all images of a source: True or "bytetrack", or "ocsort".
+            roi: polygons, of which one must contain the center of an object: (x, y) in pixels, or in shares of the
+                image if all are from 0 to 1; or texts such as "0,0 640,0 640,480".
 
         Raises:
             ConfigError: an option is invalid, or names a class that the model does not have.
             SourceError: something in `source` cannot be read.
+            MissingDependencyError: `track` needs trackers, which is not installed.
         """
         self._check_size(imgsz)
         metadata = self.metadata
+        steps = steps_of(track, roi)
         found = detect(
             open_frames(source, Reading(every, latest, reconnect)),
             self.run,
@@ -169,6 +182,7 @@ class ExportedDetector:
                 duplicates=duplicates,
             ),
             slicing=Slicing.of(slice, overlap, whole),
+            steps=steps,
         )
         return found if stream else list(found)
 

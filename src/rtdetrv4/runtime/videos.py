@@ -26,7 +26,7 @@ READ_TIMEOUT_S = 10
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 30.0
 STABLE_S = 60.0
-"""How long a stream must hold for the delays to start anew when it drops."""
+"""How long a stream must hold for the delays to start anew when it drops; one that does not is opened ever later."""
 RECONNECT = 20
 """Tries to open a dropped stream again, which take eight minutes at least."""
 
@@ -196,13 +196,16 @@ class _Retry:
     def open(self, opened: Callable[[], Capture]) -> Capture | None:
         """The open stream, or None if it is time to stop."""
         if self._since is not None:
-            logger.warning("%s sends nothing more; trying %d times to open it again", self._name, self._reconnect)
-            if time.monotonic() - self._since > STABLE_S:
-                self._delay = FIRST_DELAY_S
+            logger.warning(
+                "%s sends nothing more; trying to open it again, up to %d times", self._name, self._reconnect
+            )
+            is_stable = time.monotonic() - self._since > STABLE_S
+            self._delay = FIRST_DELAY_S if is_stable else min(2 * self._delay, MAX_DELAY_S)
         self._since = None
         error: SourceError | None = None
         start = time.monotonic()
-        for attempt in range(max(1, self._reconnect)):
+        tries = max(1, self._reconnect)
+        for attempt in range(tries):
             # What was never open is tried at once.
             if (self._has_sent or attempt) and self._stop.wait(self._delay):
                 return None
@@ -210,12 +213,12 @@ class _Retry:
                 return opened()
             except SourceError as failed:
                 error = failed
-                if not self._has_sent and attempt == 0 and self._reconnect > 1:
+                if not self._has_sent and attempt == 0 and tries > 1:
                     logger.warning("%s; trying again", failed)
             self._delay = min(2 * self._delay, MAX_DELAY_S)
         assert error is not None
         raise SourceError(
-            f"{error}; given up after {max(1, self._reconnect)} tries in {time.monotonic() - start:.0f} s. "
+            f"{error}; given up after {tries} {'try' if tries == 1 else 'tries'} in {time.monotonic() - start:.0f} s. "
             "--reconnect (reconnect=) sets how many"
         )
 

@@ -129,7 +129,7 @@ def test_a_stream_that_drops_is_opened_again(caplog: pytest.LogCaptureFixture) -
         assert url in str(error.value)
     assert [(frame.frame_index, shade(frame)) for frame in frames] == [(0, 10), (1, 50), (2, 100), (3, 150)]
     drops = [record.getMessage() for record in caplog.records]
-    again = f"{url} sends nothing more; trying 3 times to open it again"
+    again = f"{url} sends nothing more; trying to open it again, up to 3 times"
     assert drops == [again, f"{url} is back", again, f"{url} is back", again], "one line a drop, however many tries"
     assert reader_threads() == []
 
@@ -151,6 +151,42 @@ def test_delays_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceError, match="camera 7 cannot be read; given up after 8 tries"):
         list(videos.read_live(7, None, Stop(), reconnect=8))
     assert waited == [2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+
+
+def test_a_stream_that_keeps_dropping_is_opened_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(videos, "FIRST_DELAY_S", 1.0)
+    monkeypatch.setattr(videos, "MAX_DELAY_S", 30.0)
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    waited: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0.0)
+            return len(waited) == 7
+
+    class Short:
+        """A stream of one image, which comes late the third time."""
+
+        is_live = True
+
+        def __init__(self, _: object) -> None:
+            self.is_read = False
+
+        def grab(self) -> bool:
+            nonlocal now
+            now += 100.0 if self.is_read and len(waited) == 3 else 1.0
+            self.is_read = not self.is_read
+            return self.is_read
+
+        def retrieve(self) -> np.ndarray:
+            return gray(0)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(videos, "Capture", Short)
+    assert len(list(videos.read_live(7, None, Stop()))) == 7
+    assert waited == [2.0, 4.0, 8.0, 1.0, 2.0, 4.0, 8.0]
 
 
 def test_the_newest_image_of_a_camera() -> None:
