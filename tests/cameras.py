@@ -53,6 +53,7 @@ class Camera:
     Attributes:
         sessions: the shades of the images of each connection; none are left when the camera is gone.
         is_held: whether connections stay open, silent, after the last image.
+        pauses_after: how many images are sent before `goes_on` is waited for.
         num_connections: how many were answered with images.
         port: where it listens.
     """
@@ -61,6 +62,8 @@ class Camera:
         self.sessions = list(sessions)
         self.is_held = False
         self.released = threading.Event()
+        self.pauses_after: int | None = None
+        self.goes_on = threading.Event()
         self.num_connections = 0
         self.port = 0
 
@@ -105,7 +108,9 @@ def mjpeg_camera(sessions: list[list[int]]) -> Iterator[Camera]:
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
             self.end_headers()
             with contextlib.suppress(OSError):  # whoever reads may go at any time
-                for level in levels or []:
+                for index, level in enumerate(levels or []):
+                    if index == camera.pauses_after:
+                        camera.goes_on.wait(20)
                     data = jpeg(level)
                     head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
                     self.wfile.write(head.encode() + data + b"\r\n")

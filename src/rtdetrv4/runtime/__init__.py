@@ -7,9 +7,11 @@ from rtdetrv4.runtime.exported_detector import ExportedDetector
 from rtdetrv4.runtime.pipes import Pipe, PipeFormat
 from rtdetrv4.runtime.prediction_folder import PredictionFolder
 from rtdetrv4.runtime.preprocess import preprocess, resize
+from rtdetrv4.runtime.regions import Counting
 from rtdetrv4.runtime.sources import Frame, read_source
 
 __all__ = [
+    "Counting",
     "Detection",
     "Detections",
     "ExportMetadata",

@@ -94,12 +94,11 @@ class VideoWriter:
             container.mux(self._stream.encode(None))
 
     def _open(self, height: int, width: int) -> Any:
-        options = {}
+        options = {"flush_packets": "1"}  # each fragment reaches the file when it is complete
         if self.path.suffix == ".mp4":
-            # Fragments, of which a file after a crash consists; at the end, one index as every player knows it. Without
-            # the index: FFmpeg before 7.1 cannot write it.
-            is_new = self._av.library_versions["libavformat"] >= (61, 7, 100)
-            options["movflags"] = "+hybrid_fragmented" if is_new else "+frag_keyframe+empty_moov+default_base_moof"
+            # Fragments, of which a file after a crash consists; at the end, one index as every player knows it. FFmpeg
+            # 7.1 and newer, as in the wheels, write it.
+            options["movflags"] = "+hybrid_fragmented"
         self._container = self._av.open(str(self.path), "w", container_options=options)
         stream: Any = self._container.add_stream(self._encoder.name, rate=USUAL_FPS, options=self._encoder.options)
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"

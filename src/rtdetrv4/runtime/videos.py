@@ -74,7 +74,8 @@ class Capture:
 
     def grab(self) -> bool:
         """Go on to the next image, and return whether there is one."""
-        is_read = self._is_first or self._video.grab()
+        with _quiet if self.is_live else contextlib.nullcontext():  # OpenCV would tell of a drop, too
+            is_read = self._is_first or self._video.grab()
         self._is_first = False
         self._index += is_read
         return is_read

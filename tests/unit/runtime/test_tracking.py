@@ -37,10 +37,12 @@ def scene(
 
 
 def direct(tracker: Any, detections: Detections, timestamp: float | None = None) -> dict[tuple, int]:
-    """What `trackers` says of the same boxes."""
+    """What `trackers` says of the same boxes; some of its versions leave out those that it does not follow."""
     given = supervision.Detections(xyxy=detections.xyxy, confidence=detections.confidence, class_id=detections.class_id)
     found = tracker.update(given, timestamp=timestamp)
-    return {tuple(box): number for box, number in zip(found.xyxy.tolist(), found.tracker_id.tolist(), strict=True)}
+    ids = dict.fromkeys(map(tuple, detections.xyxy.tolist()), -1)
+    ids.update(zip(map(tuple, found.xyxy.tolist()), found.tracker_id.tolist(), strict=True))
+    return ids
 
 
 def ours(detections: Detections) -> dict[tuple, int]:
