@@ -23,9 +23,12 @@ from rtdetrv4.runtime import Detections, preprocess
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.engines import check_name, is_exported
 from rtdetrv4.runtime.postprocess import NUM_TOP
+from rtdetrv4.runtime.regions import Points
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
-from rtdetrv4.runtime.sources import read_source
+from rtdetrv4.runtime.sources import Reading, open_frames
+from rtdetrv4.runtime.tracking import steps_of
+from rtdetrv4.runtime.videos import RECONNECT
 from rtdetrv4.types import ClassMap
 
 if TYPE_CHECKING:
@@ -787,6 +790,11 @@ class Detector:
         slice: int | str | tuple[int, int] | None = ...,
         overlap: float = ...,
         whole: bool = ...,
+        every: int = ...,
+        latest: bool = ...,
+        reconnect: int = ...,
+        track: bool | str | None = ...,
+        roi: str | Points | Sequence[str | Points] | None = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -804,6 +812,11 @@ class Detector:
         slice: int | str | tuple[int, int] | None = ...,
         overlap: float = ...,
         whole: bool = ...,
+        every: int = ...,
+        latest: bool = ...,
+        reconnect: int = ...,
+        track: bool | str | None = ...,
+        roi: str | Points | Sequence[str | Points] | None = ...,
     ) -> Iterator[Detections]: ...
 
     @suggests
@@ -821,11 +834,17 @@ class Detector:
         slice: int | str | tuple[int, int] | None = None,
         overlap: float = OVERLAP,
         whole: bool = True,
+        every: int = 1,
+        latest: bool = False,
+        reconnect: int = RECONNECT,
+        track: bool | str | None = None,
+        roi: str | Points | Sequence[str | Points] | None = None,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
         Args:
-            source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array, PIL image or 3×H×W tensor.
+            source: a path, folder, glob pattern, list, video, camera number, URL, .streams file, H×W×3 RGB array, PIL
+                image or 3×H×W tensor.
             conf: minimum confidence, a mapping from class name to minimum confidence, or "best": the threshold of each
                 class that was best in the validation after training.
             imgsz: as for `train`; by default the size the weights were trained with.
@@ -839,13 +858,22 @@ class Detector:
                 found; an image that fits a tile is not cut. None: no tiles.
             overlap: the share of a tile that its neighbor shows too.
             whole: with tiles, detect in the whole image as well, for objects that are larger than a tile.
+            every: look at each of so many images of videos and streams.
+            latest: of cameras, streams and pipes, look at the newest image, and leave out those that came meanwhile.
+            reconnect: how often to try to open a camera or stream again, each time it drops; 0: its end is the end.
+            track: give objects ids, the same in all images of a source: True or "bytetrack", or "ocsort".
+            roi: polygons, of which one must contain the center of an object: (x, y) in pixels, or in shares of the
+                image if all are from 0 to 1; or texts such as "0,0 640,0 640,480".
 
         Raises:
             ConfigError: an option is invalid, or names a class that the model does not have.
             SourceError: something in `source` cannot be read.
+            MissingDependencyError: `track` needs trackers, which is not installed.
             WeightsError: nothing was trained or loaded, and weights cannot be had by name.
         """
-        frames = read_source(source)  # a wrong name is known before weights are fetched
+        steps = steps_of(track, roi)
+        # A wrong name is known before weights are fetched.
+        frames = open_frames(source, Reading(every, latest, reconnect))
         known = self._known_classes("Nothing to predict with")
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         found = detect(
@@ -865,6 +893,7 @@ class Detector:
             ),
             slicing=Slicing.of(slice, overlap, whole),
             training_hw=None if self.metadata is None else self.metadata.training_hw(size),
+            steps=steps,
         )
         return found if stream else list(found)
 

@@ -35,6 +35,8 @@ NAMES_ELSEWHERE: Mapping[str, str] = {
     "size": "imgsz",
     "threshold": "conf",
     "time": "budget",
+    "tracker": "track",
+    "vid_stride": "every",
 }
 """What other packages call an argument of ours."""
 SETTINGS_ELSEWHERE: Mapping[str, str] = {

@@ -19,6 +19,7 @@ import pytest
 
 import rtdetrv4
 import rtdetrv4.export
+from cameras import write_video
 from rtdetrv4.assembly import create_model
 from rtdetrv4.assembly.start import start_from_file
 from rtdetrv4.data.synthetic import write_shapes
@@ -67,6 +68,7 @@ def _workplace(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -
     Path("photos").mkdir()
     for index, picture in enumerate(sorted(Path("datasets/mine/valid").glob("*.jpg"))):
         cv2.imwrite(f"photos/{index}.jpg", cv2.imread(str(picture)))
+    write_video(Path("clip.mp4"), [0, 100, 200])
     Path("photo.jpg").write_bytes(Path("photos/0.jpg").read_bytes())
 
 

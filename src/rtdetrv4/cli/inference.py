@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,12 @@ from rtdetrv4.cli.options import (
 )
 from rtdetrv4.cli.running import detector_of, interruptible, is_main_process
 from rtdetrv4.cli.tables import print_metrics
-from rtdetrv4.errors import one_line, require
+from rtdetrv4.errors import ConfigError, one_line, require
+
+if TYPE_CHECKING:
+    from rtdetrv4.runtime import Detections
+    from rtdetrv4.runtime.delivery import Mqtt, Webhook
+    from rtdetrv4.runtime.regions import Counting
 
 
 def val(
@@ -73,7 +78,11 @@ def val(
 def predict(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE…", help="Images, videos, folders, glob patterns, or a camera index."),
+        typer.Argument(
+            metavar="SOURCE…",
+            help="Images, videos, folders, glob patterns, URLs of images or streams, camera numbers, a .streams file "
+            "with a source in each line, or - for a pipe.",
+        ),
     ],
     model: Annotated[str | None, TRAINED] = None,
     weights: Weights = None,
@@ -85,6 +94,9 @@ def predict(
         ),
     ] = "0.25",
     classes: Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")] = None,
+    class_list: Annotated[
+        str | None, typer.Option("--classes", help="Only these classes, by name or number: cat,dog or 0,2.")
+    ] = None,
     duplicates: Annotated[
         Literal["drop", "keep"], typer.Option(help="Second labels and nearly identical boxes of one object.")
     ] = "drop",
@@ -93,29 +105,149 @@ def predict(
     slice: Slice = None,
     overlap: Overlap = None,
     whole: Whole = True,
+    every: Annotated[int | None, typer.Option(help="Look at each of so many images of videos and streams.")] = None,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="Of cameras and streams, look at the newest image only; files lose none.")
+    ] = False,
+    reconnect: Annotated[
+        int | None,
+        typer.Option(help="Tries to open a stream again, each time it drops; 0: its end is the end. Default: 20."),
+    ] = None,
+    stdin_format: Annotated[
+        str | None,
+        typer.Option(help="What comes through the pipe. Default: mjpeg.", metavar="mjpeg|rgb24:WIDTHxHEIGHT"),
+    ] = None,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option(help="Only objects whose center is in this polygon; may be repeated.", metavar='"X,Y X,Y X,Y …"'),
+    ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(help="Give objects ids that they keep.", metavar="bytetrack|ocsort[:SETTING=NUMBER,…]"),
+    ] = None,
+    lines: Annotated[
+        list[str] | None,
+        typer.Option("--line", help="Count tracked objects that cross this line.", metavar='"[NAME=]X,Y X,Y"'),
+    ] = None,
+    zones: Annotated[
+        list[str] | None,
+        typer.Option("--zone", help="Count objects in this polygon.", metavar='"[NAME=]X,Y X,Y X,Y …"'),
+    ] = None,
     device: RuntimeDevice = None,
     precision: RuntimePrecision = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for annotated pictures and predictions.jsonl.")
-    ] = Path("runs/predict"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is written.")] = Path("runs/predict"),
+    save: Annotated[
+        str | None,
+        typer.Option(
+            help="What to write: pictures, video, jsonl, csv, coco, yolo, yolo-conf, or several with commas; none. "
+            "Default: jsonl and pictures, of videos a video.",
+            metavar="KIND,…",
+        ),
+    ] = None,
+    webhook: Annotated[str | None, typer.Option(help="Send results to this URL, too.", metavar="URL")] = None,
+    mqtt: Annotated[
+        str | None, typer.Option(help="Publish results, too.", metavar="mqtt://USER:PASSWORD@HOST/TOPIC")
+    ] = None,
 ) -> None:
-    """Detect objects in images and videos, with COCO weights of rtdetrv4-s unless a model is named.
+    """Detect objects in images, videos and streams, with COCO weights of rtdetrv4-s unless a model is named.
 
     An exported file, such as weights.onnx, needs no torch.
     """
-    options = {"conf": confidence_of(conf), "duplicates": duplicates, **given_options(classes=classes, batch=batch)}
+    names = [*(classes or ()), *(part.strip() for part in (class_list or "").split(",") if part.strip())]
+    options = {
+        "conf": confidence_of(conf),
+        "duplicates": duplicates,
+        **given_options(classes=names or None, batch=batch, every=every, latest=latest or None, reconnect=reconnect),
+        **given_options(track=track, roi=roi),
+    }
     size_hw = image_size_of(imgsz)
     options |= tiles_of(slice, overlap, whole)
 
     from rtdetrv4.runtime import PredictionFolder
+    from rtdetrv4.runtime.overlap import WriteBehind, close_iterator
+    from rtdetrv4.runtime.tracking import steps_of
 
-    results = PredictionFolder(out)  # a folder that cannot be is known before weights are fetched
-    with interruptible(lambda: f"Complete: {results}."):
-        detector = detector_of(model, weights, device, precision)
-        source = sources[0] if len(sources) == 1 else sources
-        for detections in detector.predict(source, stream=True, **given_options(imgsz=size_hw), **options):
-            picture = results.add(detections)
-            counts = Counter(detections.class_name).most_common()
-            found = ", ".join(f"{count} {label}" for label, count in counts) or "nothing"
-            print(one_line(f"{picture}: {found}"))  # names of files and classes may control the terminal
-    print(f"Results: {results.path}")
+    source = _source_of(sources, stdin_format)
+    steps_of(track, roi)  # what cannot be is known before weights are fetched
+    count = _counting_of(lines or [], zones or [], is_tracked=track is not None)
+    results = PredictionFolder(out, _kinds_of(save))
+    outlets = _outlets_of(webhook, mqtt)
+    shown: dict[str | None, str] = {}
+
+    def write(detections: Detections) -> None:
+        name = results.add(detections)
+        for outlet in outlets:
+            outlet.add(detections.to_json())
+        counts = Counter(detections.class_name).most_common()
+        found = ", ".join(f"{count} {label}" for label, count in counts) or "nothing"
+        found += "".join(f"; {each}" for each in detections.counts)
+        if detections.frame_index is None:
+            print(one_line(f"{name}: {found}"))  # names of files and classes may control the terminal
+        elif shown.get(detections.path) != found:  # of a video, a line for each change
+            shown[detections.path] = found
+            print(one_line(f"{name}: {found}"), flush=True)
+
+    try:
+        with (
+            interruptible(lambda: f"Complete: {results}."),
+            results,
+            WriteBehind(write, size_of=_num_bytes) as behind,
+        ):
+            detector = detector_of(model, weights, device, precision)
+            stream = detector.predict(source, stream=True, **given_options(imgsz=size_hw), **options)
+            try:
+                for detections in stream:
+                    behind.put(detections if count is None else count(detections))
+            finally:
+                close_iterator(stream)
+    finally:
+        for outlet in outlets:
+            outlet.close()
+    for outlet in outlets:
+        print(outlet)
+    print(f"Results: {results.path}" if results.writes else "Nothing was written, as --save says.")
+
+
+def _num_bytes(detections: Detections) -> int:
+    return 0 if detections.image is None else detections.image.nbytes
+
+
+def _kinds_of(save: str | None) -> list[str] | None:
+    """What --save means."""
+    if save is None:
+        return None
+    kinds = [part.strip() for part in save.split(",") if part.strip()]
+    return [] if kinds == ["none"] else kinds
+
+
+def _counting_of(lines: list[str], zones: list[str], *, is_tracked: bool) -> Counting | None:
+    """What --line and --zone mean."""
+    if not lines and not zones:
+        return None
+    if lines and not is_tracked:
+        raise ConfigError("--line counts objects that are tracked; add --track bytetrack.")
+    from rtdetrv4.runtime.regions import Counting, named_shapes
+
+    return Counting(named_shapes(lines, "line"), named_shapes(zones, "zone"))
+
+
+def _outlets_of(webhook: str | None, mqtt: str | None) -> list[Webhook | Mqtt]:
+    """What --webhook and --mqtt mean."""
+    if webhook is None and mqtt is None:
+        return []
+    from rtdetrv4.runtime.delivery import Mqtt, Webhook
+
+    return [*([Webhook(webhook)] if webhook is not None else []), *([Mqtt(mqtt)] if mqtt is not None else [])]
+
+
+def _source_of(sources: list[str], stdin_format: str | None) -> Any:
+    """What the command names, as `read_source` takes it."""
+    if "-" not in sources:
+        if stdin_format is not None:
+            raise ConfigError(f"--stdin-format belongs to the source -; got {', '.join(sources)}.")
+        return sources[0] if len(sources) == 1 else sources
+    if len(sources) > 1:
+        raise ConfigError("The source - is read alone; leave the others out.")
+    from rtdetrv4.runtime import Pipe, PipeFormat
+
+    return Pipe.stdin(PipeFormat.parse(stdin_format or "mjpeg"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -12,6 +11,7 @@ import numpy as np
 
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime.detections import Detections
+from rtdetrv4.runtime.overlap import close_iterator
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.selection import Selection
 from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, merge_tiles, tiles_of
@@ -26,7 +26,7 @@ input."""
 
 
 def detect(
-    frames: Iterator[Frame],
+    frames: Iterator[Frame] | Iterator[Frame | None],
     run: Run,
     *,
     classes: ClassMap,
@@ -36,12 +36,14 @@ def detect(
     selection: Selection,
     slicing: Slicing | None = None,
     training_hw: tuple[float, float] | None = None,
+    steps: Sequence[Callable[[Detections], Detections]] = (),
 ) -> Iterator[Detections]:
     """Detect objects in every image of a source.
 
     Args:
-        frames: what `read_source` returned. It comes first, because it says at once if there is no such file, and a
-            network may still have to be fetched.
+        frames: what `read_source` or `open_frames` returned. It comes first, because it says at once if there is no
+            such file, and a network may still have to be fetched. It is closed with what is returned here. None in it
+            runs the network on what has come.
         run: the network.
         classes: the network's K classes.
         size_hw: height and width of the network's input.
@@ -51,6 +53,7 @@ def detect(
         slicing: how to cut images into tiles; None for no tiles.
         training_hw: height and width of an image that the input shows at the scale of training; None if that is not
             known. Tiles that show objects much larger are told.
+        steps: what is done with the detections of each image, one step after the other.
 
     Raises:
         ConfigError: `batch` is not a number of images.
@@ -59,7 +62,7 @@ def detect(
     if not isinstance(batch, int | np.integer) or batch < 1:
         raise ConfigError(f"batch: got {batch}, expected a number of images, 1 or more.")
     warning = None if slicing is None else enlargement_warning(slicing, size_hw, mode, training_hw)
-    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, warning)
+    return _stream(frames, run, classes, size_hw, mode, batch, selection, slicing, warning, steps)
 
 
 class _Piece(NamedTuple):
@@ -84,7 +87,7 @@ class _Found(NamedTuple):
 
 
 def _stream(
-    frames: Iterator[Frame],
+    frames: Iterator[Frame] | Iterator[Frame | None],
     run: Run,
     classes: ClassMap,
     size_hw: tuple[int, int],
@@ -93,34 +96,43 @@ def _stream(
     selection: Selection,
     slicing: Slicing | None,
     warning: str | None,
+    steps: Sequence[Callable[[Detections], Detections]],
 ) -> Iterator[Detections]:
     has_warned = False
-    pieces = _pieces(frames, slicing)
     parts: list[_Found] = []
-    while chunk := list(itertools.islice(pieces, batch)):
-        images = [piece.frame.image[piece.tile.slices] for piece in chunk]
-        for piece, scores, labels, boxes in zip(chunk, *run(images), strict=True):
-            if np.isnan(scores).any() and not has_warned:
-                has_warned = True
-                logger.warning(
-                    "the network returns NaN instead of scores, so nothing is found; are its weights damaged?"
+    try:
+        for chunk in _batches(_pieces(frames, slicing), batch):
+            images = [piece.frame.image[piece.tile.slices] for piece in chunk]
+            for piece, scores, labels, boxes in zip(chunk, *run(images), strict=True):
+                if np.isnan(scores).any() and not has_warned:
+                    has_warned = True
+                    logger.warning(
+                        "the network returns NaN instead of scores, so nothing is found; are its weights damaged?"
+                    )
+                chosen = selection(scores, labels, boxes)
+                view = view_of((piece.tile.height, piece.tile.width), size_hw, mode)
+                parts.append(_Found(scores[chosen], labels[chosen], view.boxes_px(boxes[chosen].astype(np.float32))))
+                if len(parts) < len(piece.tiles):
+                    continue
+                if warning is not None and len(piece.tiles) > 1:
+                    _warn_once(warning)
+                found = _joined(parts, piece.tiles)
+                parts.clear()
+                detections = Detections.from_predictions(
+                    *(each[: selection.max_det] for each in found),
+                    names=classes.names,
+                    category_ids=classes.category_ids,
+                    image=piece.frame.image,
+                    path=piece.frame.path,
+                    frame_index=piece.frame.frame_index,
+                    time=piece.frame.time,
+                    is_last=piece.frame.is_last,
                 )
-            chosen = selection(scores, labels, boxes)
-            view = view_of((piece.tile.height, piece.tile.width), size_hw, mode)
-            parts.append(_Found(scores[chosen], labels[chosen], view.boxes_px(boxes[chosen].astype(np.float32))))
-            if len(parts) < len(piece.tiles):
-                continue
-            if warning is not None and len(piece.tiles) > 1:
-                _warn_once(warning)
-            found = _joined(parts, piece.tiles)
-            parts.clear()
-            yield Detections.from_predictions(
-                *(each[: selection.max_det] for each in found),
-                names=classes.names,
-                category_ids=classes.category_ids,
-                image=piece.frame.image,
-                path=piece.frame.path,
-            )
+                for step in steps:
+                    detections = step(detections)
+                yield detections
+    finally:
+        close_iterator(frames)
 
 
 @cache
@@ -129,11 +141,27 @@ def _warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def _pieces(frames: Iterator[Frame], slicing: Slicing | None) -> Iterator[_Piece]:
+def _pieces(frames: Iterator[Frame] | Iterator[Frame | None], slicing: Slicing | None) -> Iterator[_Piece | None]:
     for frame in frames:
+        if frame is None:
+            yield None
+            continue
         height, width = frame.image.shape[:2]
         tiles = tiles_of((height, width), slicing)
         yield from (_Piece(frame, tiles, number) for number in range(len(tiles)))
+
+
+def _batches(pieces: Iterator[_Piece | None], batch: int) -> Iterator[list[_Piece]]:
+    """Full batches, and smaller ones where no more has come."""
+    waiting: list[_Piece] = []
+    for piece in pieces:
+        if piece is not None:
+            waiting.append(piece)
+        if len(waiting) == batch or (piece is None and waiting):
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def _joined(parts: Sequence[_Found], tiles: tuple[Rectangle, ...]) -> _Found:

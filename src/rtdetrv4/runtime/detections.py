@@ -14,7 +14,7 @@ import numpy as np
 
 from rtdetrv4.errors import ConfigError, SourceError, require
 from rtdetrv4.outputs import write_whole
-from rtdetrv4.runtime.draw import draw_boxes
+from rtdetrv4.runtime.draw import draw_boxes, draw_outline
 from rtdetrv4.runtime.selection import thresholds
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe")
@@ -29,6 +29,19 @@ class Detection(NamedTuple):
     confidence: float
     class_id: int
     name: str
+
+
+class Count(NamedTuple):
+    """What was counted at a line, or in a zone."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    """Two ends of a line, or the corners of a zone: (x, y) in pixels of the image."""
+    values: dict[str, int]
+    """"in" and "out" of a line, so far; "inside" a zone, in this image."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {', '.join(f'{number} {what}' for what, number in self.values.items())}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +66,17 @@ class Detections:
     """Where the image came from."""
     category_ids: tuple[int, ...] | None = None
     """The ids of all K classes in the annotations; None: 0 to K - 1."""
+    frame_index: int | None = None
+    """Position of the image in its video or stream, counted from 0; None if it is in none."""
+    time: float | None = None
+    """Seconds: in a video file, from its beginning; in a camera, stream or pipe, since 1970 when the image came."""
+    is_last: bool = False
+    """Whether a video file ends with this image. Streams do not know."""
+    tracker_id: np.ndarray | None = None
+    """(n,) int64, the same for the same object in all images of a source; -1 for objects that are not followed (yet).
+    None without tracking."""
+    counts: tuple[Count, ...] = ()
+    """What crossed lines or is in zones so far, where that is counted."""
 
     @classmethod
     def from_predictions(
@@ -66,6 +90,9 @@ class Detections:
         image: np.ndarray,
         path: str | None = None,
         conf: float | Mapping[str, float] = 0.0,
+        frame_index: int | None = None,
+        time: float | None = None,
+        is_last: bool = False,
     ) -> Detections:
         """Make detections from a model's predictions: those above `conf`, clipped to the image; none outside it.
 
@@ -78,6 +105,9 @@ class Detections:
             image: H×W×3 uint8 RGB.
             path: where the image came from.
             conf: as in `filter`.
+            frame_index: position of the image in its video.
+            time: when that is.
+            is_last: whether its video ends with it.
         """
         height, width = image.shape[:2]
         boxes = np.asarray(boxes_xyxy_px, dtype=np.float32).reshape(-1, 4)
@@ -91,6 +121,9 @@ class Detections:
             image,
             path,
             category_ids,
+            frame_index,
+            time,
+            is_last,
         )
         return found[is_inside].filter(conf)
 
@@ -104,7 +137,13 @@ class Detections:
     def __getitem__(self, index: int | slice | list[int] | np.ndarray) -> Detections:
         if isinstance(index, int | np.integer):
             index = [int(index)]
-        return replace(self, xyxy=self.xyxy[index], confidence=self.confidence[index], class_id=self.class_id[index])
+        return replace(
+            self,
+            xyxy=self.xyxy[index],
+            confidence=self.confidence[index],
+            class_id=self.class_id[index],
+            tracker_id=None if self.tracker_id is None else self.tracker_id[index],
+        )
 
     def __repr__(self) -> str:
         counts = Counter(self.class_name).most_common()
@@ -134,11 +173,19 @@ class Detections:
         return self[self.confidence >= thresholds(conf, self.names)[self.class_id]]
 
     def plot(self) -> np.ndarray:
-        """Draw boxes, class names and confidences on a copy of the image: H×W×3 uint8 RGB."""
+        """Draw boxes, ids, class names, confidences and counts on a copy of the image: H×W×3 uint8 RGB."""
         if self.image is None:
             raise SourceError("these detections were made without an image to draw on")
         labels = [f"{name} {confidence:.2f}" for _, confidence, _, name in self]
-        return draw_boxes(self.image, self.xyxy, self.class_id, labels)
+        if self.tracker_id is not None:
+            labels = [
+                label if number < 0 else f"#{number} {label}"
+                for label, number in zip(labels, self.tracker_id.tolist(), strict=True)
+            ]
+        picture = draw_boxes(self.image, self.xyxy, self.class_id, labels)
+        for count in self.counts:
+            picture = draw_outline(picture, count.points, str(count))
+        return picture
 
     def save(self, path: str | Path) -> Path:
         """Write `plot()` to an image file, creating its folder if needed; never to the file of the image itself.
@@ -163,8 +210,11 @@ class Detections:
         return path
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return a dict of plain values per detection: class_id, category_id, name, confidence and xyxy."""
-        return [
+        """Return a dict of plain values per detection: class_id, category_id, name, confidence and xyxy.
+
+        With tracking, tracker_id is one more, None for objects that are not followed.
+        """
+        found = [
             {
                 "class_id": class_id,
                 "category_id": category_id,
@@ -174,11 +224,24 @@ class Detections:
             }
             for (xyxy, confidence, class_id, name), category_id in zip(self, self.category_id.tolist(), strict=True)
         ]
+        if self.tracker_id is not None:
+            for values, number in zip(found, self.tracker_id.tolist(), strict=True):
+                values["tracker_id"] = number if number >= 0 else None
+        return found
 
     def to_json(self, **facts: Any) -> str:
-        """Return a JSON object with the path and size of the image, `facts` that you add, and `to_dicts`."""
+        """Return a JSON object with the path and size of the image, `facts` that you add, and `to_dicts`.
+
+        Images of videos and streams have "frame" and "time" too, and where something is counted, "counts".
+        """
         height, width = self.image.shape[:2] if self.image is not None else (None, None)
-        content = {"path": self.path, "height": height, "width": width, **facts, "detections": self.to_dicts()}
+        content: dict[str, Any] = {"path": self.path, "height": height, "width": width}
+        if self.frame_index is not None:
+            content |= {"frame": self.frame_index, "time": self.time}
+        content |= facts
+        if self.counts:
+            content["counts"] = {count.name: count.values for count in self.counts}
+        content["detections"] = self.to_dicts()
         # A path that is not UTF-8 holds surrogates, which no UTF-8 file takes; as JSON escapes they come back.
         return json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -193,5 +256,6 @@ class Detections:
             xyxy=self.xyxy,
             confidence=self.confidence,
             class_id=self.class_id,
+            tracker_id=self.tracker_id,
             data={"class_name": np.array(self.class_name, dtype=np.str_), "category_id": self.category_id},
         )

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -72,27 +73,76 @@ def draw_boxes(
     line = max(1, round(min(scale / 300, typical_box / 15)))
     font = _font("".join(labels).isascii(), max(_MIN_FONT_SIZE, round(min(scale / 38, typical_box / 2.5))))
 
-    canvas = Image.fromarray(image)
-    draw = ImageDraw.Draw(canvas)
-    for box, color in reversed(list(zip(boxes, colors, strict=True))):
-        draw.rectangle(tuple(box), outline=color, width=line)
+    # Pillow draws the text only: to make an image of its own of a frame, and back, takes longer than all the rest.
+    picture = image.copy()
+    for box, color in reversed(list(zip(boxes.astype(int).tolist(), colors, strict=True))):
+        _draw_frame(picture, box, color, line)
 
-    _, above, _, below = draw.textbbox((0, 0), "Ág_", font=font)  # the same height for all labels
-    pad = max(1, round((below - above) / 7))
     placed = np.zeros((0, 4))
     for box, color, label in zip(boxes, colors, labels, strict=True):
         if not label:
             continue
-        size = (math.ceil(draw.textlength(label, font=font)) + 2 * pad, math.ceil(below - above) + pad)
-        place = _free_place(box, size, (height, width), placed, boxes)
+        sign = _sign(label, font, color)
+        place = _free_place(box, sign.shape[1::-1], (height, width), placed, boxes)
         if place is None:
             continue
         placed = np.concatenate([placed, place[None]])
-        draw.rectangle(tuple(place - [0, 0, 1, 1]), fill=color)
-        is_bright = np.dot(color, (0.299, 0.587, 0.114)) > 110
-        corner = (place[0] + pad, place[1] + pad / 2 - above)
-        draw.text(corner, label, font=font, fill="black" if is_bright else "white")
-    return np.array(canvas)
+        left, top = place[:2].astype(int).tolist()
+        picture[top : top + sign.shape[0], left : left + sign.shape[1]] = sign
+    return picture
+
+
+@functools.lru_cache(maxsize=512)  # the labels of a video repeat themselves
+def _sign(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, color: Color) -> np.ndarray:
+    """A text on a color, as high for every text: h×w×3 uint8 RGB."""
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    _, above, _, below = measure.textbbox((0, 0), "Ág_", font=font)
+    pad = max(1, round((below - above) / 7))
+    size = (math.ceil(measure.textlength(label, font=font)) + 2 * pad, math.ceil(below - above) + pad)
+    is_bright = np.dot(color, (0.299, 0.587, 0.114)) > 110
+    sign = Image.new("RGB", size, color)
+    ImageDraw.Draw(sign).text((pad, pad / 2 - above), label, font=font, fill="black" if is_bright else "white")
+    return np.array(sign)
+
+
+def _draw_frame(picture: np.ndarray, box: Sequence[int], color: Color, line: int) -> None:
+    """Draw the outline of a box into a picture, its last row and column included."""
+    x1, y1, x2, y2 = box
+    for rows, columns in (
+        (slice(y1, y1 + line), slice(x1, x2 + 1)),
+        (slice(max(y2 + 1 - line, 0), y2 + 1), slice(x1, x2 + 1)),
+        (slice(y1, y2 + 1), slice(x1, x1 + line)),
+        (slice(y1, y2 + 1), slice(max(x2 + 1 - line, 0), x2 + 1)),
+    ):
+        picture[rows, columns] = color
+
+
+def draw_outline(image: np.ndarray, points: Sequence[tuple[float, float]], label: str) -> np.ndarray:
+    """Draw a line or the outline of a zone, with a label at its middle.
+
+    Args:
+        image: H×W×3 uint8 RGB; not changed.
+        points: two ends, or three corners and more: (x, y) in pixels.
+        label: what is written there.
+
+    Returns:
+        H×W×3 uint8 RGB.
+    """
+    height, width = image.shape[:2]
+    scale = (height * width) ** 0.5
+    picture = image.copy()
+    corners = [np.round(points).astype(np.int32).clip(-(2**15), 2**15)]
+    line = max(1, round(scale / 300))
+    for color, thickness in (((0, 0, 0), line + 2), ((255, 255, 255), line)):
+        cv2.polylines(picture, corners, len(points) > 2, color, thickness)
+    font = _font(label.isascii(), max(_MIN_FONT_SIZE, round(scale / 38)))
+    sign = _sign(label, font, (0, 0, 0))
+    middle = np.mean(np.asarray(points, dtype=np.float64), axis=0)
+    size = np.array(sign.shape[1::-1])
+    left, top = (middle - size / 2).clip(0, np.maximum(np.array([width, height]) - size, 0)).astype(int)
+    place = picture[top : top + size[1], left : left + size[0]]
+    place[:] = sign[: place.shape[0], : place.shape[1]]
+    return picture
 
 
 def draw_text(text: str, width: int, *, size: int = 15) -> np.ndarray:

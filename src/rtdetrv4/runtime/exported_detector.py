@@ -15,9 +15,12 @@ from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.engines import Hint, Precision, open_engine
 from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
 from rtdetrv4.runtime.preprocess import preprocess
+from rtdetrv4.runtime.regions import Points
 from rtdetrv4.runtime.selection import Confidence, Duplicates, Selection
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
-from rtdetrv4.runtime.sources import read_source
+from rtdetrv4.runtime.sources import Reading, open_frames
+from rtdetrv4.runtime.tracking import steps_of
+from rtdetrv4.runtime.videos import RECONNECT
 from rtdetrv4.types import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -82,6 +85,11 @@ class ExportedDetector:
         slice: int | str | tuple[int, int] | None = ...,
         overlap: float = ...,
         whole: bool = ...,
+        every: int = ...,
+        latest: bool = ...,
+        reconnect: int = ...,
+        track: bool | str | None = ...,
+        roi: str | Points | Sequence[str | Points] | None = ...,
     ) -> list[Detections]: ...
 
     @overload
@@ -99,6 +107,11 @@ class ExportedDetector:
         slice: int | str | tuple[int, int] | None = ...,
         overlap: float = ...,
         whole: bool = ...,
+        every: int = ...,
+        latest: bool = ...,
+        reconnect: int = ...,
+        track: bool | str | None = ...,
+        roi: str | Points | Sequence[str | Points] | None = ...,
     ) -> Iterator[Detections]: ...
 
     def predict(
@@ -115,11 +128,17 @@ class ExportedDetector:
         slice: int | str | tuple[int, int] | None = None,
         overlap: float = OVERLAP,
         whole: bool = True,
+        every: int = 1,
+        latest: bool = False,
+        reconnect: int = RECONNECT,
+        track: bool | str | None = None,
+        roi: str | Points | Sequence[str | Points] | None = None,
     ) -> list[Detections] | Iterator[Detections]:
         """Detect objects.
 
         Args:
-            source: a path, folder, glob pattern, list, video, camera index, H×W×3 RGB array or PIL image.
+            source: a path, folder, glob pattern, list, video, camera number, URL, .streams file, H×W×3 RGB array or PIL
+                image.
             conf: minimum confidence, a mapping from class name to minimum confidence, or "best": the threshold of each
                 class that was best in the validation after training.
             imgsz: the size the file was exported with; no other is possible.
@@ -133,15 +152,23 @@ class ExportedDetector:
                 found; an image that fits a tile is not cut. None: no tiles.
             overlap: the share of a tile that its neighbor shows too.
             whole: with tiles, detect in the whole image as well, for objects that are larger than a tile.
+            every: look at each of so many images of videos and streams.
+            latest: of cameras, streams and pipes, look at the newest image, and leave out those that came meanwhile.
+            reconnect: how often to try to open a camera or stream again, each time it drops; 0: its end is the end.
+            track: give objects ids, the same in all images of a source: True or "bytetrack", or "ocsort".
+            roi: polygons, of which one must contain the center of an object: (x, y) in pixels, or in shares of the
+                image if all are from 0 to 1; or texts such as "0,0 640,0 640,480".
 
         Raises:
             ConfigError: an option is invalid, or names a class that the model does not have.
             SourceError: something in `source` cannot be read.
+            MissingDependencyError: `track` needs trackers, which is not installed.
         """
         self._check_size(imgsz)
         metadata = self.metadata
+        steps = steps_of(track, roi)
         found = detect(
-            read_source(source),
+            open_frames(source, Reading(every, latest, reconnect)),
             self.run,
             classes=ClassMap(metadata.names, metadata.category_ids),
             size_hw=metadata.image_size,
@@ -157,6 +184,7 @@ class ExportedDetector:
                 duplicates=duplicates,
             ),
             slicing=Slicing.of(slice, overlap, whole),
+            steps=steps,
         )
         return found if stream else list(found)
 

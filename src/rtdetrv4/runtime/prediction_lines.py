@@ -1,4 +1,4 @@
-"""predictions.jsonl: what `predict` found, and which pictures in its folder it wrote."""
+"""predictions.jsonl: what `predict` found, and which pictures and videos in its folder it wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_LINE = 2**24
 
 
 def pictures_in(folder: Path) -> frozenset[str]:
-    """The names of the pictures that predictions.jsonl in a folder lists; none if there is no such file."""
+    """The names of pictures and videos that predictions.jsonl in a folder lists; none if there is no such file."""
     names: set[str] = set()
     try:
         with open_file(Path(folder, LINES_FILE)) as lines:
@@ -23,8 +23,8 @@ def pictures_in(folder: Path) -> frozenset[str]:
                     content = load_json(line)
                 except ValueError:  # cut off, or another program's
                     continue
-                if isinstance(content, dict) and isinstance(content.get("picture"), str):
-                    names.add(content["picture"])
+                if isinstance(content, dict):
+                    names.update(name for key in ("picture", "video") if isinstance(name := content.get(key), str))
     except OSError:
         return frozenset()
     return frozenset(names)

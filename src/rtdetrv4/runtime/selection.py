@@ -160,11 +160,16 @@ def class_indices(classes: Sequence[str | int] | str | int, names: tuple[str, ..
     for given in [classes] if isinstance(classes, str | int) else classes:
         if isinstance(given, str) and given in names:
             indices.append(names.index(given))
-        elif isinstance(given, int | np.integer) and 0 <= given < len(names):
+        elif _is_number(given) and 0 <= int(given) < len(names):
             indices.append(int(given))
         else:
             raise ConfigError(f"classes: {_unknown(given, names)}")
     return indices
+
+
+def _is_number(given: object) -> bool:
+    """Whether this is a number, which is text on a command line."""
+    return isinstance(given, int | np.integer) or (isinstance(given, str) and given.isdecimal())
 
 
 def _unknown(given: object, names: tuple[str, ...]) -> str:

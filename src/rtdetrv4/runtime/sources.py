@@ -1,26 +1,32 @@
-"""The sources of images: files, folders, URLs, videos, cameras and arrays, read as a stream of RGB images."""
+"""The sources of images: files, folders, URLs, videos, cameras, streams, pipes and arrays, read as RGB images."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import glob
 import itertools
 import logging
 import os
+import threading
+import urllib.parse
+import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
+from rtdetrv4 import input_files
 from rtdetrv4.errors import SourceError
-from rtdetrv4.input_files import of_home, open_file, read_file
+from rtdetrv4.runtime.overlap import ReadAhead, close_iterator
+from rtdetrv4.runtime.pipes import Pipe, read_pipe
 from rtdetrv4.runtime.pixels import CHANNELS, MAX_FILE_BYTES, PixelsError, decode_image, rgb_from_array, rgb_from_pil
 from rtdetrv4.runtime.prediction_lines import LINES_FILE, pictures_in
+from rtdetrv4.runtime.urls import download, is_url, redacted
+from rtdetrv4.runtime.videos import RECONNECT, Capture, Picture, check_reading, is_camera, name_of, read_file, read_live
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +37,14 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+STREAM_SUFFIXES = VIDEO_SUFFIXES | {".m3u8", ".mjpeg", ".mjpg", ".mpd", ".ts"}
+"""How the paths of URLs of videos and streams end."""
+LIST_SUFFIX = ".streams"
+"""A text file that names a source in each line, which are read at once."""
 HIDDEN = (".", "__MACOSX", "@eaDir")
 """How the names of files and folders begin that systems leave behind, such as ._photo.jpg of macOS."""
 MAX_LOOKED_AT = 20_000
 """Files and folders below a folder that has images of its own, among which others are counted."""
-MAX_DOWNLOAD_BYTES = 64 * 1024 * 1024
-DOWNLOAD_TIMEOUT_S = 15
 _TEXT = bytes([9, 10, 13, *range(32, 127)])
 """The bytes of plain text."""
 
@@ -47,13 +55,31 @@ class Frame(NamedTuple):
     image: np.ndarray
     """H×W×3 uint8 RGB."""
     path: str | None
-    """The file, URL or camera it came from; None for images that were in memory."""
+    """The file, URL or camera it came from, without passwords; None for images that were in memory."""
     number: int
-    """Position in the source, counted from 0; in a video, the frame number."""
+    """Position in all that is read, counted from 0."""
+    frame_index: int | None = None
+    """Position in its video or stream, counted from 0; None for images that are in none."""
+    time: float | None = None
+    """Seconds: in a video file, from its beginning; in a camera, stream or pipe, since 1970 when the image came, never
+    going back. None for other images, and for videos that do not say."""
+    is_last: bool = False
+    """Whether its video file ends with it. Streams do not know."""
 
 
-def read_source(source: Any) -> Iterator[Frame]:
-    """Read images one at a time, on demand.
+class Reading(NamedTuple):
+    """How videos and streams are read."""
+
+    every: int = 1
+    """Each of how many of their images to return."""
+    latest: bool = False
+    """Of cameras, streams and pipes, return the newest image only, and leave out those that came meanwhile."""
+    reconnect: int = RECONNECT
+    """How often to try to open a camera or stream again, each time it drops."""
+
+
+def read_source(source: Any, *, every: int = 1, latest: bool = False, reconnect: int = RECONNECT) -> Iterator[Frame]:
+    """Read images one at a time; files, videos and streams a little ahead, in a thread that ends with the iterator.
 
     Args:
         source: one of
@@ -62,54 +88,232 @@ def read_source(source: Any) -> Iterator[Frame]:
             - a folder (its images by name, or those of its subfolders if it has none of its own) or a glob pattern such
               as ``"photos/**/*.jpg"``; hidden files are skipped, and damaged ones and pictures that ``predict`` wrote
               there too, with a message;
-            - the URL of an image, http(s), at most 64 MiB; or of a video stream, ``rtsp://...``;
-            - a camera: its number, as 0 or "0";
+            - the URL of an image, http(s), at most 64 MiB; or of a video or stream, http(s), ``rtsp://...`` and others;
+            - a camera: its number, as 0 or "0", or its device, as "/dev/video0";
+            - the path of a text file ending in .streams, with one of these in each line: they are read at once, and
+              their images come in turn. Lines that begin with # are left out, and files are relative to its folder;
+            - "-" for JPEG files, one after the other, on standard input, or a `Pipe` for other formats and files;
+            - the content of an image file as `bytes`;
             - a NumPy array, H×W×3 **RGB** (or N×H×W×3, H×W×4 RGBA, H×W gray): uint8, uint16, bool, or floats in [0, 1].
               OpenCV's arrays are BGR, which the values do not reveal: reverse their channels with ``image[..., ::-1]``;
             - a PIL image of any mode, rotated upright like the file it came from;
             - a torch tensor, 3×H×W RGB (or N×3×H×W, 4×H×W RGBA, H×W gray) of the same types;
-            - a list, generator or other iterable of these.
+            - a list, generator or other iterable of these, read one after the other; cameras and streams in a list or
+              tuple, which never end, at once.
+        every: each of how many images of videos and streams to return.
+        latest: of cameras, streams and pipes, return the newest image only, and leave out those that came meanwhile.
+            Files lose none.
+        reconnect: how often to try to open a camera or stream again, each time it drops, with growing delays; 0 takes
+            its end for the end.
 
     Raises:
-        SourceError: the source does not exist or is of an unknown kind (raised at once); an image in it cannot be read
-            (raised when its turn comes).
+        SourceError: the source does not exist or is of an unknown kind (raised at once); an image in it cannot be read,
+            or a stream is gone (raised when its turn comes).
+        ConfigError: a number is out of range.
     """
-    return (Frame(image, path, number) for number, (image, path) in enumerate(_open(source)))
+    frames = open_frames(source, Reading(every, latest, reconnect))
+    return _without_pauses(frames)
 
 
-def _open(source: Any) -> Iterator[tuple[np.ndarray, str | None]]:
+def open_frames(source: Any, reading: Reading) -> Iterator[Frame | None]:
+    """Do as `read_source`, and yield None where no further image has come yet, so that a batch need not wait."""
+    check_reading(reading.every, reading.reconnect)
+    return _numbered(_open(source, reading, is_ahead=True))
+
+
+def _without_pauses(frames: Iterator[Frame | None]) -> Iterator[Frame]:
+    try:
+        for frame in frames:
+            if frame is not None:
+                yield frame
+    finally:
+        close_iterator(frames)
+
+
+class _Shot(NamedTuple):
+    """An image and where it came from."""
+
+    image: np.ndarray
+    path: str | None
+    frame_index: int | None = None
+    time: float | None = None
+    is_last: bool = False
+    is_live: bool = False
+
+
+_Reader = Callable[[threading.Event], Iterator[_Shot | None]]
+
+
+def _numbered(shots: Iterator[_Shot | None]) -> Iterator[Frame | None]:
+    try:
+        number = -1
+        for shot in shots:
+            if shot is None:
+                yield None
+                continue
+            number += 1
+            yield Frame(shot.image, shot.path, number, shot.frame_index, shot.time, shot.is_last)
+    finally:
+        close_iterator(shots)
+
+
+def _open(source: Any, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+    """Open a source.
+
+    Args:
+        source: see `read_source`.
+        reading: how to read.
+        is_ahead: read in a thread what is read from files and devices; otherwise the caller is such a thread.
+    """
     if isinstance(source, str | os.PathLike):
-        return _open_name(os.fspath(source))
+        return _open_name(os.fspath(source), reading, is_ahead)
+    if isinstance(source, bool):
+        raise _unknown(source)
     if isinstance(source, int):
-        return _open_video(source)
+        return _open_video(source, reading, is_ahead)
+    if isinstance(source, Pipe):
+        return _open_pipe(source, reading, is_ahead)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return iter([_Shot(_decode(bytes(source), "the image"), None)])
     if hasattr(source, "detach") and hasattr(source, "cpu"):
         return _open_array(_array_of_tensor(source), "a tensor")
     if isinstance(source, Image.Image):
         return _open_pil(source)
     if hasattr(source, "__array__") and (array := np.asarray(source)).dtype.kind not in "OUS":  # those hold names
         return _open_array(array, "an array")
-    if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
-        return itertools.chain.from_iterable(map(_open, source))
-    raise SourceError(
+    if isinstance(source, Iterable) and not isinstance(source, dict):
+        return _open_each(source, reading, is_ahead)
+    raise _unknown(source)
+
+
+def _unknown(source: Any) -> SourceError:
+    return SourceError(
         f"cannot read images from {type(source).__name__}; give a path, folder, glob pattern, URL, camera number, "
-        "NumPy array, PIL image, tensor, or a list of these"
+        "NumPy array, PIL image, tensor, the bytes of an image file, or a list of these"
     )
 
 
-def _open_name(name: str) -> Iterator[tuple[np.ndarray, str | None]]:
+def _open_each(sources: Iterable[Any], reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+    """Several sources: one after the other, or at once if they would never end."""
+
+    def in_turn(is_ahead: bool) -> Iterator[_Shot | None]:
+        for source in sources:
+            yield from _open(source, reading, is_ahead)
+
+    if not isinstance(sources, list | tuple) or not all(isinstance(each, str | os.PathLike | int) for each in sources):
+        return in_turn(is_ahead)  # what makes these images may depend on what was found in the one before
+    if len(sources) > 1 and any(map(_is_live, sources)):
+        return _open_at_once(sources, reading)
+    return _ahead([lambda _: in_turn(False)], reading) if is_ahead else in_turn(False)
+
+
+def _is_live(source: str | os.PathLike[str] | int) -> bool:
+    """Whether the name is that of a camera, or of a stream that never ends."""
+    name = source if isinstance(source, int) else os.fspath(source)
+    if isinstance(name, int) or (name.isdecimal() and not Path(name).exists()):
+        return True
+    if is_url(name):
+        return not name.startswith(("http://", "https://", "file://"))
+    return is_camera(name)
+
+
+def _open_at_once(sources: Iterable[str | os.PathLike[str] | int], reading: Reading) -> Iterator[_Shot | None]:
+    """Several sources, each read in a thread of its own; one that is gone does not end the others."""
+    names: Counter[str] = Counter()
+    problems: list[str] = []
+    readers: list[_Reader] = []
+    for source in sources:
+        name = name_of(source if isinstance(source, int) else os.fspath(source))
+        names[name] += 1
+        # Two cameras may differ in what is hidden of their URLs.
+        suffix = f" ({names[name]})" if names[name] > 1 else ""
+        readers.append(functools.partial(_read_beside, source, reading, suffix, problems))
+
+    def shots() -> Iterator[_Shot | None]:
+        ahead = _ahead(readers, reading, pauses=True)
+        try:
+            yield from ahead
+        finally:
+            close_iterator(ahead)
+        if len(problems) == len(readers):
+            raise SourceError(f"none of the {len(readers)} sources can be read any more; the last: {problems[-1]}")
+
+    return shots()
+
+
+def _read_beside(
+    source: str | os.PathLike[str] | int, reading: Reading, suffix: str, problems: list[str], stop: threading.Event
+) -> Iterator[_Shot]:
+    """One of several sources: a stream that cannot be opened is tried again, since the others are worth reading."""
+
+    def live() -> Iterator[_Shot]:
+        target = _target_of(source)
+        pictures = read_live(target, None, stop, every=reading.every, reconnect=reading.reconnect)
+        return _shots(pictures, name_of(target), is_live=True)
+
+    def open_source() -> Iterator[_Shot | None]:
+        if _is_live(source):
+            return live()
+        try:
+            return _open(source, reading, is_ahead=False)
+        except SourceError:
+            if not (isinstance(source, str) and is_url(source)):
+                raise
+            return live()
+
+    try:
+        shots = open_source()
+        try:
+            for shot in shots:
+                if shot is not None:
+                    yield shot._replace(path=f"{shot.path}{suffix}")
+        finally:
+            close_iterator(shots)
+    except SourceError as error:
+        logger.warning("%s", error)
+        problems.append(str(error))
+
+
+def _ahead(readers: list[_Reader], reading: Reading, *, pauses: bool = False) -> Iterator[_Shot | None]:
+    return ReadAhead(
+        readers,
+        size_of=_num_bytes,
+        is_replaced=lambda shot: reading.latest and shot is not None and shot.is_live,
+        pauses=pauses,
+    )
+
+
+def _num_bytes(shot: _Shot | None) -> int:
+    return 0 if shot is None else shot.image.nbytes
+
+
+def _shots(pictures: Iterator[Picture], path: str, *, is_live: bool) -> Iterator[_Shot]:
+    try:
+        for picture in pictures:
+            yield _Shot(picture.image, path, picture.frame_index, picture.time, picture.is_last, is_live)
+    finally:
+        close_iterator(pictures)
+
+
+def _open_name(name: str, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
     if not name.strip():
         raise SourceError("the path of the images is empty; if it comes from a variable of the shell, that is not set")
-    if name.startswith(("http://", "https://")):
-        return iter([(_decode(_download(name), name), name)])
-    if "://" in name:
-        return _open_video(name)
-    path = of_home(name)
+    if name == "-":
+        return _open_pipe(Pipe.stdin(), reading, is_ahead)
+    if name.startswith("file://"):
+        name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
+    if is_url(name):
+        return _open_url(name, reading, is_ahead)
+    path = input_files.of_home(name)
     if path.is_dir():
-        return _open_files(_images_in(path))
+        return _open_files(_images_in(path), reading, is_ahead)
     if path.exists():
-        return _open_file(str(path))
+        if path.suffix.lower() == LIST_SUFFIX:
+            names = _listed(path)
+            return _open_at_once(names, reading) if len(names) > 1 else _open_name(names[0], reading, is_ahead)
+        return _open_file(str(path), reading, is_ahead)
     if name.isdecimal():
-        return _open_video(int(name))
+        return _open_video(int(name), reading, is_ahead)
     if not glob.has_magic(name):
         raise SourceError(f"{path} does not exist")
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -117,7 +321,49 @@ def _open_name(name: str) -> Iterator[tuple[np.ndarray, str | None]]:
     files = sorted(file for file in matches if Path(file).suffix.lower() in suffixes)
     if not files:
         raise SourceError(f"no image or video matches {path}; {_what_is_there(str(path), matches)}")
-    return _open_files(_without_own_pictures(files))
+    return _open_files(_without_own_pictures(files), reading, is_ahead)
+
+
+def _target_of(source: str | os.PathLike[str] | int) -> str | int:
+    """What OpenCV calls a camera or stream."""
+    name = source if isinstance(source, int) else os.fspath(source)
+    return int(name) if isinstance(name, str) and name.isdecimal() else name
+
+
+def _listed(path: Path) -> list[str]:
+    """The sources that a .streams file names."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise SourceError(f"{path} cannot be read; expected a text file with a source in each line") from None
+    names = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    if not names:
+        raise SourceError(f"{path} names no source; expected one in each line, such as rtsp://camera/stream")
+    found = []
+    for name in names:
+        is_file = not (is_url(name) or (name.isdecimal() and not (path.parent / name).exists()))
+        found.append(str(path.parent / Path(name).expanduser()) if is_file else name)
+    if nested := [name for name in found if Path(name).suffix.lower() == LIST_SUFFIX or name == str(path.parent / "-")]:
+        raise SourceError(f"{path} names {nested[0]}; expected cameras, streams, videos and images")
+    return found
+
+
+def _open_url(url: str, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+    if url.startswith(("http://", "https://")):
+        suffix = Path(urllib.parse.urlsplit(url).path).suffix.lower()
+        if suffix not in STREAM_SUFFIXES and (data := download(url)) is not None:
+            return iter([_Shot(_decode(data, redacted(url)), redacted(url))])
+    return _open_video(url, reading, is_ahead)
+
+
+def _open_pipe(pipe: Pipe, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+    def read(stop: threading.Event) -> Iterator[_Shot]:
+        return _shots(read_pipe(pipe, stop, reading.every), pipe.name, is_live=True)
+
+    # A thread that waits for data cannot be told to stop everywhere.
+    if is_ahead and pipe.can_wait:
+        return _ahead([read], reading, pauses=True)
+    return read(threading.Event())
 
 
 def _what_is_there(pattern: str, matches: list[str]) -> str:
@@ -201,11 +447,13 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(HIDDEN)
 
 
-def _open_file(file: str) -> Iterator[tuple[np.ndarray, str | None]]:
+def _open_file(file: str, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+    if is_camera(file):
+        return _open_video(file, reading, is_ahead)
     if Path(file).suffix.lower() in VIDEO_SUFFIXES:
         _require_video(file)
-        return _open_video(file)
-    return iter([(_read_image(file), file)])
+        return _open_video(file, reading, is_ahead)
+    return iter([_Shot(_read_image(file), file)])
 
 
 def _require_video(file: str) -> None:
@@ -215,7 +463,7 @@ def _require_video(file: str) -> None:
         SourceError: it is something else.
     """
     try:
-        with open_file(file) as opened:
+        with input_files.open_file(file) as opened:
             start = opened.read(512)
     except OSError as error:
         raise SourceError(f"{file} cannot be read: {error.strerror}") from error
@@ -223,24 +471,28 @@ def _require_video(file: str) -> None:
         raise SourceError(f"{file} cannot be read: it is text, perhaps a playlist, expected a video")
 
 
-def _open_files(files: Iterable[str]) -> Iterator[tuple[np.ndarray, str | None]]:
+def _open_files(files: Iterable[str], reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
     """The images of files found in a folder or by a pattern: a damaged one is skipped."""
-    num_read = 0
-    for file in files:
-        try:
-            frames = _open_file(file)
-        except SourceError as error:
-            logger.warning("%s; skipped", error)
-            continue
-        num_read += 1
-        yield from frames
-    if not num_read:
-        raise SourceError("none of the images could be read; the warnings above name them")
+
+    def read(_: threading.Event) -> Iterator[_Shot | None]:
+        num_read = 0
+        for file in files:
+            try:
+                shots = _open_file(file, reading, is_ahead=False)
+            except SourceError as error:
+                logger.warning("%s; skipped", error)
+                continue
+            num_read += 1
+            yield from shots
+        if not num_read:
+            raise SourceError("none of the images could be read; the warnings above name them")
+
+    return _ahead([read], reading) if is_ahead else read(threading.Event())
 
 
 def _read_image(file: str) -> np.ndarray:
     try:
-        data = read_file(file, MAX_FILE_BYTES)
+        data = input_files.read_file(file, MAX_FILE_BYTES)
     except OSError as error:
         raise SourceError(f"{file} cannot be read: {error.strerror}") from error
     return _decode(data, file)
@@ -253,52 +505,31 @@ def _decode(data: bytes, name: str) -> np.ndarray:
         raise SourceError(f"{name} {error}") from error
 
 
-def _download(url: str) -> bytes:
-    import http.client  # only where it is needed: `predict` is to start fast
-    import urllib.request
+def _open_video(target: str | int, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+    """A video file, camera or stream. That it cannot be opened is known at once."""
+    capture = Capture(target)
 
-    try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            data = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise SourceError(f"{url} cannot be downloaded: {error}") from error
-    if len(data) > MAX_DOWNLOAD_BYTES:
-        raise SourceError(f"{url} is larger than {MAX_DOWNLOAD_BYTES // 1024**2} MiB; download it and give its path")
-    return data
+    def read(stop: threading.Event) -> Iterator[_Shot]:
+        if capture.is_live:
+            pictures = read_live(target, capture, stop, every=reading.every, reconnect=reading.reconnect)
+        else:
+            pictures = read_file(capture, reading.every)
+        return _shots(pictures, capture.name, is_live=capture.is_live)
 
-
-def _open_video(source: str | int) -> Iterator[tuple[np.ndarray, str | None]]:
-    name = f"camera {source}" if isinstance(source, int) else source
-    with _quiet_opencv():
-        video = cv2.VideoCapture(source)
-        is_read, frame = video.read()
-    if not is_read:
-        video.release()
-        raise SourceError(f"{name} cannot be read: it cannot be opened, or contains no video that OpenCV can decode")
-
-    def frames() -> Iterator[tuple[np.ndarray, str | None]]:
-        current = frame
-        try:
-            while current is not None:
-                yield cv2.cvtColor(current, cv2.COLOR_BGR2RGB), name
-                current = video.read()[1]
-        finally:
-            video.release()
-
-    return frames()
+    return _ahead([read], reading, pauses=capture.is_live) if is_ahead else read(threading.Event())
 
 
-def _open_array(array: np.ndarray, kind: str) -> Iterator[tuple[np.ndarray, str | None]]:
+def _open_array(array: np.ndarray, kind: str) -> Iterator[_Shot | None]:
     try:
         pixels = rgb_from_array(array)
     except PixelsError as error:
         raise SourceError(f"{kind} {error}") from error
-    return ((image, None) for image in (pixels if pixels.ndim == 4 else [pixels]))
+    return (_Shot(image, None) for image in (pixels if pixels.ndim == 4 else [pixels]))
 
 
-def _open_pil(image: Any) -> Iterator[tuple[np.ndarray, str | None]]:
+def _open_pil(image: Any) -> Iterator[_Shot | None]:
     try:
-        return iter([(rgb_from_pil(image), None)])
+        return iter([_Shot(rgb_from_pil(image), None)])
     except PixelsError as error:
         raise SourceError(f"a PIL image {error}") from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow reads the file only now
@@ -317,14 +548,3 @@ def _array_of_tensor(tensor: Any) -> np.ndarray:
     tensor = tensor.detach().cpu()
     array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     return array if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -3, -1))
-
-
-@contextlib.contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Silence OpenCV, which writes several lines to stderr about a video that it cannot open."""
-    settings: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has these at the top level
-    level = settings.setLogLevel(0)
-    try:
-        yield
-    finally:
-        settings.setLogLevel(level)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.runtime import Detections, PredictionFolder
+from rtdetrv4.runtime import Detections, PredictionFolder, prediction_folder
+from rtdetrv4.runtime.prediction_lines import pictures_in
 
 
-def found_in(path: str | None) -> Detections:
-    """A cat in a black image."""
+def found_in(path: str | None, frame: int | None = None, *, is_last: bool = False) -> Detections:
+    """A cat in a black image, which may be that of a video."""
     return Detections(
         xyxy=np.array([[0, 0, 5, 5]], dtype=np.float32),
         confidence=np.array([0.9], dtype=np.float32),
@@ -24,7 +28,15 @@ def found_in(path: str | None) -> Detections:
         image=np.zeros((8, 8, 3), dtype=np.uint8),
         path=path,
         category_ids=(17, 5),
+        frame_index=frame,
+        time=None if frame is None else frame / 10,
+        is_last=is_last,
     )
+
+
+def num_frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return len(list(container.decode(video=0)))
 
 
 def read_lines(folder: Path) -> list[dict]:
@@ -113,3 +125,119 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     (line,) = read_lines(results.path)
     assert (line["path"], line["picture"]) == (name, picture)
     assert (results.path / picture).is_file()
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_videos_become_videos(tmp_path: Path) -> None:
+    with PredictionFolder(tmp_path / "found") as results:
+        names = [results.add(found_in("a/clip.mov", frame, is_last=frame == 2)) for frame in range(3)]
+        assert num_frames(results.path / "clip.mp4") == 3, "complete when the video ends"
+        names += [results.add(found_in("b/clip.mp4", 0)), results.add(found_in("photo.png"))]
+    assert names == [*(f"clip.mp4, frame {frame}" for frame in range(3)), "clip-2.mp4, frame 0", "photo.jpg"]
+    assert names_in(results.path) == {"clip.mp4", "clip-2.mp4", "photo.jpg", "predictions.jsonl"}
+    assert num_frames(results.path / "clip-2.mp4") == 1
+    lines = read_lines(results.path)
+    assert [line.get("video") or line.get("picture") for line in lines] == [
+        *["clip.mp4"] * 3,
+        "clip-2.mp4",
+        "photo.jpg",
+    ]
+    assert [line.get("frame") for line in lines] == [0, 1, 2, 0, None]
+    assert lines[2]["time"] == 0.2
+    assert pictures_in(results.path) == {"clip.mp4", "clip-2.mp4", "photo.jpg"}, "no sources of a later run"
+
+
+def test_videos_of_a_folder_keep_theirs(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"mine")
+    with PredictionFolder(tmp_path) as results:
+        assert results.add(found_in(str(tmp_path / "clip.mp4"), 0)) == "clip-found.mp4, frame 0"
+    assert (tmp_path / "clip.mp4").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "written"),
+    [
+        (["video"], {"clip.mp4", "photo.jpg", "predictions.jsonl"}),
+        (["pictures"], {"clip.jpg", "clip-000001.jpg", "photo.jpg", "predictions.jsonl"}),
+        (["pictures", "video"], {"clip.mp4", "clip.jpg", "clip-000001.jpg", "photo.jpg", "predictions.jsonl"}),
+        (["jsonl"], {"predictions.jsonl"}),
+        (["csv"], {"predictions.csv"}),
+        (["coco", "csv"], {"predictions.coco.json", "predictions.csv"}),
+        (["yolo"], {f"labels/{name}.txt" for name in ("classes", "clip", "clip-000001", "photo")}),
+        ([], set()),
+    ],
+)
+def test_what_is_written_is_what_is_asked_for(tmp_path: Path, kinds: list[str], written: set[str]) -> None:
+    with PredictionFolder(tmp_path / "found", kinds) as results:
+        for detections in (found_in("clip.mp4", 0), found_in("clip.mp4", 1, is_last=True), found_in("photo.png")):
+            results.add(detections)
+    assert results.path.exists() == bool(written)
+    assert names_in(results.path) == written
+    second = PredictionFolder(tmp_path / "found", kinds)
+    assert second.path == (tmp_path / "found-2" if written else tmp_path / "found"), "nothing is written over"
+    assert results.num_images == 3
+
+
+def test_labels_are_called_as_their_pictures(tmp_path: Path) -> None:
+    with PredictionFolder(tmp_path, ["pictures", "yolo-conf"]) as results:
+        for source in ("a/cat.jpg", "b/cat.jpg"):
+            results.add(found_in(source))
+    pictures = {path.stem for path in tmp_path.glob("*.jpg")}
+    assert pictures == {"cat", "cat-000001"}
+    assert {path.stem for path in (tmp_path / "labels").iterdir()} == {*pictures, "classes"}
+
+
+def test_without_pyav_videos_become_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prediction_folder, "can_write_video", lambda: False)
+    caplog.set_level(logging.INFO)
+    with PredictionFolder(tmp_path / "found") as results:
+        for frame in range(2):
+            results.add(found_in("clip.mp4", frame))
+    assert names_in(results.path) == {"clip.jpg", "clip-000001.jpg", "predictions.jsonl"}
+    assert caplog.text.count('PyAV is missing: pip install "rtdetrv4[video]"') == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("https://site/photos/cat.png?token=secret", "cat.jpg"),
+        ("rtsp://***@10.0.0.5:554/cam/main?channel=1", "10.0.0.5-cam-main.jpg"),
+        ("http://yard/video.mjpg (2)", "yard-video-2.jpg"),
+        ("http://yard:80", "yard.jpg"),
+        ("rtsp://***", "stream.jpg"),
+        ("camera 0", "camera 0.jpg"),
+    ],
+)
+def test_pictures_of_streams(tmp_path: Path, source: str, name: str) -> None:
+    assert PredictionFolder(tmp_path / "found").add(found_in(source)) == name
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (["vidoe"], 'save: got "vidoe", expected pictures, video, jsonl, .* Did you mean "video"?'),
+        (["yolo", "yolo-conf"], "yolo and yolo-conf write the same files"),
+    ],
+)
+def test_kinds_that_cannot_be(tmp_path: Path, kinds: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PredictionFolder(tmp_path, kinds)
+
+
+def test_a_full_disk_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = PredictionFolder(tmp_path / "found", ["csv"])
+    results.add(found_in("a.jpg"))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results._files[0], "add", fail)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        results.add(found_in("b.jpg"))
+    assert error.value.filename == str(tmp_path / "found")
+    assert results.num_images == 1

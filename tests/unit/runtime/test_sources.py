@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from rtdetrv4.errors import SourceError
-from rtdetrv4.runtime import Detections, read_source, sources
+from rtdetrv4.runtime import Detections, read_source, urls
 
 
 def make_image(seed: int = 0, height: int = 24, width: int = 40) -> np.ndarray:
@@ -34,7 +34,7 @@ def test_file_is_read_as_rgb(tmp_path: Path) -> None:
     for given in (path, str(path)):
         (frame,) = read_source(given)
         np.testing.assert_array_equal(frame.image, make_image())
-        assert frame[1:] == (str(path), 0)
+        assert frame[1:] == (str(path), 0, None, None, False)
 
 
 def test_folder_and_glob_in_order_of_names(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_sources_that_are_not_there_fail_at_once(tmp_path: Path, capfd: pytest.C
         (99, "camera 99 cannot be read"),
         (3.5, "cannot read images from float"),
         (None, "cannot read images from NoneType"),
-        (b"bytes", "cannot read images from bytes"),
+        (b"bytes", r"the image is damaged or not an image \(5 bytes\)"),
     ]:
         with pytest.raises(SourceError, match=message):
             read_source(source)
@@ -183,7 +183,7 @@ def test_sources_that_are_not_there_fail_at_once(tmp_path: Path, capfd: pytest.C
     assert capfd.readouterr() == ("", "")
 
 
-def test_images_in_memory() -> None:
+def test_images_in_memory(tmp_path: Path) -> None:
     image = make_image()
     channels_first = torch.from_numpy(image).permute(2, 0, 1)
     for source in (
@@ -196,7 +196,9 @@ def test_images_in_memory() -> None:
         (frame,) = read_source(source)
         np.testing.assert_array_equal(frame.image, image)
         assert frame.image.flags.c_contiguous
-        assert frame[1:] == (None, 0)
+        assert frame[1:] == (None, 0, None, None, False)
+    (frame,) = read_source(write(tmp_path / "a.png", image).read_bytes())
+    np.testing.assert_array_equal(frame.image, image)
     for batch in (np.stack([image, image]), torch.stack([channels_first, channels_first]).requires_grad_(False)):
         assert [frame.number for frame in read_source(batch)] == [0, 1]
     (frame,) = read_source((channels_first / 255).requires_grad_())
@@ -263,7 +265,7 @@ def test_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert frame.path == f"{url}/a.png"
         with pytest.raises(SourceError, match="cannot be downloaded: HTTP Error 404"):
             read_source(f"{url}/b.png")
-        monkeypatch.setattr(sources, "MAX_DOWNLOAD_BYTES", 100)
+        monkeypatch.setattr(urls, "MAX_DOWNLOAD_BYTES", 100)
         with pytest.raises(SourceError, match="is larger than"):
             read_source(f"{url}/a.png")
     finally:
