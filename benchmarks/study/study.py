@@ -6,9 +6,10 @@
 
 `--data` holds one folder per data set: bccd, aquarium, facemask. `pretrain` makes the weights that the arms `before`,
 `both` and `random` start from, one file per seed, from the training images of all three sets without their labels.
-`compare` runs the cells one after the other and copies each `compare.json` to benchmarks/results/study/CELL.json after
-every seed; `page` writes the tables of docs/research/study.md from these. All of it resumes: what is done is not
-repeated. Several processes may work in one folder if they share no seed (`--seeds 0,2` and `--seeds 1,3,4`).
+`compare` runs the cells one after the other and copies the results of each run to benchmarks/results/study/CELL/;
+`page` writes the tables of docs/research/study.md from these. All of it resumes, on another machine too: a run whose
+results are there is not repeated. Several processes may work in one folder if they share no seed (`--seeds 0,2` and
+`--seeds 1,3,4`).
 
 Expected: 10 minutes per pretraining and 2 to 10 per run, on one core.
 """
@@ -19,12 +20,15 @@ import argparse
 import json
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import rtdetrv4
 from rtdetrv4 import Detector
+from rtdetrv4.comparison.summary import read_comparison
 from rtdetrv4.distillation import load_teacher
 
 HERE = Path(__file__).parent
@@ -33,6 +37,7 @@ PAGE = HERE.parents[1] / "docs" / "research" / "study.md"
 SETS = {"bccd": 292, "aquarium": 448, "facemask": 677}
 """Data sets and their numbers of training images."""
 SEEDS = (0, 1, 2, 3, 4)
+LOG = "log.jsonl"
 PRETRAINING_EPOCHS, PRETRAINING_BATCH = 8, 16
 TEACHER = "efficientnet_lite2"
 RANDOM_TEACHER = "tf_efficientnet_lite2"
@@ -135,6 +140,7 @@ def compare(name: str, data: Path, out: Path, seeds: list[int], only: list[str] 
     """Run what is missing of a cell, seed by seed."""
     cell = CELLS[name]
     arms = arms_of(cell, data, out)
+    restore(RESULTS / name, out / name)
     for seed in seeds:
         comparison = rtdetrv4.compare(
             data / cell.data,
@@ -149,18 +155,41 @@ def compare(name: str, data: Path, out: Path, seeds: list[int], only: list[str] 
                 **schedule(cell, cell.steps),
             },
         )
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        text = (comparison.out / "compare.json").read_text(encoding="utf-8")
-        (RESULTS / f"{name}.json").write_text(re.sub(r'"[^"]*/(?=(study|data)/)', '"', text), encoding="utf-8")
+        keep(comparison.out, RESULTS / name)
+
+
+def keep(folder: Path, results: Path) -> None:
+    """Copy what tells of the finished runs: their results, and the evaluated epochs of their logs."""
+    for result in sorted(folder.glob("*/result.json")):
+        to = results / result.parent.name
+        to.mkdir(parents=True, exist_ok=True)
+        text = result.read_text(encoding="utf-8").replace(str(folder.parent), "runs/study")
+        (to / result.name).write_text(text, encoding="utf-8")
+        lines = (result.parent / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+        evaluated = (line for line in lines if '"type": "epoch"' in line and '"ap":' in line)
+        (to / LOG).write_text("".join(evaluated), encoding="utf-8")
+
+
+def restore(results: Path, folder: Path) -> None:
+    """Put the results that are kept where `compare` looks for them, so that it does not repeat the runs."""
+    for result in sorted(results.glob("*/result.json")):
+        to = folder / result.parent.name
+        if not (to / result.name).is_file():
+            to.mkdir(parents=True, exist_ok=True)
+            shutil.copy(result.parent / LOG, to)
+            shutil.copy(result, to)
 
 
 def write_page() -> None:
     """Put each cell's table between `<!-- CELL -->` and `<!-- end -->`."""
     page = PAGE.read_text(encoding="utf-8")
-    for file in sorted(RESULTS.glob("*.json")):
-        begin = f"<!-- {file.stem} -->\n"
+    for folder in sorted(RESULTS.iterdir()):
+        begin = f"<!-- {folder.name} -->\n"
         if begin in page:
-            table = _table(json.loads(file.read_text(encoding="utf-8")))
+            with tempfile.TemporaryDirectory() as copy:
+                restore(folder, Path(copy))
+                read_comparison(copy, [arm for arm in ALL if list(folder.glob(f"{arm}-seed*"))])
+                table = _table(json.loads(Path(copy, "compare.json").read_text(encoding="utf-8")))
             page = re.sub(f"(?s){re.escape(begin)}.*?<!-- end -->", lambda _, t=begin + table: f"{t}<!-- end -->", page)
     PAGE.write_text(page, encoding="utf-8")
 
