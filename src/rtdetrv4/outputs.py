@@ -19,14 +19,14 @@ SIMILARITY_FILE = "similarity.npz"
 """How the student's F5 resembles the teacher, in the folder of an evaluation."""
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
     """Write a file under another name and rename it: a process that dies while writing leaves the old one whole.
-
-    The content is on the disk before the name is, so that even after a power cut the file is the old or the new one.
 
     Args:
         path: file to write; missing folders are created.
         write: called with the path to write the content to.
+        durable: wait until the content is on the disk before the name is, and then for the name: after a power cut,
+            too, the file is the old or the new one. A disk may take a second for that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -36,10 +36,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         temporary.chmod(mode)  # what the umask gives; safetensors makes files that only their owner can read
-        _flush(temporary)
+        if durable:
+            _flush(temporary)
         temporary.replace(path)
-        with suppress(OSError):  # Windows opens no folders, and some network drives flush none
-            _flush(path.parent)
+        if durable:
+            with suppress(OSError):  # Windows opens no folders, and some network drives flush none
+                _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

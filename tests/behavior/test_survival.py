@@ -202,7 +202,7 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", told_flush)
     monkeypatch.setattr(Path, "replace", told_rename)
-    outputs.write_text(tmp_path / "a.txt", "text")
+    outputs.write_whole(tmp_path / "a.txt", lambda temporary: temporary.write_text("text"), durable=True)
     assert events == [".a.txt.tmp", ".a.txt.tmp to a.txt", tmp_path.name]
 
 

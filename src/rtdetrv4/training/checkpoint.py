@@ -38,7 +38,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
                     raise cause from error
                 raise
 
-    write_whole(path, write)
+    write_whole(path, write, durable=True)
 
 
 def check_checkpoint(path: str | Path) -> None:

@@ -219,7 +219,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
         except safetensors.SafetensorError as error:  # how its writer says that a file could not be written to
             raise OSError(first_line(error)) from error
 
-    write_whole(path, write)
+    write_whole(path, write, durable=True)
 
 
 def add_facts(path: Path, facts: Mapping[str, Any]) -> None:
