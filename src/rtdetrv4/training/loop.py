@@ -540,7 +540,8 @@ class Trainer:
             weight = self.modulation.weight
             modulated = self.modulation.end_epoch(refinement=plan.stage(following).refinement)
         # A resumed run counts unreadable images from 0 again.
-        num_unreadable = self.data.num_unreadable + (0 if self.unlabeled is None else self.unlabeled.num_unreadable)
+        others = [each.num_unreadable for each in (self.unlabeled, self.pseudo_labels) if each is not None]
+        num_unreadable = self.data.num_unreadable + max(others, default=0)  # both read the same files
         pseudo_labels = None if self.pseudo_labels is None else self.pseudo_labels.report()
         if metrics is not None and self.pseudo_labels is not None and following in self.pseudo_labels.epochs:
             self.pseudo_labels.measure()

@@ -243,6 +243,11 @@ class PseudoLabels:
         self.loader.sampler.samples = own[self._taken_before(step) * (self._step_size // self.ranks) :]
         yield from self.loader
 
+    @property
+    def num_unreadable(self) -> int:
+        """Images that could not be decoded so far; they get no labels."""
+        return self.plain.dataset.num_unreadable
+
     def report(self) -> PseudoLabelReport | None:
         """What was labeled in the epoch, or None if it has no pseudo-labels."""
         if self.thresholds is None or not self.num_images:

@@ -12,6 +12,7 @@ from rtdetrv4.config import load_recipe, override
 from rtdetrv4.config.schema import PseudoLabelsConfig
 from rtdetrv4.data.records import Splits
 from rtdetrv4.data.transforms import Augmentation
+from rtdetrv4.errors import ConfigError
 from rtdetrv4.training import Trainer
 from small_training import make_plan, make_teacher, write_images
 
@@ -30,7 +31,7 @@ def test_epochs_are_those_of_the_plan_or_given(settings: dict[str, int], expecte
     assert pseudo_epochs(PseudoLabelsConfig(**settings), plan) == expected  # type: ignore[arg-type]
 
 
-def trainer(folder: Path, *, teacher: bool = False, **settings: Any) -> Trainer:
+def trainer(folder: Path, *, teacher: bool = False, validates: bool = True, **settings: Any) -> Trainer:
     mine = {
         "data.unlabeled": [str(folder)],
         "data.workers": 0,
@@ -48,7 +49,7 @@ def trainer(folder: Path, *, teacher: bool = False, **settings: Any) -> Trainer:
     }
     recipe = override(load_recipe("test"), mine)
     train, val, unlabeled = (write_images(folder / name, 8) for name in ("train", "val", "unlabeled"))
-    splits = Splits(train, val, None, unlabeled=unlabeled)
+    splits = Splits(train, val if validates else None, None, unlabeled=unlabeled)
     detector = build_detector(recipe, train.classes.num_classes)
     return build_trainer(recipe, splits, detector, teacher=make_teacher() if teacher else None)
 
@@ -93,3 +94,12 @@ def test_a_run_too_short_for_any_says_so(tmp_path: Path, caplog: pytest.LogCaptu
     assert pseudo is not None
     assert not pseudo.epochs
     assert "none of the 8 epochs is from epoch 8" in caplog.text
+
+
+def test_best_thresholds_need_validation_images(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"threshold: best needs validation images.*Give a number, such as 0\.5"):
+        trainer(tmp_path, validates=False)
+    pseudo = trainer(tmp_path, validates=False, pseudo_labels__threshold=0.6).pseudo_labels
+    assert pseudo is not None
+    assert pseudo.thresholds is not None
+    assert pseudo.thresholds.tolist() == [0.6, 0.6, 0.6]

@@ -129,6 +129,15 @@ def test_nothing_is_confident_enough(split: Split) -> None:
     assert len(pseudo.labels) == 9
 
 
+def test_images_that_cannot_be_read_get_no_labels(split: Split) -> None:
+    (split.image_dir / "3.png").write_bytes(b"no picture")
+    pseudo = make_pseudo_labels(split, range(2), steps_per_epoch=3)
+    pseudo.label(FindsColors(), 0)
+    assert list(pseudo.labels) == [0, 2, 5, 6, 7, 8, 10, 11]
+    assert pseudo.num_unreadable == 1
+    assert "3.png" not in {info.file_name for batch in pseudo.batches(0) for info in batch.infos}
+
+
 def test_a_class_with_an_infinite_threshold_gives_no_labels(split: Split) -> None:
     pseudo = make_pseudo_labels(split, range(2), steps_per_epoch=3)
     pseudo.thresholds = np.array([0.5, math.inf, 0.5])
