@@ -150,12 +150,6 @@ class ServedModel:
         """Class names."""
         return self.network.classes.names
 
-    def warm_up(self) -> None:
-        """Run the network with every batch size that it is prepared for, so that no request waits for that."""
-        height, width = self.network.size_hw
-        for size in self.network.sizes or (1, self.batcher.max_batch):
-            self.network.run([np.zeros((height, width, 3), dtype=np.uint8)] * size)
-
     def start(self, images: Sequence[bytes], wish: Wish, deadline: float) -> list[Job]:
         """Begin to detect objects.
 
