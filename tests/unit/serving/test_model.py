@@ -330,7 +330,7 @@ def test_trouble_of_a_network_that_hangs(network: Network, monkeypatch: pytest.M
     (job,) = model.start([file_of(gradient(9, 9))], wish(network), time.monotonic() + PATIENCE_S)
     assert began.wait(PATIENCE_S)
     monkeypatch.setattr("rtdetrv4.serving.service.STUCK_S", 0.0)
-    assert service.trouble() == "model color has not answered for 0 s"
+    assert service.trouble() == "a model has not answered for 0 s"
     gate.set()
     job.found.result(PATIENCE_S)
     service.close()
