@@ -40,6 +40,8 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
     "openvino",
+    "fastapi",
+    "uvicorn",
 )
 
 

@@ -16,6 +16,7 @@ from rtdetrv4.errors import ConfigError, require
 if TYPE_CHECKING:
     from rtdetrv4 import Detector
     from rtdetrv4.serving import Network
+    from rtdetrv4.serving.model import ServedModel
 
 MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -23,6 +24,7 @@ ENDINGS = ("_openvino",)
 """Of folders, which are no suffixes."""
 EVERY_RUN = ("best", "last", "model", "weights")
 """Names of files that say nothing, and their folder something."""
+MAX_BATCH = 8
 MIB = 2**20
 
 
@@ -39,7 +41,9 @@ def serve(
         str | None,
         typer.Option(envvar="RTDETRV4_TOKEN", help="What requests must bear. Others can see it in a command line."),
     ] = None,
-    max_batch: Annotated[int, typer.Option(help="Images per run of the network.", min=1)] = 8,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Images per run of the network. Default: as many as pay here, up to 8.", min=1)
+    ] = None,
     max_wait_ms: Annotated[
         float, typer.Option(help="How long an image waits for others that are on their way.", min=0)
     ] = 5.0,
@@ -105,17 +109,16 @@ def serve(
     ).checked()
     place = Place(host, port, certificate, key)
     with open_socket(place) as listening, suppress(KeyboardInterrupt), interruptible(lambda: ""):
-        networks = {
-            name: _load(model, max_batch, threads=threads, device=device, precision=precision, hint=hint)
-            for name, model in named.items()
-        }
-        service = Service(networks, BatchSettings(max_batch, max_wait_ms / 1000, queue), limits)
+        settings = BatchSettings(max_batch or MAX_BATCH, max_wait_ms / 1000, queue)
+        networks = {}
+        for name, model in named.items():
+            network = _load(model, settings.max_batch, threads=threads, device=device, precision=precision, hint=hint)
+            prepare = network.tuned if max_batch is None else network.warmed_up
+            networks[name] = prepare(settings.max_batch)
+        service = Service(networks, settings, limits)
         try:
             for name, model in service.models.items():
-                model.warm_up()
-                height, width = model.network.size_hw
-                classes = f"{len(model.names)} class{'es' * (len(model.names) != 1)}"
-                print(f"{name}: {model.network.architecture}, {height}x{width}, {classes}, {model.network.runtime}")
+                print(f"{name}: {_facts(model)}")
 
             def announce() -> None:
                 shown = f"[{host}]" if ":" in host else host
@@ -159,6 +162,14 @@ def _name_of(model: str) -> str:
     folder = path.absolute().parent.name
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder if stem in EVERY_RUN and folder else stem).strip("-._")
     return name[:64] or "model"
+
+
+def _facts(model: ServedModel) -> str:
+    network, most = model.network, model.batcher.max_batch
+    height, width = network.size_hw
+    classes = f"{len(model.names)} class{'es' * (len(model.names) != 1)}"
+    at_once = f", {network.num_parallel} at once" if network.num_parallel > 1 else ""
+    return f"{network.architecture}, {height}x{width}, {classes}; {network.runtime}, batches of up to {most}{at_once}"
 
 
 def _load(

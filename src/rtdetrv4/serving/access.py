@@ -106,6 +106,8 @@ class Door:
         except RefusedError as error:
             await answer(error)(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # uvicorn knows, and sends no body
+            scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
 
     def _check_size(self, scope: Scope) -> None:

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,9 +26,9 @@ from rtdetrv4.serving.answers import answer
 from rtdetrv4.serving.budget import Budget
 from rtdetrv4.serving.fetching import Fetcher
 from rtdetrv4.serving.metrics import Counting, Metrics
-from rtdetrv4.serving.model import Found, Job, ServedModel, wish_of
+from rtdetrv4.serving.model import Found, Job, ServedModel, Wish, wish_of
 from rtdetrv4.serving.page import POLICY, page_files
-from rtdetrv4.serving.refusals import CLIENT_GONE, RefusedError, late
+from rtdetrv4.serving.refusals import CLIENT_GONE, RefusedError, busy, late
 from rtdetrv4.serving.schema import (
     ModelsOut,
     Predictions,
@@ -142,23 +142,27 @@ def _add_operations(app: FastAPI, service: Service, access: Access, metrics: Met
             return Response(found[0].picture, media_type=f"image/{wish.picture}")
         return JSONResponse(_predictions(model, found, time.monotonic() - start))
 
-    async def _detect(model: ServedModel, sources: Sequence[bytes | Url], wish: Any, deadline: float) -> list[Found]:
-        images = await _fetched(sources)
-        jobs = model.start(images, wish, deadline)
+    async def _detect(model: ServedModel, sources: Sequence[bytes | Url], wish: Wish, deadline: float) -> list[Found]:
+        images = await asyncio.gather(*map(_image_of, sources))
+        fetched = sum(len(image) for image, source in zip(images, sources, strict=True) if isinstance(source, Url))
+        if not held.take(fetched):
+            raise busy("too many large images have been fetched")
         try:
-            return await _all_of(jobs, deadline)
+            jobs = model.start(images, wish, deadline)
+            try:
+                return await _all_of(jobs, deadline)
+            finally:
+                for job in jobs:
+                    job.abandon()
         finally:
-            for job in jobs:
-                job.abandon()
+            held.give(fetched)
 
-    async def _fetched(sources: Sequence[bytes | Url]) -> list[bytes]:
-        """All images, those that lie elsewhere too."""
-        if not access.allows_urls and any(isinstance(source, Url) for source in sources):
+    async def _image_of(source: bytes | Url) -> bytes:
+        if isinstance(source, bytes):
+            return source
+        if not access.allows_urls:
             raise RefusedError(403, "urls_off", "url: this server fetches no images", expected="the images themselves")
-        futures = [
-            asyncio.wrap_future(fetcher.start(source.url)) if isinstance(source, Url) else source for source in sources
-        ]
-        return [each if isinstance(each, bytes) else await each for each in futures]
+        return await asyncio.wrap_future(fetcher.start(source.url))
 
     @app.get("/models", summary="What is served", response_model=ModelsOut, responses={**guarded, **problems(500)})
     async def models() -> JSONResponse:
@@ -184,6 +188,7 @@ def _add_operations(app: FastAPI, service: Service, access: Access, metrics: Met
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
+T = TypeVar("T")
 BINARY = {"type": "string", "format": "binary"}
 
 
@@ -206,7 +211,7 @@ async def _all_of(jobs: Sequence[Job], deadline: float) -> list[Found]:
     return found
 
 
-async def _answered(request: Request, work: Any) -> Any:
+async def _answered(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of work, unless the client goes before it is there."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_gone(request))

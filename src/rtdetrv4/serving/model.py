@@ -19,6 +19,7 @@ from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime import Detections, Frame
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import MAX_JPEG_SIDE
+from rtdetrv4.runtime.machine import num_cores
 from rtdetrv4.runtime.pixels import PixelsError, TooManyPixelsError, decode_image, stored_size
 from rtdetrv4.runtime.preprocess import fit
 from rtdetrv4.runtime.selection import Selection
@@ -140,21 +141,14 @@ class ServedModel:
             num_workers=network.num_parallel,
             observe=observe,
         )
-        # A full batch in every worker, and the next ones on their way.
-        self._pool = ThreadPoolExecutor(
-            min(2 * self.batcher.max_batch * network.num_parallel, settings.max_queue), thread_name_prefix=f"job-{name}"
-        )
+        # A full batch in every worker, the next ones on their way, and as many pictures drawn as there are cores.
+        num_threads = 2 * self.batcher.max_batch * network.num_parallel + num_cores()
+        self._pool = ThreadPoolExecutor(min(num_threads, settings.max_queue), thread_name_prefix=f"job-{name}")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Class names."""
         return self.network.classes.names
-
-    def warm_up(self) -> None:
-        """Run the network with every batch size that it is prepared for, so that no request waits for that."""
-        height, width = self.network.size_hw
-        for size in self.network.sizes or (1, self.batcher.max_batch):
-            self.network.run([np.zeros((height, width, 3), dtype=np.uint8)] * size)
 
     def start(self, images: Sequence[bytes], wish: Wish, deadline: float) -> list[Job]:
         """Begin to detect objects.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from rtdetrv4.runtime import ExportedDetector
 from rtdetrv4.runtime.detect import Run
@@ -14,6 +18,13 @@ from rtdetrv4.runtime.machine import num_cores
 from rtdetrv4.runtime.preprocess import ResizeMode
 from rtdetrv4.serving.batching import batch_sizes
 from rtdetrv4.types import ClassMap
+
+ROUNDS = 4
+"""Runs of each batch size that are timed; the fastest counts, and the first one may have to prepare something."""
+GAIN = 0.03
+"""The share of the time per image that a larger batch must save to be worth the waiting."""
+TUNING_S = 5.0
+"""After which no larger batch is tried."""
 
 
 class Network(NamedTuple):
@@ -96,3 +107,41 @@ class Network(NamedTuple):
             sizes=sizes,
             num_parallel=num_parallel,
         )
+
+    def run_black(self, size: int) -> float:
+        """Run a batch of black images, as after loading and to time it: seconds."""
+        images = [np.zeros((*self.size_hw, 3), dtype=np.uint8)] * size
+        start = time.perf_counter()
+        self.run(images)
+        return time.perf_counter() - start
+
+    def warmed_up(self, max_batch: int) -> Network:
+        """Run it with the batch sizes that it is prepared for, so that no request waits for that; returns itself."""
+        for size in self.sizes or (1, max_batch):
+            self.run_black(size)
+        return self
+
+    def tuned(self, max_batch: int) -> Network:
+        """Find out how many images per run pay here, and keep to that.
+
+        On a GPU, or where threads wait for each other, a batch takes less time than its images one by one. On few
+        cores it may take more, because its features no longer fit the caches, and everyone in it waits for all.
+
+        Args:
+            max_batch: the most images of a run.
+
+        Returns:
+            The network, with the sizes that are to be used.
+        """
+        possible = self.sizes or tuple(range(1, max_batch + 1))
+        best, best_s = possible[0], math.inf
+        begun = time.perf_counter()
+        for size in (size for size in possible if size & (size - 1) == 0 or size == possible[-1]):
+            seconds = min(self.run_black(size) for _ in range(ROUNDS)) / size
+            if seconds < best_s * (1 - GAIN):
+                best, best_s = size, seconds
+            elif seconds > best_s * (1 + GAIN):
+                break
+            if time.perf_counter() - begun > TUNING_S:
+                break
+        return self._replace(sizes=tuple(size for size in possible if size <= best))

@@ -73,11 +73,11 @@ class Service:
         """Why requests should go elsewhere; None if they may come."""
         if self._is_closing:
             return "the server is stopping"
-        for name, model in self.models.items():
+        for model in self.models.values():
             if not model.batcher.is_alive:
-                return f"model {name} has stopped"
+                return "a model has stopped"
             if model.batcher.longest_run_s() > STUCK_S:
-                return f"model {name} has not answered for {STUCK_S:.0f} s"
+                return f"a model has not answered for {STUCK_S:.0f} s"
         return None
 
     def refuse(self) -> None:

@@ -130,6 +130,14 @@ def test_health_and_readiness(client: Client) -> None:
     assert (client.get("/ready").status, client.get("/ready").json) == (200, {"status": "ready"})
 
 
+def test_balancers_may_ask_for_heads(client: Client) -> None:
+    for path in ("/health", "/ready", "/"):
+        answer = client.ask("HEAD", path)
+        assert (answer.status, answer.body) == (200, b"")
+        assert int(answer.headers["content-length"]) > 0
+    assert client.ask("HEAD", "/predict").status == 405
+
+
 def test_metrics(client: Client) -> None:
     def value(name: str, text: str) -> float:
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)

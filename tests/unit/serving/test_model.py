@@ -330,7 +330,7 @@ def test_trouble_of_a_network_that_hangs(network: Network, monkeypatch: pytest.M
     (job,) = model.start([file_of(gradient(9, 9))], wish(network), time.monotonic() + PATIENCE_S)
     assert began.wait(PATIENCE_S)
     monkeypatch.setattr("rtdetrv4.serving.service.STUCK_S", 0.0)
-    assert service.trouble() == "model color has not answered for 0 s"
+    assert service.trouble() == "a model has not answered for 0 s"
     gate.set()
     job.found.result(PATIENCE_S)
     service.close()
@@ -360,8 +360,57 @@ def test_what_a_network_is_made_of(model_path: Path, network: Network) -> None:
     assert several.num_parallel >= 1
     model = Service({"color": several}).model(None)
     assert len(model.batcher._workers) == several.num_parallel
-    model.warm_up()
     model.close()
+
+
+def of_seconds(network: Network, seconds: dict[int, float], sizes: tuple[int, ...] | None = None) -> Network:
+    """A network whose batches take so long, by a clock of its own."""
+    clock = [0.0]
+
+    def run(images: Sequence[np.ndarray]) -> Any:
+        clock[0] += seconds[len(images)]
+
+    network = network._replace(run=run, sizes=sizes)
+    network.run.__dict__["clock"] = clock
+    return network
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes", "expected"),
+    [
+        ({1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3}, None, tuple(range(1, 9))),  # on a GPU
+        ({1: 1.0, 2: 2.0, 4: 4.4}, None, (1,)),  # on two cores
+        ({1: 1.0, 2: 1.6, 4: 3.15, 8: 8.0}, None, (1, 2)),  # four gain nothing that is worth the waiting
+        ({1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3}, (1, 2, 4, 8), (1, 2, 4, 8)),
+        ({1: 1.0, 2: 1.1, 4: 4.8}, (1, 2, 4, 8), (1, 2)),
+        ({1: 1.0, 2: 1.0, 3: 1.0}, (1, 2, 3), (1, 2, 3)),  # of a fixed batch size
+        ({1: 20.0, 2: 1.0}, None, (1,)),  # too slow to try more
+    ],
+)
+def test_batches_are_as_large_as_pays(
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[int, float],
+    sizes: tuple[int, ...] | None,
+    expected: tuple[int, ...],
+) -> None:
+    slow = of_seconds(network, {size: value / 10 for size, value in seconds.items()}, sizes)
+    clock = slow.run.__dict__["clock"]
+    monkeypatch.setattr("rtdetrv4.serving.network.time.perf_counter", lambda: clock[0])
+    assert slow.tuned(8).sizes == expected
+
+
+def test_a_network_is_warmed_up_with_all_its_sizes(network: Network) -> None:
+    seen: list[int] = []
+
+    def run(images: Sequence[np.ndarray]) -> Any:
+        seen.append(len(images))
+        assert images[0].shape == (32, 64, 3)
+
+    network = network._replace(run=run)
+    assert network.warmed_up(8) is network
+    network._replace(sizes=(1, 2, 4)).warmed_up(8)
+    assert seen == [1, 8, 1, 2, 4]
 
 
 def test_a_file_of_a_fixed_batch(tmp_path: Path) -> None:

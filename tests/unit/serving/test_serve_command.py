@@ -172,9 +172,8 @@ def test_a_detector_of_torch_is_served_as_it_predicts(tmp_path: Path) -> None:
     detector = Detector(weights=weights)
     network = network_of(detector)
     assert network.runtime.startswith("PyTorch ")
-    service = Service({"torch": network})
+    service = Service({"torch": network.warmed_up(2)})
     model = service.model(None)
-    model.warm_up()
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     (expected,) = detector.predict(image, conf=0.0, duplicates="keep")
     assert len(expected) > 0
