@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from rows import NUM_RF100VL_SETS, ROWS, Row, run_name
 from runs import RESULT_FILE, SETS_FILE
 
-from rtdetrv4.comparison.results import Difference, Spread, Table
+from rtdetrv4.comparison.arms import Difference
+from rtdetrv4.comparison.spread import Spread
+from rtdetrv4.comparison.tables import Table
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.outputs import write_text
 

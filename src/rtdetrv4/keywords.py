@@ -35,7 +35,6 @@ NAMES_ELSEWHERE: Mapping[str, str] = {
     "size": "imgsz",
     "threshold": "conf",
     "time": "budget",
-    "tracker": "track",
     "vid_stride": "every",
 }
 """What other packages call an argument of ours."""

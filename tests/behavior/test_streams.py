@@ -126,6 +126,7 @@ def test_a_video_on_the_command_line(model: str, tmp_path: Path, capsys: pytest.
     write_video(tmp_path / "clip.avi", [0, 0, 255, 255, 0])
     words = ["--conf", "0.6", "--classes", "red,1", "--track", "bytetrack", "--zone", "all=0,0 1,0 1,1 0,1"]
     words += ["--save", "video,csv,coco,yolo", "--out", "found"]
+    pytest.importorskip("trackers")
     assert main(["predict", "clip.avi", "-m", model, *words]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "clip.mp4, frame 0: nothing; all: 0 inside",
@@ -178,7 +179,7 @@ def test_ctrl_c_leaves_whole_results(model: str, capsys: pytest.CaptureFixture[s
         camera.is_held = True
 
         def press() -> None:
-            while not (Path("found/predictions.jsonl").exists() and len(lines_of("found")) >= 2):
+            while not (Path("found/predictions.jsonl").exists() and lines_of("found")):
                 time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)

@@ -401,7 +401,7 @@ def test_refinement_goes_on_without_a_lost_best(split, tmp_path, caplog):
 
     trainer._finish_epoch = lose
     trainer.run()
-    assert "best.pt is gone" in caplog.text
+    assert "best.pt does not exist" in caplog.text
 
 
 def test_best_and_last(split, tmp_path):

@@ -169,7 +169,7 @@ def class_indices(classes: Sequence[str | int] | str | int, names: tuple[str, ..
 
 def _is_number(given: object) -> bool:
     """Whether this is a number, which is text on a command line."""
-    return isinstance(given, int | np.integer) or (isinstance(given, str) and given.isdecimal())
+    return isinstance(given, int | np.integer) or (isinstance(given, str) and given.isdecimal() and len(given) < 10)
 
 
 def _unknown(given: object, names: tuple[str, ...]) -> str:

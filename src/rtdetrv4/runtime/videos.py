@@ -225,8 +225,11 @@ class _Retry:
 
 
 def is_camera(target: str | int) -> bool:
-    """Whether this is the number of a camera, or the file of its device."""
-    return isinstance(target, int) or (not is_url(target) and Path(target).is_char_device())
+    """Whether this is the number of a camera, or the file of its device; no other device, such as /dev/zero."""
+    if isinstance(target, int) or is_url(target):
+        return isinstance(target, int)
+    path = Path(target)
+    return path.is_char_device() and path.resolve().name.startswith("video")
 
 
 def name_of(target: str | int) -> str:
