@@ -179,7 +179,8 @@ def test_ctrl_c_leaves_whole_results(model: str, capsys: pytest.CaptureFixture[s
         camera.is_held = True
 
         def press() -> None:
-            while not (Path("found/predictions.jsonl").exists() and lines_of("found")):
+            written, end = Path("found/predictions.jsonl"), time.monotonic() + 20
+            while time.monotonic() < end and not (written.exists() and b"\n" in written.read_bytes()):
                 time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
