@@ -368,7 +368,7 @@ def test_file_urls_and_device_files(tmp_path: Path, capfd: pytest.CaptureFixture
     path = write_video(tmp_path / "a b.mp4", [0, 100])
     assert len(list(read_source(path.as_uri()))) == 2
     if os.name == "posix":
-        with pytest.raises(SourceError, match="/dev/null cannot be read: it cannot be opened"):
+        with pytest.raises(SourceError, match="/dev/null cannot be read: it is a device, expected a file"):
             read_source("/dev/null")
     assert capfd.readouterr() == ("", "")
 
