@@ -7,7 +7,7 @@ ISA_TESTS := $(addprefix tests/,parity/test_criterion.py parity/test_models.py p
 	unit/losses unit/ops unit/distillation/test_tap.py behavior/test_arrangement.py behavior/test_ranks.py \
 	behavior/test_resume.py)
 
-.PHONY: demo test isa check bench docs dist try-wheel sbom clean
+.PHONY: demo test isa check fuzz audit bench docs dist try-wheel sbom clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo  ## distill, evaluate and export a detector of synthetic shapes; results in runs/demo
@@ -28,6 +28,16 @@ check: $(VENV)/.installed-dev  ## check style, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# 60 s for each of 17 surfaces, three times as much for the server: make fuzz FUZZ="--seconds 600 --seed 1"
+fuzz: $(VENV)/.installed-dev  ## try damaged and made-up input on everything that reads a stranger's files; finds go to runs/fuzz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check schemathesis
+	$(BIN)/python tests/fuzz/run.py $(FUZZ)
+
+# It asks a database in the internet, and so is no part of `check`.
+audit: $(VENV)/.installed-all  ## ask for known vulnerabilities in everything that a full installation consists of
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 # To only show that they run: make bench BENCH=--quick
 bench: $(VENV)/.installed-dev  ## run every benchmark and update docs/benchmarks.md; needs an idle machine for 15 minutes

@@ -32,7 +32,7 @@ def is_public(address: str) -> bool:
 def is_this_machine(host: str) -> bool:
     """Whether a host is this very machine, by its name alone."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_this_machine
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost" or host.lower().endswith(".localhost")
 

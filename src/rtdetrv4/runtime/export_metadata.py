@@ -15,6 +15,7 @@ from rtdetrv4.runtime.preprocess import ResizeMode
 
 METADATA_KEY = "rtdetrv4"
 MAX_BYTES = 64 << 20
+MAX_CLASSES = 100_000
 MAX_SIDE = 16_384
 """Of images; a file that claims more would only have its reader run out of memory."""
 
@@ -92,7 +93,7 @@ class ExportMetadata(NamedTuple):
         }
         for key, values in known.items():
             value = getattr(metadata, key)
-            if value not in values:
+            if not isinstance(value, str) or value not in values:
                 raise ExportError(
                     f'the exported model has {key} "{value}", expected {" or ".join(sorted(values))}; '
                     f"it was written by rtdetrv4 {metadata.version}; install that version"
@@ -114,7 +115,7 @@ def _check_entries(fields: object) -> None:
     if unknown := [name for name in fields if name not in known]:
         raise ValueError(f"this version knows no {', '.join(unknown)}")
     names, ids, size = (fields[key] for key in ("names", "category_ids", "image_size"))
-    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+    if not (isinstance(names, list) and 0 < len(names) <= MAX_CLASSES and all(isinstance(name, str) for name in names)):
         raise ValueError("names is no list of class names")
     if not (isinstance(ids, list) and all(type(number) is int for number in ids) and len(ids) == len(names)):
         raise ValueError(f"category_ids is no list of {len(names)} whole numbers, one for each of names")
@@ -122,8 +123,10 @@ def _check_entries(fields: object) -> None:
         isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= MAX_SIDE for side in size)
     ):
         raise ValueError(f"image_size is no height and width in pixels, of up to {MAX_SIDE}")
-    if not (isinstance(fields["model"], str) and isinstance(fields["version"], str)):
-        raise ValueError("model and version are no texts")
+    if not all(isinstance(fields.get(key, ""), str) for key in ("model", "version", "precision")):
+        raise ValueError("model, version and precision are no texts")
+    if (batch := fields.get("batch")) is not None and (type(batch) is not int or batch < 1):
+        raise ValueError("batch is no number of images")
     thresholds, usual = fields.get("thresholds"), fields.get("training_hw")
     if thresholds is not None and not (isinstance(thresholds, dict) and all(map(_is_number, thresholds.values()))):
         raise ValueError("thresholds is no number for each class")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import urllib.request
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from rtdetrv4.addresses import is_public
 
@@ -58,15 +58,16 @@ def _proxies() -> set[str | None]:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        scheme = urlsplit(newurl).scheme
+    def http_error_302(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        target = urljoin(req.full_url, headers.get("Location") or "")
+        scheme = urlsplit(target).scheme
         if scheme not in ("http", "https"):
-            raise RedirectError(f"it redirects to {scheme or 'nothing'}:, expected https:")
+            raise RedirectError(f"it redirects to {scheme}:, expected https:")
         if req.type == "https" and scheme != "https":
             raise RedirectError("it redirects from https: to http:")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class _Http(urllib.request.HTTPHandler):

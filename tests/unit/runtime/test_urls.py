@@ -108,7 +108,7 @@ def test_a_redirect_from_a_camera_to_the_internet(server: str, monkeypatch: pyte
 def test_a_redirect_out_of_encryption() -> None:
     request = urllib.request.Request("https://site.example/a.jpg")
     with pytest.raises(RedirectError, match="it redirects from https: to http:"):
-        _Redirects().redirect_request(request, None, 302, "", {}, "http://site.example/a.jpg")
+        _Redirects().http_error_302(request, None, 302, "", {"Location": "http://site.example/a.jpg"})
     with pytest.raises(SourceError, match="cannot be downloaded"):
         download("file:///etc/hostname")
 
