@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import zipfile
 from collections.abc import Mapping
@@ -70,6 +71,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     check_checkpoint(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint: its pickle is damaged, or holds Python objects, which can run any "
+            "code and which no training state has."
+        ) from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise _unreadable(path, error) from error
     require_plain(state, path)

@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from rtdetrv4.data.batch import mix_up, prepare_batch, split_images
 from rtdetrv4.distillation import DistillationStudent, Modulation, Teacher
 from rtdetrv4.distillation.modulation import gradient_share
-from rtdetrv4.errors import ConfigError, WeightsError, first_line
+from rtdetrv4.errors import ConfigError, RTDETRError, WeightsError, first_line
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
@@ -209,6 +209,26 @@ class Trainer:
         """Whether a teacher would be used in this epoch."""
         return self.teach_epochs is None or self.position.epoch < self.teach_epochs
 
+    def _resume_from(self, path: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ConfigError: it is of a run with another plan.
+            WeightsError: it is damaged, or of another run.
+        """
+        state = load_checkpoint(path)
+        try:
+            self.state.load_state_dict(state)
+        except RTDETRError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise WeightsError(
+                f"{path} does not hold the state of this run ({type(error).__name__}: {first_line(error)}); start a "
+                "new run."
+            ) from error
+
     def run(self, resume: Path | None = None) -> RunResult:
         """Train to the end of the plan, from the checkpoint `resume` if given.
 
@@ -219,7 +239,7 @@ class Trainer:
         """
         set_seed(self.seed, device_specific=True)
         if resume is not None:
-            self.state.load_state_dict(load_checkpoint(resume))
+            self._resume_from(resume)
         is_complete = False
         self.begun, self.num_epochs, self.is_out_of_time = time.monotonic(), 0, False
         info = self._info(self._start_metrics())

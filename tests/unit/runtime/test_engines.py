@@ -15,10 +15,12 @@ import onnx.parser
 import openvino
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from color_model import GRAPH, METADATA
 from rtdetrv4 import Detector
+from rtdetrv4.cli import main
 from rtdetrv4.errors import ConfigError, ExportError, MissingDependencyError
 from rtdetrv4.runtime import ExportedDetector
 from rtdetrv4.runtime.engines import check_name, is_exported, open_engine
@@ -106,6 +108,23 @@ def test_any_batch_is_run(write: Write, tmp_path: Path) -> None:
     (detections,) = ExportedDetector(path).predict(np.full((50, 200, 3), (255, 0, 0), np.uint8), conf=0.6)
     assert detections.class_name == ["red"]
     np.testing.assert_allclose(detections.xyxy, [[50, 0, 150, 50]], atol=1e-3)
+
+
+@pytest.mark.parametrize("write", [write_torchscript, write_pt2], ids=["torchscript", "pt2"])
+def test_programs_of_somebody_else(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, METADATA.to_json(), "batch")
+    monkeypatch.setattr("rtdetrv4.runtime.trust.own_folder", lambda: tmp_path / "nothing is noted here")
+    for load in (open_engine, ExportedDetector, Detector):
+        with pytest.raises(ExportError, match=r"model\.\w+ was not loaded: it is a program of .* not exported on this"):
+            load(path)
+        load(path, trust=True)
+    Image.new("RGB", (64, 32), (255, 0, 0)).save(tmp_path / "red.png")
+    command = ["predict", str(tmp_path / "red.png"), "--model", str(path), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "--trust" in capsys.readouterr().err
+    assert main([*command, "--trust"]) == 0
 
 
 @every_runtime

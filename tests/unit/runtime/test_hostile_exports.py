@@ -168,6 +168,24 @@ def test_what_is_no_onnx(tmp_path: Path, content: bytes) -> None:
     refused(tmp_path / "m.onnx", r"cannot load .*m\.onnx: it is damaged or truncated, or no ONNX file; export it again")
 
 
+def test_names_that_are_no_text(tmp_path: Path, model: onnx.ModelProto) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString().replace(b'"model"', b'"m\xffdel"'))
+    refused(path, r"onnxruntime cannot load .*'utf-8' codec can't decode")
+
+
+@pytest.mark.parametrize("shape", [[1, 3, 32], [3, 32, 64, 1, 1], []])
+def test_an_input_that_is_no_image(tmp_path: Path, model: onnx.ModelProto, shape: list[int]) -> None:
+    path = tmp_path / "m.onnx"
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
+    graph = helper.make_graph([helper.make_node("Identity", ["images"], ["y"])], "g", inputs, [])
+    graph.output.add(name="y")
+    changed = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(changed, {METADATA_KEY: METADATA.to_json()})
+    path.write_bytes(changed.SerializeToString())
+    refused(path, r"m\.onnx takes images tensor\(float\) \[.*\], expected images")
+
+
 def test_ordinary_types_are_measured_right(tmp_path: Path, model: onnx.ModelProto) -> None:
     """Of every type that numpy has, written as bytes and one by one."""
     path = tmp_path / "m.onnx"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 
 import cv2
@@ -142,6 +144,38 @@ def test_features_are_computed_once(tmp_path):
     image = cv2.imread(str(tmp_path / "images" / "1.png"))
     cv2.imwrite(str(tmp_path / "images" / "1.png"), 255 - image)
     assert fill(make_teacher()) == 1
+
+
+@pytest.mark.parametrize("damage", ["short", "pickle", "terabytes", "pipe"])
+def test_damaged_and_planted_files_are_named_and_computed_again(tmp_path, damage, caplog):
+    split = write_images(tmp_path / "images", 2)
+    features = TeacherFeatures(split, (64, 64), make_teacher(), tmp_path / "features")
+    accelerator = make_accelerator("cpu", "off")
+    features.fill(accelerator, batch=2, workers=0)
+    path = features._path(0)
+    size = path.stat().st_size
+    if damage == "short":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps(b"x" * size)[:size])
+    elif damage == "terabytes":
+        with path.open("wb") as file:
+            header = {"descr": "<f2", "fortran_order": False, "shape": (1 << 40,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(bytes(size - file.tell()))
+    else:
+        path.unlink()
+        os.mkfifo(path)
+    assert features._read(0) is None
+    assert features._read(0) is None
+    assert [each for each in caplog.messages if "is damaged" in each] == [
+        f"{path} in the cache of the teacher is damaged; until the next start, its image has none."
+    ]
+    assert features._read(1) is not None
+    path.unlink()
+    path.write_bytes(b"of another size")
+    assert features.fill(accelerator, batch=2, workers=0) == 1
+    assert features._read(0) is not None
 
 
 def test_a_function_has_no_digest(tmp_path):

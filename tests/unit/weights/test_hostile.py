@@ -18,8 +18,9 @@ import torch
 from rtdetrv4.assembly import create_model
 from rtdetrv4.distillation import load_teacher
 from rtdetrv4.errors import WeightsError
-from rtdetrv4.training.checkpoint import load_checkpoint
+from rtdetrv4.training.checkpoint import load_checkpoint, save_checkpoint
 from rtdetrv4.weights import read_checkpoint, read_metadata, save_weights, to_released
+from small_training import make_trainer, write_images
 
 
 class Trap:
@@ -179,6 +180,14 @@ def test_a_training_state_with_code(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"last\.pt cannot be read as a checkpoint"):
         load_checkpoint(tmp_path / "last.pt")
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"plan": 5}])
+def test_a_training_state_without_its_parts(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_checkpoint(content, tmp_path / "last.pt")
+    trainer = make_trainer(write_images(tmp_path / "images", 1), tmp_path / "run", distil=False)
+    with pytest.raises(WeightsError, match=r"last\.pt does not hold the state of this run \("):
+        trainer.run(tmp_path / "last.pt")
 
 
 def test_numpy_numbers_need_no_trust_but_say_what_they_are(tmp_path: Path) -> None:
