@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -194,14 +195,13 @@ def fuzz_server(seconds: float) -> Result:
     begin = time.monotonic()
     command = [sys.executable, str(HERE.parent / "fuzz_server.py"), "--seconds", str(int(seconds))]
     done = subprocess.run(command, capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    told = [line for line in lines if "generated" in line or "damaged images" in line]
+    told = [line for line in done.stdout.splitlines() if "generated" in line or "damaged images" in line]
     print("\n".join(told), flush=True)
     finds = [] if done.returncode == 0 else [{"find": "see its output", "number": 0, "details": done.stdout[-4000:]}]
-    counted = sum(
-        int(word) for line in told for word in line.replace(",", " ").replace("}", " ").split()[:1] if word.isdecimal()
-    )
-    return Result(SERVER, counted, round(time.monotonic() - begin, 1), {}, finds)
+    generated = [int(count.replace(",", "")) for count in re.findall(r"([\d,]+) generated", done.stdout)]
+    answered = [int(count) for line in told if "images" in line for count in re.findall(r"\d+: (\d+)", line)]
+    inputs = sum(generated) + sum(answered)
+    return Result(SERVER, inputs, round(time.monotonic() - begin, 1), {}, finds)
 
 
 def main() -> int:
