@@ -54,7 +54,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NO_CLASS_YET = ClassMap(("none yet",), (0,))
 """Stands for the classes of a detector of which only backbone and encoder are trained."""
 
-FormatName = Literal["onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt"]
+FormatName = Literal["onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt", "triton"]
 Own = TypeVar("Own", bound="Detector")
 
 
@@ -988,8 +988,8 @@ class Detector:
         What was compared is written beside each file, NAME.onnx.report.json, and into the report of the run.
 
         Args:
-            format: "onnx", "openvino", "torchscript", "pt2", "executorch" or "tensorrt"; several as a list or with
-                commas between.
+            format: "onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt" or "triton"; several as a list or
+                with commas between.
             precision: in what the network computes: "fp32", "fp16", "bf16" or "int8"; not every format comes in each.
             out: file to write, such as NAME.onnx, or the name of several without an ending; by default beside the
                 weights, or in the current folder for weights from the hub. An earlier export is replaced.
