@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rtdetrv4.training import Observer
     from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -145,7 +145,7 @@ class Detector:
             if weights is not None:
                 raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give only one.')
             model, weights = None, model
-        self.device = _device(device)
+        self.device: torch.device = _device(device)
         self.classes: ClassMap | None = None
         """Class names and their ids in the annotations; None before training or loading."""
         self.metadata: WeightsMetadata | None = None
@@ -162,7 +162,7 @@ class Detector:
         if isinstance(weights, str) and weights in START_NAMES:
             self._start_name, weights = weights, None
         if weights is None:
-            self.recipe = named_recipe(model or DEFAULT_MODEL)
+            self.recipe: Recipe = named_recipe(model or DEFAULT_MODEL)
         else:
             checkpoint = read_checkpoint(weights, takes_pretrained=True)
             self.recipe = recipe_of_weights(model, checkpoint.metadata)
