@@ -80,7 +80,7 @@ from rtdetrv4.training.symptoms import LossWatch
 from rtdetrv4.training.teacher_features import TeacherFeatures, features_folder
 from rtdetrv4.types import ClassMap
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: How long `distillation.mode: auto` measures its band: this share of all epochs, and at least this many.
 PROBE_SHARE, MIN_PROBE = 0.1, 2

@@ -40,7 +40,7 @@ from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, WeightsEr
 from rtdetrv4.run_folder import FREE_ON_RESUME, RECIPE_FILE, RunFolder, fixed_changes
 from rtdetrv4.training.observers import progress_console
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     mode: {"distillation.mode": mode} for mode in ("off", "fixed", "gam", "gam_paper", "auto")

@@ -17,7 +17,7 @@ from torch import nn
 from rtdetrv4.errors import WeightsError, first_line, require
 from rtdetrv4.ops import hub
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def create_network(name: str, *, weights: Path | None = None, **options: Any) -> Any:
