@@ -1,8 +1,7 @@
-"""Detect with a Triton server: python examples/triton/client.py localhost:8001 onnxruntime metadata.json photos/."""
+"""Detect with a Triton server: python examples/triton/client.py localhost:8001 weights photos/."""
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -12,9 +11,10 @@ from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.selection import Selection
 from rtdetrv4.types import ClassMap
 
-server, model, metadata_file, source = sys.argv[1:]
+server, model, source = sys.argv[1:]
 client = triton.InferenceServerClient(server)
-metadata = ExportMetadata.from_json(Path(metadata_file).read_text(encoding="utf-8"))
+parameters = client.get_model_config(model).config.parameters
+metadata = ExportMetadata.from_json(parameters["rtdetrv4"].string_value)
 
 
 def run(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ from rtdetrv4.runtime.speed import measure_speed
 from rtdetrv4.training import Tracker, Trainer, make_accelerator, validate_predictions
 from rtdetrv4.training.checkpoint import load_checkpoint
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 NUM_SHOWN = 12
 """Validation images in predictions.jpg."""

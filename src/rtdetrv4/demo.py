@@ -14,7 +14,7 @@ from rtdetrv4.report import REPORT_PAGE
 from rtdetrv4.run_folder import RunFolder
 from rtdetrv4.training.observers import read_log
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 HUB_TEACHER = "vit_small_patch16_dinov3.lvd1689m"
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rtdetrv4.training import Observer
     from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -54,7 +54,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NO_CLASS_YET = ClassMap(("none yet",), (0,))
 """Stands for the classes of a detector of which only backbone and encoder are trained."""
 
-FormatName = Literal["onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt"]
+FormatName = Literal["onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt", "triton"]
 Own = TypeVar("Own", bound="Detector")
 
 
@@ -149,7 +149,7 @@ class Detector:
             if weights is not None:
                 raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give only one.')
             model, weights = None, model
-        self.device = _device(device)
+        self.device: torch.device = _device(device)
         self.classes: ClassMap | None = None
         """Class names and their ids in the annotations; None before training or loading."""
         self.metadata: WeightsMetadata | None = None
@@ -166,7 +166,7 @@ class Detector:
         if isinstance(weights, str) and weights in START_NAMES:
             self._start_name, weights = weights, None
         if weights is None:
-            self.recipe = named_recipe(model or DEFAULT_MODEL)
+            self.recipe: Recipe = named_recipe(model or DEFAULT_MODEL)
         else:
             checkpoint = read_checkpoint(weights, takes_pretrained=True, trust=trust)
             self.recipe = recipe_of_weights(model, checkpoint.metadata)
@@ -992,8 +992,8 @@ class Detector:
         What was compared is written beside each file, NAME.onnx.report.json, and into the report of the run.
 
         Args:
-            format: "onnx", "openvino", "torchscript", "pt2", "executorch" or "tensorrt"; several as a list or with
-                commas between.
+            format: "onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt" or "triton"; several as a list or
+                with commas between.
             precision: in what the network computes: "fp32", "fp16", "bf16" or "int8"; not every format comes in each.
             out: file to write, such as NAME.onnx, or the name of several without an ending; by default beside the
                 weights, or in the current folder for weights from the hub. An earlier export is replaced.

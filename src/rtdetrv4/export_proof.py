@@ -17,7 +17,7 @@ from rtdetrv4.types import ClassMap
 if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Run = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray, np.ndarray]]
 NUM_PROOF = 16

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rtdetrv4.data.records import Split
     from rtdetrv4.evaluation import Metrics
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 NUM_TIMED = 8
 """Images with which the speed is measured, one after the other."""

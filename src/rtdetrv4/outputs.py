@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rtdetrv4.errors import ConfigError
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
 """What a run logs, in its folder."""

@@ -28,7 +28,7 @@ from rtdetrv4.run_folder import RunFolder
 from rtdetrv4.training import Observer, make_accelerator
 from rtdetrv4.training.observers import read_log
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 DEFAULT_OUT = "runs/pretrain"
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rtdetrv4.data.formats import Split, Splits
     from rtdetrv4.doctor import Findings
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 RunKind = Literal["training", "pretraining"]
 
@@ -113,23 +113,23 @@ class RunFolder:
         return max(stopped, key=lambda folder: folder._saved_at, default=cls(path))
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.weights = self.path / WEIGHTS_FILE
+        self.path: Path = Path(path)
+        self.weights: Path = self.path / WEIGHTS_FILE
         """The best weights, for prediction, export and fine-tuning."""
-        self.best = self.path / BEST_FILE
+        self.best: Path = self.path / BEST_FILE
         """The training state that the best weights come from."""
-        self.last = self.path / LAST_FILE
+        self.last: Path = self.path / LAST_FILE
         """The latest training state, to resume from."""
-        self.recipe = self.path / RECIPE_FILE
+        self.recipe: Path = self.path / RECIPE_FILE
         """Every setting of the run."""
-        self.record = self.path / RECORD_FILE
+        self.record: Path = self.path / RECORD_FILE
         """Versions, seed, classes, and fingerprints of the data."""
-        self.validation = self.path / "validation.txt"
+        self.validation: Path = self.path / "validation.txt"
         """The validation images, if the data had no validation part and some were taken from training."""
-        self.log = self.path / LOG_FILE
-        self.predictions = self.path / "predictions.jpg"
-        self.report = self.path / REPORT_PAGE
-        self.evaluation = self.path / "val"
+        self.log: Path = self.path / LOG_FILE
+        self.predictions: Path = self.path / "predictions.jpg"
+        self.report: Path = self.path / REPORT_PAGE
+        self.evaluation: Path = self.path / "val"
         self._is_taken = False
         self._new_folders: list[Path] = []
 

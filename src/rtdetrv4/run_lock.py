@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 LOCK_FILE = "run.lock"
 _IS_HELD = (errno.EACCES, errno.EAGAIN)

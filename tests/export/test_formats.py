@@ -50,10 +50,10 @@ def test_only_onnx_operators_have_an_opset(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     for name in ("torchscript", "pt2", "executorch"):
         with pytest.raises(
-            ConfigError, match=rf"opset: got 18, but {name} has none; .*one: onnx, openvino, tensorrt\."
+            ConfigError, match=rf"opset: got 18, but {name} has none; .*one: onnx, openvino, tensorrt, triton\."
         ):
             check_format(FORMATS[name], "fp32", 1, opset=18)
-    for name in ("onnx", "openvino", "tensorrt"):
+    for name in ("onnx", "openvino", "tensorrt", "triton"):
         check_format(FORMATS[name], "fp32", 1, opset=20)
 
 

@@ -21,7 +21,7 @@ from rtdetrv4.weights import WeightsMetadata, load_weights, to_released
 from rtdetrv4.weights.files import listing, read_checkpoint, save_weights
 from rtdetrv4.weights.transformers import TRANSFORMERS_FILES, save_transformers
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Format = Literal["ours", "released", "transformers"]
 

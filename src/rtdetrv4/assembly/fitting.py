@@ -27,7 +27,7 @@ from rtdetrv4.config import Recipe
 from rtdetrv4.data.records import Splits
 from rtdetrv4.training.pace import FINISH, Pace, most_epochs
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 CPU_SECONDS = 30 * 60
 """What a run on a CPU may take if neither a budget nor a number of epochs is given."""

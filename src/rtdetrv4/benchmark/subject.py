@@ -84,7 +84,7 @@ def open_subject(
     except ForeignFileError:
         if path.suffix == ".onnx" and not in_openvino:
             return _ForeignOnnx(path, options, image_size or DEFAULT_SIZE)
-        if in_openvino or path.suffix == ".xml" or path.is_dir():
+        if in_openvino or path.suffix == ".xml" or path.name.endswith("_openvino"):
             return _ForeignOpenVino(path, options, image_size or DEFAULT_SIZE)
         raise
 

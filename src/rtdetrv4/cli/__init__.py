@@ -71,7 +71,7 @@ class _Commands(typer.core.TyperGroup):
             return EXIT_INTERRUPTED
 
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     cls=_Commands,
     name="rtdetrv4",
     help="Real-time object detection transformers, taught by vision foundation models.",

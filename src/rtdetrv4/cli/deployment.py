@@ -33,7 +33,7 @@ def export(
         typer.Option(
             "--format",
             "-f",
-            help="onnx, openvino, torchscript, pt2, executorch or tensorrt; several with commas between.",
+            help="onnx, openvino, torchscript, pt2, executorch, tensorrt or triton; several with commas between.",
         ),
     ] = "onnx",
     precision: Annotated[

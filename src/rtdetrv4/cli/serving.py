@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
-ENDINGS = ("_openvino",)
+ENDINGS = ("_openvino", "_triton")
 """Of folders, which are no suffixes."""
 EVERY_RUN = ("best", "last", "model", "weights")
 """Names of files that say nothing, and their folder something."""

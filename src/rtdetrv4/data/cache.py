@@ -37,7 +37,7 @@ DECODERS = (version("rtdetrv4"), cv2.__version__, PIL.__version__, simplejpeg.__
 """The versions of everything that decodes: another version may produce other pixels from the same file."""
 NPY_HEADER_BYTES = 128
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class ImageCache(Protocol):
@@ -66,7 +66,7 @@ class Budget:
     def __init__(self, limit: int, used: int, num_held: int, context: Any = multiprocessing) -> None:
         self.limit = limit
         self._state = context.Array("q", [used, num_held, 0])
-        self.lock = self._state.get_lock()
+        self.lock: Any = self._state.get_lock()
 
     @property
     def used(self) -> int:
@@ -106,7 +106,7 @@ class RamCache:
     """
 
     def __init__(self, num_images: int, max_bytes: int) -> None:
-        self.budget = Budget(max_bytes, 0, 0, multiprocessing.get_context("fork" if CAN_FORK else None))
+        self.budget: Budget = Budget(max_bytes, 0, 0, multiprocessing.get_context("fork" if CAN_FORK else None))
         try:
             self._pixels = mmap.mmap(-1, max_bytes or 1)
             table = mmap.mmap(-1, 8 * num_images * NUM_REDUCTIONS * 3)
@@ -171,7 +171,7 @@ class DiskCache:
                 "set XDG_CACHE_HOME to a folder for caches, or data.cache=none."
             ) from error
         room = max(max_bytes - sum(sizes), 0) // ranks
-        self.budget = Budget(sum(sizes) + room, sum(sizes), len(sizes))
+        self.budget: Budget = Budget(sum(sizes) + room, sum(sizes), len(sizes))
 
     def read(self, index: int, reduction: int, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """See `ImageCache`."""

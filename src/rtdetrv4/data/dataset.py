@@ -35,7 +35,7 @@ from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime.preprocess import ResizeMode, content_of, pad, resize
 from rtdetrv4.types import ImageInfo, View
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):

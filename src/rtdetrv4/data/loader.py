@@ -55,8 +55,8 @@ class ShardSampler(Sampler[int]):
         even: bool,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
-        self.epoch = 0
-        self.start_batch = 0
+        self.epoch: int = 0
+        self.start_batch: int = 0
         self._num_samples = num_samples
         self._batch_size = batch_size
         self._shuffle = shuffle

@@ -24,7 +24,7 @@ MAX_DEPTH = 100
 """Folders inside each other; what is below is left out."""
 MAX_VISITS = 200
 """Ways to the same folder through links; further ones are left out."""
-SPLIT_WORDS = {
+SPLIT_WORDS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training", "trainset"),
     "val": ("valid", "val", "validation", "dev", "eval"),
     "test": ("test", "testing", "testset"),
@@ -53,7 +53,7 @@ class Tree:
         files = tuple(itertools.islice(_walk(os.fspath(root), "", _above(root), Counter()), MAX_FILES + 1))
         if len(files) > MAX_FILES:
             raise DatasetError(f"{root} has more than {MAX_FILES} files; give the folder of the data set alone")
-        self.files = tuple(sorted(files))
+        self.files: tuple[str, ...] = tuple(sorted(files))
 
     @cached_property
     def images(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ class Injector(nn.Module):
 
     def __init__(self, dim: int, teacher_dim: int) -> None:
         super().__init__()
-        self.projector = nn.Linear(dim, teacher_dim)
+        self.projector: nn.Linear = nn.Linear(dim, teacher_dim)
 
     def forward(self, f5: Tensor) -> Tensor:
         """B×C×h×w → B×D×h×w."""

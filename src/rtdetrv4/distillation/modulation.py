@@ -127,9 +127,9 @@ class Modulation:
             raise ConfigError(
                 f'probe_epochs: got {probe_epochs} with rule="{rule}", expected at least 1 with "auto" and 0 otherwise.'
             )
-        self.weight = weight
-        self.rho = rho
-        self.delta = delta
+        self.weight: float = weight
+        self.rho: float = rho
+        self.delta: float = delta
         self.default_weight = default_weight
         self.rule: Rule = rule
         self._probe_epochs = self._probe_left = probe_epochs
@@ -209,7 +209,8 @@ class Modulation:
         """Restore what `state_dict` returned."""
         self.weight = float(state["weight"])
         self._sum, self._steps = float(state["share_sum"]), float(state["steps"])
-        self.rho, self.delta = float(state["rho"]), float(state["delta"])
+        self.rho = float(state["rho"])
+        self.delta = float(state["delta"])
         self._probe_left = int(state["probe_left"])
         self._probe_sum, self._probe_steps = float(state["probe_sum"]), float(state["probe_steps"])
 

@@ -105,7 +105,7 @@ class Tap(nn.Module):
         if hasattr(model, NAME):
             raise ConfigError(f'The model has a part called "{NAME}". Close an earlier tap with model.{NAME}.close().')
         tapped = _find(model, layer)
-        self.injector = Injector(dim, teacher.dim).to(next(tapped.parameters()))
+        self.injector: Injector = Injector(dim, teacher.dim).to(next(tapped.parameters()))
         self.modulation = modulation
         self._beside = _Beside(model, tapped, teacher)
         self._layer = layer

@@ -90,7 +90,7 @@ class Teacher(nn.Module):
         self.stride = stride
         self.license = license
         self.dtype = dtype
-        self.parts = {name: dim} if parts is None else dict(parts)
+        self.parts: dict[str, int] = {name: dim} if parts is None else dict(parts)
         self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std)).view(1, 3, 1, 1))
         self.requires_grad_(False)
@@ -214,12 +214,12 @@ class TimmFeatures(nn.Module):
         count = len(network.feature_info)
         if block is not None and not -count <= block < count:
             raise ConfigError(f"It has blocks 0 to {count - 1}, or -1 to -{count} from the end, but no block {block}.")
-        self.index = count - 1 if block is None else block % count
+        self.index: int = count - 1 if block is None else block % count
         is_last = self.index == count - 1
-        self.stride = int(network.feature_info[self.index]["reduction"])
+        self.stride: int = int(network.feature_info[self.index]["reduction"])
         # With an earlier stage, sides may not be multiples of the last stage's stride, on which SAM 2 fails.
-        self.multiple = int(network.feature_info[-1]["reduction"])
-        self.norm = is_last and not isinstance(network, HieraDet)
+        self.multiple: int = int(network.feature_info[-1]["reduction"])
+        self.norm: bool = is_last and not isinstance(network, HieraDet)
         if is_last:
             _norm_before_pooling(network)
         if hasattr(network, "prune_intermediate_layers"):

@@ -26,7 +26,7 @@ from rtdetrv4.pages.pictures import MAX_SIDE
 from rtdetrv4.runtime.draw import Color, color_of_class
 from rtdetrv4.runtime.pixels import MAX_FILE_BYTES, PixelsError, decode_image
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 PAGE_FILE, JSON_FILE = "doctor.html", "doctor.json"
 DOCTOR_FILES = (PAGE_FILE, JSON_FILE)

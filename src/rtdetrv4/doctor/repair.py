@@ -36,7 +36,7 @@ from rtdetrv4.runtime.pixels import MAX_FILE_BYTES, open_image
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 from rtdetrv4.types import ClassMap
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 CHANGES_TEXT, CHANGES_JSON = "changes.txt", "changes.json"

@@ -25,7 +25,7 @@ from rtdetrv4.evaluation.operating_curves import (
 )
 from rtdetrv4.types import ClassMap
 
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
 """The areas in px² of COCO's size classes; a box on a border belongs to both."""
 FALLBACK_CONFIDENCE = 0.5
 """The threshold of the confusion matrix where none is best."""

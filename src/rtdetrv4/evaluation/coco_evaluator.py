@@ -16,7 +16,7 @@ from rtdetrv4.data.records import Record
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class ImageDetections(NamedTuple):

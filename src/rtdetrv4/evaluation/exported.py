@@ -22,7 +22,7 @@ from rtdetrv4.runtime.preprocess import ResizeMode, view_of
 from rtdetrv4.runtime.slicing import Slicing
 from rtdetrv4.types import ImageInfo
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 NUM_TOP = 300
 """(Query, class) pairs that count in an image, as in `rtdetrv4.training.validation.validate`."""

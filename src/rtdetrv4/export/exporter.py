@@ -26,7 +26,7 @@ from rtdetrv4.runtime.preprocess import ResizeMode
 from rtdetrv4.runtime.trust import remember_own
 from rtdetrv4.types import ClassMap
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 STRIDE = 32
 DEFAULT_OPSET = 18

@@ -44,6 +44,7 @@ FORMATS = {
         Format("pt2", ".pt2", {}, "PyTorch"),
         Format("executorch", ".pte", {"executorch": "executorch"}, "ExecuTorch", needs_batch=True),
         Format("tensorrt", "-tensorrt.onnx", ONNX_MODULES, "ONNX Runtime", ("fp32", "fp16"), has_opset=True),
+        Format("triton", "_triton", ONNX_MODULES, "ONNX Runtime", ("fp32", "fp16", "int8"), has_opset=True),
     )
 }
 """By name. What the packages of other formats made of these models: docs/adr/0010-export-formats.md."""

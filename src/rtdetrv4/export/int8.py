@@ -28,7 +28,7 @@ from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata
 if TYPE_CHECKING:
     import onnx
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 INT8_PARTS: tuple[Part, ...] = ("backbone", "aifi", "ccff")
 IN_FLOAT: Mapping[Part, str] = {

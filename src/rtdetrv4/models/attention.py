@@ -18,8 +18,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.in_proj = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.in_proj: nn.Linear = nn.Linear(dim, 3 * dim)
+        self.out_proj: nn.Linear = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj.weight)
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
@@ -59,13 +59,13 @@ class DeformableAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.num_points = tuple(num_points)
+        self.num_points: tuple[int, ...] = tuple(num_points)
         self.offset_scale = offset_scale
         total = sum(num_points)
-        self.sampling_offsets = nn.Linear(dim, num_heads * total * 2)
-        self.attention_weights = nn.Linear(dim, num_heads * total)
-        self.value_proj = nn.Linear(dim, dim) if project_values else None
-        self.output_proj = nn.Linear(dim, dim) if project_values else nn.Identity()
+        self.sampling_offsets: nn.Linear = nn.Linear(dim, num_heads * total * 2)
+        self.attention_weights: nn.Linear = nn.Linear(dim, num_heads * total)
+        self.value_proj: nn.Linear | None = nn.Linear(dim, dim) if project_values else None
+        self.output_proj: nn.Linear | nn.Identity = nn.Linear(dim, dim) if project_values else nn.Identity()
         share = torch.cat([torch.full((n,), 1 / n) for n in num_points])
         self.register_buffer("points_share", share, persistent=False)
         self._reset_parameters()

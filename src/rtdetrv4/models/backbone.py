@@ -115,7 +115,9 @@ class Backbone(nn.Module):
         self.channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()
         config = self.body.pretrained_cfg
-        self.normalization = Normalization(config["mean"], config["std"]) if normalize else nn.Identity()
+        self.normalization: Normalization | nn.Identity = (
+            Normalization(config["mean"], config["std"]) if normalize else nn.Identity()
+        )
         if first_shortcut:
             width = self.body.layer1[0].conv1.in_channels
             self.body.layer1[0].downsample = nn.Sequential(

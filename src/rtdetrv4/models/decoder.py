@@ -31,8 +31,8 @@ class Gate(nn.Module):
 
     def __init__(self, dim: int, *, rms: bool = False) -> None:
         super().__init__()
-        self.gate = nn.Linear(2 * dim, 2 * dim)
-        self.norm = _norm(dim, rms=rms)
+        self.gate: nn.Linear = nn.Linear(2 * dim, 2 * dim)
+        self.norm: nn.Module = _norm(dim, rms=rms)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
@@ -47,7 +47,7 @@ class ResidualNorm(nn.Module):
 
     def __init__(self, dim: int, *, rms: bool = False) -> None:
         super().__init__()
-        self.norm = _norm(dim, rms=rms)
+        self.norm: nn.Module = _norm(dim, rms=rms)
 
     def forward(self, residual: Tensor, update: Tensor) -> Tensor:
         """Two B×Q×C → B×Q×C."""
@@ -76,14 +76,16 @@ class DecoderLayer(nn.Module):
         swiglu: bool = False,
     ) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(dim, num_heads)
-        self.norm1 = _norm(dim, rms=swiglu)
-        self.cross_attention = DeformableAttention(dim, num_heads, num_points, project_values=project_values)
-        self.mix = (Gate if gated else ResidualNorm)(dim, rms=swiglu)
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.act = GatedSiLU() if swiglu else activation(act)
-        self.linear2 = nn.Linear(ffn_dim // 2 if swiglu else ffn_dim, dim)
-        self.norm3 = _norm(dim, rms=swiglu)
+        self.self_attention: SelfAttention = SelfAttention(dim, num_heads)
+        self.norm1: nn.Module = _norm(dim, rms=swiglu)
+        self.cross_attention: DeformableAttention = DeformableAttention(
+            dim, num_heads, num_points, project_values=project_values
+        )
+        self.mix: Gate | ResidualNorm = (Gate if gated else ResidualNorm)(dim, rms=swiglu)
+        self.linear1: nn.Linear = nn.Linear(dim, ffn_dim)
+        self.act: GatedSiLU | nn.Module = GatedSiLU() if swiglu else activation(act)
+        self.linear2: nn.Linear = nn.Linear(ffn_dim // 2 if swiglu else ffn_dim, dim)
+        self.norm3: nn.Module = _norm(dim, rms=swiglu)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
         if swiglu:
@@ -106,7 +108,7 @@ class LocationQuality(nn.Module):
     def __init__(self, act: Activation, num_top: int = 4, hidden_dim: int = 64) -> None:
         super().__init__()
         self.num_top = num_top
-        self.mlp = MLP(4 * (num_top + 1), hidden_dim, 1, 2, act)
+        self.mlp: MLP = MLP(4 * (num_top + 1), hidden_dim, 1, 2, act)
         self.mlp.zero_last()
 
     def forward(self, logits: Tensor, corners: Tensor) -> Tensor:
@@ -153,11 +155,11 @@ class DistributionDecoder(nn.Module):
         self.reg_scale = reg_scale
         self.update_positions = update_positions
         self.shares_box_head = share_box_head
-        self.eval_index = range(len(layers))[eval_index]
+        self.eval_index: int = range(len(layers))[eval_index]
         self.register_buffer("weighting", weighting(reg_max, reg_scale), persistent=False)
-        self.query_position = _position_head(dim, position_layers, position_act or act)
-        self.layers = nn.ModuleList(layers)
-        self.pre_box_head = box_head(dim, 4, act)
+        self.query_position: MLP = _position_head(dim, position_layers, position_act or act)
+        self.layers: nn.ModuleList = nn.ModuleList(layers)
+        self.pre_box_head: MLP = box_head(dim, 4, act)
         num_box_heads = 1 if share_box_head else len(layers)
         self.box_heads: nn.ModuleList = nn.ModuleList(
             box_head(dim, 4 * (reg_max + 1), act) for _ in range(num_box_heads)
@@ -240,9 +242,9 @@ class BoxDecoder(nn.Module):
         act: Activation,
     ) -> None:
         super().__init__()
-        self.eval_index = range(len(layers))[eval_index]
-        self.query_position = _position_head(dim, position_layers, act)
-        self.layers = nn.ModuleList(layers)
+        self.eval_index: int = range(len(layers))[eval_index]
+        self.query_position: MLP = _position_head(dim, position_layers, act)
+        self.layers: nn.ModuleList = nn.ModuleList(layers)
         self.box_heads: nn.ModuleList = nn.ModuleList(box_head(dim, 4, act) for _ in layers)
         self.score_heads: nn.ModuleList = nn.ModuleList(score_head(dim, num_classes) for _ in layers)
 

@@ -61,7 +61,7 @@ class ContrastiveDenoising(nn.Module):
         self.num_denoising = num_denoising
         self.label_noise = label_noise
         self.box_noise = box_noise
-        self.class_embedding = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
+        self.class_embedding: nn.Embedding = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
 
     def forward(self, targets: Targets) -> DenoisingQueries:
         """Draw noise for the targets of a batch.

@@ -26,7 +26,7 @@ from rtdetrv4.models.attention import DeformableAttention, SelfAttention
 from rtdetrv4.models.detection_model import DetectionModel
 from rtdetrv4.models.fusing import Clamp, fold_affine_activations, fuse_conv_norms
 from rtdetrv4.models.hybrid_encoder import AIFI, HybridEncoder, sine_cosine_positions
-from rtdetrv4.models.layers import ConvNorm, CSPRepBlock, ELANRepBlock
+from rtdetrv4.models.layers import MLP, ConvNorm, CSPRepBlock, ELANRepBlock
 from rtdetrv4.models.query_selection import QuerySelection, SelectedQueries, anchor_logits
 from rtdetrv4.ops.boxes import full_precision
 from rtdetrv4.types import EncoderOutput
@@ -122,7 +122,7 @@ class SummedConv(nn.Module):
     def __init__(self, whole: nn.Conv2d, widths: Sequence[int]) -> None:
         super().__init__()
         assert whole.bias is not None and whole.groups == 1
-        self.convs = nn.ModuleList()
+        self.convs: nn.ModuleList = nn.ModuleList()
         for weight in whole.weight.split(list(widths), dim=1):
             conv = nn.Conv2d(
                 weight.shape[1],
@@ -155,8 +155,13 @@ class DeployedStem(nn.Module):
         merge: Any = stem.stem3
         _hand_on_clamp(merge, stem.stem4)
         half = merge.conv.in_channels // 2
-        self.first, self.left, self.right, self.pool = stem.stem1, stem.stem2a, stem.stem2b, stem.pool
-        self.merge, self.act, self.last = SummedConv(merge.conv, [half, half]), merge.act, stem.stem4
+        self.first: ConvBNAct = stem.stem1
+        self.left: ConvBNAct = stem.stem2a
+        self.right: ConvBNAct = stem.stem2b
+        self.pool: nn.MaxPool2d = stem.pool
+        self.merge: SummedConv = SummedConv(merge.conv, [half, half])
+        self.act: nn.Module = merge.act
+        self.last: ConvBNAct = stem.stem4
 
     def forward(self, images: Tensor) -> Tensor:
         """B×3×H×W → B×C×H/4×W/4."""
@@ -175,8 +180,10 @@ class DeployedBlock(nn.Module):
         _hand_on_clamp(squeeze, self.excite)
         mid = _width(block.layers[0])
         first = squeeze.conv.in_channels - mid * len(block.layers)
-        self.layers, self.is_residual = block.layers, block.residual
-        self.squeeze, self.act = SummedConv(squeeze.conv, [first] + [mid] * len(block.layers)), squeeze.act
+        self.layers: nn.ModuleList = block.layers
+        self.is_residual: bool = block.residual
+        self.squeeze: SummedConv = SummedConv(squeeze.conv, [first] + [mid] * len(block.layers))
+        self.act: nn.Module = squeeze.act
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W → B×C'×H×W."""
@@ -218,8 +225,8 @@ class PairConv(nn.Module):
 
     def __init__(self, of_first: PointLinear, of_second: PointLinear, act: nn.Module, like: Tensor) -> None:
         super().__init__()
-        self.of_first = of_first.conv(like, bias=False)
-        self.of_second = PointLinear(of_second.weight, of_first.bias + of_second.bias).conv(like)
+        self.of_first: nn.Conv2d = of_first.conv(like, bias=False)
+        self.of_second: nn.Conv2d = PointLinear(of_second.weight, of_first.bias + of_second.bias).conv(like)
         self.act = act
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -235,7 +242,10 @@ class DeployedCSP(nn.Module):
 
     def __init__(self, block: CSPRepBlock, deep: PairConv, shortcut: PairConv) -> None:
         super().__init__()
-        self.deep, self.shortcut, self.blocks, self.widen = deep, shortcut, block.blocks, block.widen
+        self.deep: PairConv = deep
+        self.shortcut: PairConv = shortcut
+        self.blocks: nn.Sequential = block.blocks
+        self.widen: nn.Identity | ConvNorm = block.widen
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """See `PairConv` → B×C×H×W."""
@@ -247,11 +257,14 @@ class DeployedELAN(nn.Module):
 
     def __init__(self, block: ELANRepBlock, kept: PairConv, passed: PairConv) -> None:
         super().__init__()
-        self.kept, self.passed, self.first, self.second = kept, passed, block.first, block.second
+        self.kept: PairConv = kept
+        self.passed: PairConv = passed
+        self.first: nn.Sequential = block.first
+        self.second: nn.Sequential = block.second
         widths = [kept.of_second.out_channels] * 2
         inner = (block.merge.conv.in_channels - sum(widths)) // 2
-        self.merge = SummedConv(block.merge.conv, [*widths, inner, inner])
-        self.act = block.merge.act
+        self.merge: SummedConv = SummedConv(block.merge.conv, [*widths, inner, inner])
+        self.act: nn.Module = block.merge.act
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """See `PairConv` → B×C×H×W."""
@@ -267,11 +280,13 @@ class DeployedLoneELAN(nn.Module):
         super().__init__()
         both, half = PointLinear.of(block.split), block.split.conv.out_channels // 2
         like = block.split.conv.weight
-        self.kept = both.rows(0, half).conv(like)
-        self.passed = both.rows(half, 2 * half).conv(like)
-        self.first, self.second, self.act = block.first, block.second, block.split.act
+        self.kept: nn.Conv2d = both.rows(0, half).conv(like)
+        self.passed: nn.Conv2d = both.rows(half, 2 * half).conv(like)
+        self.first: nn.Sequential = block.first
+        self.second: nn.Sequential = block.second
+        self.act: nn.Module = block.split.act
         inner = (block.merge.conv.in_channels - 2 * half) // 2
-        self.merge = SummedConv(block.merge.conv, [half, half, inner, inner])
+        self.merge: SummedConv = SummedConv(block.merge.conv, [half, half, inner, inner])
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W → B×C'×H×W."""
@@ -285,9 +300,12 @@ class DeployedAIFI(nn.Module):
 
     def __init__(self, aifi: AIFI) -> None:
         super().__init__()
-        self.attention = DeployedSelfAttention(aifi.attention)
-        self.norm1, self.norm2, self.act = aifi.norm1, aifi.norm2, aifi.act
-        self.linear1, self.linear2 = aifi.linear1, aifi.linear2
+        self.attention: DeployedSelfAttention = DeployedSelfAttention(aifi.attention)
+        self.norm1: nn.LayerNorm = aifi.norm1
+        self.norm2: nn.LayerNorm = aifi.norm2
+        self.act: nn.Module = aifi.act
+        self.linear1: nn.Linear = aifi.linear1
+        self.linear2: nn.Linear = aifi.linear2
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×h×w → B×C×h×w."""
@@ -306,11 +324,13 @@ class DeployedEncoder(nn.Module):
         super().__init__()
         ccff = encoder.ccff
         *finer, coarsest = list(encoder.projections)
-        self.aifi = DeployedAIFI(encoder.aifi)
+        self.aifi: DeployedAIFI = DeployedAIFI(encoder.aifi)
         self.coarsest_projection = coarsest
-        self.downsamples = ccff.downsamples
-        self.laterals, self.projections = nn.ModuleList(), nn.ModuleList()
-        self.top_down, self.bottom_up = nn.ModuleList(), nn.ModuleList()
+        self.downsamples: nn.ModuleList = ccff.downsamples
+        self.laterals: nn.ModuleList = nn.ModuleList()
+        self.projections: nn.ModuleList = nn.ModuleList()
+        self.top_down: nn.ModuleList = nn.ModuleList()
+        self.bottom_up: nn.ModuleList = nn.ModuleList()
         linears: list[PointLinear | None] = []
         for lateral, projection, block in zip(ccff.laterals, reversed(finer), ccff.top_down, strict=True):
             linears.append(_linear(lateral))
@@ -418,12 +438,12 @@ class DeployedSelfAttention(nn.Module):
     def __init__(self, attention: SelfAttention) -> None:
         super().__init__()
         weights, biases = attention.in_proj.weight.chunk(3), attention.in_proj.bias.chunk(3)
-        self.num_heads = attention.num_heads
+        self.num_heads: int = attention.num_heads
         scale = (len(biases[0]) / self.num_heads) ** -0.5
-        self.query = MatrixLinear.from_tensors(weights[0] * scale, biases[0] * scale)
-        self.key = MatrixLinear.from_tensors(weights[1], biases[1])
-        self.value = MatrixLinear.from_tensors(weights[2], biases[2])
-        self.out_proj = attention.out_proj
+        self.query: MatrixLinear = MatrixLinear.from_tensors(weights[0] * scale, biases[0] * scale)
+        self.key: MatrixLinear = MatrixLinear.from_tensors(weights[1], biases[1])
+        self.value: MatrixLinear = MatrixLinear.from_tensors(weights[2], biases[2])
+        self.out_proj: nn.Linear = attention.out_proj
 
     def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
         """B×N×C, with positions broadcastable to it → B×N×C."""
@@ -442,17 +462,19 @@ class DeployedDeformableAttention(nn.Module):
 
     def __init__(self, attention: DeformableAttention) -> None:
         super().__init__()
-        self.num_heads, self.num_points = attention.num_heads, attention.num_points
+        self.num_heads: int = attention.num_heads
+        self.num_points: tuple[int, ...] = attention.num_points
         # Offsets are in units of `unit` times the reference's size, and grids range over 2 from edge to edge.
         unit = 2 * attention.offset_scale * attention.points_share.repeat(self.num_heads).repeat_interleave(2)
         # All x before all y: M×P×2 → 2×M×P.
         order = torch.arange(len(unit)).unflatten(0, (self.num_heads, -1, 2)).permute(2, 0, 1).flatten()
         offsets = attention.sampling_offsets
-        self.sampling_offsets = MatrixLinear.from_tensors(
+        self.sampling_offsets: MatrixLinear = MatrixLinear.from_tensors(
             (offsets.weight * unit[:, None])[order], (offsets.bias * unit)[order]
         )
-        self.attention_weights, self.output_proj = attention.attention_weights, attention.output_proj
-        self.value_proj = None
+        self.attention_weights: nn.Linear = attention.attention_weights
+        self.output_proj: nn.Linear | nn.Identity = attention.output_proj
+        self.value_proj: nn.Conv2d | None = None
         if attention.value_proj is not None:
             weight, bias = attention.value_proj.weight, attention.value_proj.bias
             self.value_proj = PointLinear.from_tensors(weight, bias).conv(weight)
@@ -503,14 +525,16 @@ class DeployedQuerySelection(nn.Module):
 
     def __init__(self, selection: QuerySelection) -> None:
         super().__init__()
-        self.num_queries = selection.num_queries
-        self.projection, self.norm = selection.projection, selection.norm
-        self.score_head, self.box_head = selection.score_head, selection.box_head
+        self.num_queries: int = selection.num_queries
+        self.projection: nn.Linear | nn.Identity = selection.projection
+        self.norm: nn.LayerNorm | nn.Identity = selection.norm
+        self.score_head: nn.Linear = selection.score_head
+        self.box_head: MLP = selection.box_head
         bias = getattr(selection.projection, "bias", None)
         zero = torch.zeros_like(selection.score_head.weight[0])
         blank = selection.norm(bias if isinstance(bias, Tensor) else zero)[None].detach()
         self.register_buffer("blank", blank, persistent=False)
-        self.best_scores = BestScores(selection.score_head, blank)
+        self.best_scores: BestScores = BestScores(selection.score_head, blank)
 
     def forward(self, pyramid: Sequence[Tensor]) -> SelectedQueries:
         """Maps B×C×h×w, finest first → the selected queries."""

@@ -93,7 +93,7 @@ class SemanticPath(nn.Module):
     def __init__(self, backbone: Backbone, hybrid_encoder: HybridEncoder | LiteEncoder) -> None:
         super().__init__()
         self.backbone = backbone
-        self.hybrid_encoder = nn.Module()
+        self.hybrid_encoder: nn.Module = nn.Module()
         path = hybrid_encoder.f5_path()
         for name, module in path.items():
             parent, _, child = name.rpartition(".")

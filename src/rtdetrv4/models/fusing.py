@@ -51,7 +51,8 @@ class Clamp(nn.Module):
 
     def __init__(self, low: float | None = None, high: float | None = None) -> None:
         super().__init__()
-        self.low, self.high = low, high
+        self.low: float | None = low
+        self.high: float | None = high
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape → the same."""

@@ -44,12 +44,12 @@ class AIFI(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
-        self.attention = SelfAttention(dim, num_heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.act = activation("gelu")
-        self.linear2 = nn.Linear(ffn_dim, dim)
-        self.norm2 = nn.LayerNorm(dim)
+        self.attention: SelfAttention = SelfAttention(dim, num_heads)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(dim)
+        self.linear1: nn.Linear = nn.Linear(dim, ffn_dim)
+        self.act: nn.Module = activation("gelu")
+        self.linear2: nn.Linear = nn.Linear(ffn_dim, dim)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×h×w → B×C×h×w."""
@@ -97,10 +97,12 @@ class CCFF(nn.Module):
                 return ConvNorm(dim, dim, 3, 2, act=act)
             return nn.Sequential(ConvNorm(dim, dim, 1, act="none"), ConvNorm(dim, dim, 3, 2, groups=dim, act="none"))
 
-        self.laterals = nn.ModuleList(ConvNorm(dim, dim, 1, act=act if blocks == "csp" else "none") for _ in steps)
-        self.top_down = nn.ModuleList(fusion() for _ in steps)
-        self.downsamples = nn.ModuleList(downsample() for _ in steps)
-        self.bottom_up = nn.ModuleList(fusion() for _ in steps)
+        self.laterals: nn.ModuleList = nn.ModuleList(
+            ConvNorm(dim, dim, 1, act=act if blocks == "csp" else "none") for _ in steps
+        )
+        self.top_down: nn.ModuleList = nn.ModuleList(fusion() for _ in steps)
+        self.downsamples: nn.ModuleList = nn.ModuleList(downsample() for _ in steps)
+        self.bottom_up: nn.ModuleList = nn.ModuleList(fusion() for _ in steps)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One B×C×H/s×W/s map per level, finest first → the same shapes."""
@@ -124,7 +126,9 @@ class HybridEncoder(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], dim: int, *, aifi: AIFI, ccff: CCFF) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(ConvNorm(channels, dim, 1, act="none") for channels in in_channels)
+        self.projections: nn.ModuleList = nn.ModuleList(
+            ConvNorm(channels, dim, 1, act="none") for channels in in_channels
+        )
         self.aifi = aifi
         self.ccff = ccff
 
@@ -148,7 +152,7 @@ class GlobalFusion(nn.Module):
 
     def __init__(self, dim: int, act: Activation) -> None:
         super().__init__()
-        self.mix = ConvNorm(dim, dim, 1, act=act)
+        self.mix: ConvNorm = ConvNorm(dim, dim, 1, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×h×w → B×C×h×w."""
@@ -171,13 +175,13 @@ class LiteEncoder(nn.Module):
     def __init__(self, in_channels: Sequence[int], dim: int, *, depth: int, expansion: float, act: Activation) -> None:
         super().__init__()
         (channels,) = in_channels
-        self.projections = nn.ModuleList([ConvNorm(channels, dim, 1, act="none")])
-        self.pool = nn.AvgPool2d(3, stride=2, padding=1)
-        self.coarse = ConvNorm(dim, dim, 1, act=act)
-        self.aifi = GlobalFusion(dim, act)
-        self.top_down = ELANRepBlock(dim, dim, depth, expansion, act)
-        self.downsample = ConvNorm(dim, dim, 1, act=act)
-        self.bottom_up = ELANRepBlock(dim, dim, depth, expansion, act)
+        self.projections: nn.ModuleList = nn.ModuleList([ConvNorm(channels, dim, 1, act="none")])
+        self.pool: nn.AvgPool2d = nn.AvgPool2d(3, stride=2, padding=1)
+        self.coarse: ConvNorm = ConvNorm(dim, dim, 1, act=act)
+        self.aifi: GlobalFusion = GlobalFusion(dim, act)
+        self.top_down: ELANRepBlock = ELANRepBlock(dim, dim, depth, expansion, act)
+        self.downsample: ConvNorm = ConvNorm(dim, dim, 1, act=act)
+        self.bottom_up: ELANRepBlock = ELANRepBlock(dim, dim, depth, expansion, act)
 
     def f5_path(self) -> dict[str, nn.Module]:
         """What computes F5 from the backbone's map, in order, by its name in this module."""

@@ -25,11 +25,11 @@ class ConvNorm(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1, act: Activation
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
+        self.conv: nn.Conv2d = nn.Conv2d(
             in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False
         )
         self.norm: nn.Module = nn.BatchNorm2d(out_channels)
-        self.act = activation(act)
+        self.act: nn.Module = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W → B×C'×H/stride×W/stride."""
@@ -56,9 +56,9 @@ class RepVGGBlock(nn.Module):
 
     def __init__(self, channels: int, act: Activation) -> None:
         super().__init__()
-        self.conv3x3 = ConvNorm(channels, channels, 3, act="none")
+        self.conv3x3: ConvNorm = ConvNorm(channels, channels, 3, act="none")
         self.conv1x1: ConvNorm | None = ConvNorm(channels, channels, 1, act="none")
-        self.act = activation(act)
+        self.act: nn.Module = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         """B×C×H×W → B×C×H×W."""
@@ -88,10 +88,12 @@ class CSPRepBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, depth: int, expansion: float, act: Activation) -> None:
         super().__init__()
         hidden = int(out_channels * expansion)
-        self.deep = ConvNorm(in_channels, hidden, 1, act=act)
-        self.shortcut = ConvNorm(in_channels, hidden, 1, act=act)
-        self.blocks = nn.Sequential(*(RepVGGBlock(hidden, act) for _ in range(depth)))
-        self.widen = nn.Identity() if hidden == out_channels else ConvNorm(hidden, out_channels, 1, act=act)
+        self.deep: ConvNorm = ConvNorm(in_channels, hidden, 1, act=act)
+        self.shortcut: ConvNorm = ConvNorm(in_channels, hidden, 1, act=act)
+        self.blocks: nn.Sequential = nn.Sequential(*(RepVGGBlock(hidden, act) for _ in range(depth)))
+        self.widen: nn.Identity | ConvNorm = (
+            nn.Identity() if hidden == out_channels else ConvNorm(hidden, out_channels, 1, act=act)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """B×Cin×H×W → B×Cout×H×W."""
@@ -108,12 +110,14 @@ class ELANRepBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, depth: int, expansion: float, act: Activation) -> None:
         super().__init__()
         inner = int(expansion * out_channels / 2)
-        self.split = ConvNorm(in_channels, 2 * out_channels, 1, act=act)
-        self.first = nn.Sequential(
+        self.split: ConvNorm = ConvNorm(in_channels, 2 * out_channels, 1, act=act)
+        self.first: nn.Sequential = nn.Sequential(
             CSPRepBlock(out_channels, inner, depth, 1.0, act), ConvNorm(inner, inner, 3, act=act)
         )
-        self.second = nn.Sequential(CSPRepBlock(inner, inner, depth, 1.0, act), ConvNorm(inner, inner, 3, act=act))
-        self.merge = ConvNorm(2 * out_channels + 2 * inner, out_channels, 1, act=act)
+        self.second: nn.Sequential = nn.Sequential(
+            CSPRepBlock(inner, inner, depth, 1.0, act), ConvNorm(inner, inner, 3, act=act)
+        )
+        self.merge: ConvNorm = ConvNorm(2 * out_channels + 2 * inner, out_channels, 1, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
         """B×Cin×H×W → B×Cout×H×W."""
@@ -128,8 +132,8 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int, act: Activation) -> None:
         super().__init__()
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
-        self.act = activation(act)
+        self.layers: nn.ModuleList = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.act: nn.Module = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_dim) → (…, out_dim)."""
@@ -154,7 +158,7 @@ class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.weight: nn.Parameter = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""

@@ -63,10 +63,10 @@ class QuerySelection(nn.Module):
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.projection = nn.Linear(dim, dim) if projected else nn.Identity()
-        self.norm = nn.LayerNorm(dim) if projected else nn.Identity()
-        self.score_head = score_head(dim, num_classes)
-        self.box_head = box_head(dim, 4, act)
+        self.projection: nn.Linear | nn.Identity = nn.Linear(dim, dim) if projected else nn.Identity()
+        self.norm: nn.LayerNorm | nn.Identity = nn.LayerNorm(dim) if projected else nn.Identity()
+        self.score_head: nn.Linear = score_head(dim, num_classes)
+        self.box_head: MLP = box_head(dim, 4, act)
         if isinstance(self.projection, nn.Linear):
             nn.init.xavier_uniform_(self.projection.weight)
 

@@ -18,7 +18,7 @@ from rtdetrv4.errors import WeightsError, first_line, require
 from rtdetrv4.ops import hub
 from rtdetrv4.ops.torch_files import check_torch_file, require_plain
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def create_network(name: str, *, weights: Path | None = None, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rtdetrv4.errors import ConfigError, require
 from rtdetrv4.runtime.urls import address_of, host_of, reason_of, redacted, request_headers, without_credentials
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 BATCH = 16
 """Results in a request, at most."""
@@ -52,7 +52,8 @@ class Webhook:
         self._url, credentials = without_credentials(url)
         self._headers = {"Content-Type": "application/json", **request_headers(credentials)}
         self._name = host_of(url)
-        self.num_delivered = self.num_lost = 0
+        self.num_delivered: int = 0
+        self.num_lost: int = 0
         self._waiting: deque[str] = deque()
         self._changed = threading.Condition()
         self._ends_at: float | None = None
@@ -171,7 +172,7 @@ class Mqtt:
             raise ConfigError(f'mqtt: got "{redacted(url)}", expected mqtt://host/topic or mqtts://host/topic.')
         client = require("paho.mqtt.client", "mqtt")
         self._name = host_of(url)
-        self.num_delivered = 0
+        self.num_delivered: int = 0
         self._num_added = 0
         self._changed = threading.Condition()
         self._is_failing = False

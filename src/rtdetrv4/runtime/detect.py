@@ -18,7 +18,7 @@ from rtdetrv4.runtime.slicing import Slicing, enlargement_warning, merge_tiles, 
 from rtdetrv4.runtime.sources import Frame
 from rtdetrv4.types import ClassMap, Rectangle
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Run = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """From B images, H×W×3 uint8 RGB, to scores B×N in descending order, labels B×N, and boxes B×N×4, xyxy in [0, 1] of the

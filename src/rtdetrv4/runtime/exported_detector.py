@@ -12,7 +12,8 @@ import numpy as np
 from rtdetrv4.errors import ConfigError, ExportError
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import Detections
-from rtdetrv4.runtime.engines import Hint, Precision, open_engine
+from rtdetrv4.runtime.engines import Engine, Hint, Precision, open_engine
+from rtdetrv4.runtime.export_metadata import ExportMetadata
 from rtdetrv4.runtime.postprocess import NUM_TOP, postprocess
 from rtdetrv4.runtime.preprocess import preprocess
 from rtdetrv4.runtime.regions import Points
@@ -23,7 +24,7 @@ from rtdetrv4.runtime.tracking import steps_of
 from rtdetrv4.runtime.videos import RECONNECT
 from rtdetrv4.types import ClassMap
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class ExportedDetector:
@@ -59,8 +60,8 @@ class ExportedDetector:
         hint: Hint = "latency",
         trust: bool = False,
     ) -> None:
-        self.path = Path(path)
-        self.engine = open_engine(
+        self.path: Path = Path(path)
+        self.engine: Engine = open_engine(
             path,
             device=None if device == "auto" else device,
             threads=threads,
@@ -68,7 +69,7 @@ class ExportedDetector:
             hint=hint,
             trust=trust,
         )
-        self.metadata = self.engine.metadata
+        self.metadata: ExportMetadata = self.engine.metadata
         if precision is None:  # what the runtime prefers may round more than PyTorch
             logger.info("%s runs in %s", path, self.engine.name)
 

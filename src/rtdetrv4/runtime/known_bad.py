@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rtdetrv4.errors import ExportError
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Version = tuple[int, ...]
 

@@ -54,7 +54,7 @@ class ReadAhead(Generic[T]):
         is_replaced: Callable[[T], bool] = lambda _: False,
         pauses: bool = False,
     ) -> None:
-        self.num_dropped = 0
+        self.num_dropped: int = 0
         self._size_of = size_of
         self._is_replaced = is_replaced
         self._pauses = pauses

@@ -16,7 +16,7 @@ from rtdetrv4.errors import ConfigError, SourceError
 from rtdetrv4.runtime.pixels import PixelsError, decode_image
 from rtdetrv4.runtime.videos import Clock, Picture
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 CHUNK = 64 * 1024
 WAKE_S = 0.2

@@ -20,7 +20,7 @@ from rtdetrv4.runtime.sources import IMAGE_SUFFIXES, STREAM_SUFFIXES
 from rtdetrv4.runtime.urls import is_url
 from rtdetrv4.runtime.video_writer import EXTRA, VideoWriter, can_write_video, check_video
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 KINDS = ("pictures", "video", "jsonl", "csv", "coco", "yolo", "yolo-conf")
 """What can be written."""
@@ -70,8 +70,10 @@ class PredictionFolder:
         if {"pictures", "video"} & self._kinds:
             self._kinds.add("jsonl")
         self._given = Path(path)
-        self.path = find_unused_folder(self._given, (LINES_FILE, *(_FILES[kind] for kind in self._kinds & set(_FILES))))
-        self.num_images = 0
+        self.path: Path = find_unused_folder(
+            self._given, (LINES_FILE, *(_FILES[kind] for kind in self._kinds & set(_FILES)))
+        )
+        self.num_images: int = 0
         has_pictures = self.path.is_dir() and any(
             f.suffix.lower() in IMAGE_SUFFIXES | STREAM_SUFFIXES for f in self.path.iterdir()
         )

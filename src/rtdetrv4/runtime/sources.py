@@ -28,7 +28,7 @@ from rtdetrv4.runtime.prediction_lines import LINES_FILE, pictures_in
 from rtdetrv4.runtime.urls import download, is_url, redacted
 from rtdetrv4.runtime.videos import RECONNECT, Capture, Picture, check_reading, is_camera, name_of, read_file, read_live
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     {

@@ -57,7 +57,7 @@ class VideoWriter:
     def __init__(self, path: Path) -> None:
         self._av = require("av", EXTRA)
         self._encoder = _encoder(self._av)
-        self.path = path.with_suffix(self._encoder.suffix)
+        self.path: Path = path.with_suffix(self._encoder.suffix)
         self.path.open("xb").close()
         self._container: Any = None
         self._stream: Any = None

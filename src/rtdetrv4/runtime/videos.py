@@ -18,7 +18,7 @@ import numpy as np
 from rtdetrv4.errors import ConfigError, SourceError
 from rtdetrv4.runtime.urls import address_of, is_url, reason_of, redacted
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 10
 READ_TIMEOUT_S = 10
@@ -58,7 +58,7 @@ class Capture:
     """
 
     def __init__(self, target: str | int) -> None:
-        self.name = name_of(target)
+        self.name: str = name_of(target)
         with _quiet:
             self._video = _open(target)
             is_read = self._video.grab()
@@ -69,7 +69,7 @@ class Capture:
         self._index = -1
         self._fps = self._video.get(cv2.CAP_PROP_FPS)
         is_endless = is_url(str(target)) and not self._video.get(cv2.CAP_PROP_FRAME_COUNT) > 0
-        self.is_live = is_endless or is_camera(target)
+        self.is_live: bool = is_endless or is_camera(target)
         """Whether it ends only when it drops."""
 
     def grab(self) -> bool:

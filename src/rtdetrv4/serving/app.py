@@ -26,7 +26,7 @@ from rtdetrv4.serving.answers import answer
 from rtdetrv4.serving.budget import Budget
 from rtdetrv4.serving.fetching import Fetcher
 from rtdetrv4.serving.metrics import Counting, Metrics
-from rtdetrv4.serving.model import Found, Job, ServedModel, Wish, wish_of
+from rtdetrv4.serving.model import Found, Job, Picture, ServedModel, Wish, wish_of
 from rtdetrv4.serving.page import POLICY, page_files
 from rtdetrv4.serving.refusals import CLIENT_GONE, RefusedError, busy, late
 from rtdetrv4.serving.schema import (
@@ -40,11 +40,11 @@ from rtdetrv4.serving.schema import (
 from rtdetrv4.serving.service import Service
 from rtdetrv4.serving.uploads import Url, received
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 GRACE_S = 1.0
 """How much later than its deadline a request is given up: what is late says so itself."""
-PICTURES = {"json": None, "image": "jpeg", "png": "png"}
+PICTURES: dict[str, Picture | None] = {"json": None, "image": "jpeg", "png": "png"}
 DESCRIPTION = """Objects in images. Send one image as the body, or several as a form:
 
     curl --data-binary @photo.jpg -H "Content-Type: image/jpeg" "http://localhost:8000/predict?conf=0.4"

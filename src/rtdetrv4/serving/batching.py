@@ -16,7 +16,7 @@ import numpy as np
 from rtdetrv4.runtime.detect import Run
 from rtdetrv4.serving.refusals import busy, closing, late
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 FIRST_GUESS_S = 0.1
 """What an image takes, before one has been measured."""

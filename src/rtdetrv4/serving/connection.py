@@ -37,7 +37,7 @@ class Connection(H11Protocol):
         super().__init__(**arguments)
         self._limits = limits
         self._state: _State = "head"
-        self.since = self.loop.time()
+        self.since: float = self.loop.time()
         """When it began to wait for what it waits for, by the clock of its loop."""
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
@@ -97,7 +97,8 @@ class Connection(H11Protocol):
             state = "idle"
         if state == self._state:
             return
-        self._state, self.since = state, self.loop.time()
+        self._state = state
+        self.since = self.loop.time()
         # What is idle is closed by uvicorn, and a request that is being answered by the application.
         seconds = {"head": self._limits.head_s, "rest": LINGER_S}.get(state)
         self._set_timer(seconds)

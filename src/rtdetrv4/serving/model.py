@@ -30,7 +30,7 @@ from rtdetrv4.serving.limits import Limits
 from rtdetrv4.serving.network import Network
 from rtdetrv4.serving.refusals import RefusedError, busy, late
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What strangers may send. Pillow reads more: PostScript, by starting an interpreter of it, and formats that nobody
@@ -134,7 +134,7 @@ class ServedModel:
         self.network = network
         self._limits = limits
         self._pixels = pixels
-        self.batcher = Batcher(
+        self.batcher: Batcher = Batcher(
             network.run,
             settings,
             sizes=network.sizes or range(1, settings.max_batch + 1),

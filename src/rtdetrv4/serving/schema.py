@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +15,7 @@ MAX_DETECTIONS, MAX_CLASSES = 10_000, 100
 class PredictOptions(BaseModel):
     """What is wanted of a model."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     model: Annotated[str | None, Field(description="Name of the model, of those in `/models`. Default: the first.")] = (
         None
@@ -85,7 +85,7 @@ class ImageOut(BaseModel):
 class Predictions(BaseModel):
     """What was found in all images of a request."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         json_schema_extra={
             "examples": [
                 {

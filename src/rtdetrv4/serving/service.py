@@ -37,11 +37,11 @@ class Service:
     ) -> None:
         if not networks:
             raise ConfigError("There is no model to serve.")
-        self.limits = (limits or Limits()).checked()
-        self.settings = _checked(settings or BatchSettings(), self.limits)
+        self.limits: Limits = (limits or Limits()).checked()
+        self.settings: BatchSettings = _checked(settings or BatchSettings(), self.limits)
         self._observers: list[Observe] = []
         pixels = Budget(self.limits.images_held * self.limits.pixels)
-        self.models = {
+        self.models: dict[str, ServedModel] = {
             name: ServedModel(name, network, self.settings, self.limits, pixels, self._telling_of(name))
             for name, network in networks.items()
         }

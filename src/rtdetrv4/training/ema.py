@@ -27,9 +27,9 @@ class ModelEma(Generic[Model]):
 
     def __init__(self, model: Model, decay: float, warmup: float) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay: float = decay
         self.warmup = warmup
-        self.num_updates = 0
+        self.num_updates: int = 0
 
     def decay_at(self, update: int) -> float:
         """Decay of an update, counted from 1."""

@@ -22,7 +22,7 @@ from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.runtime.machine import free_host_memory
 from rtdetrv4.types import Targets
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 USABLE_SHARE = 0.7
 """Usable share of the free memory; the rest is for what no graph holds: workspaces, gradients of maps, the teacher, and

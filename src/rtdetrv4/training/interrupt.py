@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Interrupt:
@@ -21,7 +21,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested: bool = False
         self._raises = False
         self._process = os.getpid()
         self._before: dict[signal.Signals, object] = {}

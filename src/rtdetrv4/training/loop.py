@@ -44,7 +44,7 @@ from rtdetrv4.training.training_data import TrainingData, UnlabeledData
 from rtdetrv4.types import Batch
 from rtdetrv4.weights import save_weights
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SURE_AFTER = 0.15
 """Share of a run's time after which its own pace is known: the first epochs may be slow by chance."""
@@ -171,8 +171,9 @@ class Trainer:
         if self.teacher is None and self.unlabeled is not None:
             raise ConfigError("Images without labels need a teacher.")
         synchronize_norms(self.student, self.accelerator)
+        self.model: Any
         self.model, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
-        self.state = RunState(
+        self.state: RunState = RunState(
             self.student,
             self.ema,
             self.optimizer,
@@ -183,8 +184,8 @@ class Trainer:
             self.metadata,
             self.pseudo_labels,
         )
-        self.parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.num_parts = 1
+        self.parameters: list[nn.Parameter] = [p for p in self.student.parameters() if p.requires_grad]
+        self.num_parts: int = 1
         """Into how many parts each batch is cut, because memory ran out."""
         self._unlabeled_batches: Iterator[Batch] = iter(())
         self._unlabeled_number = -1
@@ -194,8 +195,8 @@ class Trainer:
         """Why the latest state could not be saved."""
         self._silent_observers: set[Observer] = set()
         """Those that could not write, which was said once."""
-        self.interrupt = Interrupt()
-        self.clock = Clock(self.accelerator.device)
+        self.interrupt: Interrupt = Interrupt()
+        self.clock: Clock = Clock(self.accelerator.device)
         if not self.accelerator.is_main_process:
             self.observers, self.sheets, self.pseudo_sheets = (), None, None
 
@@ -241,7 +242,9 @@ class Trainer:
         if resume is not None:
             self._resume_from(resume)
         is_complete = False
-        self.begun, self.num_epochs, self.is_out_of_time = time.monotonic(), 0, False
+        self.begun: float = time.monotonic()
+        self.num_epochs: int = 0
+        self.is_out_of_time: bool = False
         info = self._info(self._start_metrics())
         self._saved = time.monotonic()
         with ExitStack() as stack:
@@ -268,7 +271,8 @@ class Trainer:
             self._restart_from_best()
         if self.sheets is not None and position.step == 0 and self.plan.starts_stage(position.epoch):
             self.sheets.begin(stage.name, is_first=position.epoch == 0)
-        self.started, self.num_images = time.monotonic(), 0
+        self.started: float = time.monotonic()
+        self.num_images: int = 0
         if self.pseudo_labels is not None and position.step == 0:
             self._label_images(self.pseudo_labels, stage)
         batches = iter(self.data.batches(position.epoch, stage, position.step * self.accumulate))
@@ -288,7 +292,7 @@ class Trainer:
                 self._save()
             if self.is_out_of_time:
                 break
-        self.seconds = time.monotonic() - self.started
+        self.seconds: float = time.monotonic() - self.started
 
     def _read_unlabeled(self) -> list[Batch]:
         """The images without labels for the next step; none if it does not use the teacher."""

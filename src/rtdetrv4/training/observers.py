@@ -117,7 +117,7 @@ class Tracker(Observer):
         self.name = name
         self.accelerator = accelerator
         self.log_every = log_every
-        self.settings = settings or {}
+        self.settings: Mapping[str, Any] = settings or {}
         self.files_follow = files_follow
 
     def run_start(self, info: RunInfo) -> None:

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, schedule, supported_activi
 from rtdetrv4.training.clock import PHASES
 from rtdetrv4.training.reports import Observer, RunInfo, RunResult, StepReport
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 FIRST_STEPS, RECORDED_STEPS = 3, 5
 """Numbers of steps to skip, because the first ones allocate memory and choose algorithms, and then to record."""

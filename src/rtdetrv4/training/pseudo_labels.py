@@ -34,7 +34,7 @@ from rtdetrv4.training.reports import PseudoLabelReport
 from rtdetrv4.training.validation import find_objects
 from rtdetrv4.types import Batch, ImageInfo
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 UNSEEN_THRESHOLD = 0.5
 """For classes without validation boxes, whose F1 nobody knows."""

@@ -21,7 +21,7 @@ from rtdetrv4.training.plan import Plan, Stage
 from rtdetrv4.training.training_data import TrainingData
 from rtdetrv4.types import Batch
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 WIDTH = 400
 """Width of an image on the sheet, in pixels."""

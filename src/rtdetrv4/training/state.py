@@ -19,7 +19,7 @@ from rtdetrv4.training.plan import Plan
 from rtdetrv4.training.position import Position
 from rtdetrv4.training.pseudo_labels import PseudoLabels
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass

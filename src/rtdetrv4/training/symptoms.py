@@ -9,7 +9,7 @@ from statistics import median
 from rtdetrv4.training.batch_sheets import FIRST_SHEET
 from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, StepReport
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 EPOCHS_OUTSIDE = 4
 """Number of consecutive epochs on one side of GAM's band after which the band counts as out of reach."""

@@ -36,7 +36,7 @@ from rtdetrv4.outputs import write_whole
 from rtdetrv4.runtime.preprocess import ResizeMode, content_of
 from rtdetrv4.types import Batch, View
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 BYTES = np.dtype(np.float16).itemsize
 HEADER_BYTES = 128
@@ -81,8 +81,8 @@ class TeacherFeatures:
         self.image_size = image_size
         self.resize: ResizeMode = resize
         self.teacher = teacher
-        self.grid_hw = (image_size[0] // STRIDE, image_size[1] // STRIDE)
-        self.folder = folder / teacher_digest(teacher)
+        self.grid_hw: tuple[int, int] = (image_size[0] // STRIDE, image_size[1] // STRIDE)
+        self.folder: Path = folder / teacher_digest(teacher)
         self._shape = (teacher.dim, *self.grid_hw)
         self._damaged: set[Path] = set()
 

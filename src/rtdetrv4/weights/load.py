@@ -17,7 +17,7 @@ from rtdetrv4.models import DetectionModel
 from rtdetrv4.weights.catalog import CLASS_ROWS, fitting_models
 from rtdetrv4.weights.files import Checkpoint, WeightsMetadata, listing, read_checkpoint, shapes
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class LoadReport(NamedTuple):

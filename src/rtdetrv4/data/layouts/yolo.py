@@ -23,7 +23,7 @@ from rtdetrv4.input_files import is_file, is_folder, of_home
 from rtdetrv4.json_text import load_json
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
-SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLIT_KEYS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 LABEL_FOLDERS = frozenset({"labels", "label", "annotations", "annotation", "txt"})
 NAME_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "_darknet.labels", "classes.names", "labels.txt")

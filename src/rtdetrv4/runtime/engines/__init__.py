@@ -23,6 +23,7 @@ __all__ = [
 _MODULES = {
     ".onnx": "onnx",
     "_openvino": "openvino",
+    "_triton": "triton",
     ".xml": "openvino",
     ".pt2": "torch",
     ".torchscript": "torch",

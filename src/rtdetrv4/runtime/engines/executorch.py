@@ -19,7 +19,7 @@ from rtdetrv4.runtime.engines.engine import (
     output_names,
     reason,
 )
-from rtdetrv4.runtime.export_metadata import read_metadata, read_metadata_file
+from rtdetrv4.runtime.export_metadata import ExportMetadata, read_metadata, read_metadata_file
 
 
 def open_file(path: Path, options: EngineOptions) -> ExecuTorchEngine:
@@ -50,13 +50,13 @@ class ExecuTorchEngine:
         runtime, self._torch = (importlib.import_module(name) for name in ("executorch.runtime", "torch"))
         check_file(path, "executorch", trust=options.trust)
         beside = path.with_suffix(".json")
-        self.metadata = read_metadata(read_metadata_file(beside) if beside.is_file() else None, path)
+        self.metadata: ExportMetadata = read_metadata(read_metadata_file(beside) if beside.is_file() else None, path)
         try:
             self._program: Any = runtime.Runtime.get().load_program(path)
             self._method: Any = self._program.load_method("forward")
         except Exception as error:  # of any kind, for a damaged file
             raise cannot_load(path, "executorch", reason(error)) from error
-        self.name = f"ExecuTorch {importlib.metadata.version('executorch')} on CPU"
+        self.name: str = f"ExecuTorch {importlib.metadata.version('executorch')} on CPU"
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Run a batch; see `Engine`."""

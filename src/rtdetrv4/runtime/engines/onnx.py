@@ -10,11 +10,11 @@ import numpy as np
 from rtdetrv4.errors import ConfigError, ExportError, first_line, require
 from rtdetrv4.runtime.engines.damage import cannot_load, check_file
 from rtdetrv4.runtime.engines.engine import EngineOptions, as_input, as_outputs, check_batch
-from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata, read_metadata
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 """Execution providers by the name of a device, the preferred first."""
-NUMPY_TYPES = {
+NUMPY_TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -77,6 +77,7 @@ class OnnxEngine:
     num_parallel = 1
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
+        self.name: str
         self._session, self.name = load_session(path, options)
         try:
             described = self._session.get_modelmeta().custom_metadata_map
@@ -89,7 +90,7 @@ class OnnxEngine:
             taken = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs) or "nothing"
             raise ExportError(f"{path} takes {taken}, expected images; export it again.")
         batch = model_input.shape[0]
-        self.metadata = metadata._replace(batch=batch if isinstance(batch, int) else None)
+        self.metadata: ExportMetadata = metadata._replace(batch=batch if isinstance(batch, int) else None)
         self._input = model_input.name
         self._dtype = NUMPY_TYPES[model_input.type]
         self._outputs = [output.name for output in outputs]

@@ -13,7 +13,7 @@ import numpy as np
 from rtdetrv4.errors import ConfigError, ExportError, require
 from rtdetrv4.runtime.engines.damage import cannot_load, check_file
 from rtdetrv4.runtime.engines.engine import METADATA_FILE, EngineOptions, as_input, as_outputs, check_batch, reason
-from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata, read_metadata_file
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata, read_metadata, read_metadata_file
 from rtdetrv4.runtime.known_bad import check_runtime
 
 MAX_COMPILED = 4
@@ -78,7 +78,7 @@ class OpenVinoModel:
             settings["INFERENCE_NUM_THREADS"] = options.threads
         # What the plugin computes in where it is not told: bfloat16 where the processor multiplies matrices of it.
         preferred = core.get_property(device, "INFERENCE_PRECISION_HINT").get_type_name()
-        self.name = f"OpenVINO {version} on {device}, {settings.get('INFERENCE_PRECISION_HINT', preferred)}"
+        self.name: str = f"OpenVINO {version} on {device}, {settings.get('INFERENCE_PRECISION_HINT', preferred)}"
         self._compile = partial(core.compile_model, device_name=device, config=settings)
         file = find_model(path)
         check_file(file, "openvino", trust=options.trust)
@@ -156,7 +156,7 @@ class OpenVinoEngine:
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         self._run = OpenVinoModel(path, options)
-        self.name = self._run.name
+        self.name: str = self._run.name
         model = self._run.model
         metadata = read_metadata(_metadata_text(model, path), path)
         on_cpu = (options.device or "cpu").lower() == "cpu"
@@ -165,7 +165,7 @@ class OpenVinoEngine:
             self._run = OpenVinoModel(path, options._replace(precision="fp32"))
             self.name, model = self._run.name, self._run.model
         shape = model.input(0).partial_shape
-        self.metadata = metadata._replace(batch=shape[0].get_length() if shape[0].is_static else None)
+        self.metadata: ExportMetadata = metadata._replace(batch=shape[0].get_length() if shape[0].is_static else None)
         self._image = tuple(side.get_length() for side in list(shape)[1:])
         self._dtype = model.input(0).element_type.to_dtype()
         self._outputs = [output.any_name for output in model.outputs]

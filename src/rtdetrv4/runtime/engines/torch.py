@@ -17,7 +17,7 @@ import numpy as np
 from rtdetrv4.errors import ConfigError, ExportError, first_line, require
 from rtdetrv4.runtime.engines.damage import cannot_load, check_file
 from rtdetrv4.runtime.engines.engine import EngineOptions, as_input, as_outputs, check_batch, output_names
-from rtdetrv4.runtime.export_metadata import METADATA_KEY, read_metadata
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata, read_metadata
 
 
 def open_file(path: Path, options: EngineOptions) -> TorchEngine:
@@ -58,8 +58,8 @@ class TorchEngine:
         except Exception as error:  # of any kind, for a damaged archive
             raise cannot_load(path, "torch", first_line(error)) from error
         text = extra[METADATA_KEY]
-        self.metadata = read_metadata(text or None, path)
-        self.name = f"PyTorch {torch.__version__.partition('+')[0]} on {device.upper()}"
+        self.metadata: ExportMetadata = read_metadata(text or None, path)
+        self.name: str = f"PyTorch {torch.__version__.partition('+')[0]} on {device.upper()}"
         self._outputs = output_names(self.metadata)
         self._device, self._threads = device, options.threads
 
