@@ -30,7 +30,10 @@ def read_array(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
     with open_file(path) as file:
         if npy.read_magic(file) != (1, 0):
             raise ValueError("another version of .npy")
-        shape, is_fortran, found = npy.read_array_header_1_0(file)
+        try:
+            shape, is_fortran, found = npy.read_array_header_1_0(file)
+        except Exception as error:  # a header is parsed as Python is written, which fails in several ways
+            raise ValueError("a damaged header") from error
         num_bytes = math.prod(shape) * found.itemsize
         if found != np.dtype(dtype) or is_fortran or any(side < 0 for side in shape):
             raise ValueError(f"an array of {found}")
