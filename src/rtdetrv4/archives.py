@@ -17,13 +17,21 @@ UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, 
 """What reading a damaged archive raises."""
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive, or a damaged one; `zipfile.is_zipfile` raises an error for some of these."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def archive_problem(path: Path, *, takes_compressed: bool) -> str | None:
     """What is wrong with the directory of a zip archive, as a sentence without a subject, or None.
 
     Only the directory is read, so that an archive of a few bytes that claims gigabytes costs nothing.
 
     Args:
-        path: a file that `zipfile.is_zipfile` takes for one.
+        path: a file that `is_archive` takes for one.
         takes_compressed: whether members may be compressed. PyTorch does not compress tensors, and reads compressed
             ones that it maps into memory as if they were not.
     """

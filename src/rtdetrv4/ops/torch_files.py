@@ -8,7 +8,6 @@ archive unpacks to, and how large a tensor is beside the bytes that it has.
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdetrv4.archives import archive_problem
+from rtdetrv4.archives import archive_problem, is_archive
 from rtdetrv4.errors import WeightsError, first_line
 
 MAX_DEPTH = 20
@@ -35,7 +34,7 @@ def check_torch_file(path: Path) -> None:
     Raises:
         WeightsError: it does not.
     """
-    if zipfile.is_zipfile(path) and (problem := archive_problem(path, takes_compressed=False)):
+    if is_archive(path) and (problem := archive_problem(path, takes_compressed=False)):
         raise WeightsError(f"{path} was not loaded: it {problem}.")
 
 
@@ -52,7 +51,7 @@ def load_torch_file(path: Path, *, trust: bool = False) -> Any:
     """
     check_torch_file(path)
     # Mapped, not read: a released checkpoint holds three more copies of the weights, for its optimizer and EMA.
-    options: dict[str, Any] = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
+    options: dict[str, Any] = {"map_location": "cpu", "mmap": is_archive(path)}
     try:
         content = torch.load(path, weights_only=True, **options)
     except pickle.UnpicklingError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from color_model import GRAPH, METADATA
-from rtdetrv4.errors import ExportError
+from rtdetrv4.errors import ExportError, WeightsError
 from rtdetrv4.runtime.engines import open_engine
 from rtdetrv4.runtime.engines.onnx_structure import onnx_problem
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata
 from rtdetrv4.runtime.trust import check_trust, own_folder, remember_own
+from rtdetrv4.weights import read_checkpoint
 
 
 @pytest.fixture
@@ -250,6 +252,20 @@ def test_a_zip_bomb(tmp_path: Path, name: str) -> None:
         for number in range(3):
             archive.writestr(f"m/data/{number}", bytes(32 << 20))
     refused(tmp_path / name, "was not loaded: it is a zip bomb: it has .* claims to unpack to 101 MB")
+
+
+@pytest.mark.parametrize("name", ["m.pt2", "m.torchscript", "m.pt"])
+def test_an_archive_of_many_disks(tmp_path: Path, name: str) -> None:
+    """Found by fuzzing: `zipfile.is_zipfile` has no answer, but an error."""
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("m/version", "3")
+    end = (tmp_path / name).read_bytes()
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 7)  # of the 64-bit directory: seven disks
+    (tmp_path / name).write_bytes(end[:-22] + locator + end[-22:])
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.is_zipfile(tmp_path / name)
+    with pytest.raises((ExportError, WeightsError), match=r"was not loaded: it is damaged \(zipfiles that span"):
+        (read_checkpoint if name == "m.pt" else open_engine)(tmp_path / name)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")

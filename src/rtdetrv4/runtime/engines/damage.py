@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 
-from rtdetrv4.archives import archive_problem
+from rtdetrv4.archives import archive_problem, is_archive
 from rtdetrv4.errors import ExportError
 from rtdetrv4.input_files import open_file
 from rtdetrv4.runtime.engines.onnx_structure import DAMAGED, onnx_problem
@@ -82,7 +81,7 @@ def _mistake(path: Path) -> str | None:
             return kind
     if start[8:9] == b"{" and start[4:8] == bytes(4):  # the length of a header in JSON, and the header
         return "a file of weights under another name; rename it to NAME.safetensors, and export that"
-    if path.suffix in ARCHIVES and not zipfile.is_zipfile(path):
+    if path.suffix in ARCHIVES and not is_archive(path):
         return f"damaged or truncated, or no {path.suffix} file: these are zip archives; export it again"
     if path.suffix not in ARCHIVES and start.startswith(b"PK\x03\x04"):
         return "a zip archive, such as weights of PyTorch, under another name"
