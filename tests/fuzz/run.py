@@ -31,7 +31,7 @@ import psutil
 
 ATTEMPT_S = 20.0
 """The most work that one input may cost; most cost milliseconds."""
-WAIT_S = 120.0
+WAIT_S = 600.0
 """The longest that one may wait, on a busy machine too."""
 START_S = 600.0
 """Importing and making valid files."""

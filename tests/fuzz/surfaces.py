@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import importlib.util
 import io
 import json
@@ -171,6 +172,8 @@ class CommandLines:
 
         from rtdetrv4.cli import app, main
 
+        for module in ("accelerate", "assembly", "comparison", "doctor", "serving.server", "training", "benchmark"):
+            importlib.import_module(module if module == "accelerate" else f"rtdetrv4.{module}")  # that no attempt waits
         self._main = main
         group: Any = typer.main.get_command(app)
         self._commands = {
