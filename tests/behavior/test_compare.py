@@ -241,6 +241,9 @@ def test_mistakes_are_told_before_anything_is_trained(shapes: Path, tmp_path: Pa
     mistake('Arm "fixed" needs a teacher', teacher="none")
     mistake("vit_base_patch16_dinov3", teacher="vit_base_patch16_dinov4")
     mistake('Arm "more": nowhere does not exist', DatasetError, arms=["off", "more:data.unlabeled=nowhere,lr=1e-4"])
+    mistake(
+        'Arm "more": data.unlabeled: to learn from', arms=["off", f"more:distillation.mode=off,data.unlabeled={shapes}"]
+    )
     mistake("seeds: got 0", seeds=0)
     mistake("seeds: got", seeds=[-1])
     no_boxes = shutil.copytree(shapes, tmp_path / "empty")

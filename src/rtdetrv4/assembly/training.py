@@ -298,7 +298,8 @@ def build_trainer(
     accelerator = accelerator or make_accelerator(recipe.run.device, recipe.run.amp)
     evaluates_start = knows_classes and _is_quickly_evaluated(splits, recipe.schedule.epochs)
     teacher = build_teacher(recipe.distillation, accelerator.device, teacher)
-    _check_unlabeled(recipe, splits, teacher)
+    if splits.unlabeled is not None:
+        check_unlabeled(recipe, has_teacher=teacher is not None, has_val=splits.val is not None)
     student = build_student(recipe, detector, teacher, accelerator)
     course = settle_course(recipe, splits, student, accelerator, teacher, fitting)
     recipe, accumulate, data, plan, unlabeled, features, others_cache = course
@@ -584,21 +585,19 @@ def _features(
     return features
 
 
-def _check_unlabeled(recipe: Recipe, splits: Splits, teacher: Teacher | None) -> None:
-    """Check that a run can learn from its images without labels, if it has any.
+def check_unlabeled(recipe: Recipe, *, has_teacher: bool, has_val: bool) -> None:
+    """Check that a run can learn from its images without labels.
 
     Raises:
         ConfigError: neither a teacher nor pseudo-labels are there for them, or the thresholds cannot be measured.
     """
-    if splits.unlabeled is None:
-        return
     settings = recipe.pseudo_labels
-    if teacher is None and not settings.weight:
+    if not has_teacher and not settings.weight:
         raise ConfigError(
             "data.unlabeled: to learn from images without labels, name a teacher, such as dinov2-b, or set "
             "pseudo_labels.weight=1; or leave the images out."
         )
-    if settings.weight and settings.threshold == "best" and splits.val is None:
+    if settings.weight and settings.threshold == "best" and not has_val:
         raise ConfigError(
             "pseudo_labels.threshold: best needs validation images, and there are none. Give a number, such as 0.5."
         )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rtdetrv4.assembly.training import build_teacher
+from rtdetrv4.assembly.training import build_teacher, check_unlabeled
 from rtdetrv4.comparison.results import Comparison
 from rtdetrv4.comparison.spread import few_seeds
 from rtdetrv4.comparison.starts import SEED, WEIGHTS, RunStart, StartCheck, check_start, split_weights, start_of
@@ -142,7 +142,7 @@ def compare(
     waiting = {run: recipe for run, recipe in runs.items() if not Path(recipe.run.out, RESULT_FILE).is_file()}
     starts = _starts(runs, waiting, weights, own_weights, splits)
     _check_teachers(waiting.values(), network)
-    _check_unlabeled(waiting)
+    _check_unlabeled(waiting, has_val=splits.val is not None)
     out.mkdir(parents=True, exist_ok=True)
     known = read_settings(out).get("arms", {})
     write_text(out / SETTINGS_FILE, json.dumps({"arms": {**known, **changes}, **common}, indent=2, default=str) + "\n")
@@ -305,17 +305,20 @@ def _check_teachers(recipes: Iterable[Recipe], network: Network | None) -> None:
         build_teacher(teaching, torch.device("cpu"))
 
 
-def _check_unlabeled(runs: Mapping[tuple[str, int], Recipe]) -> None:
-    """Read the images without labels of each arm once, for the same reason."""
+def _check_unlabeled(runs: Mapping[tuple[str, int], Recipe], *, has_val: bool) -> None:
+    """Check for the same reason that each arm can learn from its images without labels, and read these once."""
     read: set[tuple[Any, ...]] = set()
     for (name, _), recipe in runs.items():
+        if not recipe.data.unlabeled:
+            continue
         images = (recipe.data.unlabeled, recipe.data.unlabeled_parts)
-        if recipe.data.unlabeled and images not in read:
-            read.add(images)
-            try:
+        try:
+            check_unlabeled(recipe, has_teacher=recipe.distillation.is_on, has_val=has_val)
+            if images not in read:
+                read.add(images)
                 read_unlabeled(*images)
-            except DatasetError as error:
-                raise DatasetError(f'Arm "{name}": {error}') from error
+        except (ConfigError, DatasetError) as error:
+            raise type(error)(f'Arm "{name}": {error}') from error
 
 
 def _learns_from(recipe: Recipe, network: Network | None) -> bool:
