@@ -44,6 +44,13 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
+@pytest.fixture(autouse=True)
+def _no_notes_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests export is noted among them alone."""
+    folder = tmp_path_factory.getbasetemp() / "exported"
+    monkeypatch.setattr("rtdetrv4.runtime.trust.own_folder", lambda: folder)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
     """A hub on this machine, which the client asks in place of the real one, with an empty cache."""

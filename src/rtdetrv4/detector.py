@@ -104,6 +104,8 @@ class Detector:
             this package, a released .pth, "hf://owner/repo/file". None: "coco"; training takes the next best if these
             cannot be had.
         device: "cpu", "cuda", "cuda:1" (or 1), "mps", …; None picks an accelerator if there is one.
+        trust: run the code that a file of weights or an exported file brings along. Without it, weights must be tensors
+            and plain values, and TorchScript, .pt2 and .pte files must have been exported on this machine.
 
     Raises:
         ConfigError: the model is unknown, or there is no such device.
@@ -118,6 +120,7 @@ class Detector:
         weights: str | Path | None = None,
         *,
         device: str | int | torch.device | None = None,
+        trust: bool = False,
     ) -> Own:
         """Make a detector of PyTorch, or an `ExportedDetector` for an exported file."""
         if not (isinstance(model, str | Path) and is_exported(model)):
@@ -126,7 +129,7 @@ class Detector:
         if weights is not None:
             raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give only one.')
         # It has the methods of a detector, and those that it cannot offer say so.
-        return cast("Own", ExportedDetector(model, device=None if device is None else str(device)))
+        return cast("Own", ExportedDetector(model, device=None if device is None else str(device), trust=trust))
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class Detector:
         weights: str | Path | None = None,
         *,
         device: str | int | torch.device | None = None,
+        trust: bool = False,
     ) -> None:
         require("torch", "torch")
         from rtdetrv4.assembly.recipes import named_recipe, recipe_of_weights, settled_settings
@@ -164,7 +168,7 @@ class Detector:
         if weights is None:
             self.recipe: Recipe = named_recipe(model or DEFAULT_MODEL)
         else:
-            checkpoint = read_checkpoint(weights, takes_pretrained=True)
+            checkpoint = read_checkpoint(weights, takes_pretrained=True, trust=trust)
             self.recipe = recipe_of_weights(model, checkpoint.metadata)
             self._load(checkpoint)
         self._settled = settled_settings(model)

@@ -45,6 +45,7 @@ class ExportedDetector(runtime.ExportedDetector):
             and that is known to be right.
         threads: threads that work on one batch; None leaves it to the runtime.
         precision: "fp32" or "bf16", where the runtime has the choice; None for what it prefers.
+        trust: run the file even if it is a program that was not exported on this machine: .torchscript, .pt2 or .pte.
 
     Attributes:
         engine: the runtime with the loaded file.
@@ -52,7 +53,7 @@ class ExportedDetector(runtime.ExportedDetector):
 
     Raises:
         ConfigError: there is no such device, or an option that the runtime does not have.
-        ExportError: the file is missing or broken, or was not written by this package.
+        ExportError: the file is missing, broken or unsafe, or was not written by this package.
         MissingDependencyError: the runtime is not installed.
     """
 

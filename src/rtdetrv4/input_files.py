@@ -57,8 +57,8 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
             try:
                 return file.read(size)  # what is added meanwhile is left out
             except MemoryError as error:
-                raise OSError(errno.ENOMEM, f"its {_size(size)} do not fit into memory", os.fspath(path)) from error
-    raise OSError(errno.EFBIG, f"it has {_size(size)}, expected at most {_size(max_bytes)}", os.fspath(path))
+                raise OSError(errno.ENOMEM, f"its {size_text(size)} do not fit into memory", os.fspath(path)) from error
+    raise OSError(errno.EFBIG, f"it has {size_text(size)}, expected at most {size_text(max_bytes)}", os.fspath(path))
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -91,7 +91,12 @@ def _require_file(mode: int, name: str) -> None:
         raise OSError(errno.EINVAL, what, name)
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
+    """A number of bytes for a message.
+
+    >>> size_text(1_500_000)
+    '1.5 MB'
+    """
     value, unit = float(num_bytes), "bytes"
     for larger in ("KB", "MB", "GB", "TB"):
         if value < 1000:

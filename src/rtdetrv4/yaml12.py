@@ -105,7 +105,7 @@ def load_yaml(text: str) -> Any:
     if len(text) > MAX_LENGTH:
         raise yaml.YAMLError(f"{len(text)} characters, expected at most {MAX_LENGTH}")
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - it is safe, being one of SafeLoader
     except (ValueError, LookupError) as error:  # such as of !!float x, or of a number of 5,000 digits
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 

@@ -41,7 +41,7 @@ _FAMILIES = {
 
 
 def convert_weights(
-    source: str | Path, out: str | Path, *, model: str | None = None, to: Format = "ours"
+    source: str | Path, out: str | Path, *, model: str | None = None, to: Format = "ours", trust: bool = False
 ) -> WeightsMetadata:
     """Write weights in another format.
 
@@ -56,6 +56,7 @@ def convert_weights(
         model: the model's name; needed if the tensors fit several models, which those of this package's files never do.
         to: "ours" also records where the weights come from; "released" is for the released code; "transformers" is for
             `from_pretrained`.
+        trust: run the code that the source brings along, if it is a pickle of more than tensors and plain values.
 
     Returns:
         The metadata of the source, with `models` reduced to the one that it was converted as.
@@ -66,7 +67,7 @@ def convert_weights(
     """
     out = Path(out)
     _require_place(out, to)
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, trust=trust)
     metadata, tensors = checkpoint
     name = _chosen(metadata, model)
     path = Path(metadata.source)

@@ -64,6 +64,7 @@ def run_benchmark(
     seconds: float = 3.0,
     data: str | Path | None = None,
     split: Literal["train", "val", "test"] = "val",
+    trust: bool = False,
 ) -> Benchmark:
     """Time exported models, and those of other programs, in every combination of the options.
 
@@ -82,6 +83,7 @@ def run_benchmark(
         seconds: to time each case for.
         data: a data set to measure the AP of exported files on; None takes it from the reports of their export.
         split: the split of `data`.
+        trust: run files even if they are programs that were not exported on this machine.
 
     Raises:
         ConfigError: an option is invalid, or nothing is left to time.
@@ -92,7 +94,7 @@ def run_benchmark(
     paths = [Path(model) for model in models]
     _check(paths, batches, seconds)
     notes: list[str] = []
-    cases = list(_cases(paths, batches, threads, image_sizes, hints, runtimes, precisions, device, notes))
+    cases = list(_cases(paths, batches, threads, image_sizes, hints, runtimes, precisions, device, notes, trust))
     if not cases:
         raise ConfigError(f"There is nothing to time: {' '.join(notes)}")
     aps: dict[tuple[Path, str], float | None] = {}
@@ -141,6 +143,7 @@ def _cases(
     precisions: Sequence[Precision | None],
     device: str | None,
     notes: list[str],
+    trust: bool,
 ) -> Iterator[_Case]:
     """Load every model and yield what to time with it; `notes` takes what is left out."""
     for path, num_threads, hint in itertools.product(paths, threads, hints):
@@ -151,7 +154,7 @@ def _cases(
                 continue
             sizes = set()
             for precision, size in itertools.product(precisions if in_openvino else (None,), image_sizes or (None,)):
-                options = EngineOptions(device, num_threads, precision, hint)
+                options = EngineOptions(device, num_threads, precision, hint, trust)
                 subject = open_subject(path, options, runtime=runtime, image_size=size)
                 if size not in (None, subject.image_size):
                     notes.append(f"{path} at {_times(size)}: it takes {_times(subject.image_size)} only.")
@@ -295,7 +298,7 @@ def _ap(case: _Case, data: str | Path | None, split: Literal["train", "val", "te
         return None
     report = report_path(path)
     if data is not None:
-        detector = ExportedDetector(path, device=options.device, precision=options.precision)
+        detector = ExportedDetector(path, device=options.device, precision=options.precision, trust=options.trust)
         return round(detector.val(data, split=split).ap, 4)
     if not report.is_file():
         return None

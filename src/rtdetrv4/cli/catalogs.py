@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from rtdetrv4.cli.options import Device, device_of, given_options, image_size_of
+from rtdetrv4.cli.options import Device, Trust, device_of, given_options, image_size_of
 from rtdetrv4.cli.running import interruptible
 from rtdetrv4.errors import ConfigError
 
@@ -156,9 +156,10 @@ def convert(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder for transformers.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model, if the tensors fit several.")] = None,
     to: Annotated[Literal["ours", "released", "transformers"], typer.Option(help="Format to write.")] = "ours",
+    trust: Trust = False,
 ) -> None:
     """Convert weights to this package's format, the released code's, or transformers'."""
     from rtdetrv4.assembly.conversion import convert_weights
 
-    found = convert_weights(source, out, model=model, to=to)
+    found = convert_weights(source, out, model=model, to=to, trust=trust)
     print(f"{found.model} with {found.num_classes} classes: {out}")

@@ -12,6 +12,7 @@ from rtdetrv4.cli.options import (
     Device,
     ImageSize,
     RuntimeDevice,
+    Trust,
     Weights,
     given_options,
     image_size_of,
@@ -117,12 +118,13 @@ def verify(
         Literal["fp32", "bf16"] | None,
         typer.Option(help="What OpenVINO is to compute floats in. Default: what the file was proven in."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Check on this machine that an exported file finds what PyTorch found. Needs no torch."""
     from rtdetrv4.runtime.export_report import Accuracy
     from rtdetrv4.runtime.proof import proven_precision, verify_file
 
-    found = verify_file(file, device=device, threads=threads, precision=precision)
+    found = verify_file(file, device=device, threads=threads, precision=precision, trust=trust)
     report, share = found.report, found.matched.share
     print(f"{file} in {found.runtime}")
     if share is not None:
@@ -144,7 +146,7 @@ def verify(
         return
     with interruptible(lambda: "Nothing was changed."):
         precision = precision or proven_precision(report.precision)
-        exported = rtdetrv4.ExportedDetector(file, device=device, threads=threads, precision=precision)
+        exported = rtdetrv4.ExportedDetector(file, device=device, threads=threads, precision=precision, trust=trust)
         metrics = exported.val(data, split=split)
     known = report.accuracy
     if known is None:
@@ -194,6 +196,7 @@ def bench(
         Path | None,
         typer.Option("--out", "-o", help="Folder for bench.json and bench.png, AP against latency.", file_okay=False),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Time exported models side by side: latency and throughput, with what surrounds the network apart."""
     from rtdetrv4.benchmark import BENCHMARK_FILES, draw_benchmark, run_benchmark
@@ -211,7 +214,7 @@ def bench(
     if out is not None:
         out = unused_folder(out, BENCHMARK_FILES)
     with interruptible(lambda: "Nothing was written."):
-        found = run_benchmark(models, device=device, seconds=seconds, data=data, split=split, **given)
+        found = run_benchmark(models, device=device, seconds=seconds, data=data, split=split, trust=trust, **given)
     if json:
         print(found.to_json(), end="")
     else:

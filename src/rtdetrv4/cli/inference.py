@@ -17,6 +17,7 @@ from rtdetrv4.cli.options import (
     RuntimePrecision,
     Slice,
     Trained,
+    Trust,
     Weights,
     Whole,
     confidence_of,
@@ -50,6 +51,7 @@ def val(
     slice: Slice = None,
     overlap: Overlap = None,
     whole: Whole = True,
+    trust: Trust = False,
 ) -> None:
     """Compute COCO metrics."""
     given = given_options(batch=batch, imgsz=image_size_of(imgsz), **tiles_of(slice, overlap, whole))
@@ -60,7 +62,7 @@ def val(
     from rtdetrv4.runtime.engines import is_exported
 
     with interruptible(lambda: "The evaluation is not complete; files that it has written are whole."):
-        detector = detector_of(model, weights, device, precision)
+        detector = detector_of(model, weights, device, precision, trust=trust)
         if out is not None:
             from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
             from rtdetrv4.outputs import unused_folder
@@ -135,6 +137,7 @@ def predict(
     ] = None,
     device: RuntimeDevice = None,
     precision: RuntimePrecision = None,
+    trust: Trust = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is written.")] = Path("runs/predict"),
     save: Annotated[
         str | None,
@@ -193,7 +196,7 @@ def predict(
             results,
             WriteBehind(write, size_of=_num_bytes) as behind,
         ):
-            detector = detector_of(model, weights, device, precision)
+            detector = detector_of(model, weights, device, precision, trust=trust)
             stream = detector.predict(source, stream=True, **given_options(imgsz=size_hw), **options)
             try:
                 for detections in stream:

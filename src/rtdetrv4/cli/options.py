@@ -75,6 +75,10 @@ AutoResume = Annotated[
 ]
 Tracker = Annotated[str | None, typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow, … or none.")]
 Budget = Annotated[str | None, typer.Option(help="Time for the whole run, instead of --epochs: 30m, 2h.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Run the code that the model's file brings along. Only if you trust whoever made it."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting: --set optimizer.weight_decay=1e-4", metavar="NAME=VALUE"),

@@ -21,6 +21,8 @@ def detector_of(
     weights: str | None = None,
     device: str | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
+    *,
+    trust: bool = False,
 ) -> Detector:
     """A detector of a model, weights or an exported file, which alone may have a precision."""
     from rtdetrv4.runtime.engines import check_name, is_exported
@@ -29,7 +31,7 @@ def detector_of(
         if model is None or not is_exported(model) or weights is not None:
             raise ConfigError(f'--precision {precision} is for exported files; got "{weights or model}".')
         # It has the methods of a detector that its commands use.
-        return cast("Detector", rtdetrv4.ExportedDetector(model, device=device, precision=precision))
+        return cast("Detector", rtdetrv4.ExportedDetector(model, device=device, precision=precision, trust=trust))
 
     if model is None or not is_exported(model):  # else the runtime has its own words for devices
         device = device_of(device)
@@ -37,7 +39,7 @@ def detector_of(
             check_name(model)
         import torch  # noqa: F401 - without it, `main` names the extra of the command: maybe more than Detector's
 
-    return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device))
+    return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device), trust=trust)
 
 
 def can_resume(out: str | None, default: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rtdetrv4.cli.options import RuntimeDevice, RuntimePrecision
+from rtdetrv4.cli.options import RuntimeDevice, RuntimePrecision, Trust
 from rtdetrv4.cli.running import detector_of, interruptible
 from rtdetrv4.errors import ConfigError, require
 
@@ -72,6 +72,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Threads that work on one batch.", min=1)] = None,
     device: RuntimeDevice = None,
     precision: RuntimePrecision = None,
+    trust: Trust = False,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
 ) -> None:
     """Answer requests over HTTP with what is found in their images; a page at / tries it.
@@ -112,7 +113,15 @@ def serve(
         settings = BatchSettings(max_batch or MAX_BATCH, max_wait_ms / 1000, queue)
         networks = {}
         for name, model in named.items():
-            network = _load(model, settings.max_batch, threads=threads, device=device, precision=precision, hint=hint)
+            network = _load(
+                model,
+                settings.max_batch,
+                threads=threads,
+                device=device,
+                precision=precision,
+                hint=hint,
+                trust=trust,
+            )
             prepare = network.tuned if max_batch is None else network.warmed_up
             networks[name] = prepare(settings.max_batch)
         service = Service(networks, settings, limits)
@@ -180,18 +189,25 @@ def _load(
     device: str | None,
     precision: Literal["fp32", "bf16"] | None,
     hint: Literal["latency", "throughput"],
+    trust: bool,
 ) -> Network:
     from rtdetrv4.runtime.engines import is_exported
     from rtdetrv4.serving import Network
 
     if is_exported(model):
         return Network.of_file(
-            model, max_batch=max_batch, device=device, threads=threads, precision=precision, hint=hint
+            model,
+            max_batch=max_batch,
+            device=device,
+            threads=threads,
+            precision=precision,
+            hint=hint,
+            trust=trust,
         )
     if threads is not None or hint != "latency":
         raise ConfigError(f'--threads and --hint are for exported files; got "{model}".')
     require("torch", "torch")
-    return network_of(detector_of(model, device=device, precision=precision))
+    return network_of(detector_of(model, device=device, precision=precision, trust=trust))
 
 
 def network_of(detector: Detector) -> Network:

@@ -25,6 +25,7 @@ import PIL
 import simplejpeg
 from numpy.typing import NDArray
 
+from rtdetrv4.data.arrays import read_array
 from rtdetrv4.data.decode import MAX_REDUCTION
 from rtdetrv4.data.records import Split
 from rtdetrv4.errors import ConfigError
@@ -181,11 +182,8 @@ class DiskCache:
             return decode()  # raises the error that a run without a cache raises
         folder = self._folder / _digest(info.file_name, info.height, info.width)
         path = folder / f"{reduction}-{_digest(source.st_size, source.st_mtime_ns, DECODERS)}.npy"
-        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
-            held = np.load(path, allow_pickle=False)
-            if held.dtype == np.uint8 and held.ndim == 3 and held.shape[2] == 3:
-                held.flags.writeable = False
-                return held
+        if (held := self._held(path)) is not None:
+            return held
         for outdated in folder.glob(f"{reduction}-*.npy"):
             with contextlib.suppress(OSError):  # another process was faster
                 num_bytes = outdated.stat().st_size
@@ -194,6 +192,19 @@ class DiskCache:
         image = decode()
         self._save(path, image)
         return image
+
+    def _held(self, path: Path) -> NDArray[np.uint8] | None:
+        """The pixels in a file of the cache; None if there is none, or a damaged one."""
+        try:
+            held = read_array(path, np.uint8)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            held = None
+        if held is not None and held.ndim == 3 and held.shape[2] == 3 and held.size:
+            return held
+        logger.warning("%s in the image cache is damaged; the image is decoded again.", path)
+        return None
 
     def _save(self, path: Path, image: NDArray[np.uint8]) -> None:
         num_bytes = NPY_HEADER_BYTES + image.nbytes

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rtdetrv4.distillation.teacher_catalog import BY_NAME, DEFAULT_TEACHER, PIP_TEACHER, timm_name
 from rtdetrv4.errors import ConfigError, WeightsError, did_you_mean, first_line
 from rtdetrv4.ops.networks import CompileAttempt, Compiled, create_network, fetch_timm_weights, load_pip_weights
+from rtdetrv4.ops.torch_files import check_torch_file, require_plain
 
 Network = Callable[[Tensor], Tensor]
 
@@ -479,8 +480,10 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
     """The network with the weights of a local checkpoint, and the same network with its initial random weights."""
     if not path.is_file():
         raise WeightsError(f'Teacher weights "{path}" do not exist. Give the path of a checkpoint of "{name}".')
+    check_torch_file(path)
     try:
         state: Mapping[str, Any] = load_state_dict(str(path), weights_only=True)
+        require_plain(state, path)
         options = {}
         if "storage_tokens" in state and any(key.endswith("attn.qkv.bias") for key in state):
             options["qkv_bias"] = True  # DINOv3 as Meta saves it; timm's own copies leave these biases out

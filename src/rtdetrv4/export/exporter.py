@@ -23,6 +23,7 @@ from rtdetrv4.outputs import write_text
 from rtdetrv4.runtime.export_metadata import ExportMetadata
 from rtdetrv4.runtime.export_report import ExportReport, report_path
 from rtdetrv4.runtime.preprocess import ResizeMode
+from rtdetrv4.runtime.trust import remember_own
 from rtdetrv4.types import ClassMap
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ def _write_proven(
         unproven = folder / path.name
         logger.info("Writing %s", path)
         notes = importlib.import_module(f"rtdetrv4.export.{format}").write(deployment, unproven)
+        remember_own(unproven)
         logger.info("Comparing it with PyTorch in %s", FORMATS[format].runtime)
         try:
             report = prove(

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -27,12 +28,16 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
 )
 
+from rtdetrv4.addresses import has_public_address, is_this_machine
 from rtdetrv4.errors import WeightsError, first_line
+from rtdetrv4.input_files import size_text
 
 #: How long the hub may take to say what it has, in seconds. Downloads take as long as bytes arrive.
 ANSWER_TIME = 4.0
 #: For how many seconds a hub that did not answer in time is not asked again: a run that starts may want several files.
 SILENCE_TIME = 10.0
+#: The largest file that is fetched; the largest teachers of timm take less.
+MAX_BYTES = 32_000_000_000
 
 _silent_until: dict[str, float] = {}
 """By endpoint, on the clock of `time.monotonic`."""
@@ -79,6 +84,7 @@ def fetch_file(
     """
     name = f"{repository}/{file}"
     url = huggingface_hub.hf_hub_url(repository, file, revision=revision)
+    _require_safe(url)
     with _client_logs_once():
         try:
             headers = _ask(url)
@@ -88,6 +94,9 @@ def fetch_file(
             if cached := cached_file(repository, file, revision=revision, sha256=sha256):
                 return cached
             raise NoAnswerError(_silence(error)) from error
+        if location := headers.get("Location"):
+            _require_safe(urljoin(url, location), behind=url)
+        _require_size(name, headers.get("X-Linked-Size") or headers.get("Content-Length"))
         stated = _hash_or_none(headers.get("X-Linked-Etag") or headers.get("ETag"))
         if sha256 and stated and stated != sha256:
             raise WeightsError(f"{name} has changed: its SHA-256 is {stated}, expected {sha256}")
@@ -187,6 +196,32 @@ def _ask(url: str) -> Mapping[str, str]:
     except FutureTimeout:
         _silent_until[constants.ENDPOINT] = time.monotonic() + SILENCE_TIME
         raise
+
+
+def _require_safe(url: str, behind: str | None = None) -> None:
+    """Check where weights would come from.
+
+    Args:
+        url: the address.
+        behind: what redirects there; None: nothing does.
+
+    Raises:
+        WeightsError: it is not encrypted, or a redirect out of the internet into somebody's network.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if not (parts.scheme == "https" or (parts.scheme == "http" and is_this_machine(host))):
+        what = "the hub" if behind is None else "what the hub redirects to"
+        raise WeightsError(
+            f"{what} is {parts.scheme}://{host}; weights are fetched by https only, or by http from this machine"
+        )
+    if behind is not None and not has_public_address(host) and has_public_address(urlsplit(behind).hostname or ""):
+        raise WeightsError(f"the hub redirects to {host}, an address that is not public")
+
+
+def _require_size(name: str, stated: str | None) -> None:
+    if stated is not None and stated.isdecimal() and int(stated) > MAX_BYTES:
+        raise WeightsError(f"{name} has {size_text(int(stated))}, expected at most {size_text(MAX_BYTES)}")
 
 
 def _cached_copy(repository: str, file: str, revision: str | None) -> Path | None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from rtdetrv4.errors import WeightsError, first_line, require
 from rtdetrv4.ops import hub
+from rtdetrv4.ops.torch_files import check_torch_file, require_plain
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -29,7 +30,9 @@ def create_network(name: str, *, weights: Path | None = None, **options: Any) ->
         options: of `timm.create_model`.
     """
     if weights is not None:
+        check_torch_file(weights)
         state = load_state_dict(str(weights), weights_only=True)
+        require_plain(state, weights)
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     # For Swin, which before timm 1.0.31 ignores the other; for ViTs; for the rest, which need none to take any size.
     for flexible in ({"strict_img_size": False}, {"dynamic_img_size": True}, {}):

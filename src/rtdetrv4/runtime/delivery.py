@@ -132,7 +132,7 @@ class Webhook:
                 """Refused: a POST would become a GET without its content."""
 
         body = f'{{"results": [{", ".join(batch)}]}}'.encode("utf-8", "backslashreplace")
-        request = urllib.request.Request(self._url, body, self._headers, method="POST")
+        request = urllib.request.Request(self._url, body, self._headers, method="POST")  # noqa: S310 - the user's own
         try:
             with urllib.request.build_opener(NoRedirect).open(request, timeout=TIMEOUT_S):
                 return "delivered", ""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rtdetrv4.errors import ExportError
+from rtdetrv4.input_files import read_file
+from rtdetrv4.json_text import load_json
 from rtdetrv4.runtime.preprocess import ResizeMode
 
 METADATA_KEY = "rtdetrv4"
+MAX_BYTES = 64 << 20
+MAX_SIDE = 16_384
+"""Of images; a file that claims more would only have its reader run out of memory."""
 
 
 class ForeignFileError(ExportError):
@@ -65,7 +71,7 @@ class ExportMetadata(NamedTuple):
             ExportError: an entry is missing, or requires something that this version cannot do.
         """
         try:
-            fields = json.loads(text)
+            fields = load_json(text)
             _check_entries(fields)
             metadata = cls(**fields)._replace(
                 **{
@@ -112,8 +118,25 @@ def _check_entries(fields: object) -> None:
         raise ValueError("names is no list of class names")
     if not (isinstance(ids, list) and all(type(number) is int for number in ids) and len(ids) == len(names)):
         raise ValueError(f"category_ids is no list of {len(names)} whole numbers, one for each of names")
-    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
-        raise ValueError("image_size is no height and width in pixels")
+    if not (
+        isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= MAX_SIDE for side in size)
+    ):
+        raise ValueError(f"image_size is no height and width in pixels, of up to {MAX_SIDE}")
+    if not (isinstance(fields["model"], str) and isinstance(fields["version"], str)):
+        raise ValueError("model and version are no texts")
+    thresholds, usual = fields.get("thresholds"), fields.get("training_hw")
+    if thresholds is not None and not (isinstance(thresholds, dict) and all(map(_is_number, thresholds.values()))):
+        raise ValueError("thresholds is no number for each class")
+    if usual is not None and not (isinstance(usual, list) and len(usual) == 2 and all(map(_is_positive, usual))):
+        raise ValueError("training_hw is no height and width in pixels")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf  # type: ignore[arg-type]
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and value > 0  # type: ignore[operator]
 
 
 def read_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
@@ -129,3 +152,15 @@ def read_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
         return ExportMetadata.from_json(text)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
+
+
+def read_metadata_file(path: Path) -> bytes:
+    """The metadata beside a file.
+
+    Raises:
+        ExportError: they cannot be read.
+    """
+    try:
+        return read_file(path, MAX_BYTES)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}; export it again") from error

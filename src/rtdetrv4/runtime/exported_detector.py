@@ -37,6 +37,7 @@ class ExportedDetector:
         threads: threads that work on one batch; None leaves it to the runtime.
         precision: "fp32" or "bf16", where the runtime has the choice; None for what it prefers.
         hint: "throughput" to run as many images as possible in the same time, from several threads; see `open_engine`.
+        trust: run the file even if it is a program that was not exported on this machine: .torchscript, .pt2 or .pte.
 
     Attributes:
         path: the file.
@@ -57,10 +58,16 @@ class ExportedDetector:
         threads: int | None = None,
         precision: Precision | None = None,
         hint: Hint = "latency",
+        trust: bool = False,
     ) -> None:
         self.path: Path = Path(path)
         self.engine: Engine = open_engine(
-            path, device=None if device == "auto" else device, threads=threads, precision=precision, hint=hint
+            path,
+            device=None if device == "auto" else device,
+            threads=threads,
+            precision=precision,
+            hint=hint,
+            trust=trust,
         )
         self.metadata: ExportMetadata = self.engine.metadata
         if precision is None:  # what the runtime prefers may round more than PyTorch

@@ -46,6 +46,7 @@ def verify_file(
     device: str | None = None,
     threads: int | None = None,
     precision: Precision | None = None,
+    trust: bool = False,
 ) -> Verification:
     """Run an exported file, and compare what it finds with what PyTorch found when it was exported.
 
@@ -54,6 +55,7 @@ def verify_file(
         device: what to run it on, in the words of the runtime; None for the best that it has.
         threads: threads that work on one batch; None leaves it to the runtime.
         precision: "fp32" or "bf16", where the runtime has the choice; None for what the file is meant for.
+        trust: run the file even if it is a program that was not exported on this machine.
 
     Raises:
         ConfigError: the runtime does not have this precision.
@@ -61,8 +63,10 @@ def verify_file(
         MissingDependencyError: its runtime is not installed.
     """
     path = Path(path)
-    engine = open_proven(path, device=device, threads=threads, precision=precision)
-    preferred = open_engine(path, device=device, threads=threads).name if chooses_precision(path) else engine.name
+    engine = open_proven(path, device=device, threads=threads, precision=precision, trust=trust)
+    preferred = engine.name
+    if chooses_precision(path):
+        preferred = open_engine(path, device=device, threads=threads, trust=trust).name
     report = ExportReport.read(report_path(path))
     metadata = engine.metadata
     if not report.expected:
@@ -101,14 +105,19 @@ def proven_precision(precision: str) -> Precision:
 
 
 def open_proven(
-    path: Path, *, device: str | None = None, threads: int | None = None, precision: Precision | None = None
+    path: Path,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    precision: Precision | None = None,
+    trust: bool = False,
 ) -> Engine:
     """Load a file that is to be compared with PyTorch, in the precision that it is meant for, or in another."""
     if precision is not None:
-        return open_engine(path, device=device, threads=threads, precision=precision)
-    engine = open_engine(path, device=device, threads=threads, precision="fp32")
+        return open_engine(path, device=device, threads=threads, precision=precision, trust=trust)
+    engine = open_engine(path, device=device, threads=threads, precision="fp32", trust=trust)
     if proven_precision(engine.metadata.precision) == "bf16":
-        engine = open_engine(path, device=device, threads=threads, precision="bf16")
+        engine = open_engine(path, device=device, threads=threads, precision="bf16", trust=trust)
     return engine
 
 

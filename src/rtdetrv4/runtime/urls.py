@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+import time
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from rtdetrv4.errors import SourceError
 
 MAX_DOWNLOAD_BYTES = 64 * 1024 * 1024
 DOWNLOAD_TIMEOUT_S = 15
+"""Until the next bytes."""
+MAX_DOWNLOAD_S = 120
+"""For all of them."""
 HIDDEN_TEXT = "***"
 STREAM_TYPES = ("video/", "multipart/x-mixed-replace", "application/vnd.apple.mpegurl", "application/x-mpegurl")
 """How the content types of videos and streams begin."""
@@ -130,6 +134,9 @@ def reason_of(error: Exception) -> str:
 def download(url: str) -> bytes | None:
     """Read a file by http(s), at most 64 MiB.
 
+    Whoever gives the URL may name a camera at home. Who answers may not: what redirects from a public address must lead
+    to another one, and what is encrypted must stay so.
+
     Returns:
         Its content, or None if it is a video or a stream, or may be one.
 
@@ -140,15 +147,19 @@ def download(url: str) -> bytes | None:
     import urllib.error
     import urllib.request
 
+    from rtdetrv4.runtime import redirects
+
     address, credentials = without_credentials(url)
     try:
-        request = urllib.request.Request(address)
+        request = urllib.request.Request(address)  # noqa: S310 - its opener knows http and https only
         for name, value in request_headers(credentials).items():
             request.add_unredirected_header(name, value)  # not for another host
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_S) as response:
+        with redirects.safe_opener().open(request, timeout=DOWNLOAD_TIMEOUT_S) as response:
             if (response.headers.get("Content-Type") or "").lower().startswith(STREAM_TYPES):
                 return None
-            data = response.read(MAX_DOWNLOAD_BYTES + 1)
+            data = _body(response)
+    except redirects.RedirectError as error:
+        raise SourceError(f"{redacted(url)} cannot be downloaded: {error}") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code == 401 and credentials is not None:
             return None  # cameras may want the password in another form, which FFmpeg knows
@@ -158,3 +169,17 @@ def download(url: str) -> bytes | None:
             f"{redacted(url)} is larger than {MAX_DOWNLOAD_BYTES // 1024**2} MiB; download it and give its path"
         )
     return data
+
+
+def _body(response: Any) -> bytes:
+    """The content of an answer, and one byte more than there may be where it is too large.
+
+    Raises:
+        TimeoutError: its bytes come one by one.
+    """
+    data, end = bytearray(), time.monotonic() + MAX_DOWNLOAD_S
+    while len(data) <= MAX_DOWNLOAD_BYTES and (chunk := response.read1(MAX_DOWNLOAD_BYTES + 1 - len(data))):
+        data += chunk
+        if time.monotonic() > end:
+            raise TimeoutError
+    return bytes(data)

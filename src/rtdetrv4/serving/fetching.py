@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
@@ -20,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
+from rtdetrv4.addresses import is_public
 from rtdetrv4.serving.budget import Budget
 from rtdetrv4.serving.refusals import RefusedError, busy
 
@@ -32,10 +32,6 @@ TIMEOUT_S = 10.0
 """For all of it: connecting, redirects, and every byte."""
 NUM_THREADS, MAX_FETCHES = 4, 16
 CHUNK = 64 * 1024
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
-NOT_FOR_STRANGERS = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24")))
-"""What clouds use for their own services, beside addresses that Python knows not to be public: a public one in Azure,
-and a network that older versions of Python take for public."""
 
 Resolve = Callable[[str, int], Sequence[str]]
 
@@ -54,24 +50,6 @@ def resolve(host: str, port: int) -> list[str]:
         OSError: it has none.
     """
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address may be anyone's in the internet, and what it stands for in IPv4 too."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        inner += [ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)] if ip in NAT64 else []
-        if not all(is_public(str(each)) for each in inner if each is not None):
-            return False
-        if any(each is not None for each in inner):
-            return True
-    return (
-        ip.is_global
-        and not ip.is_multicast
-        and not ip.is_reserved
-        and not any(ip in network for network in NOT_FOR_STRANGERS)
-    )
 
 
 class Fetcher:

@@ -60,6 +60,7 @@ class Network(NamedTuple):
         threads: int | None = None,
         precision: Precision | None = None,
         hint: Hint = "latency",
+        trust: bool = False,
     ) -> Network:
         """Load an exported file.
 
@@ -71,10 +72,11 @@ class Network(NamedTuple):
             precision: "fp32" or "bf16", where the runtime has the choice; None for what it prefers.
             hint: "latency": one batch after the other, each on all cores. "throughput": several batches at once, which
                 wait for each other less.
+            trust: run the file even if it is a program that was not exported on this machine.
 
         Raises:
             ConfigError: there is no such device, or an option that the runtime does not have.
-            ExportError: the file is missing or broken, or was not written by this package.
+            ExportError: the file is missing, broken or unsafe, or was not written by this package.
             MissingDependencyError: its runtime is not installed.
         """
         path = Path(path)
@@ -83,7 +85,7 @@ class Network(NamedTuple):
         if hint == "throughput" and path.suffix == ".onnx" and device in (None, "auto", "cpu"):
             threads = threads or 1
             num_parallel = max(num_cores() // threads, 1)
-        detector = ExportedDetector(path, device=device, threads=threads, precision=precision, hint=hint)
+        detector = ExportedDetector(path, device=device, threads=threads, precision=precision, hint=hint, trust=trust)
         if hint == "throughput" and is_openvino:
             num_parallel = detector.engine.num_parallel
         elif not detector.engine.name.endswith("on CPU"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rtdetrv4.archives import UNREADABLE
 from rtdetrv4.errors import WeightsError, first_line
+from rtdetrv4.ops.torch_files import check_torch_file, require_plain
 from rtdetrv4.outputs import write_whole
 
 LAST_FILE, BEST_FILE, WEIGHTS_FILE = "last.pt", "best.pt", "weights.safetensors"
@@ -50,10 +50,11 @@ def check_checkpoint(path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; a run can be resumed from the {LAST_FILE} in its output folder.")
+    check_torch_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if damaged is not None:
         raise WeightsError(f"{path} is damaged: the checksum of {damaged} is wrong.")
@@ -69,8 +70,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     check_checkpoint(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way
         raise _unreadable(path, error) from error
+    require_plain(state, path)
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise WeightsError(

@@ -7,7 +7,6 @@ teacher would have for the sample itself: they know what is around the crop, and
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import logging
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from rtdetrv4.data.arrays import read_array
 from rtdetrv4.data.batch import STRIDE, prepare_images
 from rtdetrv4.data.cache import DECODERS
 from rtdetrv4.data.dataset import DetectionDataset
@@ -83,6 +83,8 @@ class TeacherFeatures:
         self.teacher = teacher
         self.grid_hw: tuple[int, int] = (image_size[0] // STRIDE, image_size[1] // STRIDE)
         self.folder: Path = folder / teacher_digest(teacher)
+        self._shape = (teacher.dim, *self.grid_hw)
+        self._damaged: set[Path] = set()
 
     def fill(self, accelerator: Accelerator, *, batch: int, workers: int) -> int:
         """Compute the features that are not there yet, each rank its part; a collective call.
@@ -95,7 +97,7 @@ class TeacherFeatures:
         Raises:
             ConfigError: the disk has no room for them.
         """
-        missing = [index for index in range(len(self.split.records)) if not self._path(index).is_file()]
+        missing = [index for index in range(len(self.split.records)) if not self._is_whole(self._path(index))]
         own = missing[accelerator.process_index :: accelerator.num_processes]
         self._require_room(len(missing))
         console = Console(stderr=True)
@@ -176,11 +178,26 @@ class TeacherFeatures:
         return self.folder / digest[:2] / f"{digest}.npy"
 
     def _read(self, index: int) -> Tensor | None:
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            held = np.load(self._path(index), mmap_mode="r", allow_pickle=False)
-            if held.dtype == np.float16 and held.shape == (self.teacher.dim, *self.grid_hw):
-                return torch.from_numpy(np.array(held))
+        path = self._path(index)
+        try:
+            held = read_array(path, np.float16)
+        except FileNotFoundError:  # the image cannot be read
+            return None
+        except (OSError, ValueError):
+            held = None
+        if held is not None and held.shape == self._shape:
+            return torch.from_numpy(held.copy())
+        if path not in self._damaged:
+            self._damaged.add(path)
+            logger.warning("%s in the cache of the teacher is damaged; until the next start, its image has none.", path)
         return None
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether there is a file of the right size; what is in it, is looked at when it is read."""
+        try:
+            return path.is_file() and path.stat().st_size == self._bytes()
+        except OSError:
+            return False
 
     def _bytes(self) -> int:
         return HEADER_BYTES + BYTES * self.teacher.dim * self.grid_hw[0] * self.grid_hw[1]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rtdetrv4.errors import WeightsError, did_you_mean, first_line
+from rtdetrv4.errors import WeightsError, did_you_mean, first_line, shown
+from rtdetrv4.json_text import load_json
+from rtdetrv4.ops.torch_files import disguise, load_torch_file
 from rtdetrv4.outputs import write_whole
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights.catalog import (
@@ -39,6 +41,9 @@ from rtdetrv4.weights.transformers import (
 
 #: The key under which weights.safetensors stores its metadata, as JSON.
 METADATA_KEY = "rtdetrv4"
+MAX_CLASSES = 100_000
+MAX_SIDE = 16_384
+"""Of images. A file that claims more would only have its reader run out of memory."""
 
 Layout = Literal["ours", "released", "transformers"]
 
@@ -118,7 +123,7 @@ def read_metadata(weights: str | Path) -> WeightsMetadata:
     return read_checkpoint(weights).metadata
 
 
-def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False) -> Checkpoint:
+def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False, trust: bool = False) -> Checkpoint:
     """Read weights.safetensors, last.pt or best.pt of this package, a released .pth, or weights of transformers.
 
     Averaged (EMA) weights are preferred where a file has them; optimizers are ignored.
@@ -126,12 +131,14 @@ def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False) -> C
     Args:
         weights: see `find_weights`.
         takes_pretrained: whether a file of `rtdetrv4 pretrain`, which has no detection heads, will do.
+        trust: run the code in a pickle that holds more than tensors and plain values, instead of refusing it.
 
     Raises:
         WeightsError: the file is missing, damaged, unsafe, or no checkpoint of a detector.
     """
     path = find_weights(weights)
-    tensors, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, trust=trust)
+    _check_facts(facts, path)
     tensors = {name.removeprefix("module.").removeprefix("detector."): tensor for name, tensor in tensors.items()}
     layout: Layout = "ours"
     if looks_released(tensors):
@@ -139,6 +146,7 @@ def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False) -> C
     elif looks_transformers(tensors):
         layout, tensors = "transformers", from_transformers(tensors)
         facts = read_config(path.with_name(CONFIG_FILE))
+        _check_facts(facts, path)
     if facts.get("pretrained"):
         if not takes_pretrained:
             raise detects_nothing_yet(path)
@@ -150,7 +158,13 @@ def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False) -> C
             f"{path} holds no weights of a detector: {some}. Expected a file of this package, "
             "a checkpoint of the released RT-DETRv4, DEIM, D-FINE or RT-DETRv2, or one of transformers."
         )
-    num_classes = len(tensors["query_selection.score_head.bias"])
+    bias = tensors["query_selection.score_head.bias"]
+    num_classes = len(bias) if bias.ndim == 1 else 0
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise WeightsError(
+            f"{path} is damaged: its head has a bias of shape {tuple(bias.shape)}, expected that of 1 to {MAX_CLASSES} "
+            "classes."
+        )
     classes = None if layout == "ours" else RELEASED_CLASSES.get(num_classes)
     if "names" in facts:
         classes = ClassMap(tuple(facts["names"]), tuple(facts.get("category_ids", range(len(facts["names"])))))
@@ -248,25 +262,19 @@ def listing(items: Iterable[str], last: str = "and", limit: int = 8) -> str:
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            facts = load_json((file.metadata() or {}).get(METADATA_KEY, "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 — not a mapping
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} is damaged ({first_line(error)}){_disguise(path)}.") from error
+        raise WeightsError(f"{path} is damaged ({first_line(error)}){disguise(path)}.") from error
 
 
-def _read_pickle(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+def _read_pickle(path: Path, *, trust: bool) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     if path.suffix == ".onnx":
         raise WeightsError(
             f"{path} is an exported model, which can predict but not be trained or exported again; "
             "use the weights it was made from."
         )
-    try:
-        # Mapped, not read: a released checkpoint holds three more copies of the weights, for its optimizer and EMA.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise WeightsError(_refusal(path)) from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise WeightsError(f"{path} is damaged ({first_line(error)}){_disguise(path)}.") from error
+    content = load_torch_file(path, trust=trust)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, expected a dictionary.")
     ema = content.get("ema")
@@ -290,32 +298,51 @@ def _facts_beside(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return facts
 
 
-def _refusal(path: Path) -> str:
-    """Why a pickle was not read."""
-    try:
-        needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # as above
-        needed = []
-    if not needed:
-        return f"{path} is damaged or not a checkpoint{_disguise(path)}."
-    return (
-        f"{path} was not loaded: it holds Python objects ({listing(needed, limit=3)}), and reading these can run any "
-        "code that the file brings along. If you trust it, load it yourself with torch.load(..., weights_only=False), "
-        'save only its tensors with torch.save({"model": model.state_dict()}, ...), and give that file.'
+def _check_facts(facts: Any, path: Path) -> None:
+    """Check what a file says of itself, where something is made of it.
+
+    Raises:
+        WeightsError: an entry is of another type, or impossible.
+    """
+    if not isinstance(facts, Mapping):
+        raise WeightsError(f"{path} is damaged: its metadata is {shown(facts)}, expected a mapping.")
+    for name, (is_right, expected) in _FACTS.items():
+        value = facts.get(name)
+        if name in facts and not (is_right(value) or (value is None and name in _MAY_BE_NULL)):
+            raise WeightsError(f"{path} is damaged: in its metadata, {name} is {shown(value)}, expected {expected}.")
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(type(each) is kind for each in value)
+
+
+def _is_size(value: Any) -> bool:
+    numbers = isinstance(value, list | tuple) and all(type(side) in (int, float) for side in value)
+    return numbers and len(value) == 2 and all(1 <= side <= MAX_SIDE for side in value)
+
+
+def _are_thresholds(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and type(each) in (int, float) and math.isfinite(each) for name, each in value.items()
     )
 
 
-def _disguise(path: Path) -> str:
-    """Say what a file that is not a checkpoint is, if it is one of the usual mistakes."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip()
-    if not start:
-        return ": it is empty"
-    if start.startswith(b"<"):
-        return ": it is a web page, so its download failed"
-    if start.startswith(b"version https://git-lfs"):
-        return ": it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    return ""
+_FACTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, str) and value in MODELS, "a model that `rtdetrv4 models` lists"),
+    "backbone": (
+        lambda value: isinstance(value, str) and re.fullmatch(r"[\w.]+", value) is not None,
+        "a network of timm's own",  # others are addresses, of which timm gets their code's settings
+    ),
+    "resize": (lambda value: isinstance(value, str), "a name"),
+    "names": (lambda value: _is_list(value, str), "a list of class names"),
+    "category_ids": (lambda value: _is_list(value, int), "a list of whole numbers"),
+    "image_size": (lambda value: _is_size(value) and _is_list(value, int), f"height and width up to {MAX_SIDE}"),
+    "training_image_size": (_is_size, f"height and width up to {MAX_SIDE}"),
+    "thresholds": (_are_thresholds, "a number for each class"),
+    "teacher": (lambda value: isinstance(value, Mapping), "a mapping"),
+}
+"""Entries of metadata: what is right, in code and in words."""
+_MAY_BE_NULL = ("backbone", "resize", "training_image_size", "thresholds", "teacher")
 
 
 def _fetch(url: str) -> Path:

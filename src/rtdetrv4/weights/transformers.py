@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rtdetrv4.errors import WeightsError
+from rtdetrv4.input_files import read_file
+from rtdetrv4.json_text import load_json
 from rtdetrv4.models import DecoderLayer, DetectionModel, DistributionDecoder
 from rtdetrv4.models.backbone import FrozenNorm
 from rtdetrv4.models.decoder import Gate
@@ -34,6 +36,7 @@ from rtdetrv4.weights.renaming import CSP, Renaming, Row, prefixed
 #: Names of the files in a transformers model folder.
 TENSORS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+MAX_CONFIG_BYTES = 16 << 20
 PROCESSOR_FILE = "preprocessor_config.json"
 TRANSFORMERS_FILES = (TENSORS_FILE, CONFIG_FILE, PROCESSOR_FILE)
 
@@ -587,11 +590,11 @@ def read_config(path: Path) -> dict[str, Any]:
         WeightsError: the file is damaged, or for a model that this package does not have.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(read_file(path, MAX_CONFIG_BYTES))
         labels = {int(index): str(name) for index, name in config.get("id2label", {}).items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path} is not a transformers config ({error}).") from error
     if (kind := config.get("model_type")) not in ("d_fine", "rt_detr_v2", "deimv2"):
         raise WeightsError(f'{path} is for a model of type "{kind}"; expected d_fine, rt_detr_v2 or deimv2.')

@@ -241,13 +241,36 @@ def test_an_image_that_changed_is_decoded_anew(split: Split, change: str, monkey
     assert len(files(split)) == NUM_IMAGES  # the outdated file is gone
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "zeros", "pickle", "other shape", "other type"])
-def test_damaged_files_are_made_anew(split: Split, damage: str) -> None:
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (Path("sprung"),)
+
+
+KINDS_OF_DAMAGE = ["empty", "short", "zeros", "pickle", "objects", "terabytes", "pipe", "other shape", "other type"]
+
+
+@pytest.mark.parametrize("damage", KINDS_OF_DAMAGE)
+def test_damaged_and_planted_files_are_made_anew(
+    split: Split, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
     used = filled(split).budget.used
     for path in files(split):
         data, pixels = path.read_bytes(), np.load(path)
         if damage == "pickle":
-            path.write_bytes(pickle.dumps(pixels))
+            path.write_bytes(pickle.dumps(Trap()))
+        elif damage == "objects":
+            np.save(path, np.array([Trap()], dtype=object), allow_pickle=True)
+        elif damage == "terabytes":
+            with path.open("wb") as file:
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "|u1", "fortran_order": False, "shape": (1 << 20, 1 << 20, 3)}
+                )
+        elif damage == "pipe":
+            path.unlink()
+            os.mkfifo(path)
         elif damage == "other shape":
             np.save(path, pixels[..., 0])
         elif damage == "other type":
@@ -255,7 +278,11 @@ def test_damaged_files_are_made_anew(split: Split, damage: str) -> None:
         else:
             path.write_bytes({"empty": b"", "short": data[:-1], "zeros": bytes(len(data))}[damage])
     cache = filled(split)
-    assert cache.budget.used == used
+    damaged = [each for each in caplog.messages if "is damaged; the image is decoded again" in each]
+    assert len(damaged) == NUM_IMAGES
+    assert not Path("sprung").exists()
+    if damage not in ("pipe", "objects", "terabytes", "pickle"):  # which have another size
+        assert cache.budget.used == used
     assert len(files(split)) == NUM_IMAGES
     for index in range(NUM_IMAGES):
         assert np.array_equal(cache.read(index, 1, refuse), decoder(split, index, 1.0)())

@@ -379,3 +379,38 @@ def test_the_catalog() -> None:
     for model, datasets in HUB_FILES.items():
         assert datasets["coco"][0].ap is not None
         assert datasets["coco"][0].license == (None if model.startswith("deimv2-") else "Apache-2.0")
+
+
+def test_weights_come_by_https_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody is asked, not even for a name."""
+    monkeypatch.setattr(client, "_ask", lambda url: pytest.fail("somebody is asked"))
+    use_hub("http://hub.example", tmp_path / "cache", monkeypatch)
+    with pytest.raises(WeightsError, match=r"the hub is http://hub\.example; weights are fetched by https only"):
+        fetch_file(PINNED)
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("file:///etc/passwd", "what the hub redirects to is file://; weights are fetched by https only"),
+        ("http://cdn.example/w.pt", r"what the hub redirects to is http://cdn\.example; weights"),
+        ("https://10.0.0.1/w.pt", r"the hub redirects to 10\.0\.0\.1, an address that is not public"),
+        ("https://[::1]/w.pt", r"the hub redirects to ::1, an address that is not public"),
+        ("https://169.254.169.254/latest", r"redirects to 169\.254\.169\.254, an address that is not public"),
+    ],
+)
+def test_redirects_that_are_not_followed(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, location: str, message: str
+) -> None:
+    monkeypatch.setattr(client, "_ask", lambda url: {"Location": location})
+    use_hub("https://93.184.215.14", Path(constants.HF_HUB_CACHE), monkeypatch)  # an address that is public
+    with pytest.raises(WeightsError, match=message):
+        fetch_file(PINNED)
+    assert not hub.requests
+
+
+def test_a_file_without_end_is_not_begun(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_BYTES", 1000)
+    with pytest.raises(WeightsError, match=r"first/detector/weights\.pt has 2\.05 KB, expected at most 1 KB"):
+        fetch_file(PINNED)
+    assert [each.method for each in hub.requests] == ["HEAD"]

@@ -72,6 +72,7 @@ def open_engine(
     threads: int | None = None,
     precision: Precision | None = None,
     hint: Hint = "latency",
+    trust: bool = False,
 ) -> Engine:
     """Load an exported file with the runtime that its name ends with.
 
@@ -85,14 +86,16 @@ def open_engine(
             files, as they were proven.
         hint: "latency": one batch as fast as possible. "throughput": as many as possible in the same time, if as many
             calls as `Engine.num_parallel` run at once.
+        trust: run the file even if it is a program that was not exported on this machine, see
+            `rtdetrv4.runtime.trust`.
 
     Raises:
         ConfigError: there is no such device, or an option that the runtime does not have.
-        ExportError: the file is missing, broken, or was not written by this package.
+        ExportError: the file is missing, broken, unsafe, or was not written by this package.
         MissingDependencyError: its runtime is not installed.
     """
     path = Path(path)
-    options = EngineOptions(device, threads, precision, hint).checked()
+    options = EngineOptions(device, threads, precision, hint, trust).checked()
     ending = next((ending for ending in _MODULES if path.name.endswith(ending)), None)
     if ending is None:
         raise ExportError(f"{path} is no exported file that can be run here; expected {', '.join(_MODULES)}.")

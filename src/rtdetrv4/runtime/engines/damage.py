@@ -6,7 +6,11 @@ import re
 import zipfile
 from pathlib import Path
 
+from rtdetrv4.archives import archive_problem
 from rtdetrv4.errors import ExportError
+from rtdetrv4.input_files import open_file
+from rtdetrv4.runtime.engines.onnx_structure import DAMAGED, onnx_problem
+from rtdetrv4.runtime.trust import check_trust
 
 NUM_READ = 4096
 """The bytes at the beginning of a file that tell what it is."""
@@ -23,26 +27,51 @@ OTHER_KINDS = (
 ARCHIVES = (".pt2", ".torchscript")
 
 
-def check_file(path: Path, runtime: str) -> None:
+def check_file(path: Path, runtime: str, *, trust: bool = False) -> None:
     """Check that a file may be what its name says, before its runtime sees it and answers in words of its own.
 
     Args:
         path: a file that is there.
         runtime: the name of its package.
+        trust: run the file if it is a program, whoever made it.
 
     Raises:
-        ExportError: it is a folder, empty, or of another kind.
+        ExportError: it is a folder, empty, or of another kind; it claims to be larger than it is, or leads to files
+            elsewhere; or it is a program that nobody trusts.
     """
     what = _mistake(path)
     if what is not None:
         raise ExportError(f"{runtime} cannot load {path}: it is {what}.")
+    problem = None
+    if path.suffix == ".onnx":
+        problem = onnx_problem(path)
+        if problem == DAMAGED:
+            raise ExportError(f"{runtime} cannot load {path}: it {problem}.")
+    elif path.suffix in ARCHIVES:
+        problem = archive_problem(path, takes_compressed=True)
+    elif path.suffix == ".xml":
+        problem = _weights_problem(path.with_suffix(".bin"))
+    if problem is not None:
+        raise ExportError(f"{path} was not loaded: it {problem}.")
+    check_trust(path, trust=trust)
+
+
+def _weights_problem(path: Path) -> str | None:
+    """What is wrong with the weights beside a file of OpenVINO, which may have none."""
+    try:
+        with open_file(path):
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"cannot be used with {path.name} beside it: {error.strerror}"
 
 
 def _mistake(path: Path) -> str | None:
     if path.is_dir():
         return "a folder, expected a file"
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(NUM_READ)
     except OSError as error:
         return f"not readable ({error.strerror})"

@@ -57,6 +57,7 @@ class EngineOptions(NamedTuple):
     threads: int | None = None
     precision: Precision | None = None
     hint: Hint = "latency"
+    trust: bool = False
 
     def checked(self) -> EngineOptions:
         """Return these options.

@@ -19,7 +19,7 @@ from rtdetrv4.runtime.engines.engine import (
     output_names,
     reason,
 )
-from rtdetrv4.runtime.export_metadata import ExportMetadata, read_metadata
+from rtdetrv4.runtime.export_metadata import ExportMetadata, read_metadata, read_metadata_file
 
 
 def open_file(path: Path, options: EngineOptions) -> ExecuTorchEngine:
@@ -48,9 +48,9 @@ class ExecuTorchEngine:
                 'executorch is not installed; install it with: pip install "rtdetrv4[executorch]"'
             )
         runtime, self._torch = (importlib.import_module(name) for name in ("executorch.runtime", "torch"))
-        check_file(path, "executorch")
+        check_file(path, "executorch", trust=options.trust)
         beside = path.with_suffix(".json")
-        self.metadata: ExportMetadata = read_metadata(beside.read_bytes() if beside.is_file() else None, path)
+        self.metadata: ExportMetadata = read_metadata(read_metadata_file(beside) if beside.is_file() else None, path)
         try:
             self._program: Any = runtime.Runtime.get().load_program(path)
             self._method: Any = self._program.load_method("forward")

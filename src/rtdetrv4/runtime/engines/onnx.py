@@ -45,7 +45,7 @@ def load_session(path: Path, options: EngineOptions) -> tuple[Any, str]:
     found = [name for name, provider in PROVIDERS.items() if provider in runtime.get_available_providers()]
     device, _, index = (options.device or found[0]).partition(":")
     options.only("this ONNX Runtime", found)
-    check_file(path, "onnxruntime")
+    check_file(path, "onnxruntime", trust=options.trust)
     settings = runtime.SessionOptions()
     settings.log_severity_level = 4  # errors are raised anyway
     if options.threads is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from rtdetrv4.errors import ConfigError, ExportError, require
 from rtdetrv4.runtime.engines.damage import cannot_load, check_file
 from rtdetrv4.runtime.engines.engine import METADATA_FILE, EngineOptions, as_input, as_outputs, check_batch, reason
-from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata, read_metadata
+from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata, read_metadata, read_metadata_file
 from rtdetrv4.runtime.known_bad import check_runtime
 
 MAX_COMPILED = 4
@@ -81,7 +81,7 @@ class OpenVinoModel:
         self.name: str = f"OpenVINO {version} on {device}, {settings.get('INFERENCE_PRECISION_HINT', preferred)}"
         self._compile = partial(core.compile_model, device_name=device, config=settings)
         file = find_model(path)
-        check_file(file, "openvino")
+        check_file(file, "openvino", trust=options.trust)
         try:
             self.model: Any = core.read_model(str(file))
         except RuntimeError as error:
@@ -201,7 +201,7 @@ def _metadata_text(model: Any, path: Path) -> str | bytes | None:
     """The metadata in the folder of the model, or in the model itself."""
     beside = (path if path.is_dir() else path.parent) / METADATA_FILE
     if path.suffix != ".onnx" and beside.is_file():
-        return beside.read_bytes()
+        return read_metadata_file(beside)
     for place in ([METADATA_KEY], ["framework", METADATA_KEY]):  # the second is where ONNX files have it
         if model.has_rt_info(place):
             return str(model.get_rt_info(place).astype(str))

@@ -1,6 +1,6 @@
 """Programs of torch.export and TorchScript, run by PyTorch, which need its package.
 
-Both are archives of code and data that PyTorch executes: load only files that you trust.
+Both are archives of code and data that PyTorch executes; `rtdetrv4.runtime.trust` says whose are.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TorchEngine:
         self._torch: Any = require("torch", "torch")
         device, torch = options.device or "cpu", self._torch
         options.only("PyTorch", _devices(torch))
-        check_file(path, "torch")
+        check_file(path, "torch", trust=options.trust)
         extra = {METADATA_KEY: ""}
         try:
             with torch.no_grad(), _quiet_export(), warnings.catch_warnings():
