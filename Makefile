@@ -61,10 +61,11 @@ dist: $(BIN)/python  ## build wheel and sdist in dist/, and check them
 
 # Fresh environments, in which nothing is installed but the wheel with its extras.
 try-wheel: | dist/  ## install the wheel as a user would, in each size, and use it
-	@for extras in "" "[torch]" "[train,export]"; do \
+	@for extras in "[train,export]" "[torch]" "" "[serve]"; do \
 		echo "== rtdetrv4$$extras"; rm -rf build/try && $(PYTHON) -m venv build/try \
 		&& build/try/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(CURDIR)/dist/*.whl)$$extras" \
-		&& (cd build && try/bin/python $(CURDIR)/tests/try_wheel.py "$$extras") || exit 1; done; rm -rf build/try
+		&& (cd build && try/bin/python $(CURDIR)/tests/try_wheel.py "$$extras" try.onnx) || exit 1; done; \
+	rm -rf build/try build/try.onnx*
 
 dist/:
 	$(MAKE) dist
