@@ -222,7 +222,7 @@ class CommandLines:
         name = choose.choice(sorted(self._commands))
         arguments = [name]
         for _ in range(choose.randint(0, 6)):
-            if choose.random() < 0.7:
+            if choose.random() < 0.7 and self._commands[name]:
                 arguments.append(choose.choice(self._commands[name]))
             arguments.append(choose.choice(self._values))
         # Commands that would have something to do, find nothing: the last value of an option counts.

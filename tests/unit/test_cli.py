@@ -679,3 +679,8 @@ def test_a_termination_cleans_up(detector: type[FakeDetector], monkeypatch: pyte
     assert main(["export", "w.safetensors"]) == 130
     assert cleaned == ["yes"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_argument_with_a_null_character(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "data", "--fix", "a\0b"]) == 2
+    assert capsys.readouterr().err == "error: an argument has a null character, which no file and no setting has\n"

@@ -115,6 +115,8 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that are not UTF-8
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata of images, which are read without them
     args = list(sys.argv[1:] if args is None else args)
+    if any("\0" in arg for arg in args):  # no shell passes one, but Python may
+        return _mistake("an argument has a null character, which no file and no setting has")
     if ("--resume", "auto") in pairwise(args):  # typer knows no options whose value may be missing
         place = args.index("--resume")
         args[place : place + 2] = ["--auto-resume"]
