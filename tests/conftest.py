@@ -44,11 +44,13 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-@pytest.fixture(autouse=True)
-def _no_notes_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _no_notes_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests export is noted among them alone."""
     folder = tmp_path_factory.getbasetemp() / "exported"
-    monkeypatch.setattr("rtdetrv4.runtime.trust.own_folder", lambda: folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rtdetrv4.runtime.trust.own_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture

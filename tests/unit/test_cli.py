@@ -368,10 +368,10 @@ def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
     monkeypatch.setattr("rtdetrv4.assembly.conversion.convert_weights", convert_weights)
     assert run("convert dfine_s_coco.pth --out a.safetensors") == 0
-    assert run("convert a.safetensors -o hf -m dfine-s --to transformers") == 0
+    assert run("convert a.safetensors -o hf -m dfine-s --to transformers --trust") == 0
     assert calls == [
-        (("dfine_s_coco.pth", Path("a.safetensors")), {"model": None, "to": "ours"}),
-        (("a.safetensors", Path("hf")), {"model": "dfine-s", "to": "transformers"}),
+        (("dfine_s_coco.pth", Path("a.safetensors")), {"model": None, "to": "ours", "trust": False}),
+        (("a.safetensors", Path("hf")), {"model": "dfine-s", "to": "transformers", "trust": True}),
     ]
     assert capsys.readouterr().out.splitlines()[-1] == "dfine-s with 80 classes: hf"
 

@@ -39,7 +39,7 @@ def detector_of(
             check_name(model)
         import torch  # noqa: F401 - without it, `main` names the extra of the command: maybe more than Detector's
 
-    return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device), trust=trust)
+    return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device, trust=trust or None))
 
 
 def can_resume(out: str | None, default: str) -> bool:
