@@ -144,6 +144,7 @@ def kills(out: Path, data: Path, number: int, ranks: int, whole: str, duration: 
     run, log = out / f"killed-{ranks}", out / f"killed-{ranks}.log"
     shutil.rmtree(run, ignore_errors=True)
     while len(moments) < number or not ends:
+        is_fresh, began = not run.exists(), time.monotonic()
         process = start(command(data, run), log, ranks)
         wait = rng.uniform(0.15 * duration, 1.1 * duration) if len(moments) < number else 3600.0
         try:
@@ -162,12 +163,15 @@ def kills(out: Path, data: Path, number: int, ranks: int, whole: str, duration: 
                 raise SystemExit(f"The run failed with {process.returncode}; see {log}.")
             ends.append(digest(run))
             shutil.rmtree(run)
-        print(f"  {len(moments)} kills, {len(ends)} ends, last kill {moments[-1] if moments else '-'}", flush=True)
+            if is_fresh:  # other programs come and go
+                duration = time.monotonic() - began
+        last = moments[-1] if moments else "-"
+        print(f"  {len(moments)} kills, {len(ends)} ends, {ends.count(whole)} the same, last kill {last}", flush=True)
     return {
         "kills": len(moments),
         "moments": moments,
         "ends": len(ends),
-        "same": sum(end == whole for end in ends),
+        "same": ends.count(whole),
         "seconds_until_the_others_ended": waits,
     }
 
