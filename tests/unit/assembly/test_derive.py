@@ -211,7 +211,12 @@ def test_evaluation_takes_a_small_share_of_the_time(epochs: int, num_images: int
     [
         ("rtdetrv4-s", SERVER, DEFAULT_TEACHER, {"distillation.teacher": None}),
         ("rtdetrv4-s", SMALL_GPU, None, {"distillation.teacher": None}),
-        ("rtdetrv4-s", SMALL_GPU, DEFAULT_TEACHER, {"distillation.teacher": DEFAULT_TEACHER}),
+        (
+            "rtdetrv4-s",
+            SMALL_GPU,
+            DEFAULT_TEACHER,
+            {"distillation.teacher": DEFAULT_TEACHER, "distillation.mode": "fixed"},
+        ),
         (
             "rtdetrv4-s",
             SMALL_GPU,
@@ -228,8 +233,29 @@ def test_the_teacher_is_on_where_it_costs_nothing_to_have_it(
     assert {name: value for name, value in found.items() if name.startswith("distillation")} == expected
 
 
-def test_a_teacher_that_is_asked_for_stays() -> None:
-    found = derived("rtdetrv4-s", distillation__teacher="dinov2-s")
+@pytest.mark.parametrize("model", ["rtdetrv4-n", "rtdetrv4-s", "rtdetrv4-m", "rtdetrv4-l", "rtdetrv4-x"])
+@pytest.mark.parametrize("machine", [SERVER, SMALL_GPU])
+def test_a_teacher_that_is_asked_for_stays_but_the_published_band_does_not(model: str, machine: Machine) -> None:
+    found = derived(model, machine=machine, distillation__teacher="dinov2-s")
+    assert {name: value for name, value in found.items() if name.startswith("distillation")} == {
+        "distillation.mode": "fixed"
+    }
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"distillation__mode": "gam"},
+        {"distillation__mode": "gam_paper"},
+        {"distillation__mode": "auto"},
+        {"distillation__mode": "off"},
+        {"distillation__rho": 3.0},
+        {"distillation__delta": 0.5},
+        {"distillation__default_weight": 7.0},
+    ],
+)
+def test_a_mode_or_band_that_is_asked_for_stays(given: dict[str, Any]) -> None:
+    found = derived("rtdetrv4-s", distillation__teacher="dinov2-s", **given)
     assert not [name for name in found if name.startswith("distillation")]
 
 
