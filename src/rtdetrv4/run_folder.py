@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rtdetrv4.assembly.training import patience_of
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
 from rtdetrv4.data.document import count_of, some_of
+from rtdetrv4.data.unlabeled import describe_unlabeled
 from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.evaluation import Metrics
@@ -478,8 +479,7 @@ def log_findings(splits: Splits, findings: Findings | None = None) -> None:
         names = next(iter(parts.values())).classes.names
         logger.info("%s; %s: %s", images, count_of(len(names), "class", "classes"), some_of(names, 10))
     if splits.unlabeled is not None:
-        count = len(splits.unlabeled.records)
-        logger.info("%s without labels in %s", count_of(count, "image", "images"), splits.unlabeled.image_dir)
+        logger.info("%s", describe_unlabeled(splits.unlabeled))
         for note in splits.unlabeled.problems:
             logger.info(note)
     for name, part in splits.parts.items():

@@ -191,7 +191,11 @@ class _Derivation:
         is_slow = self.machine.kind == "cpu" and self.start != "coco"
         least = MIN_QUERIES if is_slow else self.published["model.num_queries"]
         number = min(max(wanted, least), MAX_QUERIES, cells)
-        reason = f"almost all images have at most {self.data.many_boxes} objects"
+        reason = f"almost all images have at most {_count(self.data.many_boxes, 'object')}"
+        if number < self.data.many_boxes:
+            reason = f"there are images with {self.data.many_boxes} objects, but {number} is the most"
+            if number == cells:
+                reason += f" at {size[0]}×{size[1]}; a larger imgsz allows more"
         self.choose("model.num_queries", number, reason)
 
     def _batch(self) -> int:
@@ -316,8 +320,14 @@ def evaluate_every(epochs: int, data: DataFacts) -> int:
     return min(max(math.ceil(epochs / MOST_EVALUATIONS), math.ceil(by_cost), 1), epochs)
 
 
-def doubts(recipe: Recipe, data: DataFacts) -> list[str]:
-    """Why a run can hardly work; one sentence each."""
+def doubts(recipe: Recipe, data: DataFacts, given: Collection[str]) -> list[str]:
+    """Why a run can hardly work; one sentence each.
+
+    Args:
+        recipe: all settings.
+        data: facts of the data.
+        given: dotted names of the user's settings; the reason of a derived one already says what it cannot do.
+    """
     found = []
     schedule, size = recipe.schedule, recipe.model.image_size
     steps = schedule.epochs * max(data.num_images // schedule.batch, 1)
@@ -332,7 +342,7 @@ def doubts(recipe: Recipe, data: DataFacts) -> list[str]:
             f"At {size[0]}×{size[1]} half of the objects are smaller than {pixels:.1f} pixels, too small to be found: "
             "use a larger imgsz, or cut the images into tiles."
         )
-    if data.most_boxes > recipe.model.num_queries:
+    if "model.num_queries" in given and data.most_boxes > recipe.model.num_queries:
         found.append(
             f"One training image has {data.most_boxes} objects, but {recipe.model.num_queries} queries find at most as "
             "many: set model.num_queries higher."

@@ -148,7 +148,7 @@ class Fitting:
             logger.info("Training will take about %s.", words(self.duration))
             if self.budget is not None and self.duration > self.budget:
                 logger.warning("That is more than the budget of %s: one epoch is the least.", words(self.budget))
-        for doubt in doubts(recipe, self.data):
+        for doubt in doubts(recipe, self.data, self.given):
             logger.warning("%s", doubt)
 
 

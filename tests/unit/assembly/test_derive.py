@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rtdetrv4.assembly.derive import (
     HIGHEST_LR,
+    MAX_QUERIES,
     Choice,
     Limit,
     apply_choices,
@@ -127,6 +128,25 @@ def test_there_are_queries_for_nearly_every_image(
 def test_there_are_no_more_queries_than_cells() -> None:
     # At 64 pixels the pyramid of N has 4² + 2² cells.
     assert derived(data=DATA._replace(image_hw=(64, 64)))["model.num_queries"] == 20
+
+
+@pytest.mark.parametrize(
+    ("many_boxes", "image_hw", "most_boxes"),
+    [(22, (64, 64), 22), (18, (64, 64), 30), (18, (640, 640), 300), (5000, (640, 640), 5000), (1, (640, 640), 1)],
+)
+def test_the_number_of_queries_holds_what_its_reason_says_and_is_not_warned_of(
+    many_boxes: int, image_hw: tuple[int, int], most_boxes: int
+) -> None:
+    data = DATA._replace(many_boxes=many_boxes, most_boxes=most_boxes, image_hw=image_hw)
+    recipe = load_recipe("deim-n")
+    choices = derive(recipe, (), data, SERVER, IMAGENET)
+    choice = next(each for each in choices if each.name == "model.num_queries")
+    if choice.value < many_boxes:
+        assert f"{choice.value} is the most" in choice.reason
+        assert ("larger imgsz" in choice.reason) == (choice.value < MAX_QUERIES)
+    else:
+        assert choice.reason.endswith(f"at most {many_boxes} object" + "s" * (many_boxes > 1))
+    assert not [each for each in doubts(apply_choices(recipe, (), choices), data, ()) if "queries" in each]
 
 
 @pytest.mark.parametrize(
@@ -370,11 +390,13 @@ def recipe_with(**changes: Any) -> Recipe:
 )
 def test_a_run_that_cannot_work_says_so(changes: dict[str, Any], data: DataFacts, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        raise AssertionError("\n".join(doubts(recipe_with(**changes), data)))
+        raise AssertionError(
+            "\n".join(doubts(recipe_with(**changes), data, {name.replace("__", ".") for name in changes}))
+        )
 
 
 def test_an_ordinary_run_raises_no_doubts() -> None:
-    assert doubts(recipe_with(epochs=10, batch=8), DATA) == []
+    assert doubts(recipe_with(epochs=10, batch=8), DATA, ()) == []
 
 
 def test_the_table_has_a_line_for_each_reason() -> None:
