@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 
 from rtdetrv4.appraisal import Appraisal
 from rtdetrv4.assembly.fitting import Fitting
-from rtdetrv4.assembly.pretraining import build_pretrainer, derive_pretraining
+from rtdetrv4.assembly.pretraining import build_pretrainer, check_pretraining, derive_pretraining
 from rtdetrv4.assembly.start import Start
 from rtdetrv4.config import Recipe, override
 from rtdetrv4.data.records import Splits
@@ -82,6 +82,7 @@ def pretrain(
     """
     if not recipe.data.unlabeled:
         raise ConfigError("There are no images to learn from. Give folders: detector.pretrain('datasets/photos').")
+    check_pretraining(recipe, settled, teacher)
     accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
     folder = RunFolder(recipe.run.out)
     if resume and folder.is_complete(recipe, accelerator):

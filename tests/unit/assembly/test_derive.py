@@ -20,6 +20,7 @@ from rtdetrv4.assembly.derive import (
     evaluate_every,
 )
 from rtdetrv4.assembly.facts import DataFacts, Machine, Sources
+from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.config import Recipe, flat_settings, load_recipe, override
 from rtdetrv4.distillation.teacher_catalog import DEFAULT_TEACHER
 from rtdetrv4.errors import ConfigError
@@ -397,6 +398,17 @@ def test_a_run_that_cannot_work_says_so(changes: dict[str, Any], data: DataFacts
 
 def test_an_ordinary_run_raises_no_doubts() -> None:
     assert doubts(recipe_with(epochs=10, batch=8), DATA, ()) == []
+
+
+def test_each_line_of_the_table_is_a_message_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    fitting = Fitting((), DATA, SERVER, IMAGENET)
+    recipe = fitting.fit(load_recipe("deim-n"))
+    with caplog.at_level("INFO", "rtdetrv4"):
+        fitting.report(recipe)
+    first, *lines = caplog.messages
+    assert first.startswith("Chosen for this data and machine")
+    assert lines == as_table(fitting.choices).splitlines()
+    assert all("\n" not in line and line == line.rstrip() for line in lines)
 
 
 def test_the_table_has_a_line_for_each_reason() -> None:
