@@ -313,7 +313,7 @@ class Detector:
         from accelerate.utils import set_seed
 
         from rtdetrv4.assembly.arrangement import arrange, read_training_data
-        from rtdetrv4.assembly.training import build_trainer
+        from rtdetrv4.assembly.training import build_trainer, check_teacher
         from rtdetrv4.config import Recipe, given_settings, override
         from rtdetrv4.config.budget import budget_seconds
         from rtdetrv4.data.records import has_objects
@@ -370,6 +370,8 @@ class Detector:
             return TrainResult(folder.path, folder.weights, folder.best, folder.last, folder.metrics())
         if resume and built_teacher is None and recipe.distillation.is_on:
             folder.require_teacher()
+        if built_teacher is None and "distillation.teacher" in settled:
+            check_teacher(recipe.distillation)
         splits, findings = read_training_data(recipe)
         assert splits.train is not None
         if accelerator.is_main_process:

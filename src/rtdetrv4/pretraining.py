@@ -12,12 +12,11 @@ from accelerate.utils import set_seed
 
 from rtdetrv4.appraisal import Appraisal
 from rtdetrv4.assembly.fitting import Fitting
-from rtdetrv4.assembly.pretraining import build_pretrainer, derive_pretraining
+from rtdetrv4.assembly.pretraining import build_pretrainer, check_pretraining, derive_pretraining
 from rtdetrv4.assembly.start import Start
 from rtdetrv4.config import Recipe, override
-from rtdetrv4.data.document import count_of
 from rtdetrv4.data.records import Splits
-from rtdetrv4.data.unlabeled import read_unlabeled
+from rtdetrv4.data.unlabeled import describe_unlabeled, read_unlabeled
 from rtdetrv4.distillation import Teacher
 from rtdetrv4.distillation.teacher import Network
 from rtdetrv4.errors import ConfigError, RTDETRError, WeightsError, first_line
@@ -83,6 +82,7 @@ def pretrain(
     """
     if not recipe.data.unlabeled:
         raise ConfigError("There are no images to learn from. Give folders: detector.pretrain('datasets/photos').")
+    check_pretraining(recipe, settled, teacher)
     accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
     folder = RunFolder(recipe.run.out)
     if resume and folder.is_complete(recipe, accelerator):
@@ -92,7 +92,7 @@ def pretrain(
     images = read_unlabeled(recipe.data.unlabeled, recipe.data.unlabeled_parts)
     splits = Splits(images, None, None)
     if accelerator.is_main_process:
-        logger.info("%s without labels in %s", count_of(len(images.records), "image", "images"), images.image_dir)
+        logger.info("%s", describe_unlabeled(images))
         for problem in images.problems:
             logger.info("%s", problem)
     if resume:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rtdetrv4.assembly.training import patience_of
 from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
 from rtdetrv4.data.document import count_of, some_of
+from rtdetrv4.data.unlabeled import describe_unlabeled
 from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.evaluation import Metrics
@@ -190,6 +191,21 @@ class RunFolder:
     def is_worthless(self) -> bool:
         """Whether a run was stopped here before it had saved anything."""
         return self.recipe.is_file() and not (self.can_resume or self.weights.is_file())
+
+    def require_state(self) -> None:
+        """Raise if there is no run here that could go on."""
+        # A recipe.yaml alone, with something in it, may be the user's.
+        if self.is_worthless and (self.record.is_file() or not self.recipe.stat().st_size):
+            raise ConfigError(
+                f"In {self.path} a run was stopped before its first checkpoint, so there is nothing to resume; start "
+                "it again in the same folder with the command that began it and --exist-ok (exist_ok=True in Python)."
+            )
+        for file in (self.recipe, self.last):
+            if not file.is_file() and not (file is self.last and self.can_resume):
+                raise ConfigError(
+                    f"There is no run to resume: {file} does not exist. Name the run's folder with --out (out=… in "
+                    "Python)."
+                )
 
     def state_to_resume(self, accelerator: Accelerator) -> Path:
         """Return the newest training state that is whole: last.pt or, if that is damaged or gone, best.pt.
@@ -397,8 +413,7 @@ class RunFolder:
             ConfigError: there is no run, it is of another kind, it trains another model, or a changed setting must stay
                 as it was.
         """
-        if not self.can_resume or not self.recipe.is_file():
-            raise ConfigError(f"There is no run to resume: {self.last} does not exist. Give its folder with out=….")
+        self.require_state()
         if (found := self._recorded("kind") or "training") != kind:
             verb = "pretrain" if found == "pretraining" else "train"
             raise ConfigError(f"The run in {self.path} is one of `rtdetrv4 {verb}`; resume it with that.")
@@ -464,8 +479,7 @@ def log_findings(splits: Splits, findings: Findings | None = None) -> None:
         names = next(iter(parts.values())).classes.names
         logger.info("%s; %s: %s", images, count_of(len(names), "class", "classes"), some_of(names, 10))
     if splits.unlabeled is not None:
-        count = len(splits.unlabeled.records)
-        logger.info("%s without labels in %s", count_of(count, "image", "images"), splits.unlabeled.image_dir)
+        logger.info("%s", describe_unlabeled(splits.unlabeled))
         for note in splits.unlabeled.problems:
             logger.info(note)
     for name, part in splits.parts.items():

@@ -53,6 +53,23 @@ def test_unknown_teacher(capsys: pytest.CaptureFixture[str], data: Path) -> None
     assert "vit_base_patch16_dinov3" in line
 
 
+@pytest.mark.parametrize(
+    ("command", "teacher", "message"),
+    [
+        ("train", "dinov4-b", "dinov4-b"),
+        ("pretrain", "dinov4-b", "dinov4-b"),
+        ("pretrain", "nowhere.pth", "There is no file nowhere.pth"),
+        ("pretrain", "none", "needs a teacher"),
+    ],
+)
+def test_a_wrong_teacher_is_told_before_data_is_read(
+    command: str, teacher: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(capsys, command, "--data", "nowhere", "--model", "test", "--teacher", teacher)
+    assert message in line
+    assert "nowhere does not exist" not in line
+
+
 def test_annotation_without_category(capsys: pytest.CaptureFixture[str], data: Path) -> None:
     file = data / "train" / "_annotations.coco.json"
     content = json.loads(file.read_text())

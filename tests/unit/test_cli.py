@@ -44,8 +44,8 @@ class FakeDetector:
     problems: tuple[str, ...] = ()
     error: BaseException | None = None
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._note("init", args, options)
+    def __init__(self, *args: Any, trust: bool = False, **options: Any) -> None:
+        self._note("init", args, options | ({"trust": True} if trust else {}))
 
     def _note(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.calls.append((name, args, options))
@@ -155,7 +155,10 @@ def test_train_leaves_the_rest_to_the_recipe(detector: type[FakeDetector]) -> No
 def test_resume_needs_only_the_folder(detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]) -> None:
     assert "no run to resume" in mistake("train --resume --out runs/x", capsys)
     Path("runs/x").mkdir(parents=True)
+    Path("runs/x/recipe.yaml").touch()
+    assert "stopped before its first checkpoint" in mistake("train --resume --out runs/x", capsys)
     Path("runs/x/recipe.yaml").write_text("extends: deim-s\n")
+    Path("runs/x/last.pt").touch()
     assert run("train --resume --out runs/x") == 0
     assert detector.calls == [
         ("init", (), {"model": str(Path("runs/x/recipe.yaml"))}),

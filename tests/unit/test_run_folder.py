@@ -14,11 +14,12 @@ import pytest
 from accelerate import Accelerator
 
 from lock_owner import owner_of
+from rtdetrv4.cli.running import run_to_resume
 from rtdetrv4.config import load_recipe, override, setting_names
 from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.records import Record
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.run_folder import FREE_ON_RESUME, RunFolder, fixed_changes, log_findings
+from rtdetrv4.run_folder import FREE_ON_RESUME, RunFolder, RunKind, fixed_changes, log_findings
 from rtdetrv4.training import make_accelerator
 from rtdetrv4.types import ClassMap, ImageInfo
 
@@ -87,8 +88,25 @@ def test_a_resumed_run_keeps_what_decides_its_numbers(folder: RunFolder) -> None
     with pytest.raises(ConfigError, match="trains test, not rtdetrv4-n"):
         folder.resumed_recipe(load_recipe("rtdetrv4-n"), {})
     folder.last.unlink()
+    folder.record.unlink()
     with pytest.raises(ConfigError, match=r"no run to resume: .*last\.pt does not exist"):
         folder.resumed_recipe(RECIPE, {})
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+@pytest.mark.parametrize("kind", ["training", "pretraining"])
+def test_a_run_that_was_killed_before_its_first_checkpoint_cannot_resume(
+    tmp_path: Path, kind: RunKind, *, is_begun: bool
+) -> None:
+    folder = RunFolder.for_new_run(tmp_path / "run", make_accelerator("cpu"))  # leaves an empty recipe.yaml
+    if is_begun:
+        folder.write_record(RECIPE, Splits(TRAIN, None, None), kind=kind)
+    for resume in (lambda: folder.resumed_recipe(RECIPE, {}, kind), lambda: run_to_resume(str(folder.path), "runs/x")):
+        with pytest.raises(ConfigError, match=r"run was stopped before its first checkpoint.* and --exist-ok"):
+            resume()
+    assert folder.is_worthless  # `--auto-resume` starts there again
+    again = RunFolder.for_new_run(folder.path, make_accelerator("cpu"), exist_ok=folder.is_worthless)
+    assert again.path == folder.path
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ trained N, with 128 channels, takes twice as much. The second was measured with 
 points of AP; deeper decoders and plain boxes, published with lower rates, take half."""
 BACKBONE_SHARE: Mapping[StartKind, float] = {"imagenet": 0.2, "none": 1.0}
 """The backbone's learning rate / that of the rest. A trained detector keeps the published ratio."""
+PUBLISHED_MODES = ("gam", "gam_paper")
+"""Modes of `distillation.mode` that need a band from elsewhere. The published ones, for COCO in batches of 32, drove λ
+from 5 to thousands on small data, where a fixed λ gained (docs/research/experiments.md)."""
+BAND_SETTINGS = tuple(f"distillation.{name}" for name in ("rho", "delta", "default_weight", "probe_epochs"))
 MIN_QUERIES, MAX_QUERIES, QUERY_ROOM = 100, 1000, 1.5
 CPU_SIZES, LARGEST_SIZE = (256, 320), 640
 CLEAR_OBJECT, SMALLEST_OBJECT = 16, 4
@@ -135,24 +139,29 @@ class _Derivation:
         return value
 
     def _teacher(self) -> None:
-        own = self.published["distillation.teacher"]
-        if own is None or self.settings["distillation.mode"] == "off":
+        if self.settings["distillation.mode"] == "off":
             return
-        found = self.sources.teacher
+        teacher = self._chosen_teacher()
+        # A user who names a band means it, even if he leaves the mode to the recipe.
+        names_band = any(name in self.given for name in BAND_SETTINGS)
+        if teacher is not None and not names_band and self.settings["distillation.mode"] in PUBLISHED_MODES:
+            self.choose("distillation.mode", "fixed", "the recipe's band for GAM is that of COCO in batches of 32")
+
+    def _chosen_teacher(self) -> str | None:
+        own, found = self.published["distillation.teacher"], self.sources.teacher
+        if own is None or "distillation.teacher" in self.given:
+            return self.settings["distillation.teacher"]
         # Images without labels need one, unless they get pseudo-labels.
         is_needed = self.settings["data.unlabeled"] and not self.settings["pseudo_labels.weight"]
         if self.machine.kind == "cpu" and not is_needed:
-            reason = "on a CPU its time is better spent on steps; --teacher NAME turns distillation on"
-            self.choose("distillation.teacher", None, reason)
+            found, reason = None, "on a CPU its time is better spent on steps; --teacher NAME turns distillation on"
         elif found is None:
             reason = "no teacher's weights are on this machine; --teacher dinov3-b downloads one's"
-            self.choose("distillation.teacher", None, reason)
-        elif "distillation.teacher" not in self.given:
-            if found != PIP_TEACHER:
-                self.choose("distillation.teacher", found, "its weights are on this machine")
-                return
-            self.choose("distillation.teacher", found, f"{own} is not on this machine; this one came with pip")
-            self.choose("distillation.mode", "fixed", "GAM's published band is that of another teacher")
+        elif found == PIP_TEACHER:
+            reason = f"{own} is not on this machine; this one came with pip"
+        else:
+            reason = "its weights are on this machine"
+        return self.choose("distillation.teacher", found, reason)
 
     def _image_size(self) -> tuple[int, int]:
         data = self.data
@@ -182,7 +191,11 @@ class _Derivation:
         is_slow = self.machine.kind == "cpu" and self.start != "coco"
         least = MIN_QUERIES if is_slow else self.published["model.num_queries"]
         number = min(max(wanted, least), MAX_QUERIES, cells)
-        reason = f"almost all images have at most {self.data.many_boxes} objects"
+        reason = f"almost all images have at most {_count(self.data.many_boxes, 'object')}"
+        if number < self.data.many_boxes:
+            reason = f"there are images with {self.data.many_boxes} objects, but {number} is the most"
+            if number == cells:
+                reason += f" at {size[0]}×{size[1]}; a larger imgsz allows more"
         self.choose("model.num_queries", number, reason)
 
     def _batch(self) -> int:
@@ -307,8 +320,14 @@ def evaluate_every(epochs: int, data: DataFacts) -> int:
     return min(max(math.ceil(epochs / MOST_EVALUATIONS), math.ceil(by_cost), 1), epochs)
 
 
-def doubts(recipe: Recipe, data: DataFacts) -> list[str]:
-    """Why a run can hardly work; one sentence each."""
+def doubts(recipe: Recipe, data: DataFacts, given: Collection[str]) -> list[str]:
+    """Why a run can hardly work; one sentence each.
+
+    Args:
+        recipe: all settings.
+        data: facts of the data.
+        given: dotted names of the user's settings; the reason of a derived one already says what it cannot do.
+    """
     found = []
     schedule, size = recipe.schedule, recipe.model.image_size
     steps = schedule.epochs * max(data.num_images // schedule.batch, 1)
@@ -323,7 +342,7 @@ def doubts(recipe: Recipe, data: DataFacts) -> list[str]:
             f"At {size[0]}×{size[1]} half of the objects are smaller than {pixels:.1f} pixels, too small to be found: "
             "use a larger imgsz, or cut the images into tiles."
         )
-    if data.most_boxes > recipe.model.num_queries:
+    if "model.num_queries" in given and data.most_boxes > recipe.model.num_queries:
         found.append(
             f"One training image has {data.most_boxes} objects, but {recipe.model.num_queries} queries find at most as "
             "many: set model.num_queries higher."

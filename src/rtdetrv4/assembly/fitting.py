@@ -143,12 +143,14 @@ class Fitting:
         """Log the choices as a table, how long the run will take, and why it may not work."""
         self.choices = with_final_values(self.choices, recipe)
         if self.choices:
-            logger.info("Chosen for this data and machine; set any of them to change it:\n%s", as_table(self.choices))
+            logger.info("Chosen for this data and machine; set any of them to change it:")
+            for line in as_table(self.choices).splitlines():  # a log may write each message in one line
+                logger.info("%s", line)
         if self.duration is not None:
             logger.info("Training will take about %s.", words(self.duration))
             if self.budget is not None and self.duration > self.budget:
                 logger.warning("That is more than the budget of %s: one epoch is the least.", words(self.budget))
-        for doubt in doubts(recipe, self.data):
+        for doubt in doubts(recipe, self.data, self.given):
             logger.warning("%s", doubt)
 
 

@@ -20,6 +20,7 @@ from rtdetrv4.assembly.training import (
     Supervision,
     build_optimizer,
     build_teacher,
+    check_teacher,
     chosen_observers,
     set_up_computation,
     settle_course,
@@ -123,6 +124,29 @@ def derive_pretraining(
     return tuple(found)
 
 
+def check_pretraining(recipe: Recipe, given: Collection[str], teacher: Teacher | Network | None = None) -> None:
+    """Check, before anything is read, that the user's settings leave a teacher that exists.
+
+    Args:
+        recipe: the model's recipe with the user's settings.
+        given: dotted names of the user's settings.
+        teacher: replaces the recipe's teacher.
+
+    Raises:
+        ConfigError: they leave none, or there is no such teacher.
+        WeightsError: there is no such file.
+    """
+    settings = recipe.distillation
+    if settings.mode == "off" and "distillation.mode" in given:
+        raise ConfigError(
+            'distillation.mode: got "off", but pretraining has no other loss. Set distillation.mode to "fixed".'
+        )
+    if teacher is None and "distillation.teacher" in given:
+        if settings.teacher is None:
+            raise ConfigError("Pretraining needs a teacher, such as dinov2-b; `rtdetrv4 teachers` lists them.")
+        check_teacher(settings)
+
+
 def build_pretrainer(
     recipe: Recipe,
     splits: Splits,
@@ -147,17 +171,12 @@ def build_pretrainer(
         fitting: adjusts the length of the run to its pace; None keeps the recipe's.
 
     Raises:
-        ConfigError: there is no teacher, or settings contradict each other or the machine.
+        ConfigError: settings contradict each other or the machine.
         WeightsError: the teacher's weights cannot be loaded.
     """
     assert splits.train is not None, "there are no images"
     built = build_teacher(recipe.distillation, accelerator.device, teacher)
-    if built is None:
-        if recipe.distillation.mode == "off":
-            raise ConfigError(
-                'distillation.mode: got "off", but pretraining has no other loss. Set distillation.mode to "fixed".'
-            )
-        raise ConfigError("Pretraining needs a teacher, such as dinov2-b; `rtdetrv4 teachers` lists them.")
+    assert built is not None, "a teacher is checked for, or derived"
     student = build_path(recipe, detector, built, accelerator.device)
     supervision = Supervision(no_terms, {"distill": 1.0, **LOGGED_ONLY})
     course = settle_course(recipe, splits, student, accelerator, built, fitting, supervision)

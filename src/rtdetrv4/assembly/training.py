@@ -30,6 +30,7 @@ from rtdetrv4.data.loader import DetectionLoader, build_list_loader, build_loade
 from rtdetrv4.data.sampling import repeat_factors
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.distillation import (
+    PIP_TEACHER,
     DistillationStudent,
     Injector,
     Modulation,
@@ -38,9 +39,9 @@ from rtdetrv4.distillation import (
     load_teacher,
     wrap_teacher,
 )
-from rtdetrv4.distillation.teacher import Network
+from rtdetrv4.distillation.teacher import Network, known_teacher
 from rtdetrv4.distillation.teacher_catalog import split_names
-from rtdetrv4.errors import ConfigError, DatasetError
+from rtdetrv4.errors import ConfigError, DatasetError, WeightsError
 from rtdetrv4.evaluation import CocoEvaluator, Metrics
 from rtdetrv4.losses import Criterion, HungarianMatcher, TermsOf
 from rtdetrv4.models import DetectionModel, checkpoint_activations, compile_parts, recompute_activations
@@ -79,6 +80,7 @@ from rtdetrv4.training.pseudo_labels import STRONG, usual_epochs
 from rtdetrv4.training.symptoms import LossWatch
 from rtdetrv4.training.teacher_features import TeacherFeatures, features_folder
 from rtdetrv4.types import ClassMap
+from rtdetrv4.weights.files import find_weights
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -180,6 +182,26 @@ def build_teacher(
         )
     assert not isinstance(teacher, str), "it was loaded above"
     return wrap_teacher(teacher, dtype=dtype, compile=compiles)
+
+
+def check_teacher(distillation: DistillationConfig) -> None:
+    """Check what can be known of a teacher before it is needed: its name, and that its files are there.
+
+    Raises:
+        ConfigError: there is no such teacher.
+        WeightsError: there is no such file.
+    """
+    if distillation.teacher is None or distillation.mode == "off":
+        return
+    for name in split_names(distillation.teacher):
+        if not is_detector(name):
+            if name != PIP_TEACHER:
+                known_teacher(name)
+        elif not name.startswith("hf://"):
+            find_weights(name)
+    weights = distillation.teacher_weights
+    if weights is not None and not Path(weights).is_file():
+        raise WeightsError(f'distillation.teacher_weights: there is no file "{weights}".')
 
 
 def build_student(

@@ -54,10 +54,7 @@ def run_to_resume(out: str | None, default: str) -> tuple[str, str]:
     from rtdetrv4.run_folder import RunFolder
 
     folder = RunFolder(out) if out else RunFolder.latest(default)
-    if not folder.recipe.is_file():
-        raise ConfigError(
-            f"There is no run to resume: {folder.recipe} does not exist. Name the run's folder with --out."
-        )
+    folder.require_state()
     return str(folder.recipe), str(folder.path)
 
 

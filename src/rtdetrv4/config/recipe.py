@@ -208,14 +208,20 @@ def _unknown(name: str) -> str:
     inside = [known for known in setting_names() if known.startswith(f"{name}.")]
     if inside:
         return f'"{name}" is a group of settings, expected one of them: {", ".join(inside)}.'
-    leaf = name.rpartition(".")[2]
+    section, _, leaf = name.rpartition(".")
     by_leaf = {known.rpartition(".")[2]: known for known in reversed(setting_names())}
     if leaf in by_leaf:
-        suggestion = f' Did you mean "{by_leaf[leaf]}"?'
+        same = [known for known in setting_names() if known.rpartition(".")[2] == leaf]
+        nearest = max(same, key=lambda known: _similarity(section, known.rpartition(".")[0]))
+        suggestion = f' Did you mean "{nearest}"?'
     elif not (suggestion := did_you_mean(name, (*SHORT_NAMES, *setting_names()))):
         near = difflib.get_close_matches(leaf, by_leaf, n=1)
         suggestion = f' Did you mean "{by_leaf[near[0]]}"?' if near else ""
     return f'"{name}" is not a setting.{suggestion}'
+
+
+def _similarity(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def _follow(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rtdetrv4.data.arrays import read_array
 from rtdetrv4.data.decode import MAX_REDUCTION
 from rtdetrv4.data.records import Split
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.input_files import size_text
 
 CAN_FORK = sys.platform == "linux"
 """On other systems processes are spawned, and inherit no memory."""
@@ -82,7 +83,9 @@ class Budget:
                 return used
             self._state[2] = 1
         if not is_reported:
-            logger.info("The image cache is full (%s, %d images); others are decoded every time.", _gb(used), num_held)
+            logger.info(
+                "The image cache is full (%s, %d images); others are decoded every time.", size_text(used), num_held
+            )
         return None
 
     def release(self, num_bytes: int) -> None:
@@ -112,7 +115,7 @@ class RamCache:
             table = mmap.mmap(-1, 8 * num_images * NUM_REDUCTIONS * 3)
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"{_gb(max_bytes)} of memory for images cannot be allocated ({error}); "
+                f"{size_text(max_bytes)} of memory for images cannot be allocated ({error}); "
                 "set a smaller data.cache_size, or data.cache=disk."
             ) from error
         # Start of the pixels, height, width. All zero: not cached. Width without height: being written.
@@ -267,10 +270,6 @@ def describe(cache: ImageCache, split: Split) -> str:
     mean = 3 * sum(info.height * info.width for info in infos) / len(infos)
     fitting = min(int(cache.budget.limit / mean), count)
     return (
-        f"{_gb(cache.budget.used)} held of {_gb(cache.budget.limit)}, "
+        f"{size_text(cache.budget.used)} held of {size_text(cache.budget.limit)}, "
         f"room for about {fitting} of {count} images at full size"
     )
-
-
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"

@@ -260,10 +260,12 @@ class DetectionDataset(Dataset[Sample]):
             return decode() if self.cache is None else self.cache.read(index, reduction_for(scale), decode)
         except DatasetError as error:
             self._unreadable[index] = True
-            if too_many(self.num_unreadable, len(self)):
+            is_labeled = bool(self.split.classes.names)
+            if too_many(self.num_unreadable, len(self), is_labeled=is_labeled):
+                cure = "delete their entries from the annotations" if is_labeled else "remove them from their folders"
                 raise DatasetError(
                     f"{self.num_unreadable} of {len(self)} images cannot be read, the last one because {error}; "
-                    "replace the files, or delete their entries from the annotations"
+                    f"replace the files, or {cure}"
                 ) from error
             logger.warning("%s; %s", error, "skipped" if self._training else "left out of the evaluation")
             raise _UnreadableError from error

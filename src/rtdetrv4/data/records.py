@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap, ImageInfo
 
-MAX_LEFT_OUT_SHARE = 0.05
+MAX_LEFT_OUT_SHARE, MAX_LEFT_OUT_SHARE_UNLABELED = 0.05, 0.5
 
 
-def too_many(num_left_out: int, num_images: int) -> bool:
-    """Whether images that are missing or unreadable are more than 5 %, or all; a single one is always tolerable."""
-    return num_left_out > max(1, MAX_LEFT_OUT_SHARE * num_images) or 0 < num_left_out == num_images
+def too_many(num_left_out: int, num_images: int, *, is_labeled: bool = True) -> bool:
+    """Whether images that are missing or unreadable are more than 5 %, or all; a single one is always tolerable.
+
+    Of images without labels half may be: nobody chose them one by one, and nothing is measured on them.
+    """
+    share = MAX_LEFT_OUT_SHARE if is_labeled else MAX_LEFT_OUT_SHARE_UNLABELED
+    return num_left_out > max(1, share * num_images) or 0 < num_left_out == num_images
 
 
 class Record(NamedTuple):
@@ -117,6 +121,8 @@ class Split(NamedTuple):
     """`RecordTable.fingerprint`: splits with equal fingerprints have equal annotations."""
     problems: tuple[str, ...]
     """What was dropped, corrected or looks wrong, with counts; one sentence each."""
+    folders: tuple[tuple[str, int], ...] = ()
+    """Of images without labels: the paths they were looked for in, and how many of them are from each."""
 
 
 def has_objects(split: Split) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,8 @@ from rtdetrv4.types import ClassMap
 
 Parts = Literal["train", "all"]
 NO_CLASSES = ClassMap((), ())
+NAMED_FILES = 10
+"""Of files that cannot be read, so many are named."""
 
 
 def read_unlabeled(paths: Sequence[str], parts: Parts = "train", without: Collection[Path] = ()) -> Split:
@@ -37,24 +40,33 @@ def read_unlabeled(paths: Sequence[str], parts: Parts = "train", without: Collec
         A split without boxes and classes; its problems say what was left out.
 
     Raises:
-        DatasetError: there are no images, or more than 5 % cannot be read.
+        DatasetError: there are no images, or more than half of them cannot be read.
     """
     notes: list[str] = []
-    found: dict[Path, None] = {}  # in order, each file once
+    found: dict[Path, str] = {}  # in order, each file once, with the first path that holds it
     excluded = set(without)
     for path in paths:
         images, kept_apart = _images_of(of_home(path), parts, notes)
-        found |= dict.fromkeys(images)
+        for image in images:
+            found.setdefault(image, path)
         excluded |= kept_apart
     if num_apart := len(excluded & found.keys()):
         notes.append(f"{count_of(num_apart, 'image', 'images')} left out, because they validate or test")
-    files = [file for file in found if file not in excluded]
+    files = {file: path for file, path in found.items() if file not in excluded}
     if not files:
         raise DatasetError(
             f"There are no images to learn from in {some_of(paths)}{'; ' if notes else ''}{'; '.join(notes)}. Give "
             "folders of images" + (", or data.unlabeled_parts=all to use validation and test images." if notes else ".")
         )
     return _split_of_files(files, notes)
+
+
+def describe_unlabeled(split: Split) -> str:
+    """How many images there are, and from where: "54 images without labels: 40 in photos, 14 in more"."""
+    count = f"{count_of(len(split.records), 'image', 'images')} without labels"
+    if len(split.folders) == 1:
+        return f"{count} in {split.folders[0][0]}"
+    return f"{count}: {some_of((f'{number} in {path}' for path, number in split.folders), 20)}"
 
 
 def _images_of(path: Path, parts: Parts, notes: list[str]) -> tuple[list[Path], set[Path]]:
@@ -98,7 +110,7 @@ def image_files(split: Split) -> set[Path]:
     return set(_files_of(split))
 
 
-def _split_of_files(files: Sequence[Path], notes: list[str]) -> Split:
+def _split_of_files(files: Mapping[Path, str], notes: list[str]) -> Split:
     sizes: list[tuple[int, int]] = []
     readable: list[Path] = []
     errors: list[DatasetError] = []
@@ -108,13 +120,15 @@ def _split_of_files(files: Sequence[Path], notes: list[str]) -> Split:
             readable.append(file)
         except DatasetError as error:
             errors.append(error)
-    if too_many(len(errors), len(files)):
+    reasons = some_of(errors, NAMED_FILES)
+    if too_many(len(errors), len(files), is_labeled=False):
         raise DatasetError(
-            f"{len(errors)} of {len(files)} images cannot be read, the first because {errors[0]}; remove what is no "
-            "image"
+            f"{len(errors)} of {len(files)} images cannot be read, and at most half may be: {reasons}. Remove what is "
+            "no image, or give other folders"
         )
     if errors:
-        notes.append(f"{count_of(len(errors), 'image', 'images')} left out, the first because {errors[0]}")
+        notes.append(f"{count_of(len(errors), 'image', 'images')} left out, because they cannot be read: {reasons}")
+    counts = Counter(files[file] for file in readable)
     root = _common_folder(readable)
     names = [file.relative_to(root).as_posix() for file in readable]
     count = len(names)
@@ -128,7 +142,7 @@ def _split_of_files(files: Sequence[Path], notes: list[str]) -> Split:
         is_crowd=np.zeros(0, dtype=np.bool_),
         areas=np.zeros(0, dtype=np.float64),
     )
-    return Split(root, table, NO_CLASSES, table.fingerprint(NO_CLASSES), tuple(notes))
+    return Split(root, table, NO_CLASSES, table.fingerprint(NO_CLASSES), tuple(notes), tuple(counts.items()))
 
 
 def _common_folder(files: Iterable[Path]) -> Path:

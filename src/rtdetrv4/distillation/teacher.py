@@ -6,8 +6,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ PROBE_CELLS = (12, 20)
 and columns are noticed, and its sides are longer than the position tables of fixed-size networks."""
 STRIDE_OF_SEVERAL = 32
 """Pixels per cell of F5, at which several teachers get their images; each has them resized to its own stride."""
+_WHERE_WEIGHTS_GO = "distillation.teacher_weights (of load_teacher in Python: weights=…)"
 PROBE_SIZE = (224, 448)
 """Image size on which an unknown network is probed; 224 is a multiple of 14, 16 and 32."""
 
@@ -111,7 +113,7 @@ class Teacher(nn.Module):
         # A teacher with a dtype of its own computes in it, whatever the training's autocast says.
         with nullcontext() if self.dtype is None else torch.autocast(images.device.type, enabled=False):
             normalized = (resize_to(images, size) - self.mean) / self.std
-            features = network(normalized if self.dtype is None else normalized.to(self.dtype))
+            features = _last_map(network(normalized if self.dtype is None else normalized.to(self.dtype)))
             self._check(features, images, grid_hw)
             if features.shape[-2:] != torch.Size(grid_hw):
                 features = F.interpolate(features, size=grid_hw, mode="bilinear", align_corners=False)
@@ -321,7 +323,8 @@ def wrap_teacher(
     """A teacher from any network; running it on one small image determines its width and stride.
 
     Args:
-        network: from normalized images B×3×H×W to a map B×D×H/stride×W/stride; a module is frozen.
+        network: from normalized images B×3×H×W to a map B×D×H/stride×W/stride, or to a list of maps, of which the last
+            counts; a module is frozen.
         name: written into checkpoints; None takes the network's own.
         mean: per channel, of images in [0, 1], that the network was trained with; the default is ImageNet's.
         std: per channel, of images in [0, 1].
@@ -420,13 +423,31 @@ def _probe(network: Network, size: tuple[int, int], dtype: torch.dtype | None = 
         device = next((parameter.device for parameter in network.parameters()), None)
     try:
         with torch.inference_mode():
-            features = network(torch.zeros(1, 3, *size, device=device, dtype=dtype))
+            features = _last_map(network(torch.zeros(1, 3, *size, device=device, dtype=dtype)))
     except Exception as error:  # the user's network may raise anything
         raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it fails ({first_line(error)}).") from error
     if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ConfigError(f"On an image of {size[0]}×{size[1]} pixels it returns {got}, not a feature map.")
+        raise ConfigError(
+            f"On an image of {size[0]}×{size[1]} pixels it returns {got}, not a feature map.{_instead(network)}"
+        )
     return features
+
+
+def _last_map(features: Any) -> Any:
+    """The last of a list of maps, as networks with `features_only` return them; anything else as it is."""
+    is_list = isinstance(features, list | tuple) and len(features) > 0
+    is_maps = is_list and all(isinstance(each, Tensor) and each.ndim == 4 for each in features)
+    return features[-1] if is_maps else features
+
+
+def _instead(network: Any) -> str:
+    """What to give instead of a classifier of timm; empty for other networks."""
+    if not hasattr(network, "forward_features"):
+        return ""
+    name = str((getattr(network, "pretrained_cfg", None) or {}).get("architecture") or "")
+    by_name = f'load_teacher("{name}"), or ' if timm.is_model(name) else ""
+    return f" Its maps come from {by_name}wrap_teacher(network.forward_features)."
 
 
 def _probe_timm(network: TimmFeatures) -> int:
@@ -465,14 +486,14 @@ def _from_hub(name: str, *, pretrained: bool) -> Any:
     """The network with timm's weights, or random ones."""
     other = f'Or take another teacher, e.g. "dinov2-b" (Apache-2.0) or "{PIP_TEACHER}" (installed by pip).'
     try:
-        fetched = fetch_timm_weights(name, "distillation.teacher_weights") if pretrained else None
+        fetched = fetch_timm_weights(name, _WHERE_WEIGHTS_GO) if pretrained else None
         return _create(name, weights=fetched, pretrained=pretrained)
     except WeightsError as error:
         raise WeightsError(f'The teacher "{name}" cannot be had. {error} {other}') from error
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f'Weights of the teacher "{name}" could not be loaded ({first_line(error)}). Check the connection, or give '
-            f"a local file with teacher_weights=PATH. {other}"
+            f"a local file as {_WHERE_WEIGHTS_GO}. {other}"
         ) from error
 
 
@@ -488,7 +509,8 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
         if "storage_tokens" in state and any(key.endswith("attn.qkv.bias") for key in state):
             options["qkv_bias"] = True  # DINOv3 as Meta saves it; timm's own copies leave these biases out
         overlay = {"state_dict": state, "file": "", "url": "", "hf_hub_id": None}
-        body = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        with _quiet_timm():  # its list of unexpected tensors fills pages; `_require_loaded` says it in a line
+            body = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         blank = _create(name, pretrained=False, **options)
     except Exception as error:  # damaged and unsuitable files raise all kinds of errors
         raise WeightsError(
@@ -496,6 +518,18 @@ def _from_file(name: str, path: Path) -> tuple[Any, Any]:
             "Give a checkpoint of this architecture, or the name of the architecture that the file is for."
         ) from error
     return body, blank
+
+
+@contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Inside, timm logs errors only."""
+    log = logging.getLogger("timm")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from rtdetrv4.data.loader import build_loader
 from rtdetrv4.data.records import Split
 from rtdetrv4.distillation import Teacher, alignment_terms, unit_parts
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.input_files import size_text
 from rtdetrv4.outputs import write_whole
 from rtdetrv4.runtime.preprocess import ResizeMode, content_of
 from rtdetrv4.types import Batch, View
@@ -102,8 +103,8 @@ class TeacherFeatures:
         self._require_room(len(missing))
         console = Console(stderr=True)
         if own and accelerator.is_main_process:
-            size = self._bytes() * len(missing) / 1e9
-            logger.info("Teacher features of %d images go to %s (%.2f GB).", len(missing), self.folder, size)
+            size = size_text(self._bytes() * len(missing))
+            logger.info("Teacher features of %d images go to %s (%s).", len(missing), self.folder, size)
         part = self.split._replace(records=tuple(self.split.records[index] for index in own))
         loader = build_loader(
             DetectionDataset(part, self.image_size, resize=self.resize), batch, workers, shuffle=False
@@ -207,8 +208,8 @@ class TeacherFeatures:
         free, needed = shutil.disk_usage(existing).free, count * self._bytes()
         if needed > free - DISK_TO_LEAVE:
             raise ConfigError(
-                f"The teacher's features of {count} images take {needed / 1e9:.1f} GB, and {existing} has "
-                f"{free / 1e9:.1f} GB left. Set XDG_CACHE_HOME to a larger disk, or distillation.cache=none."
+                f"The teacher's features of {count} images take {size_text(needed)}, and {existing} has "
+                f"{size_text(free)} left. Set XDG_CACHE_HOME to a larger disk, or distillation.cache=none."
             )
 
 

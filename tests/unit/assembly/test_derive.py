@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rtdetrv4.assembly.derive import (
     HIGHEST_LR,
+    MAX_QUERIES,
     Choice,
     Limit,
     apply_choices,
@@ -19,6 +20,7 @@ from rtdetrv4.assembly.derive import (
     evaluate_every,
 )
 from rtdetrv4.assembly.facts import DataFacts, Machine, Sources
+from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.config import Recipe, flat_settings, load_recipe, override
 from rtdetrv4.distillation.teacher_catalog import DEFAULT_TEACHER
 from rtdetrv4.errors import ConfigError
@@ -130,6 +132,25 @@ def test_there_are_no_more_queries_than_cells() -> None:
 
 
 @pytest.mark.parametrize(
+    ("many_boxes", "image_hw", "most_boxes"),
+    [(22, (64, 64), 22), (18, (64, 64), 30), (18, (640, 640), 300), (5000, (640, 640), 5000), (1, (640, 640), 1)],
+)
+def test_the_number_of_queries_holds_what_its_reason_says_and_is_not_warned_of(
+    many_boxes: int, image_hw: tuple[int, int], most_boxes: int
+) -> None:
+    data = DATA._replace(many_boxes=many_boxes, most_boxes=most_boxes, image_hw=image_hw)
+    recipe = load_recipe("deim-n")
+    choices = derive(recipe, (), data, SERVER, IMAGENET)
+    choice = next(each for each in choices if each.name == "model.num_queries")
+    if choice.value < many_boxes:
+        assert f"{choice.value} is the most" in choice.reason
+        assert ("larger imgsz" in choice.reason) == (choice.value < MAX_QUERIES)
+    else:
+        assert choice.reason.endswith(f"at most {many_boxes} object" + "s" * (many_boxes > 1))
+    assert not [each for each in doubts(apply_choices(recipe, (), choices), data, ()) if "queries" in each]
+
+
+@pytest.mark.parametrize(
     ("model", "sources", "epochs", "lr", "backbone_lr"),
     [
         ("deim-n", COCO, 20, 2e-4, 1e-4),
@@ -211,7 +232,12 @@ def test_evaluation_takes_a_small_share_of_the_time(epochs: int, num_images: int
     [
         ("rtdetrv4-s", SERVER, DEFAULT_TEACHER, {"distillation.teacher": None}),
         ("rtdetrv4-s", SMALL_GPU, None, {"distillation.teacher": None}),
-        ("rtdetrv4-s", SMALL_GPU, DEFAULT_TEACHER, {"distillation.teacher": DEFAULT_TEACHER}),
+        (
+            "rtdetrv4-s",
+            SMALL_GPU,
+            DEFAULT_TEACHER,
+            {"distillation.teacher": DEFAULT_TEACHER, "distillation.mode": "fixed"},
+        ),
         (
             "rtdetrv4-s",
             SMALL_GPU,
@@ -228,8 +254,29 @@ def test_the_teacher_is_on_where_it_costs_nothing_to_have_it(
     assert {name: value for name, value in found.items() if name.startswith("distillation")} == expected
 
 
-def test_a_teacher_that_is_asked_for_stays() -> None:
-    found = derived("rtdetrv4-s", distillation__teacher="dinov2-s")
+@pytest.mark.parametrize("model", ["rtdetrv4-n", "rtdetrv4-s", "rtdetrv4-m", "rtdetrv4-l", "rtdetrv4-x"])
+@pytest.mark.parametrize("machine", [SERVER, SMALL_GPU])
+def test_a_teacher_that_is_asked_for_stays_but_the_published_band_does_not(model: str, machine: Machine) -> None:
+    found = derived(model, machine=machine, distillation__teacher="dinov2-s")
+    assert {name: value for name, value in found.items() if name.startswith("distillation")} == {
+        "distillation.mode": "fixed"
+    }
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"distillation__mode": "gam"},
+        {"distillation__mode": "gam_paper"},
+        {"distillation__mode": "auto"},
+        {"distillation__mode": "off"},
+        {"distillation__rho": 3.0},
+        {"distillation__delta": 0.5},
+        {"distillation__default_weight": 7.0},
+    ],
+)
+def test_a_mode_or_band_that_is_asked_for_stays(given: dict[str, Any]) -> None:
+    found = derived("rtdetrv4-s", distillation__teacher="dinov2-s", **given)
     assert not [name for name in found if name.startswith("distillation")]
 
 
@@ -344,11 +391,24 @@ def recipe_with(**changes: Any) -> Recipe:
 )
 def test_a_run_that_cannot_work_says_so(changes: dict[str, Any], data: DataFacts, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        raise AssertionError("\n".join(doubts(recipe_with(**changes), data)))
+        raise AssertionError(
+            "\n".join(doubts(recipe_with(**changes), data, {name.replace("__", ".") for name in changes}))
+        )
 
 
 def test_an_ordinary_run_raises_no_doubts() -> None:
-    assert doubts(recipe_with(epochs=10, batch=8), DATA) == []
+    assert doubts(recipe_with(epochs=10, batch=8), DATA, ()) == []
+
+
+def test_each_line_of_the_table_is_a_message_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    fitting = Fitting((), DATA, SERVER, IMAGENET)
+    recipe = fitting.fit(load_recipe("deim-n"))
+    with caplog.at_level("INFO", "rtdetrv4"):
+        fitting.report(recipe)
+    first, *lines = caplog.messages
+    assert first.startswith("Chosen for this data and machine")
+    assert lines == as_table(fitting.choices).splitlines()
+    assert all("\n" not in line and line == line.rstrip() for line in lines)
 
 
 def test_the_table_has_a_line_for_each_reason() -> None:

@@ -202,6 +202,11 @@ def test_nested_and_dotted_overrides_are_the_same() -> None:
     [
         ("optimizer.lrr", "optimizer.lr"),
         ("model.lr", "optimizer.lr"),  # the right name in the wrong section
+        ("distilation.cache", "distillation.cache"),  # a leaf of several sections
+        ("dta.cache", "data.cache"),
+        ("pseudo_label.weight", "pseudo_labels.weight"),
+        ("loss.weight.bbox", "loss.weights.bbox"),
+        ("loss.macher.bbox", "loss.matcher.bbox"),
         ("epocs", "epochs"),
         ("lr_gama", "schedule.lr_gamma"),
         ("ema.decays", "ema.decay"),

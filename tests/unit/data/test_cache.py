@@ -24,6 +24,7 @@ from rtdetrv4.data.loader import build_loader
 from rtdetrv4.data.records import Split, Splits
 from rtdetrv4.data.transforms import Augmentation
 from rtdetrv4.errors import ConfigError
+from rtdetrv4.input_files import size_text
 from rtdetrv4.types import Batch
 
 FULL = Augmentation(mosaic=0.5, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
@@ -137,7 +138,7 @@ def test_what_does_not_fit_is_decoded_again_and_told_once(
                 assert np.array_equal(image, decoder(split, index, 1.0)())
     assert cache.budget.used <= cache.budget.limit == 3 * FULL_SIZE + 1000
     assert [record.getMessage() for record in caplog.records] == [
-        "The image cache is full (0.00 GB, 3 images); others are decoded every time."
+        f"The image cache is full ({size_text(cache.budget.used)}, 3 images); others are decoded every time."
     ]
     for index in range(3):
         cache.read(index, 1, refuse)
@@ -155,7 +156,10 @@ def test_an_image_that_cannot_be_decoded_is_not_kept(split: Split, make: Callabl
 
 def test_the_log_says_how_many_fit(split: Split, make: Callable[[int], ImageCache]) -> None:
     cache = make(4 * FULL_SIZE + 1)
-    assert describe(cache, split) == "0.00 GB held of 0.00 GB, room for about 4 of 10 images at full size"
+    assert (
+        describe(cache, split)
+        == f"0 bytes held of {size_text(4 * FULL_SIZE + 1)}, room for about 4 of 10 images at full size"
+    )
     assert "about 10 of 10 images" in describe(make(PLENTY), split)
 
 
@@ -354,4 +358,4 @@ def test_settings_reach_both_parts_of_the_data(
     assert [type(cache) for cache in caches] == [expected, expected]
     if kind != "none":
         assert [cache.budget.limit for cache in caches if cache] == [50_000_000, 30_000_000]
-        assert f"Image cache ({kind}) for {split.image_dir}: 0.00 GB held of 0.05 GB" in caplog.text
+        assert f"Image cache ({kind}) for {split.image_dir}: 0 bytes held of 50 MB" in caplog.text

@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
+from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import load_data
 from rtdetrv4.data.records import Split
 from rtdetrv4.data.synthetic import write_shapes
-from rtdetrv4.data.unlabeled import image_files, read_unlabeled
+from rtdetrv4.data.transforms import Augmentation
+from rtdetrv4.data.unlabeled import describe_unlabeled, image_files, read_unlabeled
 from rtdetrv4.errors import DatasetError
 
 Draw = Callable[..., Path]
@@ -94,8 +96,39 @@ def test_a_damaged_image_is_left_out_and_many_are_an_error(draw: Draw) -> None:
     assert "x.png" in split.problems[0]
     for index in range(3):
         (root / f"y{index}.png").write_bytes(b"")
-    with pytest.raises(DatasetError, match="4 of 7 images cannot be read"):
+    with pytest.raises(DatasetError, match=r"4 of 7 images cannot be read, and at most half may be: .*x\.png.*y2\.png"):
         read_unlabeled([str(root)])
+
+
+def test_what_is_no_image_is_skipped_and_named(draw: Draw) -> None:
+    root = draw(*(f"{index:02}.png" for index in range(13)))
+    for index in range(12):
+        (root / f"x{index:02}.png").write_bytes(b"no picture")
+    split = read_unlabeled([str(root)])
+    assert len(split.records) == 13
+    (note,) = split.problems
+    assert note.startswith("12 images left out")
+    assert note.endswith("and 2 more")
+    assert all(f"x{index:02}.png" in note for index in range(10))
+
+
+def test_images_that_turn_out_damaged_are_skipped_too(draw: Draw) -> None:
+    root = draw(*(f"{index}.png" for index in range(6)))
+    split = read_unlabeled([str(root)])
+    for index in range(3):  # after their headers were read
+        (root / f"{index}.png").write_bytes(b"no picture")
+    dataset = DetectionDataset(split, (32, 32), Augmentation())
+    assert all(dataset[index].image.shape == (3, 32, 32) for index in range(6))
+    (root / "3.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=r"4 of 6 images.* or remove them from their folders"):
+        DetectionDataset(split, (32, 32), Augmentation(), cache=None)[0]
+
+
+def test_each_folder_is_named_with_its_count(draw: Draw) -> None:
+    root = draw("a/1.png", "a/2.png", "b/c/3.png", "unasked/4.png")
+    one, other = str(root / "a"), str(root / "b")
+    assert describe_unlabeled(read_unlabeled([one, other])) == f"3 images without labels: 2 in {one}, 1 in {other}"
+    assert describe_unlabeled(read_unlabeled([other])) == f"1 image without labels in {other}"
 
 
 def test_nothing_to_learn_from(draw: Draw, tmp_path: Path) -> None:

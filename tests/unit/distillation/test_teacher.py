@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from local_hub import LocalHub, Served, use_hub
-from rtdetrv4.assembly.training import build_teacher
+from rtdetrv4.assembly.training import build_teacher, check_teacher
 from rtdetrv4.config.schema import DistillationConfig
 from rtdetrv4.distillation import Teacher, load_teacher, wrap_teacher
 from rtdetrv4.distillation.teacher import TimmFeatures, _pip_body, resize_to
@@ -486,6 +487,54 @@ def test_a_network_where_a_name_is_expected() -> None:
         load_teacher(torch.nn.Conv2d(3, 6, 16))  # type: ignore[arg-type]
 
 
+def test_the_last_of_several_maps_is_the_teachers() -> None:
+    images = torch.rand(2, 3, 64, 96)
+    network = timm.create_model("resnet18", features_only=True)
+    teacher = wrap_teacher(network)
+    assert (teacher.dim, teacher.stride) == (512, 32)
+    with torch.no_grad():
+        expected = network((images - teacher.mean) / teacher.std)[-1]
+    grid_hw = (images.shape[-2] // 32, images.shape[-1] // 32)
+    assert torch.equal(teacher(images, grid_hw), expected)
+    with pytest.raises(ConfigError, match="returns list, not a feature map"):
+        wrap_teacher(lambda images: [images.mean((2, 3))])
+
+
+def test_a_classifier_is_told_where_its_maps_are() -> None:
+    network = timm.create_model("resnet18")
+    with pytest.raises(ConfigError) as caught:
+        wrap_teacher(network)
+    assert 'returns (1, 1000), not a feature map. Its maps come from load_teacher("resnet18"), or' in str(caught.value)
+    assert wrap_teacher(network.forward_features).dim == 512
+
+
+def test_weights_of_another_network_are_told_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "r18.pth")
+    with pytest.raises(WeightsError, match="do not fit"):
+        load_teacher("vit_tiny_patch16_224", weights=tmp_path / "r18.pth")
+    assert not caplog.records
+    assert not capsys.readouterr().err
+    assert logging.getLogger("timm").level == logging.NOTSET
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": "dinov4-b"}, "dinov4-b"),
+        ({"teacher": "dinov2-b,dinov4-b"}, "dinov4-b"),
+        ({"teacher": "nowhere/weights.pth"}, "no file nowhere"),
+        ({"teacher": "dinov2-b", "teacher_weights": "nowhere.pth"}, 'no file "nowhere'),
+    ],
+)
+def test_a_wrong_teacher_is_refused_without_any_data(settings: dict[str, str], message: str) -> None:
+    with pytest.raises((ConfigError, WeightsError), match=message):
+        check_teacher(DistillationConfig(**settings))
+    check_teacher(DistillationConfig(**settings, mode="off"))
+    check_teacher(DistillationConfig(teacher="efficientnet_lite2,dinov2-b"))
+
+
 # ---- settings -------------------------------------------------------------------------------------------------------
 
 
@@ -543,7 +592,7 @@ def test_weights_come_from_the_hub_or_the_cache_or_not_at_all(hub: LocalHub, mon
     message = str(caught.value)
     assert message.startswith('The teacher "test_vit" cannot be had. The weights of test_vit are not in the cache and')
     assert f"Download {hub.endpoint}/timm/test_vit.r160_in1k/resolve/main/model.safetensors on another" in message
-    assert "give its path as distillation.teacher_weights" in message
+    assert "give its path as distillation.teacher_weights (of load_teacher in Python: weights=…)" in message
     assert "\n" not in message
     assert len(hub.requests) == 1
 

@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     split = write_images(tmp_path / "images", 1)
     features = TeacherFeatures(split, (64, 64), make_teacher(), tmp_path / "features")
     monkeypatch.setattr("rtdetrv4.training.teacher_features.DISK_TO_LEAVE", 1 << 62)
-    with pytest.raises(ConfigError, match=r"take 0\.0 GB.*distillation\.cache=none"):
+    with pytest.raises(ConfigError, match=r"take 192 bytes.*distillation\.cache=none"):
         features.fill(make_accelerator("cpu", "off"), batch=1, workers=0)
 
 
