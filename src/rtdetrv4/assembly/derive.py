@@ -282,7 +282,7 @@ class _Derivation:
         self.choose("schedule.lr_gamma", gamma, reason)
 
     def _averaging(self, steps: int) -> None:
-        warmup = min(self.published["schedule.warmup_steps"], max(int(WARMUP_SHARE * steps), 1))
+        warmup = min(self.published["schedule.warmup_steps"], int(WARMUP_SHARE * steps))
         self.choose("schedule.warmup_steps", warmup, f"at most {WARMUP_SHARE:.0%} of {steps} steps")
         decay = self.published["ema.decay"]
         longest = max(EMA_SHARE * steps, 1.0)
@@ -333,7 +333,7 @@ def doubts(recipe: Recipe, data: DataFacts, given: Collection[str]) -> list[str]
     steps = schedule.epochs * max(data.num_images // schedule.batch, 1)
     if steps < FEWEST_STEPS:
         found.append(
-            f"{steps} optimizer steps in all teach a detector next to nothing: use more epochs, more images or a "
+            f"{steps} optimizer steps in all teach next to nothing: use more epochs, more images or a "
             f"smaller batch than {schedule.batch}."
         )
     pixels = data.median_side * math.sqrt(size[0] * size[1])

@@ -114,7 +114,7 @@ def derive_pretraining(
     choose("schedule.refine_from", epochs, "one stage")
     choose("schedule.flat_epoch", epochs // 2, "falls in the second half, to a hundredth")
     choose("schedule.lr_gamma", 0.01, "falls in the second half, to a hundredth")
-    choose("schedule.warmup_steps", max(int(WARMUP_SHARE * steps), 1), f"{WARMUP_SHARE:.0%} of {steps} steps")
+    choose("schedule.warmup_steps", int(WARMUP_SHARE * steps), f"{WARMUP_SHARE:.0%} of {steps} steps")
     longest = max(EMA_SHARE * steps, 1.0)
     decay = min(settings["ema.decay"], 1 - 1 / longest)
     choose("ema.decay", round(decay, 6), f"looks back over at most {EMA_SHARE:.0%} of {steps} steps")

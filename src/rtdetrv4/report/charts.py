@@ -104,10 +104,11 @@ def curve_charts(curves: Mapping[str, Any]) -> list[Chart]:
         charts.append(Chart("AIFI's share of the gradient", svg, "λ is steered so that it stays in its band."))
     svg = lines([Line("", curves["lr"]["epoch"], curves["lr"]["value"], 3)], "Learning rate by epoch",
                 x_label="epoch", x_range=x_range, bands=stages, format_y=_rate)  # fmt: skip
-    charts.append(Chart("Learning rate", svg, "Of the group with the highest rate."))
+    charts.append(Chart("Learning rate", svg, "Of the parts that learn fastest; the backbone may have a lower one."))
     if curves["time_shares"]:
         rows = [Bar(name, share, f"{100 * share:.0f} %") for name, share in curves["time_shares"].items()]
-        note = "Of all epochs; the rest is validation, saving and logging."
+        rest = "saving and logging" if curves["ap"] is None else "validation, saving and logging"
+        note = f"Of all epochs; the rest is {rest}."
         charts.append(Chart("Where the time went", bars(rows, "Share of the time by phase", largest=1.0), note))
     return charts
 

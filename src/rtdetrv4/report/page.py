@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rtdetrv4.data.document import count_of
 from rtdetrv4.errors import SourceError
 from rtdetrv4.pages import encode, render
 from rtdetrv4.report.charts import (
@@ -102,9 +103,23 @@ def _draw(content: Content, galleries: list[Gallery], likenesses: list[Likeness]
         exports=[_export(each) for each in content["exports"]],
         chosen=_chosen(content),
         commands=_commands(content),
+        lead=_lead(content),
         versions=((content["record"] or content["evaluation"] or {}).get("versions") or {}).items(),
         recipe=dump_yaml(content["recipe"]) if content["recipe"] else None,
     )
+
+
+def _lead(content: Content) -> str:
+    """What the page is about, as a sentence."""
+    if content["kind"] != "run":
+        facts = content["evaluation"]
+        return "An evaluation" + (f" of {facts['model']} on {facts['data']}." if facts else ".")
+    recipe = content["recipe"]
+    if _is_pretraining(content):
+        folders = ", ".join(recipe["data"].get("unlabeled") or ())
+        return f"A pretraining run of {recipe['model']['name']} on {folders}, without labels."
+    path = recipe["data"]["path"]
+    return f"A run of {recipe['model']['name']}{f' on {path}' if path else ''}."
 
 
 def _tiles(content: Content) -> list[tuple[str, str]]:
@@ -118,8 +133,14 @@ def _tiles(content: Content) -> list[tuple[str, str]]:
     if (speed := (content["evaluation"] or {}).get("speed")) is not None:
         tiles.append((_duration(speed["median_ms"]), "for one image, on this machine"))
     if training is not None:
-        tiles.append((str(timedelta(seconds=round(training["seconds"]))), f"training, {training['epochs']} epochs"))
+        what = "pretraining" if _is_pretraining(content) else "training"
+        epochs = count_of(training["epochs"], "epoch", "epochs")
+        tiles.append((str(timedelta(seconds=round(training["seconds"]))), f"{what}, {epochs}"))
     return tiles
+
+
+def _is_pretraining(content: Content) -> bool:
+    return (content["record"] or {}).get("kind") == "pretraining"
 
 
 def _duration(milliseconds: float) -> str:
@@ -157,13 +178,14 @@ def _setup_of_run(content: Content) -> list[tuple[str, str | None]]:
     model, distillation, schedule = recipe["model"], recipe["distillation"], recipe["schedule"]
     height, width = model["image_size"]
     data = record.get("data", {})
-    parts = ", ".join(f"{part['images']} images in {name}" for name, part in data.items())
+    is_pretraining = _is_pretraining(content)
+    counts = {name: count_of(part["images"], "image", "images") for name, part in data.items()}
+    parts = ", ".join(count if is_pretraining else f"{count} in {name}" for name, count in counts.items())
     names = list(record.get("classes", {}))
     has_teacher = start.get("teacher") is not None
-    is_pretraining = record.get("kind") == "pretraining"
     plan = (
-        f"{training.get('epochs', 0)} of {schedule['epochs']} epochs, {schedule['batch']} images per step, learning "
-        f"rate {recipe['optimizer']['lr']:g}"
+        f"{training.get('epochs', 0)} of {count_of(schedule['epochs'], 'epoch', 'epochs')}, "
+        f"{count_of(schedule['batch'], 'image', 'images')} per step, learning rate {recipe['optimizer']['lr']:g}"
     )
     parameters = f", {start['num_parameters'] / 1e6:.2f} M parameters in training" if start else ""
     return [
@@ -178,7 +200,10 @@ def _setup_of_run(content: Content) -> list[tuple[str, str | None]]:
         ("Device", start.get("hardware")),
         ("Best epoch", str(training["best_epoch"]) if training.get("best_epoch") else None),
         ("Skipped", f"{training['num_skipped']} step(s) that were not finite" if training.get("num_skipped") else None),
-        ("Unreadable", f"{training['num_unreadable']} images" if training.get("num_unreadable") else None),
+        (
+            "Unreadable",
+            count_of(training["num_unreadable"], "image", "images") if training.get("num_unreadable") else None,
+        ),
     ]
 
 
@@ -296,8 +321,11 @@ def _commands(content: Content) -> list[str]:
         return [shlex.join(words)]
     start = (content["record"] or {}).get("start") or {}
     weights = start.get("source") if start.get("kind") in ("file", "pretrained") else start.get("kind")
-    verb = "pretrain" if (content["record"] or {}).get("kind") == "pretraining" else "train"
+    is_pretraining = _is_pretraining(content)
+    verb = "pretrain" if is_pretraining else "train"
+    folders = (content["recipe"]["data"].get("unlabeled") or ()) if is_pretraining else ()
     # Where the run was started, so that relative paths of the data mean the same.
     recipe = f"{content['recipe']['run']['out']}/{RECIPE_FILE}"
-    words = ["rtdetrv4", verb, "--model", recipe, *(["--weights", weights] if weights else [])]
+    words = ["rtdetrv4", verb, *(word for folder in folders for word in ("--data", folder))]
+    words += ["--model", recipe, *(["--weights", weights] if weights else [])]
     return [shlex.join([*words, "--out", "runs/again"])]

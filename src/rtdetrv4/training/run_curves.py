@@ -138,7 +138,7 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
 
 
 def _draw_lr(axes: Axes, records: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]]) -> None:
-    axes.set_title("learning rate, highest group", loc="left")
+    axes.set_title("learning rate (the backbone may have a lower one)", loc="left")
     steps_per_epoch = epochs[-1]["step"] / epochs[-1]["epoch"]
     points = sorted({record["step"] / steps_per_epoch: record["lr"] for record in records if "lr" in record}.items())
     axes.plot(*zip(*points, strict=True), color=GREEN, **_style(points))

@@ -20,7 +20,9 @@ from rtdetrv4.assembly.derive import (
     evaluate_every,
 )
 from rtdetrv4.assembly.facts import DataFacts, Machine, Sources
-from rtdetrv4.assembly.fitting import Fitting
+from rtdetrv4.assembly.fitting import Derivation, Fitting
+from rtdetrv4.assembly.pretraining import derive_pretraining
+from rtdetrv4.assembly.training import build_plan
 from rtdetrv4.config import Recipe, flat_settings, load_recipe, override
 from rtdetrv4.distillation.teacher_catalog import DEFAULT_TEACHER
 from rtdetrv4.errors import ConfigError
@@ -193,6 +195,16 @@ def test_augmentation_grows_with_the_steps(
     assert found["augment.iou_crop"] == iou_crop
     assert found["schedule.basic_epochs"] == basic
     assert found["schedule.refine_from"] == refine
+
+
+@pytest.mark.parametrize("num_images", [1, 3, 19, 1000])
+@pytest.mark.parametrize("derivation", [derive, derive_pretraining])
+def test_the_printed_warm_up_is_that_of_the_plan(num_images: int, derivation: Derivation) -> None:
+    mine = {"schedule.epochs": 1, "schedule.batch": 1}
+    recipe = override(load_recipe("rtdetrv4-n"), mine)
+    choices = derivation(recipe, mine, DATA._replace(num_images=num_images), SERVER, IMAGENET, None)
+    printed = next(choice.value for choice in choices if choice.name == "schedule.warmup_steps")
+    assert build_plan(apply_choices(recipe, mine, choices), num_images).warmup_steps == printed
 
 
 def test_short_runs_average_and_warm_up_shortly() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from evaluated_run import NAMES, write_evaluation, write_run, write_split
 from made_up_export import REPORT
+from rtdetrv4.config import load_recipe, override, to_yaml
 from rtdetrv4.distillation.similarity import Similarity, save_similarity
 from rtdetrv4.pages import MAX_BYTES
 from rtdetrv4.report import write_report
@@ -187,3 +188,23 @@ def test_exported_files_are_shown_while_they_are_there(run: Path, tmp_path: Path
 
 def test_without_exports_there_is_no_section(run: Path) -> None:
     assert "Exported files" not in Page(run / "report.html").text
+
+
+def test_the_page_of_a_pretraining_run_has_words_of_its_own(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "val")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    record["kind"], record["start"] = "pretraining", {"kind": "imagenet", "source": "hgnetv2_b0"}
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    changes = {"data.path": None, "data.unlabeled": ["photos", "more photos"], "run.out": "runs/pretrain"}
+    recipe = override(load_recipe(folder / "recipe.yaml"), changes)
+    (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    text = Page(write_report(folder)).text
+    assert "A pretraining run of test on photos, more photos, without labels." in text
+    assert "pretraining, 3 epochs" in text
+    assert (
+        "rtdetrv4 pretrain --data photos --data 'more photos' --model runs/pretrain/recipe.yaml --weights imagenet "
+        "--out runs/again"
+    ) in text
+    assert "images in train" not in text
