@@ -436,9 +436,11 @@ def _probe(network: Network, size: tuple[int, int], dtype: torch.dtype | None = 
 
 def _last_map(features: Any) -> Any:
     """The last of a list of maps, as networks with `features_only` return them; anything else as it is."""
-    is_list = isinstance(features, list | tuple) and len(features) > 0
-    is_maps = is_list and all(isinstance(each, Tensor) and each.ndim == 4 for each in features)
-    return features[-1] if is_maps else features
+    if isinstance(features, list | tuple):
+        maps = list(features)
+        if maps and all(isinstance(each, Tensor) and each.ndim == 4 for each in maps):
+            return maps[-1]
+    return features
 
 
 def _instead(network: Any) -> str:
