@@ -68,7 +68,7 @@ def test_a_budget_decides_how_long_a_run_is(shapes: Path, tmp_path: Path, caplog
     text = caplog.text
     assert "schedule.epochs 6 " in text
     assert "Training will take about 3 min." in text
-    assert "6 optimizer steps in all teach a detector next to nothing" in text
+    assert "6 optimizer steps in all teach next to nothing" in text
 
 
 @pytest.mark.parametrize(("most", "epochs"), [(8, 6), (2, 2)])

@@ -187,6 +187,7 @@ def _setup_of_run(content: Content) -> list[tuple[str, str | None]]:
         f"{training.get('epochs', 0)} of {count_of(schedule['epochs'], 'epoch', 'epochs')}, "
         f"{count_of(schedule['batch'], 'image', 'images')} per step, learning rate {recipe['optimizer']['lr']:g}"
     )
+    num_unreadable = training.get("num_unreadable")
     parameters = f", {start['num_parameters'] / 1e6:.2f} M parameters in training" if start else ""
     return [
         ("Model", f"{model['name']}{', backbone ' + model['backbone'] if model.get('backbone') else ''}{parameters}"),
@@ -200,10 +201,7 @@ def _setup_of_run(content: Content) -> list[tuple[str, str | None]]:
         ("Device", start.get("hardware")),
         ("Best epoch", str(training["best_epoch"]) if training.get("best_epoch") else None),
         ("Skipped", f"{training['num_skipped']} step(s) that were not finite" if training.get("num_skipped") else None),
-        (
-            "Unreadable",
-            count_of(training["num_unreadable"], "image", "images") if training.get("num_unreadable") else None,
-        ),
+        ("Unreadable", count_of(num_unreadable, "image", "images") if num_unreadable else None),
     ]
 
 
