@@ -116,13 +116,15 @@ class _Derivation:
         self.found: list[Choice] = []
 
     def choices(self, limit: Limit | None) -> tuple[Choice, ...]:
-        self._teacher()
+        teacher = self._teacher()
         size = self._image_size()
         self._queries(size)
         batch = self._batch()
         steps_per_epoch = max(self.data.num_images // batch, 1)
         epochs = self._epochs(steps_per_epoch, limit)
         steps = epochs * steps_per_epoch
+        if teacher is not None:
+            self._modulation(steps)
         self._learning_rates(batch, steps)
         self._augmentation(steps)
         self._stages(epochs, steps)
@@ -138,14 +140,14 @@ class _Derivation:
         self.found.append(Choice(name, value, reason))
         return value
 
-    def _teacher(self) -> None:
-        if self.settings["distillation.mode"] == "off":
-            return
-        teacher = self._chosen_teacher()
+    def _teacher(self) -> str | None:
+        return None if self.settings["distillation.mode"] == "off" else self._chosen_teacher()
+
+    def _modulation(self, steps: int) -> None:
         # A user who names a band means it, even if he leaves the mode to the recipe.
         names_band = any(name in self.given for name in BAND_SETTINGS)
-        if teacher is not None and not names_band and self.settings["distillation.mode"] in PUBLISHED_MODES:
-            self.choose("distillation.mode", "fixed", "the recipe's band for GAM is that of COCO in batches of 32")
+        if steps < PUBLISHED_STEPS and not names_band and self.settings["distillation.mode"] in PUBLISHED_MODES:
+            self.choose("distillation.mode", "fixed", "the recipe's band for GAM is that of long runs on COCO")
 
     def _chosen_teacher(self) -> str | None:
         own, found = self.published["distillation.teacher"], self.sources.teacher

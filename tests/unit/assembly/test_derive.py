@@ -275,6 +275,12 @@ def test_a_teacher_that_is_asked_for_stays_but_the_published_band_does_not(model
     }
 
 
+@pytest.mark.parametrize(("epochs", "is_fixed"), [(10, True), (1000, False)])
+def test_a_run_as_long_as_the_published_ones_keeps_their_band(epochs: int, is_fixed: bool) -> None:
+    found = derived("rtdetrv4-s", distillation__teacher="dinov2-s", schedule__epochs=epochs)
+    assert ("distillation.mode" in found) == is_fixed
+
+
 @pytest.mark.parametrize(
     "given",
     [
