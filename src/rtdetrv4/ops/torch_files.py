@@ -8,6 +8,7 @@ archive unpacks to, and how large a tensor is beside the bytes that it has.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,19 @@ def check_torch_file(path: Path) -> None:
     """Check, without reading its content, that a file of torch.save unpacks to no more than it seems to.
 
     Raises:
-        WeightsError: it does not.
+        WeightsError: it does not, or holds a program.
     """
-    if is_archive(path) and (problem := archive_problem(path, takes_compressed=False)):
+    if not is_archive(path):
+        return
+    if problem := archive_problem(path, takes_compressed=False):
         raise WeightsError(f"{path} was not loaded: it {problem}.")
+    with zipfile.ZipFile(path) as archive:
+        is_program = any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+    if is_program:
+        raise WeightsError(
+            f"{path} was not loaded: it is a TorchScript program, not a file of weights. If it was exported by "
+            "rtdetrv4, its name must end in .torchscript."
+        )
 
 
 def load_torch_file(path: Path, *, trust: bool = False) -> Any:

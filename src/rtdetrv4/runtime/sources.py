@@ -375,7 +375,9 @@ def _what_is_there(pattern: str, matches: list[str]) -> str:
     folder = Path(*fixed)
     if not folder.is_dir():
         return f"{folder} does not exist"
-    files = [entry.path for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(HIDDEN)]
+    # With `**`, what the pattern would see; without, what lies in the folder itself.
+    depth = "**" if "**" in parts else ""
+    files = [file for file in glob.glob(str(folder / depth / "*"), recursive=True) if Path(file).is_file()]  # noqa: PTH207
     suffix = Path(pattern).suffix
     is_near = any(Path(file).suffix.lower() == suffix.lower() != "" and Path(file).suffix != suffix for file in files)
     hint = ", and a pattern tells upper from lower case" if is_near else ""

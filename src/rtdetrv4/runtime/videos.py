@@ -90,8 +90,8 @@ class Capture:
         """The time of the image in its file; None if the file does not say."""
         milliseconds = self._video.get(cv2.CAP_PROP_POS_MSEC)
         if milliseconds > 0 or self._index == 0:
-            return max(0.0, milliseconds / 1000)
-        return self._index / self._fps if self._fps > 0 else None
+            return round(max(0.0, milliseconds / 1000), 6)
+        return round(self._index / self._fps, 6) if self._fps > 0 else None
 
     def close(self) -> None:
         """Release the device or connection."""

@@ -101,11 +101,14 @@ def test_pictures_that_predict_wrote_are_no_sources(
 def test_a_pattern_that_matches_nothing_says_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "a.JPG", make_image())
     (tmp_path / "b.txt").write_text("no image")
+    (tmp_path / "deeper").mkdir()
+    write(tmp_path / "deeper" / "c.JPG", make_image())
     for pattern, message in [
         ("*.jpg", r"holds 1 × \.JPG, 1 × \.txt, and a pattern tells upper from lower case$"),
         ("*.png", r"holds 1 × \.JPG, 1 × \.txt$"),
         ("*.txt", r"it matches 1 × \.txt$"),
         ("gone/*.jpg", "gone does not exist$"),
+        ("**/*.jpgg", r"holds 2 × \.JPG, 1 × \.txt$"),
     ]:
         with pytest.raises(SourceError, match=message):
             read_source(str(tmp_path / pattern))

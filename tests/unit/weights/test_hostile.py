@@ -83,6 +83,15 @@ def test_an_archive_that_torch_would_misread(tmp_path: Path, weights: Path) -> N
         read_metadata(weights)
 
 
+def test_a_program_under_the_name_of_weights(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    with zipfile.ZipFile(path, "w") as archive:  # as torch.jit.save lays it out
+        for name in ("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl", "m/version"):
+            archive.writestr(name, b"")
+    with pytest.raises(WeightsError, match=r"m\.pt was not loaded: it is a TorchScript program, not a file of weights"):
+        read_checkpoint(path)
+
+
 def test_a_tensor_larger_than_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save({"model": {"a": torch.zeros(1).expand(10**6, 10**6)}}, path)
