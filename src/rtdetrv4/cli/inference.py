@@ -151,7 +151,7 @@ def predict(
     mqtt: Annotated[
         str | None, typer.Option(help="Publish results, too.", metavar="mqtt://USER:PASSWORD@HOST/TOPIC")
     ] = None,
-) -> None:
+) -> int:
     """Detect objects in images, videos and streams, with COCO weights of rtdetrv4-s unless a model is named.
 
     An exported file, such as weights.onnx, needs no torch.
@@ -209,6 +209,7 @@ def predict(
     for outlet in outlets:
         print(outlet)
     print(f"Results: {results.path}" if results.writes else "Nothing was written, as --save says.")
+    return int(any(outlet.num_lost for outlet in outlets))
 
 
 def _num_bytes(detections: Detections) -> int:
