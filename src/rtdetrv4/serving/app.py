@@ -195,6 +195,8 @@ BINARY = {"type": "string", "format": "binary"}
 async def _all_of(jobs: Sequence[Job], deadline: float) -> list[Found]:
     """What all jobs found; the first one that is refused is the answer."""
     waiting = asyncio.gather(*(asyncio.wrap_future(job.found) for job in jobs), return_exceptions=True)
+    # `wait_for` cancels it if the client goes, and asyncio logs what nobody has looked at.
+    waiting.add_done_callback(lambda done: None if done.cancelled() else done.exception())
     try:
         results = await asyncio.wait_for(waiting, max(deadline + GRACE_S - time.monotonic(), 0))
     except asyncio.TimeoutError:

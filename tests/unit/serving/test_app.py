@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import logging
 import re
 import threading
 import time
@@ -366,7 +368,7 @@ def test_what_is_late_is_given_up(network: Network, monkeypatch: pytest.MonkeyPa
     assert len(gate.sizes) == 2  # the one that had begun, and the last one
 
 
-def test_a_client_that_goes_is_not_worked_for(network: Network) -> None:
+def test_a_client_that_goes_is_not_worked_for(network: Network, caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate(network)
     service = Service({"color": gate.network}, BatchSettings(max_batch=1))
     with running(service) as client:
@@ -389,6 +391,8 @@ def test_a_client_that_goes_is_not_worked_for(network: Network) -> None:
             assert time.monotonic() < deadline
         assert 'rtdetrv4_requests_total{route="/predict",status="499"} 1.0' in text
     assert gate.sizes == [1]
+    gc.collect()  # asyncio complains of exceptions that nobody saw when their futures go
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_server_that_is_told_to_stop_answers_what_it_took(network: Network) -> None:
