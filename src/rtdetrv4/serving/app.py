@@ -30,6 +30,7 @@ from rtdetrv4.serving.model import Found, Job, Picture, ServedModel, Wish, wish_
 from rtdetrv4.serving.page import POLICY, page_files
 from rtdetrv4.serving.refusals import CLIENT_GONE, RefusedError, busy, late
 from rtdetrv4.serving.schema import (
+    EXPECTED,
     ModelsOut,
     Predictions,
     PredictOptions,
@@ -195,6 +196,8 @@ BINARY = {"type": "string", "format": "binary"}
 async def _all_of(jobs: Sequence[Job], deadline: float) -> list[Found]:
     """What all jobs found; the first one that is refused is the answer."""
     waiting = asyncio.gather(*(asyncio.wrap_future(job.found) for job in jobs), return_exceptions=True)
+    # `wait_for` cancels it if the client goes, and asyncio logs what nobody has looked at.
+    waiting.add_done_callback(lambda done: None if done.cancelled() else done.exception())
     try:
         results = await asyncio.wait_for(waiting, max(deadline + GRACE_S - time.monotonic(), 0))
     except asyncio.TimeoutError:
@@ -239,7 +242,7 @@ def _predictions(model: ServedModel, found: Sequence[Found], seconds: float) -> 
             {
                 "width": one.width,
                 "height": one.height,
-                "detections": one.objects,
+                "detections": [_rounded(each) for each in one.objects],
                 "times_ms": {
                     "decode": _ms(one.times.decode_s),
                     "wait": _ms(one.times.wait_s),
@@ -252,8 +255,14 @@ def _predictions(model: ServedModel, found: Sequence[Found], seconds: float) -> 
     }
 
 
+def _rounded(found: dict[str, Any]) -> dict[str, Any]:
+    """A detection with as many digits as mean anything."""
+    xyxy = [round(value, 2) for value in found["xyxy"]]
+    return found | {"confidence": round(found["confidence"], 4), "xyxy": xyxy}
+
+
 def _ms(seconds: float) -> float:
-    return round(1000 * seconds, 3)
+    return round(1000 * seconds, 1)
 
 
 def _models(service: Service) -> dict[str, Any]:
@@ -324,8 +333,15 @@ def _add_problems(app: FastAPI) -> None:
                     422, "unknown_option", "there is no such option", got=name[:100], expected=", ".join(OPTIONS)
                 )
             )
-        what = f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        return answer(RefusedError(422, "invalid_option", what[:300], got=str(first.get("input"))[:100]))
+        return answer(
+            RefusedError(
+                422,
+                "invalid_option",
+                f"{name[:100]}: this value is not possible",
+                got=str(first.get("input"))[:100],
+                expected=EXPECTED.get(name),
+            )
+        )
 
     async def other(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -22,7 +22,7 @@ from rtdetrv4.runtime.detections import MAX_JPEG_SIDE
 from rtdetrv4.runtime.machine import num_cores
 from rtdetrv4.runtime.pixels import PixelsError, TooManyPixelsError, decode_image, stored_size
 from rtdetrv4.runtime.preprocess import fit
-from rtdetrv4.runtime.selection import Selection
+from rtdetrv4.runtime.selection import NUM_LISTED, Selection, class_indices
 from rtdetrv4.runtime.slicing import Slicing, num_tiles
 from rtdetrv4.serving.batching import Batcher, BatchSettings, Place
 from rtdetrv4.serving.budget import Budget
@@ -284,6 +284,18 @@ def wish_of(
     """
     names = network.classes.names
     wanted = [int(name) if name not in names and name.isdecimal() and len(name) < 10 else name for name in classes]
+    try:
+        for given in wanted:
+            class_indices(given, names)
+    except ConfigError as error:
+        more = f", … (0 to {len(names) - 1})" if len(names) > NUM_LISTED else ""
+        raise RefusedError(
+            422,
+            "invalid_option",
+            str(error),
+            got=str(given)[:100],
+            expected=", ".join(names[:NUM_LISTED]) + more,
+        ) from None
     try:
         selection = Selection(
             names,

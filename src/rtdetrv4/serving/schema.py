@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from rtdetrv4.runtime.slicing import MAX_OVERLAP, MIN_SIDE, OVERLAP
+from rtdetrv4.runtime.slicing import MAX_OVERLAP, MIN_SIDE, OVERLAP, Slicing
 from rtdetrv4.serving.uploads import FORM, IMAGE_FIELD, RAW, URL_FIELD
 
 MAX_DETECTIONS, MAX_CLASSES = 10_000, 100
+EXPECTED = {
+    "conf": "a number from 0 to 1, or best",
+    "classes": f"at most {MAX_CLASSES} names or indices of classes",
+    "max_det": f"a whole number from 1 to {MAX_DETECTIONS}",
+    "duplicates": "drop or keep",
+    "slice": f"the side of a tile from {MIN_SIDE} to 99999 pixels, such as 640, or HEIGHTxWIDTH, such as 480x640",
+    "overlap": f"a number from 0 to {MAX_OVERLAP}",
+    "whole": "true or false",
+    "format": "json, image or png",
+}
+"""What options may be, in words."""
+
+
+def _possible_tiles(text: str | None) -> str | None:
+    Slicing.of(text)
+    return text
 
 
 class PredictOptions(BaseModel):
@@ -41,6 +57,7 @@ class PredictOptions(BaseModel):
             description=f"Detect in tiles of this many pixels of the image, from {MIN_SIDE}: 640, or HEIGHTxWIDTH.",
             examples=["640"],
         ),
+        AfterValidator(_possible_tiles),
     ] = None
     overlap: Annotated[
         float, Field(ge=0, le=MAX_OVERLAP, description="Share of a tile that its neighbor shows too.")
@@ -58,10 +75,14 @@ class DetectionOut(BaseModel):
     class_id: Annotated[int, Field(description="Index of its class, from 0.")]
     category_id: Annotated[int, Field(description="Id of its class in the annotations.")]
     name: Annotated[str, Field(description="Name of its class.")]
-    confidence: Annotated[float, Field(ge=0, le=1)]
+    confidence: Annotated[float, Field(ge=0, le=1, description="With 4 decimals.")]
     xyxy: Annotated[
         list[float],
-        Field(min_length=4, max_length=4, description="Left, top, right and bottom in pixels of the upright image."),
+        Field(
+            min_length=4,
+            max_length=4,
+            description="Left, top, right and bottom in pixels of the upright image, with 2 decimals.",
+        ),
     ]
 
 

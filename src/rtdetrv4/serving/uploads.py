@@ -17,6 +17,8 @@ from rtdetrv4.serving.refusals import RefusedError, busy
 
 FORM = "multipart/form-data"
 RAW = "application/octet-stream"
+URLENCODED = "application/x-www-form-urlencoded"
+"""What curl calls a body whose type it was not told."""
 TYPES = f"{FORM}, an image such as image/jpeg, or {RAW}"
 IMAGE_FIELD, URL_FIELD = "image", "url"
 MAX_FIELD = 4096
@@ -96,10 +98,13 @@ def _body_for(request: Request, limits: Limits) -> _Raw | _Form:
         return _Form(boundary, limits)
     if kind == RAW.encode() or kind.startswith(b"image/"):
         return _Raw(limits)
+    what = "content-type: bodies of this kind are not read"
+    if kind in (b"", URLENCODED.encode()):
+        what += '; of an image, say which it is: with curl, add -H "Content-Type: image/jpeg"'
     raise RefusedError(
         415,
         "unknown_type",
-        "content-type: bodies of this kind are not read",
+        what,
         got=(given or "none")[:100],
         expected=TYPES,
     )

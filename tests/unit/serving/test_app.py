@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import logging
 import re
 import threading
 import time
@@ -62,10 +64,25 @@ def test_one_image_as_the_body(client: Client, model_path: Path) -> None:
     found = image["detections"][0]
     assert set(found) == {"class_id", "category_id", "name", "confidence", "xyxy"}
     assert found["name"] == expected.class_name[0]
-    np.testing.assert_allclose(found["xyxy"], expected.xyxy[0], atol=1e-4)
-    assert found["confidence"] == pytest.approx(float(expected.confidence[0]), abs=1e-6)
+    np.testing.assert_allclose(found["xyxy"], expected.xyxy[0], atol=0.0051)
+    assert found["confidence"] == pytest.approx(float(expected.confidence[0]), abs=5.1e-5)
     assert set(image["times_ms"]) == {"decode", "wait", "run"}
-    assert answer.json["total_ms"] >= image["times_ms"]["run"] > 0
+    assert answer.json["total_ms"] >= image["times_ms"]["run"] >= 0  # a tenth may be more than it took
+
+
+def test_numbers_have_few_digits(network: Network) -> None:
+    def run(images: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        boxes = np.array([[[0.0184171498, 0.2633044434, 0.5123456789, 0.6123456789]]], dtype=np.float32)
+        return np.array([[0.8712345678]], dtype=np.float32), np.array([[1]]), boxes
+
+    with running(Service({"color": network._replace(run=run)})) as client:
+        answer = client.predict(PICTURE)
+    (image,) = answer.json["images"]
+    (found,) = image["detections"]
+    assert found["confidence"] == 0.8712
+    assert found["xyxy"] == [1.84, 15.8, 51.23, 36.74]
+    for value in (answer.json["total_ms"], *image["times_ms"].values()):
+        assert value == round(value, 1)
 
 
 def test_several_images_as_a_form(client: Client) -> None:
@@ -176,7 +193,7 @@ def test_metrics(client: Client) -> None:
         ("classes=pink", 422, "invalid_option", 'there is no class "pink"; the classes are red, green, blue'),
         ("max_det=0", 422, "invalid_option", "max_det: "),
         ("slice=3", 422, "invalid_option", "slice: "),
-        ("slice=31", 422, "invalid_option", "slice: got 31"),
+        ("slice=31", 422, "invalid_option", "slice: "),
         ("overlap=0.99", 422, "invalid_option", "overlap: "),
         ("format=gif", 422, "invalid_option", "format: "),
         ("conff=0.5", 422, "unknown_option", "no such option"),
@@ -187,6 +204,40 @@ def test_wrong_options(client: Client, query: str, status: int, code: str, text:
     answer = client.predict(PICTURE, query=query)
     assert (answer.status, answer.error["code"]) == (status, code)
     assert text in answer.error["what"]
+
+
+TILES = "the side of a tile from 32 to 99999 pixels, such as 640, or HEIGHTxWIDTH, such as 480x640"
+
+
+@pytest.mark.parametrize(
+    ("query", "got", "expected"),
+    [
+        ("slice=1", "1", TILES),
+        ("slice=31", "31", TILES),
+        ("slice=640x31", "640x31", TILES),
+        ("slice=100000", "100000", TILES),
+        ("conf=2", "2", "a number from 0 to 1, or best"),
+        ("max_det=0", "0", "a whole number from 1 to 10000"),
+        ("duplicates=some", "some", "drop or keep"),
+        ("overlap=1", "1", "a number from 0 to 0.9"),
+        ("whole=perhaps", "perhaps", "true or false"),
+        ("format=gif", "gif", "json, image or png"),
+        ("classes=red&classes=pink", "pink", "red, green, blue"),
+        ("classes=3", "3", "red, green, blue"),
+    ],
+)
+def test_wrong_options_are_told_in_words(client: Client, query: str, got: str, expected: str) -> None:
+    error = client.predict(PICTURE, query=query).error
+    assert (error["got"], error["expected"]) == (got, expected)
+    assert "pattern" not in error["what"]
+    assert error["what"].startswith(f"{query.partition('=')[0]}: ")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_a_body_without_a_type_is_told_how_to_have_one(client: Client, headers: dict[str, str]) -> None:
+    answer = client.ask("POST", "/predict", PICTURE, headers)
+    assert answer.status == 415
+    assert 'add -H "Content-Type: image/jpeg"' in answer.error["what"]
 
 
 LARGE = file_of(np.random.default_rng(0).integers(0, 256, (190, 200, 3), dtype=np.uint8))
@@ -366,7 +417,7 @@ def test_what_is_late_is_given_up(network: Network, monkeypatch: pytest.MonkeyPa
     assert len(gate.sizes) == 2  # the one that had begun, and the last one
 
 
-def test_a_client_that_goes_is_not_worked_for(network: Network) -> None:
+def test_a_client_that_goes_is_not_worked_for(network: Network, caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate(network)
     service = Service({"color": gate.network}, BatchSettings(max_batch=1))
     with running(service) as client:
@@ -389,6 +440,8 @@ def test_a_client_that_goes_is_not_worked_for(network: Network) -> None:
             assert time.monotonic() < deadline
         assert 'rtdetrv4_requests_total{route="/predict",status="499"} 1.0' in text
     assert gate.sizes == [1]
+    gc.collect()  # asyncio complains of exceptions that nobody saw when their futures go
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_server_that_is_told_to_stop_answers_what_it_took(network: Network) -> None:
