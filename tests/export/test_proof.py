@@ -81,7 +81,7 @@ def test_verify_measures_accuracy_in_the_precision_of_the_file(
     monkeypatch.setattr("rtdetrv4.runtime.proof.verify_file", lambda *_, **__: verification)
     monkeypatch.setattr("rtdetrv4.ExportedDetector", Exported)
     assert main(["verify", "w.onnx", "--data", "d", "--threads", "1", "--max-drop", "2"]) == 0
-    assert options == {"device": None, "threads": 1, "precision": computed_in}
+    assert options == {"device": None, "threads": 1, "precision": computed_in, "trust": False}
     out = capsys.readouterr().out
     assert "97.5 % of 40 confident detections as in PyTorch, at least 30 % expected" in out
     assert "predict and val run it in another, bf16" in out

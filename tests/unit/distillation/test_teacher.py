@@ -413,7 +413,7 @@ def test_any_network_is_tried_for_its_width_and_stride() -> None:
     ("network", "message"),
     [
         (lambda images: images.mean(dim=(2, 3)), r"returns \(1, 3\), not a feature map"),
-        (lambda images: [patches(images)], "returns list, not a feature map"),
+        (lambda images: [images.mean(dim=(2, 3))], "returns list, not a feature map"),
         (lambda images: patches(images).transpose(2, 3), "map of 28×14 from 224×448"),
         (lambda images: torch.nn.functional.avg_pool2d(images, 16)[..., :-1], "map of 14×27 from 224×448"),
         (lambda images: torch.nn.Conv2d(4, 3, 16)(images), "it fails .*4 channels"),
@@ -448,7 +448,7 @@ def test_a_network_in_low_precision_is_probed_and_runs_in_its_own_format() -> No
         ({"stride": 8}, r'"means" returns maps of 3×5 for 48×80 pixels, where 6×10 were expected of its stride, 8'),
         ({"dim": 1}, r'"means" returns maps of 3 channels, but its dim is 1\. wrap_teacher'),
         ({"network": lambda images: images.mean(dim=(2, 3))}, r'"means" returns \(2, 3\) for 2 images'),
-        ({"network": lambda images: [patches(images)]}, '"means" returns list for 2 images'),
+        ({"network": lambda images: [images.mean(dim=(2, 3))]}, '"means" returns list for 2 images'),
     ],
 )
 def test_a_teacher_that_was_described_wrongly(given: dict[str, Any], message: str) -> None:
