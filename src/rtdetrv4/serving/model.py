@@ -284,18 +284,18 @@ def wish_of(
     """
     names = network.classes.names
     wanted = [int(name) if name not in names and name.isdecimal() and len(name) < 10 else name for name in classes]
-    try:
-        for given in wanted:
+    for given in wanted:
+        try:
             class_indices(given, names)
-    except ConfigError as error:
-        more = f", … (0 to {len(names) - 1})" if len(names) > NUM_LISTED else ""
-        raise RefusedError(
-            422,
-            "invalid_option",
-            str(error),
-            got=str(given)[:100],
-            expected=", ".join(names[:NUM_LISTED]) + more,
-        ) from None
+        except ConfigError as error:
+            more = f", … (0 to {len(names) - 1})" if len(names) > NUM_LISTED else ""
+            raise RefusedError(
+                422,
+                "invalid_option",
+                str(error),
+                got=str(given)[:100],
+                expected=", ".join(names[:NUM_LISTED]) + more,
+            ) from None
     try:
         selection = Selection(
             names,
