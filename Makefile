@@ -23,23 +23,23 @@ isa: $(VENV)/.installed-dev  ## run the tests that compare numbers with the kern
 		ONEDNN_MAX_CPU_ISA=$${isa%:*} ATEN_CPU_CAPABILITY=$${isa#*:} RTDETRV4_TEST_THREADS=$$threads \
 			$(BIN)/pytest $(ISA_TESTS) || exit 1; done; done
 
-# The second run of pyright asks whether users' type checkers know every public name; it finds the Python of PATH only.
-check: $(VENV)/.installed-dev  ## check style, types and import layers
+check: style types layers  ## check style, types and import layers; with -j2, at once
+
+style: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: types-inside types-outside
+
+types-inside: $(VENV)/.installed-dev
 	$(BIN)/pyright
+
+# Whether users' type checkers know every public name; it finds the Python of PATH only.
+types-outside: $(VENV)/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes rtdetrv4 --ignoreexternal
+
+layers: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
-
-# 60 s for each of 17 surfaces, three times as much for the server: make fuzz FUZZ="--seconds 600 --seed 1"
-fuzz: $(VENV)/.installed-dev  ## try damaged and made-up input on everything that reads a stranger's files; finds go to runs/fuzz
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check schemathesis
-	$(BIN)/python tests/fuzz/run.py $(FUZZ)
-
-# It asks a database in the internet, and so is no part of `check`.
-audit: $(VENV)/.installed-all  ## ask for known vulnerabilities in everything that a full installation consists of
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 # To only show that they run: make bench BENCH=--quick
 bench: $(VENV)/.installed-dev  ## run every benchmark and update docs/benchmarks.md; needs an idle machine for 15 minutes

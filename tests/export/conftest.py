@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import golden
+import rtdetrv4.export.onnx
 from rtdetrv4.assembly import create_model
 from rtdetrv4.export import FORMATS, GraphOptions, export_model
+from rtdetrv4.export.deployment import DeploymentModule
 from rtdetrv4.models import DetectionModel
 from rtdetrv4.runtime.export_report import ExportReport
 from rtdetrv4.types import ClassMap
@@ -33,6 +38,35 @@ def _hardly_timed() -> Iterator[None]:
     """No test looks at latency."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rtdetrv4.export.proof.SECONDS", 0.01)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What one of pytest's processes has traced, the others need not."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    folder.mkdir(exist_ok=True)
+    trace = rtdetrv4.export.onnx._trace
+
+    def traced(module: DeploymentModule, *options: Any) -> onnx.ModelProto:
+        simple = [
+            {key: value for key, value in vars(each).items() if isinstance(value, int | float | str | tuple | None)}
+            for each in module.modules()
+        ]
+        digest = hashlib.sha256(repr((module, module.options, simple, options)).encode())
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        path = folder / f"{digest.hexdigest()}.onnx"
+        if not path.is_file():
+            graph = trace(module, *options)
+            whole = path.with_suffix(f".{os.getpid()}")
+            onnx.save(graph, whole)
+            whole.rename(path)
+        return onnx.load(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rtdetrv4.export.onnx._trace", traced)
         yield
 
 
