@@ -42,7 +42,7 @@ layers: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 # To only show that they run: make bench BENCH=--quick
-bench: $(VENV)/.installed-dev  ## run every benchmark and update docs/benchmarks.md; needs an idle machine for 15 minutes
+bench: $(VENV)/.installed-dev  ## run every benchmark and update docs/benchmarks.md; needs an idle machine for an hour
 	@for script in $(filter-out benchmarks/_% benchmarks/report.py,$(wildcard benchmarks/*.py)) benchmarks/report.py; do \
 		echo "== $$script"; $(BIN)/python "$$script" $(BENCH) || exit 1; done
 

@@ -26,8 +26,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 from _deployed import Case, case_of
 from _measure import Results, arguments, in_turn, peak_memory
+
+from rtdetrv4 import Detector, cli
+from rtdetrv4.data.decode import read_image
+from rtdetrv4.runtime import PredictionFolder, preprocess
+from rtdetrv4.runtime.engines import open_engine
+from rtdetrv4.runtime.overlap import WriteBehind
+from rtdetrv4.runtime.sources import read_source
+from rtdetrv4.runtime.video_writer import VideoWriter
 
 SIZE_WH = (1280, 720)
 FPS = 25
@@ -38,9 +47,6 @@ SETTLED_S = 60
 
 def write_clip(case: Case, path: Path, num_frames: int) -> None:
     """Write a video of images that drift, with their mirror images where they end."""
-    from rtdetrv4.data.decode import read_image
-    from rtdetrv4.runtime.video_writer import VideoWriter
-
     width, height = SIZE_WH
     writer = VideoWriter(path)
     records = itertools.cycle(case.val.records)
@@ -56,31 +62,18 @@ def write_clip(case: Case, path: Path, num_frames: int) -> None:
 
 def ready_frames(case: Case, clip: Path) -> list[np.ndarray]:
     """The frames of a clip as the network takes them."""
-    from rtdetrv4.runtime import preprocess
-    from rtdetrv4.runtime.sources import read_source
-
     return [preprocess([frame.image], case.metadata.image_size, case.metadata.resize) for frame in read_source(clip)]
 
 
 def predict(model: Path, clip: Path, out: Path) -> None:
     """Run the command, without the start of Python."""
-    from rtdetrv4.cli import main
-
-    if code := main(
-        ["predict", str(clip), "--model", str(model), "--out", str(out), "--save", "video", "--conf", "0.5"]
-    ):
+    words = ["--model", str(model), "--out", str(out), "--save", "video", "--conf", "0.5"]
+    if code := cli.main(["predict", str(clip), *words]):
         raise RuntimeError(f"rtdetrv4 predict ended with {code}")
 
 
 def watch_memory(model: Path, clip: Path, seconds: float) -> None:
     """Detect in a clip again and again, write it, and print the memory of this process as JSON."""
-    import psutil
-
-    from rtdetrv4 import Detector
-    from rtdetrv4.runtime import PredictionFolder
-    from rtdetrv4.runtime.overlap import WriteBehind
-    from rtdetrv4.runtime.sources import read_source
-
     start = time.monotonic()
     process, mib, is_over = psutil.Process(), [], threading.Event()
 
@@ -130,8 +123,6 @@ def main() -> None:
         clip = folder / "clip.mp4"
         write_clip(case, clip, 10 if args.quick else 100)
         frames = ready_frames(case, clip)
-        from rtdetrv4.runtime.engines import open_engine
-
         engine = open_engine(case.path)
         runs = itertools.count()
         timings = in_turn(

@@ -46,6 +46,11 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
         temporary.unlink(missing_ok=True)
 
 
+def caches_folder() -> Path:
+    """Where this package keeps what it can make again, in XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rtdetrv4"
+
+
 def _flush(path: Path) -> None:
     """Wait until what was written to a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

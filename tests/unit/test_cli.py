@@ -44,8 +44,8 @@ class FakeDetector:
     problems: tuple[str, ...] = ()
     error: BaseException | None = None
 
-    def __init__(self, *args: Any, trust: bool = False, **options: Any) -> None:
-        self._note("init", args, options | ({"trust": True} if trust else {}))
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._note("init", args, options)
 
     def _note(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.calls.append((name, args, options))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rtdetrv4.assembly.facts import DataFacts, Machine, Sources, StartKind
 from rtdetrv4.config import VARIANTS, Recipe, flat_settings, load_recipe, override
 from rtdetrv4.data.batch import STRIDE
+from rtdetrv4.data.document import count_of
 from rtdetrv4.distillation import PIP_TEACHER
 from rtdetrv4.training.plan import EMA_SHARE, WARMUP_SHARE
 
@@ -124,7 +125,7 @@ class _Derivation:
         epochs = self._epochs(steps_per_epoch, limit)
         steps = epochs * steps_per_epoch
         if teacher is not None:
-            self._modulation(steps)
+            self._modulation(teacher, steps)
         self._learning_rates(batch, steps)
         self._augmentation(steps)
         self._stages(epochs, steps)
@@ -141,15 +142,8 @@ class _Derivation:
         return value
 
     def _teacher(self) -> str | None:
-        return None if self.settings["distillation.mode"] == "off" else self._chosen_teacher()
-
-    def _modulation(self, steps: int) -> None:
-        # A user who names a band means it, even if he leaves the mode to the recipe.
-        names_band = any(name in self.given for name in BAND_SETTINGS)
-        if steps < PUBLISHED_STEPS and not names_band and self.settings["distillation.mode"] in PUBLISHED_MODES:
-            self.choose("distillation.mode", "fixed", "the recipe's band for GAM is that of long runs on COCO")
-
-    def _chosen_teacher(self) -> str | None:
+        if self.settings["distillation.mode"] == "off":
+            return None
         own, found = self.published["distillation.teacher"], self.sources.teacher
         if own is None or "distillation.teacher" in self.given:
             return self.settings["distillation.teacher"]
@@ -164,6 +158,16 @@ class _Derivation:
         else:
             reason = "its weights are on this machine"
         return self.choose("distillation.teacher", found, reason)
+
+    def _modulation(self, teacher: str, steps: int) -> None:
+        # A user who names a band means it, even if he leaves the mode to the recipe.
+        names_band = any(name in self.given for name in BAND_SETTINGS)
+        if names_band or self.settings["distillation.mode"] not in PUBLISHED_MODES:
+            return
+        if steps < PUBLISHED_STEPS:
+            self.choose("distillation.mode", "fixed", "the recipe's band for GAM is that of long runs on COCO")
+        elif teacher == PIP_TEACHER:
+            self.choose("distillation.mode", "fixed", "the recipe's band for GAM is that of another teacher")
 
     def _image_size(self) -> tuple[int, int]:
         data = self.data
@@ -193,7 +197,7 @@ class _Derivation:
         is_slow = self.machine.kind == "cpu" and self.start != "coco"
         least = MIN_QUERIES if is_slow else self.published["model.num_queries"]
         number = min(max(wanted, least), MAX_QUERIES, cells)
-        reason = f"almost all images have at most {_count(self.data.many_boxes, 'object')}"
+        reason = f"almost all images have at most {count_of(self.data.many_boxes, 'object', 'objects')}"
         if number < self.data.many_boxes:
             reason = f"there are images with {self.data.many_boxes} objects, but {number} is the most"
             if number == cells:
@@ -209,7 +213,9 @@ class _Derivation:
         parts = self.settings["run.accumulate"] if "run.accumulate" in self.given else 1
         unit = ranks * (parts if isinstance(parts, int) else 1)
         batch = max(batch // unit, 1) * unit  # which all ranks and parts share equally
-        reason = f"{_count(images, 'image')} in {_count(max(images // batch, 1), 'step')} per epoch"
+        reason = (
+            f"{count_of(images, 'image', 'images')} in {count_of(max(images // batch, 1), 'step', 'steps')} per epoch"
+        )
         chosen = self.choose("schedule.batch", batch, reason)
         self.choose("run.accumulate", "auto", "as few parts as fit in memory")
         return chosen
@@ -298,7 +304,8 @@ class _Derivation:
     def _evaluation(self, epochs: int) -> None:
         if self.data.num_val:
             number = evaluate_every(epochs, self.data)
-            reason = f"{_count(math.ceil(epochs / number), 'evaluation')} of {_count(self.data.num_val, 'image')}"
+            images = count_of(self.data.num_val, "image", "images")
+            reason = f"{count_of(math.ceil(epochs / number), 'evaluation', 'evaluations')} of {images}"
             self.choose("run.eval_every", number, reason)
 
     def _workers(self) -> None:
@@ -312,7 +319,7 @@ class _Derivation:
         if fitting < wanted:
             wanted, reason = fitting, f"images of {data.largest_image / 1e6:.0f} megapixels need memory"
         if data.num_images < FEW_IMAGES and wanted > 1:
-            wanted, reason = 1, f"only {_count(data.num_images, 'image')}"
+            wanted, reason = 1, f"only {count_of(data.num_images, 'image', 'images')}"
         self.choose("data.workers", wanted, reason)
 
 
@@ -388,10 +395,6 @@ def _multiple(length: float) -> int:
 
 def _rounded(number: float) -> float:
     return float(f"{number:.2g}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import mmap
 import multiprocessing
-import os
 import sys
 import uuid
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from rtdetrv4.data.decode import MAX_REDUCTION
 from rtdetrv4.data.records import Split
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.input_files import size_text
+from rtdetrv4.outputs import caches_folder
 
 CAN_FORK = sys.platform == "linux"
 """On other systems processes are spawned, and inherit no memory."""
@@ -257,10 +257,9 @@ def open_cache(
 
 
 def cache_folder(image_dir: Path) -> Path:
-    """The folder of the disk cache for a folder of images, in XDG_CACHE_HOME or ~/.cache."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    """The folder of the disk cache for a folder of images."""
     digest = hashlib.sha256(str(image_dir.resolve()).encode()).hexdigest()
-    return caches / "rtdetrv4" / "images" / digest[:16]
+    return caches_folder() / "images" / digest[:16]
 
 
 def describe(cache: ImageCache, split: Split) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 from rtdetrv4.errors import ExportError
 from rtdetrv4.input_files import open_file
+from rtdetrv4.outputs import caches_folder
 
 PROGRAMS = {".torchscript": "TorchScript", ".pt2": "torch.export", ".pte": "ExecuTorch"}
 """Endings of files that are programs, and what they are programs of."""
@@ -56,9 +56,8 @@ def check_trust(path: Path, *, trust: bool) -> None:
 
 
 def own_folder() -> Path:
-    """Where the hashes of own programs are kept, in XDG_CACHE_HOME or ~/.cache."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "rtdetrv4" / "exported"
+    """Where the hashes of own programs are kept."""
+    return caches_folder() / "exported"
 
 
 def _sha256(path: Path) -> str:

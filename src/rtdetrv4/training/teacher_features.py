@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from rtdetrv4.data.records import Split
 from rtdetrv4.distillation import Teacher, alignment_terms, unit_parts
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.input_files import size_text
-from rtdetrv4.outputs import write_whole
+from rtdetrv4.outputs import caches_folder, write_whole
 from rtdetrv4.runtime.preprocess import ResizeMode, content_of
 from rtdetrv4.types import Batch, View
 
@@ -268,9 +267,8 @@ def teacher_digest(teacher: Teacher) -> str:
 
 
 def features_folder() -> Path:
-    """Where features are kept, in XDG_CACHE_HOME or ~/.cache."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "rtdetrv4" / "features"
+    """Where features are kept."""
+    return caches_folder() / "features"
 
 
 def _inverse(view: View, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

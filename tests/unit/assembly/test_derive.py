@@ -24,7 +24,7 @@ from rtdetrv4.assembly.fitting import Derivation, Fitting
 from rtdetrv4.assembly.pretraining import derive_pretraining
 from rtdetrv4.assembly.training import build_plan
 from rtdetrv4.config import Recipe, flat_settings, load_recipe, override
-from rtdetrv4.distillation.teacher_catalog import DEFAULT_TEACHER
+from rtdetrv4.distillation.teacher_catalog import DEFAULT_TEACHER, PIP_TEACHER
 from rtdetrv4.errors import ConfigError
 
 GB = 10**9
@@ -275,9 +275,12 @@ def test_a_teacher_that_is_asked_for_stays_but_the_published_band_does_not(model
     }
 
 
-@pytest.mark.parametrize(("epochs", "is_fixed"), [(10, True), (1000, False)])
-def test_a_run_as_long_as_the_published_ones_keeps_their_band(epochs: int, is_fixed: bool) -> None:
-    found = derived("rtdetrv4-s", distillation__teacher="dinov2-s", schedule__epochs=epochs)
+@pytest.mark.parametrize(
+    ("epochs", "teacher", "is_fixed"),
+    [(10, "dinov2-s", True), (1000, "dinov2-s", False), (1000, PIP_TEACHER, True)],
+)
+def test_a_run_as_long_as_the_published_ones_keeps_their_band(epochs: int, teacher: str, is_fixed: bool) -> None:
+    found = derived("rtdetrv4-s", distillation__teacher=teacher, schedule__epochs=epochs)
     assert ("distillation.mode" in found) == is_fixed
 
 

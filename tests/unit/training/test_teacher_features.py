@@ -146,7 +146,7 @@ def test_features_are_computed_once(tmp_path):
     assert fill(make_teacher()) == 1
 
 
-@pytest.mark.parametrize("damage", ["short", "pickle", "terabytes", "pipe"])
+@pytest.mark.parametrize("damage", ["short", "pickle", "terabytes", *(["pipe"] if hasattr(os, "mkfifo") else [])])
 def test_damaged_and_planted_files_are_named_and_computed_again(tmp_path, damage, caplog):
     split = write_images(tmp_path / "images", 2)
     features = TeacherFeatures(split, (64, 64), make_teacher(), tmp_path / "features")
