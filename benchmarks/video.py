@@ -121,7 +121,7 @@ def main() -> None:
         folder = Path(name)
         case = case_of(args.model, args.data, folder, quick=args.quick)
         clip = folder / "clip.mp4"
-        write_clip(case, clip, 10 if args.quick else 100)
+        write_clip(case, clip, 10 if args.quick else 250)
         frames = ready_frames(case, clip)
         engine = open_engine(case.path)
         runs = itertools.count()

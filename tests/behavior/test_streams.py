@@ -132,6 +132,7 @@ def test_a_video_on_the_command_line(model: str, tmp_path: Path, capsys: pytest.
         "clip.mp4, frame 0: nothing; all: 0 inside",
         "clip.mp4, frame 2: 1 red; all: 1 inside",
         "clip.mp4, frame 4: nothing; all: 0 inside",
+        "clip.avi: 5 images, 1 red tracked",
         "Results: found",
     ]
     names = {path.relative_to("found").as_posix() for path in Path("found").rglob("*") if path.is_file()}
@@ -222,7 +223,7 @@ def test_a_pipe(model: str, tmp_path: Path) -> None:
         [*script, "--stdin-format", "rgb24:64x48", "--out", "raw"], input=raw, capture_output=True, check=True
     )
     assert done.stdout.decode().splitlines() == [
-        *("stdin.mp4, frame 0: nothing", "stdin.mp4, frame 1: 1 red", "Results: raw")
+        *("stdin.mp4, frame 0: nothing", "stdin.mp4, frame 1: 1 red", "stdin: 2 images", "Results: raw")
     ]
     done = subprocess.run(
         [*script, "--out", "jpeg", "--save", "jsonl"], input=jpeg(0) + jpeg(255), capture_output=True, check=True
@@ -298,10 +299,11 @@ def test_a_webhook_hears_of_every_image(
         (["a.mp4", "--save", "mp4"], 'save: got "mp4", expected pictures, video, jsonl, csv, coco, yolo, yolo-conf.'),
         (["a.mp4", "--webhook", "host"], 'webhook: got "host", expected a URL that begins with http:// or https://.'),
         (["a.mp4", "--every", "0"], "every: got 0, expected a whole number, 1 or more"),
-        (["a.mp4"], "a.mp4 does not exist"),
+        (["b.mp4"], "b.mp4 does not exist"),
     ],
 )
 def test_mistakes(model: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.mp4").touch()
     assert main(["predict", *words, "-m", model]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

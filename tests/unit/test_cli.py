@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ import rtdetrv4
 from rtdetrv4 import Detections
 from rtdetrv4.cli import main
 from rtdetrv4.errors import DatasetError, SourceError, WeightsError
+from rtdetrv4.runtime.detections import Count
 
 
 def detections(path: str | None) -> Detections:
@@ -83,6 +85,9 @@ def detector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeDetect
 
     monkeypatch.setitem(vars(rtdetrv4), "Detector", Detector)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in ("i.jpg", "a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
     return Detector
 
 
@@ -164,6 +169,19 @@ def test_resume_needs_only_the_folder(detector: type[FakeDetector], capsys: pyte
         ("init", (), {"model": str(Path("runs/x/recipe.yaml"))}),
         ("train", (None,), {"out": str(Path("runs/x")), "resume": True, "exist_ok": False, "overrides": {}}),
     ]
+
+
+@pytest.mark.parametrize("words", ["--resume maybe", "--resume=runs/x", "--epochs 3 --resume True --seed 1"])
+def test_resume_takes_no_value_but_auto(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = mistake(f"train --data d {words}", capsys)
+    assert message.startswith('--resume: got "')
+    assert message.endswith('", expected no value or auto. The run is named by --out.')
+
+
+@pytest.mark.parametrize("words", ["--resume auto", "--resume=auto", "--auto-resume"])
+def test_to_resume_if_there_is_something_is_one_option(words: str, detector: type[FakeDetector]) -> None:
+    assert run(f"train --data d {words} --seed 1") == 0
+    assert detector.calls[-1] == ("train", ("d",), {"seed": 1, "resume": "auto", "exist_ok": False, "overrides": {}})
 
 
 def test_without_a_folder_the_latest_run_resumes(detector: type[FakeDetector]) -> None:
@@ -278,6 +296,34 @@ def test_predict_saves_pictures_and_records(detector: type[FakeDetector], capsys
     assert [record["path"] for record in records] == ["a/cat.png", "b/cat.png", None]
     assert [found["name"] for found in records[0]["detections"]] == ["cat", "dog", "cat"]
     assert sorted(path.name for path in Path("found").glob("*.jpg")) == ["cat-000001.jpg", "cat.jpg", "frame.jpg"]
+
+
+@pytest.mark.parametrize("sources", ["missing.jpg", "photos missing", "missing/"])
+def test_sources_are_looked_for_before_a_model_is(
+    sources: str, detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mistake(f"predict {sources}", capsys).startswith("missing")
+    assert detector.calls == []
+
+
+def test_of_a_video_the_command_says_in_the_end_what_it_saw(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(*_: object, **__: object) -> Any:
+        """Two cats that stay, and a dog that is another one in each image, more of them than are kept."""
+        for index in range(2500):
+            points = ((0.0, 0.0), (1.0, 1.0))
+            yield replace(
+                detections("clip.avi"),
+                frame_index=index,
+                tracker_id=np.array([1, index + 10, 2 if index else -1]),
+                counts=(Count("door", points, {"in": index, "out": 0}), Count("hall", points, {"inside": 3})),
+            )
+
+    monkeypatch.setattr(detector, "predict", predict)
+    assert run("predict a.jpg --save jsonl") == 0
+    *_, total, _ = capsys.readouterr().out.splitlines()
+    assert total == "clip.avi: 2500 images, 2500 dog, 2 cat tracked; door: 2499 in, 0 out"
 
 
 def test_predict_needs_no_model(detector: type[FakeDetector]) -> None:

@@ -13,7 +13,6 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +25,7 @@ from rtdetrv4.cli.deployment import bench, export, verify
 from rtdetrv4.cli.inference import predict, val
 from rtdetrv4.cli.serving import serve
 from rtdetrv4.cli.training import augment, compare, demo, pretrain, report, train
-from rtdetrv4.errors import RTDETRError, first_line, one_line
+from rtdetrv4.errors import ConfigError, RTDETRError, first_line, one_line
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -117,10 +116,12 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if any("\0" in arg for arg in args):  # no shell passes one, but Python may
         return _mistake("an argument has a null character, which no file and no setting has")
-    if ("--resume", "auto") in pairwise(args):  # typer knows no options whose value may be missing
-        place = args.index("--resume")
-        args[place : place + 2] = ["--auto-resume"]
     command = next((arg for arg in args if not arg.startswith("-")), "")
+    if command in ("train", "pretrain"):
+        try:
+            args = _with_resume(args)
+        except RTDETRError as error:
+            return _mistake(str(error))
     try:
         code = app(args, prog_name="rtdetrv4", standalone_mode=False)
     except _UsageError as error:
@@ -143,6 +144,29 @@ def main(args: Sequence[str] | None = None) -> int:
         cause = first_line(error).partition(" GPU ")[0]  # which begins an account of all its memory
         return _mistake(f"out of memory ({cause}). Use a smaller batch or image size, or close other programs.")
     return code if isinstance(code, int) else 0
+
+
+def _with_resume(args: list[str]) -> list[str]:
+    """Turn --resume auto into one option: typer knows none whose value may be missing.
+
+    Raises:
+        ConfigError: --resume has another value.
+    """
+    rewritten = []
+    words = iter(args)
+    for word in words:
+        name, separator, value = word.partition("=")
+        if name == "--resume":
+            value = value if separator else next(words, "")
+            if value == "auto":
+                rewritten.append("--auto-resume")
+                continue
+            if separator or (value and not value.startswith("-")):
+                raise ConfigError(f'--resume: got "{value}", expected no value or auto. The run is named by --out.')
+            rewritten += [name, *([value] if value else [])]
+            continue
+        rewritten.append(word)
+    return rewritten
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

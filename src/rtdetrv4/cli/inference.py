@@ -168,6 +168,7 @@ def predict(
 
     from rtdetrv4.runtime import PredictionFolder
     from rtdetrv4.runtime.overlap import WriteBehind, close_iterator
+    from rtdetrv4.runtime.sources import check_names
     from rtdetrv4.runtime.tracking import steps_of
 
     source = _source_of(sources, stdin_format)
@@ -176,6 +177,7 @@ def predict(
     results = PredictionFolder(out, _kinds_of(save))
     outlets = _outlets_of(webhook, mqtt)
     shown: dict[str | None, str] = {}
+    totals: dict[str | None, _Total] = {}
 
     def write(detections: Detections) -> None:
         name = results.add(detections)
@@ -186,7 +188,9 @@ def predict(
         found += "".join(f"; {each}" for each in detections.counts)
         if detections.frame_index is None:
             print(one_line(f"{name}: {found}"))  # names of files and classes may control the terminal
-        elif shown.get(detections.path) != found:  # of a video, a line for each change
+            return
+        totals.setdefault(detections.path, _Total()).add(detections)
+        if shown.get(detections.path) != found:  # of a video, a line for each change
             shown[detections.path] = found
             print(one_line(f"{name}: {found}"), flush=True)
 
@@ -196,6 +200,7 @@ def predict(
             results,
             WriteBehind(write, size_of=_num_bytes) as behind,
         ):
+            check_names(sources)  # before weights are fetched, too
             detector = detector_of(model, weights, device, precision, trust=trust)
             stream = detector.predict(source, stream=True, **given_options(imgsz=size_hw), **options)
             try:
@@ -206,10 +211,47 @@ def predict(
     finally:
         for outlet in outlets:
             outlet.close()
+    for path, total in totals.items():
+        print(one_line(f"{path}: {total}"))
     for outlet in outlets:
         print(outlet)
     print(f"Results: {results.path}" if results.writes else "Nothing was written, as --save says.")
     return int(any(outlet.num_lost for outlet in outlets))
+
+
+class _Total:
+    """What was seen in a video or stream: its images, objects that were tracked, and what crossed lines."""
+
+    MAX_IDS = 1000
+    """Ids that are kept, at least; those of objects that are long gone are forgotten, for streams that never end."""
+
+    def __init__(self) -> None:
+        self._num_images = 0
+        self._tracked: Counter[str] | None = None
+        self._last_seen: dict[int, int] = {}
+        self._crossed = ""
+
+    def add(self, detections: Detections) -> None:
+        """Take the next image."""
+        self._num_images += 1
+        self._crossed = "".join(f"; {count}" for count in detections.counts if "in" in count.values)
+        if detections.tracker_id is None:
+            return
+        tracked = self._tracked = Counter() if self._tracked is None else self._tracked
+        for number, name in zip(detections.tracker_id.tolist(), detections.class_name, strict=True):
+            if number >= 0:
+                tracked[name] += number not in self._last_seen
+                self._last_seen[number] = self._num_images
+        if len(self._last_seen) > 2 * self.MAX_IDS:
+            newest = sorted(self._last_seen, key=self._last_seen.__getitem__)[-self.MAX_IDS :]
+            self._last_seen = {number: self._last_seen[number] for number in newest}
+
+    def __str__(self) -> str:
+        text = "1 image" if self._num_images == 1 else f"{self._num_images} images"
+        if self._tracked is not None:
+            found = ", ".join(f"{count} {name}" for name, count in self._tracked.most_common()) or "nothing"
+            text += f", {found} tracked"
+        return text + self._crossed
 
 
 def _num_bytes(detections: Detections) -> int:

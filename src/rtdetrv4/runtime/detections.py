@@ -14,7 +14,7 @@ import numpy as np
 
 from rtdetrv4.errors import ConfigError, SourceError, require
 from rtdetrv4.outputs import write_whole
-from rtdetrv4.runtime.draw import draw_boxes, draw_outline
+from rtdetrv4.runtime.draw import draw_boxes, draw_outlines
 from rtdetrv4.runtime.selection import thresholds
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe")
@@ -183,9 +183,7 @@ class Detections:
                 for label, number in zip(labels, self.tracker_id.tolist(), strict=True)
             ]
         picture = draw_boxes(self.image, self.xyxy, self.class_id, labels)
-        for count in self.counts:
-            picture = draw_outline(picture, count.points, str(count))
-        return picture
+        return draw_outlines(picture, [(count.points, str(count)) for count in self.counts]) if self.counts else picture
 
     def save(self, path: str | Path) -> Path:
         """Write `plot()` to an image file, creating its folder if needed; never to the file of the image itself.

@@ -117,13 +117,12 @@ def _draw_frame(picture: np.ndarray, box: Sequence[int], color: Color, line: int
         picture[rows, columns] = color
 
 
-def draw_outline(image: np.ndarray, points: Sequence[tuple[float, float]], label: str) -> np.ndarray:
-    """Draw a line or the outline of a zone, with a label at its middle.
+def draw_outlines(image: np.ndarray, shapes: Sequence[tuple[Sequence[tuple[float, float]], str]]) -> np.ndarray:
+    """Draw lines and the outlines of zones, each with a label at its middle, or near it if another label is there.
 
     Args:
         image: H×W×3 uint8 RGB; not changed.
-        points: two ends, or three corners and more: (x, y) in pixels.
-        label: what is written there.
+        shapes: two ends, or three corners and more, as (x, y) in pixels; and what is written there.
 
     Returns:
         H×W×3 uint8 RGB.
@@ -131,17 +130,27 @@ def draw_outline(image: np.ndarray, points: Sequence[tuple[float, float]], label
     height, width = image.shape[:2]
     scale = (height * width) ** 0.5
     picture = image.copy()
-    corners = [np.round(points).astype(np.int32).clip(-(2**15), 2**15)]
     line = max(1, round(scale / 300))
-    for color, thickness in (((0, 0, 0), line + 2), ((255, 255, 255), line)):
-        cv2.polylines(picture, corners, len(points) > 2, color, thickness)
-    font = _font(label.isascii(), max(_MIN_FONT_SIZE, round(scale / 38)))
-    sign = _sign(label, font, (0, 0, 0))
-    middle = np.mean(np.asarray(points, dtype=np.float64), axis=0)
-    size = np.array(sign.shape[1::-1])
-    left, top = (middle - size / 2).clip(0, np.maximum(np.array([width, height]) - size, 0)).astype(int)
-    place = picture[top : top + size[1], left : left + size[0]]
-    place[:] = sign[: place.shape[0], : place.shape[1]]
+    for points, _ in shapes:
+        corners = [np.round(points).astype(np.int32).clip(-(2**15), 2**15)]
+        for color, thickness in (((0, 0, 0), line + 2), ((255, 255, 255), line)):
+            cv2.polylines(picture, corners, len(points) > 2, color, thickness)
+    placed = np.zeros((0, 4))
+    for points, label in shapes:
+        font = _font(label.isascii(), max(_MIN_FONT_SIZE, round(scale / 38)))
+        sign = _sign(label, font, (0, 0, 0))
+        size = np.array(sign.shape[1::-1])
+        middle = np.mean(np.asarray(points, dtype=np.float64), axis=0)
+        steps = range(-len(placed), len(placed) + 1)  # so many labels can be in the way
+        shifts = [np.array([0, step * (size[1] + 1)]) for step in sorted(steps, key=abs)]
+        places = [(middle + shift - size / 2).round() for shift in shifts]
+        limit = np.maximum(np.array([width, height]) - size, 0)
+        rectangles = [np.concatenate([corner, corner + size]) for corner in np.clip(places, 0, limit)]
+        place = next((each for each in rectangles if not _hidden(placed, each).any()), rectangles[0])
+        placed = np.concatenate([placed, place[None]])
+        left, top = place[:2].astype(int).tolist()
+        spot = picture[top : top + size[1], left : left + size[0]]
+        spot[:] = sign[: spot.shape[0], : spot.shape[1]]
     return picture
 
 

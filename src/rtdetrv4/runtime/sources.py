@@ -121,6 +121,22 @@ def open_frames(source: Any, reading: Reading) -> Iterator[Frame | None]:
     return _numbered(_open(source, reading, is_ahead=True))
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Check that the files and folders that are named exist, without a look into them.
+
+    Raises:
+        SourceError: one does not.
+    """
+    for name in names:
+        is_other = not name.strip() or name == "-" or is_url(name) or name.isdecimal() or glob.has_magic(name)
+        if not is_other and not (path := input_files.of_home(name)).exists():
+            raise _missing(path)
+
+
+def _missing(path: Path) -> SourceError:
+    return SourceError(f"{path} does not exist")
+
+
 def _without_pauses(frames: Iterator[Frame | None]) -> Iterator[Frame]:
     try:
         for frame in frames:
@@ -315,7 +331,7 @@ def _open_name(name: str, reading: Reading, is_ahead: bool) -> Iterator[_Shot | 
     if name.isdecimal():
         return _open_video(int(name), reading, is_ahead)
     if not glob.has_magic(name):
-        raise SourceError(f"{path} does not exist")
+        raise _missing(path)
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
     files = sorted(file for file in matches if Path(file).suffix.lower() in suffixes)

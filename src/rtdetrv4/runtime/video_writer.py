@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,7 @@ class VideoWriter:
         self._stream: Any = None
         self._start: float | None = None
         self._ticks = -1
+        self._interval = round(1 / (USUAL_FPS * TIME_BASE))
 
     def add(self, image: np.ndarray, time: float | None) -> None:
         """Append an image.
@@ -83,7 +85,7 @@ class VideoWriter:
         frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         frame.pts = self._next_tick(time)
         frame.time_base = TIME_BASE
-        self._container.mux(stream.encode(frame))
+        self._write(self._container, stream.encode(frame))
 
     def close(self) -> None:
         """Complete the file."""
@@ -91,7 +93,7 @@ class VideoWriter:
             return
         container, self._container = self._container, None
         with contextlib.closing(container):
-            container.mux(self._stream.encode(None))
+            self._write(container, self._stream.encode(None))
 
     def _open(self, height: int, width: int) -> Any:
         options = {"flush_packets": "1"}  # each fragment reaches the file when it is complete
@@ -110,13 +112,21 @@ class VideoWriter:
         self._stream = stream
         return stream
 
+    def _write(self, container: Any, packets: Iterable[Any]) -> None:
+        for packet in packets:
+            packet.duration = self._interval  # the last image has no other; that of the rest follows from their times
+            container.mux(packet)
+
     def _next_tick(self, time: float | None) -> int:
+        last = self._ticks
         if time is None:
-            self._ticks = 0 if self._ticks < 0 else self._ticks + round(1 / (USUAL_FPS * TIME_BASE))
-            return self._ticks
-        if self._start is None:
-            self._start = time
-        self._ticks = max(self._ticks + 1, round((time - self._start) / TIME_BASE))
+            self._ticks = 0 if last < 0 else last + round(1 / (USUAL_FPS * TIME_BASE))
+        else:
+            if self._start is None:
+                self._start = time
+            self._ticks = max(last + 1, round((time - self._start) / TIME_BASE))
+        if last >= 0:
+            self._interval = self._ticks - last
         return self._ticks
 
 

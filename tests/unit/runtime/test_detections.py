@@ -12,7 +12,7 @@ import pytest
 
 from rtdetrv4.errors import ConfigError, MissingDependencyError, SourceError
 from rtdetrv4.runtime import Detections, draw_boxes
-from rtdetrv4.runtime.draw import color_of_class, draw_text
+from rtdetrv4.runtime.draw import color_of_class, draw_outlines, draw_text
 
 NAMES = ("cat", "dog", "细胞")
 
@@ -193,6 +193,23 @@ def test_labels_hide_neither_each_other_nor_small_objects() -> None:
     for class_id in (0, 1):
         is_label = (drawn == color_of_class(class_id)).all(axis=2) & (drawn != bare).any(axis=2)
         assert is_label.sum() > 200
+
+
+def test_labels_of_lines_and_zones_do_not_hide_each_other() -> None:
+    """The labels of three shapes with the same middle are as visible as each is alone."""
+    image = np.full((400, 400, 3), 90, np.uint8)
+    outline = [(100, 200), (300, 200)]
+
+    def ink(labels: list[str]) -> int:
+        drawn = draw_outlines(image, [(outline, label) for label in labels])
+        bare = draw_outlines(image, [(outline, "") for _ in labels])
+        return int((drawn != bare).any(axis=2).sum())
+
+    labels = ["door: 3 in, 4 out", "hall: 2 inside", "yard: 7 inside"]
+    one, *_, three = ink(labels[:1]), ink(labels)
+    assert one > 500
+    assert three > 2.3 * one  # the others are shorter
+    assert draw_outlines(image[:8, :8], [([(0, 0), (1, 1)], "too large")] * 3).shape == (8, 8, 3)
 
 
 def test_colors_of_many_classes_differ() -> None:

@@ -41,7 +41,9 @@ def test_a_video_that_plays_everywhere(tmp_path: Path) -> None:
     assert [time for time, _ in frames] == pytest.approx([index / 5 for index in range(10)])
     with av.open(str(tmp_path / "a.mp4")) as container:
         luma = next(container.decode(video=0)).to_ndarray()[:48]
+        duration = container.duration
     np.testing.assert_allclose(luma, 16 + 219 * 0.2126 * 200 / 255, atol=2)  # BT.709, limited range
+    assert duration / 1e6 == pytest.approx(2), "the last image is shown as long as the others"
     # An index, without which some players refuse a file; it is a fragmented one while it grows.
     assert b"moof" not in (tmp_path / "a.mp4").read_bytes()
 
