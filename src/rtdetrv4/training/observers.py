@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -46,13 +47,18 @@ def default_observers(out: Path, *, log_every: int = 50, console: Console | None
 class JsonLog(Observer):
     """One JSON object per line: {"type": "run" | "step" | "epoch", …}. NaN and infinity are null.
 
-    A resumed run continues the file, after dropping what an earlier run logged after the checkpoint.
+    A resumed run continues the file, after dropping what an earlier run logged after the checkpoint. Lines that cannot
+    be written, because the disk is full, come with the first one that can.
     """
+
+    MAX_WAITING = 10_000
+    """Lines that are kept until they can be written; the oldest are given up."""
 
     def __init__(self, path: Path, log_every: int) -> None:
         self.path = path
         self.log_every = log_every
-        self._is_cut = False
+        self._waiting: deque[bytes] = deque(maxlen=self.MAX_WAITING)
+        self._end: int | None = None  # of the last whole line, after a write that failed
 
     def run_start(self, info: RunInfo) -> None:
         """Begin a new file, or cut the old one to where the run resumes."""
@@ -75,12 +81,15 @@ class JsonLog(Observer):
         self._write("epoch", {**report._asdict(), **plain})
 
     def _write(self, kind: str, record: Mapping[str, Any]) -> None:
-        # A line of its own, even after one that was cut off.
-        start = "\n" if self._is_cut else ""
-        self._is_cut = True
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(start + _json_line({"type": kind, **record}))
-        self._is_cut = False
+        self._waiting.append(_json_line({"type": kind, **record}).encode())
+        with self.path.open("ab") as file:
+            end = file.tell()
+            if self._end is not None and self._end < end:  # a part of what is written again now
+                end = file.truncate(self._end)
+            self._end = end
+            file.write(b"".join(self._waiting))
+        self._waiting.clear()
+        self._end = None
 
 
 class Tracker(Observer):

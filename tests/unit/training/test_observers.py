@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -58,6 +60,40 @@ def test_a_checkpoint_from_before_validation_keeps_no_epoch_that_is_still_to_com
     play([JsonLog(path, 1)], tmp_path)
     JsonLog(path, 1).run_start(info(tmp_path, epoch=1, step=4))
     assert [r["epoch"] for r in read_log(path) if r["type"] == "epoch"] == [1]
+
+
+class CutOff(io.FileIO):
+    """A file on a disk that is full after half of what is written."""
+
+    def write(self, data):
+        super().write(bytes(data)[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fails", ["at once", "half-way"])
+def test_what_cannot_be_written_comes_later(tmp_path, monkeypatch, fails):
+    log = JsonLog(tmp_path / "log.jsonl", 1)
+    log.run_start(info(tmp_path))
+    log.step_end(step_report(1))
+    whole = log.path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode: CutOff(path, mode) if fails == "half-way" else path.mkdir())
+        for step in (2, 3):
+            with pytest.raises(OSError, match=r"space|exists"):
+                log.step_end(step_report(step))
+    assert log.path.read_bytes().startswith(whole)
+    log.step_end(step_report(4))
+    assert log.path.read_bytes().startswith(whole)
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_a_log_that_is_gone_begins_anew(tmp_path):
+    log = JsonLog(tmp_path / "log.jsonl", 1)
+    log.run_start(info(tmp_path))
+    log.path.unlink()
+    log.step_end(step_report(1))
+    assert [record["step"] for record in read_log(log.path)] == [1]
 
 
 def test_a_new_run_begins_a_new_log(tmp_path):
