@@ -130,8 +130,8 @@ def _list_teachers() -> None:
         caption_justify="left",
     )
     table.add_column("teacher", style="bold", no_wrap=True)
-    for column in ("channels", "stride"):
-        table.add_column(column, justify="right")
+    for column in ("params", "dim", "stride"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("license", no_wrap=True)
     if is_wide:
         table.add_column("name in timm", no_wrap=True)
@@ -141,7 +141,8 @@ def _list_teachers() -> None:
             table.add_section()
             family = facts.family
         terms = facts.license if facts.is_open else f"{facts.license} *"
-        table.add_row(facts.name, str(facts.dim), str(facts.stride), terms, *([facts.timm_name] if is_wide else []))
+        cells = (facts.name, f"{facts.millions:g} M", str(facts.dim), str(facts.stride), terms)
+        table.add_row(*cells, *([facts.timm_name] if is_wide else []))
         names_of.setdefault(facts.note, []).append(facts.name)
     console.print(table)
     for note, names in names_of.items():

@@ -62,6 +62,16 @@ def test_weights_and_licenses_are_those_that_timm_names(facts: TeacherFacts) -> 
 
 
 @pytest.mark.parametrize("facts", TEACHERS, ids=named)
+def test_sizes_are_those_of_the_networks(facts: TeacherFacts) -> None:
+    if not timm.is_model(facts.timm_name.partition(".")[0]):
+        pytest.skip(f"timm {timm.__version__} does not have it")
+    with torch.device("meta"):  # without memory for parameters
+        network = timm.create_model(facts.timm_name, pretrained=False, num_classes=0)
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert facts.millions == pytest.approx(millions, abs=0.51 if millions > 10 else 0.051)
+
+
+@pytest.mark.parametrize("facts", TEACHERS, ids=named)
 def test_teaches_on_squares_and_rectangles(facts: TeacherFacts, request: pytest.FixtureRequest) -> None:
     """Real architectures with random weights, from images to the gradient of the injector.
 
