@@ -2,12 +2,14 @@
 
     python benchmarks/study/study.py pretrain --data ../shared/data --out runs/study
     python benchmarks/study/study.py compare --data ../shared/data --out runs/study --cells bccd-10
+    python benchmarks/study/study.py probe --data ../shared/data --own runs/large/weights.safetensors
     python benchmarks/study/study.py page
 
-`--data` holds one folder per data set: bccd, aquarium, facemask. `pretrain` makes the weights that the arms `before`,
-`both` and `random` start from, one file per seed, from the training images of all three sets without their labels.
-`compare` runs the cells one after the other and copies the results of each run to benchmarks/results/study/CELL/;
-`page` writes the tables of docs/research/study.md from these. All of it resumes, on another machine too: a run whose
+`--data` holds one folder per data set: bccd, aquarium, facemask. `pretrain` makes the weights that arms such as
+`before`, `both` and `random` start from, one file per teacher and seed, from the training images of all three sets
+without their labels. `compare` runs the cells one after the other and copies the results of each run to
+benchmarks/results/study/CELL/; `probe` asks what each teacher knows of the boxes; `page` writes the tables of
+docs/research/study.md from these. All of it resumes, on another machine too: a run whose
 results are there is not repeated. Several processes may work in one folder if they share no seed (`--seeds 0,2` and
 `--seeds 1,3,4`).
 
@@ -22,14 +24,17 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import timm
 
 import rtdetrv4
 from rtdetrv4 import Detector
 from rtdetrv4.comparison.summary import read_comparison
-from rtdetrv4.distillation import load_teacher
+from rtdetrv4.distillation import Teacher, load_teacher, wrap_teacher
+from rtdetrv4.ops.networks import load_pip_weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "study"
@@ -42,6 +47,10 @@ PRETRAINING_EPOCHS, PRETRAINING_BATCH = 8, 16
 TEACHER = "efficientnet_lite2"
 RANDOM_TEACHER = "tf_efficientnet_lite2"
 """The same network, which timm builds with random weights."""
+EARLY_STAGE = 3
+"""Of five, with half the stride of the last."""
+PROBE = RESULTS / "probe.json"
+PROBE_SIZE = 128
 HEADER = ("arm", "seeds", "AP", "AP50", "AP − off, in pairs", "95 % interval", "s / epoch")
 
 
@@ -58,13 +67,13 @@ class Cell(NamedTuple):
     """Pixels of a side."""
 
 
-ALL = ("off", "train", "before", "both", "unlabeled", "pseudo", "random", "longer")
+ALL = ("off", "train", "before", "both", "unlabeled", "pseudo", "random", "longer", "lite0", "early", "own")
 MAIN = ("off", "train", "before", "both", "unlabeled")
 CELLS = {
     "bccd-10": Cell("bccd", 0.1, "scratch", 600, ALL),
     "bccd-30": Cell("bccd", 0.3, "scratch", 600, MAIN),
-    "bccd-100": Cell("bccd", 1.0, "scratch", 600, ALL),
-    "facemask-10": Cell("facemask", 0.1, "scratch", 600, ALL, 192),
+    "bccd-100": Cell("bccd", 1.0, "scratch", 600, ALL[:8]),
+    "facemask-10": Cell("facemask", 0.1, "scratch", 600, ALL[:8], 192),
     "facemask-100": Cell("facemask", 1.0, "scratch", 600, MAIN, 192),
     "bccd-10-imagenet": Cell("bccd", 0.1, "imagenet", 600, MAIN),
     "bccd-100-imagenet": Cell("bccd", 1.0, "imagenet", 600, MAIN),
@@ -75,20 +84,37 @@ CELLS = {
 
 
 def folder_of_pretraining(out: Path, student: str, teacher: str, seed: int | str) -> Path:
-    """Where the weights for a student, a teacher (taught or random) and a seed are made."""
+    """Where the weights for a student, a teacher of `TEACHERS` and a seed are made."""
     return out / "pretrain" / f"{student}-{teacher}-{seed}"
 
 
-def pretrain(data: Path, out: Path, student: str, teacher: str, seed: int) -> None:
+def lite0() -> Teacher:
+    """The smaller network of the same family, with ImageNet weights from pip."""
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=(4,))
+    load_pip_weights(network, "efficientnet_lite0")
+    half = (0.5, 0.5, 0.5)
+    return wrap_teacher(network.eval(), name="efficientnet_lite0", mean=half, std=half, license="apache-2.0")
+
+
+TEACHERS: Mapping[str, Callable[[str], Teacher | str]] = {
+    "taught": lambda _: TEACHER,
+    "random": lambda _: load_teacher(RANDOM_TEACHER, pretrained=False),
+    "lite0": lambda _: lite0(),
+    "early": lambda _: load_teacher(TEACHER, block=EARLY_STAGE),
+    "own": lambda own: own,
+}
+"""What the student learns from before it sees a label; `own` is a file of a larger detector's weights."""
+
+
+def pretrain(data: Path, out: Path, student: str, teacher: str, seed: int, own: str) -> None:
     """Make the weights of one seed, unless they are there."""
     folder = folder_of_pretraining(out, student, teacher, seed)
     if (folder / "weights.safetensors").is_file() and (folder / "report.html").is_file():
         return
-    network = load_teacher(RANDOM_TEACHER, pretrained=False) if teacher == "random" else TEACHER
     recipe = HERE / f"{student}.yaml"
     Detector(str(recipe), "imagenet" if student == "imagenet" else "none", device="cpu").pretrain(
         [data / name for name in SETS],
-        teacher=network,
+        teacher=TEACHERS[teacher](own),
         epochs=PRETRAINING_EPOCHS,
         batch=PRETRAINING_BATCH,
         seed=seed,
@@ -103,10 +129,11 @@ def arms_of(cell: Cell, data: Path, out: Path) -> dict[str, dict[str, Any]]:
     """The settings of each of a cell's arms."""
     fixed = {"distillation.mode": "fixed"}
     others = [str(data / name) for name in SETS]
-    before, chance = (
-        {"weights": str(folder_of_pretraining(out, cell.student, teacher, "{seed}") / "weights.safetensors")}
-        for teacher in ("taught", "random")
-    )
+    starts = {
+        teacher: {"weights": str(folder_of_pretraining(out, cell.student, teacher, "{seed}") / "weights.safetensors")}
+        for teacher in TEACHERS
+    }
+    before = starts.pop("taught")
     extra = PRETRAINING_EPOCHS * (sum(SETS.values()) // PRETRAINING_BATCH)
     settings: Mapping[str, dict[str, Any]] = {
         "off": {},
@@ -115,8 +142,8 @@ def arms_of(cell: Cell, data: Path, out: Path) -> dict[str, dict[str, Any]]:
         "both": before | fixed,
         "unlabeled": fixed | {"data.unlabeled": others},
         "pseudo": {"data.unlabeled": [str(data / cell.data)], "pseudo_labels.weight": 1.0},
-        "random": chance,
         "longer": schedule(cell, cell.steps + extra),
+        **starts,
     }
     return {name: dict(settings[name]) for name in cell.arms}
 
@@ -180,6 +207,14 @@ def restore(results: Path, folder: Path) -> None:
             shutil.copy(result, to)
 
 
+def probe(data: Path, own: str) -> None:
+    """Ask how well each teacher separates the boxes of the smallest set."""
+    teachers = [load(own) for load in TEACHERS.values()]
+    found = rtdetrv4.probe_teachers(data / "bccd", teachers, imgsz=PROBE_SIZE)
+    print(found)
+    PROBE.write_text(found.to_json().replace(own, "own") + "\n", encoding="utf-8")
+
+
 def write_page() -> None:
     """Put each cell's table between `<!-- CELL -->` and `<!-- end -->`."""
     page = PAGE.read_text(encoding="utf-8")
@@ -221,14 +256,15 @@ def _spread(spread: dict[str, Any], form: str) -> str:
 def main() -> None:
     """Read the command line, and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("pretrain", "compare", "page"))
+    parser.add_argument("what", choices=("pretrain", "compare", "probe", "page"))
     parser.add_argument("--data", type=Path, help="folder with one folder per data set")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--cells", default=",".join(CELLS), help="which comparisons, in this order")
     parser.add_argument("--arms", help="only these of the arms")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--students", default="scratch", help="for pretrain: scratch, imagenet")
-    parser.add_argument("--teachers", default="taught", help="for pretrain: taught, random")
+    parser.add_argument("--teachers", default="taught", help=f"for pretrain: {', '.join(TEACHERS)}")
+    parser.add_argument("--own", default="", help="weights of a larger detector, the teacher `own`")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     if options.what == "page":
@@ -241,7 +277,9 @@ def main() -> None:
         for student in options.students.split(","):
             for teacher in options.teachers.split(","):
                 for seed in seeds:
-                    pretrain(data, out, student, teacher, seed)
+                    pretrain(data, out, student, teacher, seed, options.own)
+    elif options.what == "probe":
+        probe(data, options.own)
     else:
         for name in options.cells.split(","):
             compare(name, data, out, seeds, options.arms.split(",") if options.arms else None)
