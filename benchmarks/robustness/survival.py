@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors.torch import load_file
 
 from rtdetrv4.data.synthetic import write_shapes
@@ -154,7 +155,7 @@ def kills(out: Path, data: Path, number: int, ranks: int, whole: str, duration: 
             one = len(moments) % 2 == 0 and ranks > 1
             began = time.monotonic()
             if not (one and _kill_one(process.pid)):
-                os.killpg(process.pid, signal.SIGKILL)
+                _kill_all(process.pid)
             process.wait()
             if one:
                 waits.append(round(time.monotonic() - began, 1))
@@ -176,12 +177,19 @@ def kills(out: Path, data: Path, number: int, ranks: int, whole: str, duration: 
     }
 
 
+def _kill_all(pid: int) -> None:
+    """Kill a process and all that it has started: torchrun's ranks are in process groups of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
 def _kill_one(launcher: int) -> bool:
     """Kill one of torchrun's ranks; False if none has begun."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text(encoding="ascii").split()
-    for child in reversed(children):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(child), signal.SIGKILL)
+    for child in reversed(psutil.Process(launcher).children()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
             return True
     return False
 
@@ -251,28 +259,9 @@ def wait_for_error(process: subprocess.Popen, log: Path) -> None:
         time.sleep(0.05)
 
 
-def read_only(out: Path, data: Path, log: Path) -> tuple[Path, list[str]]:
-    """The folder turns read-only for a while."""
-    disk = out / "disk"
-    with mounted(disk, 200):
-        run = disk / "run"
-        process = start(command(data, run), log)
-        wait_for_epoch(process, run, 3)
-        done = False
-        while not done and process.poll() is None:  # while a file is open for writing, it is refused
-            done = (
-                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=False, capture_output=True).returncode
-                == 0
-            )
-        wait_for_error(process, log)
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        process.wait()
-        shutil.copytree(run, out / "fault")
-    return out / "fault", ["could not be written"]
-
-
-def hanging_drive(out: Path, data: Path, log: Path) -> tuple[Path, list[str]]:
-    """The drive with the run does not answer for a minute."""
+@contextlib.contextmanager
+def drive(out: Path) -> Iterator[Path]:
+    """A drive of its own, with ext4, that can be frozen and whose files can be locked."""
     image, disk = out / "disk.img", out / "disk"
     disk.mkdir(exist_ok=True)
     with image.open("wb") as file:
@@ -280,6 +269,30 @@ def hanging_drive(out: Path, data: Path, log: Path) -> tuple[Path, list[str]]:
     subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
     subprocess.run(["mount", "-o", "loop", str(image), str(disk)], check=True, capture_output=True)
     try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=False, capture_output=True)
+        image.unlink(missing_ok=True)
+
+
+def read_only(out: Path, data: Path, log: Path) -> tuple[Path, list[str]]:
+    """The folder and all in it turn read-only for a while."""
+    with drive(out) as disk:
+        run = disk / "run"
+        process = start(command(data, run), log)
+        wait_for_epoch(process, run, 3)
+        # Not by mounting it read-only, which waits until no file is open, and the lock of a run always is.
+        subprocess.run(["chattr", "-R", "+i", str(run)], check=True)
+        wait_for_error(process, log)
+        subprocess.run(["chattr", "-R", "-i", str(run)], check=True)
+        process.wait()
+        shutil.copytree(run, out / "fault")
+    return out / "fault", ["could not be written"]
+
+
+def hanging_drive(out: Path, data: Path, log: Path) -> tuple[Path, list[str]]:
+    """The drive with the run does not answer for a minute."""
+    with drive(out) as disk:
         run = disk / "run"
         process = start(command(data, run), log)
         wait_for_epoch(process, run, 3)
@@ -288,9 +301,6 @@ def hanging_drive(out: Path, data: Path, log: Path) -> tuple[Path, list[str]]:
         subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
         process.wait()
         shutil.copytree(run, out / "fault")
-    finally:
-        subprocess.run(["umount", str(disk)], check=False, capture_output=True)
-        image.unlink(missing_ok=True)
     return out / "fault", []
 
 
