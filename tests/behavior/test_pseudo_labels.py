@@ -209,6 +209,16 @@ def test_thresholds_follow_every_validation(split, more, tmp_path):
         ]
 
 
+def test_weights_that_are_not_good_enough_label_nothing(split, more, tmp_path, caplog):
+    options, record = measured(split, more, []), Record()
+    options["pseudo_labels"].evaluator = None
+    options["pseudo_labels"].thresholds = np.full(len(CLASSES.names), math.inf)
+    options["pseudo_labels"].measure = lambda: None  # as if no validation were
+    make_trainer(split, tmp_path, observers=[record], **options).run()
+    assert not pseudo_steps(record)
+    assert "No pseudo-labels yet" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("action", "step", "options"),
     [

@@ -692,6 +692,7 @@ def _pseudo_labels(
         weight=settings.weight,
         threshold=None if settings.threshold == "best" else settings.threshold,
         floor=settings.floor,
+        least_f1=settings.least_f1,
         evaluator=evaluator,
         seed=recipe.run.seed,
         rank=accelerator.process_index,

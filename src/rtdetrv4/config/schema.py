@@ -364,6 +364,11 @@ class PseudoLabelsConfig(_Section):
         "images; 0.5 for classes without any.",
     )
     floor: Probability = Field(default=0.3, description="Lowest threshold that `best` may choose.")
+    least_f1: Probability = Field(
+        default=0.5,
+        description="With the threshold `best`, no labels until the mean of the classes' best F1 on validation images "
+        "is this high: weights that miss most objects would teach that they are background.",
+    )
     augment: Literal["strong", "recipe"] = Field(
         default="strong",
         description="How the student sees these images. strong: with the published probabilities of color changes, "

@@ -322,7 +322,15 @@ class Trainer:
             pseudo.label(detector, self.position.epoch)
         if is_first and self.pseudo_sheets is not None:
             self.pseudo_sheets.begin(stage.name, is_first=True)
-        if is_first and not pseudo.num_steps and self.accelerator.is_main_process:
+        if not (is_first and self.accelerator.is_main_process):
+            return
+        if pseudo.is_waiting:
+            logger.warning(
+                "No pseudo-labels yet: the averaged weights find too few objects in the validation images to teach "
+                "with (pseudo_labels.least_f1 %g). They begin after the first validation that is good enough.",
+                pseudo.least_f1,
+            )
+        elif not pseudo.num_steps:
             logger.warning(
                 "The averaged weights find too little in the images without labels to learn from: objects in %d of %d.",
                 len(pseudo.labels),

@@ -63,21 +63,31 @@ def usual_epochs(plan: Plan) -> range:
 
 
 def class_thresholds(
-    records: Sequence[Record], detections: Sequence[ImageDetections], num_classes: int, floor: float
+    records: Sequence[Record],
+    detections: Sequence[ImageDetections],
+    num_classes: int,
+    floor: float,
+    least_f1: float = 0.0,
 ) -> NDArray[np.float64]:
     """The confidence from which a detection of each class counts as a label, (K,).
 
     It is the one with the best F1 on validation images, as for `conf="best"` in `predict`, or `floor` if that is more;
     `UNSEEN_THRESHOLD`, or `floor`, for a class without validation boxes; and infinite for one that has some, none of
-    which is found at any confidence: whatever is taken for it would teach mistakes.
+    which is found at any confidence: whatever is taken for it would teach mistakes. All are infinite for weights that
+    are not good enough yet.
 
     Args:
         records: the ground truth of each validation image.
         detections: what was found in each, in the same order.
         num_classes: K.
         floor: the lowest threshold. Where precision is low at every confidence, the best F1 may be at a very low one.
+        least_f1: the mean of the classes' best F1 from which on there are labels. With fewer objects found, the many
+            that are missed are taught away.
     """
     curves = operating_curves(find_overlaps(records, detections), num_classes)
+    reached = np.nan_to_num(curves.f1[curves.num_boxes > 0]).max(axis=1)
+    if len(reached) and reached.mean() < least_f1:
+        return np.full(num_classes, math.inf)
     best = [
         (math.inf if confidence is None else confidence) if num_boxes else UNSEEN_THRESHOLD
         for num_boxes, confidence in zip(curves.num_boxes, map(best_confidence, curves.f1), strict=True)
@@ -148,7 +158,7 @@ class PseudoLabels:
         per_step: batches of this rank in a step.
         weight: of the detection loss on these images.
         threshold: the minimum confidence of every class; None: the best ones in validation.
-        floor: see `class_thresholds`.
+        floor: see `class_thresholds`; so for `least_f1`.
         evaluator: holds the detections of the last validation; needed without a `threshold`.
         seed: of the draws.
         rank: this process.
@@ -165,6 +175,7 @@ class PseudoLabels:
     weight: float = 1.0
     threshold: float | None = None
     floor: float = 0.0
+    least_f1: float = 0.0
     evaluator: CocoEvaluator | None = None
     seed: int = 0
     rank: int = 0
@@ -189,7 +200,12 @@ class PseudoLabels:
         if self.threshold is None:
             assert self.evaluator is not None, "no validation to measure thresholds in"
             records, detections = self.evaluator.records, self.evaluator.detections
-            self.thresholds = class_thresholds(records, detections, len(self.names), self.floor)
+            self.thresholds = class_thresholds(records, detections, len(self.names), self.floor, self.least_f1)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the weights are not good enough yet to label anything."""
+        return self.thresholds is not None and not np.isfinite(self.thresholds).any()
 
     def label(self, detector: nn.Module, epoch: int) -> None:
         """Label the images that an epoch draws, in eval mode and float32 as in validation; a collective call.
@@ -201,6 +217,10 @@ class PseudoLabels:
             epoch: one of `epochs`.
         """
         assert self.thresholds is not None, "the thresholds have not been measured"
+        if self.is_waiting:
+            self.labels, self.epoch, self.num_images = {}, epoch, 0
+            self._arrange()
+            return
         minimum = {
             name: float(each) for name, each in zip(self.names, self.thresholds, strict=True) if math.isfinite(each)
         }

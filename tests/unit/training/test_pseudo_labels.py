@@ -39,6 +39,9 @@ def test_thresholds_by_hand() -> None:
     assert class_thresholds([truth], [found], 4, floor=0.0).tolist() == [0.501, 0.5, math.inf, 0.05]
     assert class_thresholds([truth], [found], 4, floor=0.3).tolist() == [0.501, 0.5, math.inf, 0.3]
     assert class_thresholds([truth], [found], 4, floor=0.6).tolist() == [0.6, 0.6, math.inf, 0.6]
+    # The best F1 are 1, 0 and 1; the class without boxes has none.
+    assert class_thresholds([truth], [found], 4, floor=0.0, least_f1=0.66).tolist() == [0.501, 0.5, math.inf, 0.05]
+    assert class_thresholds([truth], [found], 4, floor=0.0, least_f1=0.67).tolist() == [math.inf] * 4
 
 
 def test_labels_are_one_box_per_object_inside_the_image() -> None:
@@ -143,6 +146,18 @@ def test_a_class_with_an_infinite_threshold_gives_no_labels(split: Split) -> Non
     pseudo.thresholds = np.array([0.5, math.inf, 0.5])
     pseudo.label(FindsColors(), 0)
     assert set(np.concatenate([each.labels for each in pseudo.labels.values()])) == {0, 2}
+
+
+def test_weights_that_find_little_label_nothing(split: Split) -> None:
+    pseudo = make_pseudo_labels(split, range(2), steps_per_epoch=3)
+    pseudo.thresholds = np.full(3, math.inf)
+    assert pseudo.is_waiting
+    pseudo.label(FindsColors(), 0)
+    assert pseudo.num_steps == 0
+    assert pseudo.report() is None
+    pseudo.thresholds = np.full(3, 0.5)
+    pseudo.label(FindsColors(), 1)
+    assert pseudo.num_steps == 2
 
 
 def test_a_few_images_are_drawn_again_and_changed_anew(tmp_path: Path) -> None:
