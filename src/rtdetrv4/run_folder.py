@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rtdetrv4.assembly.training import patience_of
-from rtdetrv4.config import Recipe, changed_settings, load_recipe, override, to_yaml
+from rtdetrv4.config import (
+    Recipe,
+    changed_settings,
+    flat_settings,
+    given_settings,
+    load_recipe,
+    override,
+    to_yaml,
+)
 from rtdetrv4.data.document import count_of, some_of
 from rtdetrv4.data.unlabeled import describe_unlabeled
 from rtdetrv4.doctor.summary import summarize
@@ -200,6 +208,11 @@ class RunFolder:
                 f"In {self.path} a run was stopped before its first checkpoint, so there is nothing to resume; start "
                 "it again in the same folder with the command that began it and --exist-ok (exist_ok=True in Python)."
             )
+        if not self.can_resume and self.weights.is_file():
+            raise ConfigError(
+                f"The run in {self.path} cannot be resumed: its state, in {LAST_FILE} and {BEST_FILE}, is gone. A "
+                f"new run can start from its weights: --weights {self.weights}."
+            )
         for file in (self.recipe, self.last):
             if not file.is_file() and not (file is self.last and self.can_resume):
                 raise ConfigError(
@@ -225,8 +238,11 @@ class RunFolder:
             except WeightsError as damage:
                 try:
                     check_checkpoint(self.best)
-                except WeightsError:
-                    found = [str(damage)]
+                except WeightsError as other:
+                    words = [str(damage), f"Nor can the older state be used: {other}"]
+                    if self.weights.is_file():
+                        words.append(f"A new run can start from its weights: --weights {self.weights}.")
+                    found = [" ".join(words)]
                 else:
                     logger.warning("%s Resuming from %s instead, which may be some epochs older.", damage, self.best)
                     found = [self.best]
@@ -271,6 +287,7 @@ class RunFolder:
             "kind": kind,
             "versions": package_versions(),
             "seed": recipe.run.seed,
+            "settings": _fixed_settings(recipe),
             "start": start,
             "classes": dict(zip(names, ids, strict=True)),
             "data": {
@@ -301,8 +318,21 @@ class RunFolder:
             )
 
     def _recorded(self, key: str) -> Any:
-        """An entry of run.json; None without it."""
-        return json.loads(self.record.read_text(encoding="utf-8")).get(key) if self.record.is_file() else None
+        """An entry of run.json; None without it.
+
+        Raises:
+            ConfigError: run.json is damaged.
+        """
+        try:
+            return json.loads(self.record.read_text(encoding="utf-8")).get(key) if self.record.is_file() else None
+        except (ValueError, AttributeError) as error:
+            raise self._damaged_record() from error
+
+    def _damaged_record(self) -> ConfigError:
+        return ConfigError(
+            f"{self.record} is damaged and does not tell whether data and settings are those that the run began with; "
+            "delete it to go on anyway."
+        )
 
     def remove_earlier_run(self) -> None:
         """Remove what an earlier run has written, and only that, so that the files of two runs do not mix."""
@@ -319,15 +349,16 @@ class RunFolder:
         Raises:
             ConfigError: classes, images or boxes have changed, or run.json cannot be read.
         """
-        if not self.record.is_file():  # of a run from before it was written
+        if not self.record.is_file():
+            logger.warning(
+                "%s is gone, so nothing tells whether the run goes on with the data it began with.", self.record
+            )
             return
         try:
             record = json.loads(self.record.read_text(encoding="utf-8"))
             changed = _changed_data(record, splits)
         except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(
-                f"{self.record} is damaged and does not tell whether the data is the same; delete it to resume anyway."
-            ) from error
+            raise self._damaged_record() from error
         if changed:
             raise ConfigError(
                 f"A run resumes with the data it began with, but {changed}. Restore the data, or start a new run from "
@@ -356,7 +387,7 @@ class RunFolder:
             return True
         try:
             return "val" not in (self._recorded("data") or ("val",))
-        except ValueError:  # `check_data` says that it is damaged
+        except ConfigError:  # `check_data` says that it is damaged
             return False
 
     def metrics(self) -> Metrics | None:
@@ -418,15 +449,31 @@ class RunFolder:
             verb = "pretrain" if found == "pretraining" else "train"
             raise ConfigError(f"The run in {self.path} is one of `rtdetrv4 {verb}`; resume it with that.")
         before = load_recipe(self.recipe)
+        recorded, written = self._recorded("settings") or {}, _fixed_settings(before)
+        edited = [name for name in written if name in recorded and recorded[name] != written[name]]
+        if edited:
+            raise ConfigError(
+                f"A run resumes with the settings it began with, but in {self.recipe} {edited[0]} was "
+                f"{recorded[edited[0]]} and is {written[edited[0]]} now. Undo that to resume, or start a new run with "
+                f"this recipe from its {WEIGHTS_FILE}."
+            )
         if recipe.model.name != before.model.name:
             raise ConfigError(f"The run in {self.path} trains {before.model.name}, not {recipe.model.name}.")
         now = override(before, given)
-        if changed := fixed_changes(before, now):
+        # Others follow from those that were given.
+        free = (*FREE_ON_RESUME, *(set(flat_settings(before)) - given_settings(given)))
+        if changed := fixed_changes(before, now, free) or fixed_changes(before, now):
             raise ConfigError(
                 f"A run resumes with the settings it began with, but {changed}. Leave them out to resume, or "
                 f"start a new run from its {WEIGHTS_FILE}."
             )
         return override(now, {"run.out": str(self.path)})  # the folder may have been moved
+
+
+def _fixed_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that stay as they are when a run resumes, as JSON has them."""
+    fixed = {name: value for name, value in flat_settings(recipe).items() if name not in FREE_ON_RESUME}
+    return json.loads(json.dumps(fixed, default=str))
 
 
 def _changed_data(record: Mapping[str, Any], splits: Splits) -> str:

@@ -18,7 +18,7 @@ from rtdetrv4.cli.running import run_to_resume
 from rtdetrv4.config import load_recipe, override, setting_names
 from rtdetrv4.data.formats import Split, Splits
 from rtdetrv4.data.records import Record
-from rtdetrv4.errors import ConfigError
+from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.run_folder import FREE_ON_RESUME, RunFolder, RunKind, fixed_changes, log_findings
 from rtdetrv4.training import make_accelerator
 from rtdetrv4.types import ClassMap, ImageInfo
@@ -83,7 +83,7 @@ def test_a_resumed_run_may_move_to_another_machine(folder: RunFolder) -> None:
 
 
 def test_a_resumed_run_keeps_what_decides_its_numbers(folder: RunFolder) -> None:
-    with pytest.raises(ConfigError, match=r"but schedule\.epochs was 4, now 9; .*Leave them out to resume"):
+    with pytest.raises(ConfigError, match=r"but schedule\.epochs was 4, now 9\. Leave them out to resume"):
         folder.resumed_recipe(RECIPE, {"epochs": 9})
     with pytest.raises(ConfigError, match="trains test, not rtdetrv4-n"):
         folder.resumed_recipe(load_recipe("rtdetrv4-n"), {})
@@ -126,7 +126,7 @@ def test_a_run_does_not_resume_with_other_data(folder: RunFolder, train: Split, 
     assert folder.record.read_bytes() == before
 
 
-def test_a_run_resumes_with_the_same_data_elsewhere(folder: RunFolder) -> None:
+def test_a_run_resumes_with_the_same_data_elsewhere(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     moved = TRAIN._replace(image_dir=Path("elsewhere"), problems=())
     folder.check_data(Splits(moved, None, TRAIN))  # no run uses the test part
     with pytest.raises(ConfigError, match="it had no val part, and now has one"):
@@ -140,6 +140,43 @@ def test_a_run_resumes_with_the_same_data_elsewhere(folder: RunFolder) -> None:
             folder.check_data(Splits(TRAIN, None, None))
     folder.record.unlink()
     folder.check_data(Splits(TRAIN, None, None))
+    assert "run.json is gone, so nothing tells whether" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_record_is_named_before_the_data_is_read(folder: RunFolder, text: str) -> None:
+    folder.record.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.json is damaged and .*; delete it to go on anyway\."):
+        folder.resumed_recipe(RECIPE, {})
+
+
+def test_a_recipe_that_was_edited_is_named(folder: RunFolder) -> None:
+    folder.recipe.write_text(folder.recipe.read_text().replace("\n  lr: 0.0002", "\n  lr: 0.0005"))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml optimizer\.lr was 0\.0002 and is 0\.0005 now\. Undo that"):
+        folder.resumed_recipe(RECIPE, {})
+    record = json.loads(folder.record.read_text(encoding="utf-8"))
+    del record["settings"]["optimizer.lr"]  # of a version that does not know it
+    folder.record.write_text(json.dumps(record), encoding="utf-8")
+    assert folder.resumed_recipe(RECIPE, {}).optimizer.lr == 0.0005
+
+
+def test_only_what_was_given_is_named(folder: RunFolder) -> None:
+    with pytest.raises(ConfigError, match=r"began with, but schedule\.batch was \d+, now 3\. Leave them out"):
+        folder.resumed_recipe(RECIPE, {"batch": 3})
+
+
+def test_a_run_whose_states_are_gone_is_told_from_none(folder: RunFolder) -> None:
+    folder.last.unlink()
+    folder.weights.touch()
+    with pytest.raises(ConfigError, match=r"cannot be resumed: .* is gone\. .* --weights .*weights\.safetensors\."):
+        folder.require_state()
+
+
+def test_of_two_damaged_states_both_are_named(folder: RunFolder) -> None:
+    folder.best.write_text("hi")
+    folder.weights.touch()
+    with pytest.raises(WeightsError, match=r"last\.pt.*Nor can the older state be used: .*best\.pt.*--weights"):
+        folder.state_to_resume(make_accelerator("cpu"))
 
 
 @pytest.mark.parametrize("file", ["recipe.yaml", "weights.safetensors", "best.pt", "report.html", "val/metrics.json"])

@@ -42,6 +42,12 @@ def detector_of(
     return rtdetrv4.Detector(**given_options(model=model, weights=weights, device=device, trust=trust or None))
 
 
+def check_resume(*, resume: bool, auto_resume: bool) -> None:
+    """Raise if both are wanted, which say different things where there is no run."""
+    if resume and auto_resume:
+        raise ConfigError("--resume needs a run to resume, and --auto-resume does not; give one of them.")
+
+
 def can_resume(out: str | None, default: str) -> bool:
     """Whether there is a run to resume in `out`, or in folders named after `default`."""
     from rtdetrv4.run_folder import RunFolder

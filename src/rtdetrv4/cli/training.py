@@ -35,7 +35,7 @@ from rtdetrv4.cli.options import (
     require_data,
     seeds_of,
 )
-from rtdetrv4.cli.running import can_resume, detector_of, interruptible, is_main_process, run_to_resume
+from rtdetrv4.cli.running import can_resume, check_resume, detector_of, interruptible, is_main_process, run_to_resume
 from rtdetrv4.cli.tables import print_metrics
 from rtdetrv4.errors import ConfigError
 
@@ -70,6 +70,7 @@ def train(
     from rtdetrv4.config import parse_assignment
     from rtdetrv4.config.schema import RunConfig
 
+    check_resume(resume=resume, auto_resume=auto_resume)
     if auto_resume and can_resume(out, RunConfig().out):
         resume, budget = True, None  # which is spent
     if not resume:
@@ -137,6 +138,7 @@ def pretrain(
     """Have backbone and encoder learn from a teacher on images without labels, before `train --weights`."""
     from rtdetrv4.config import parse_assignment
 
+    check_resume(resume=resume, auto_resume=auto_resume)
     if auto_resume and can_resume(out, "runs/pretrain"):
         resume, budget = True, None  # which is spent
     overrides = dict(parse_assignment(text) for text in settings or ())

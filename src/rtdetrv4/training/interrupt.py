@@ -62,4 +62,5 @@ class Interrupt:
         if (again and number == signal.SIGINT) or (self._raises and not again):
             raise KeyboardInterrupt
         if not again:
-            logger.warning("Stopping after this step. Press Ctrl-C again to stop at once, without saving.")
+            how = " Press Ctrl-C again to stop at once, without saving." if number == signal.SIGINT else ""
+            logger.warning("Stopping after this step.%s", how)
