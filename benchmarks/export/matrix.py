@@ -66,7 +66,7 @@ def made_up(name: str) -> DetectionModel:
     model = create_model(name, NUM_CLASSES)
     # Six layers with scores as steep as those of three hardly agree with themselves in float64.
     is_deep = len(model.decoder.score_heads) > DEEP
-    noise, steepness = (0.02, 0.03) if is_deep else (0.05, 0.3)
+    noise, steepness = (0.01, 0.015) if is_deep else (0.05, 0.3)
     with torch.no_grad():
         for part in (model.query_selection, model.decoder):
             for parameter in part.parameters():
