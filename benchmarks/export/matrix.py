@@ -48,8 +48,9 @@ Written by `benchmarks/export/matrix.py`, which repeats it on your machine. Ever
 batch 1, 2 and 7 and compared with PyTorch on the same images. *Matched* is the share of confident detections that both
 have, of the same class and with an IoU of at least 0.95; AP is that of 72 photos of blood cells. Weights that are not
 trained are made up, with scores spread as in a trained model. Many of their detections are nearly tied, so they are a
-hard test of float32, and none of the precisions below: rounding alone reorders them. With the six decoder layers of L it
-reorders them in float32, too, so L is shown with trained weights only, of which 384×640 is not the size of its training.
+hard test of float32, and none of the precisions below: rounding alone reorders them. With the six decoder layers of L
+it does so in float32, too, where PyTorch does not agree with itself in float64. So L is shown with trained weights
+only, of which 384×640 is not the size of their training.
 """
 MODELS = "rtdetrv4-s,rtdetrv4-l,dfine-s,rtdetrv2-r18"
 SIZES = "640x640,384x640"
