@@ -125,11 +125,9 @@ def main() -> None:
     if args.quick:
         return
     summary = json.loads((args.results / "summary.json").read_text(encoding="utf-8"))
-    details = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(args.results.glob("*.json"))
-        if path.stem != "summary"
-    }
+    # The folder has results of other kinds, too.
+    paths = [args.results / f"{script}.json" for script in sorted(set(map(_script, summary)))]
+    details = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()}
     draw(summary, args.docs / PICTURE)
     page = args.docs / "benchmarks.md"
     insert(page, results_part(summary, details))

@@ -56,7 +56,7 @@ def main() -> None:
         process.terminate()
         if (code := process.wait()) != 130:
             raise SystemExit(f"predict ended with {code}, expected 130, as when it is stopped.")
-        fifths = [statistics.median(part) for part in np.array_split(mib, 5)]
+        fifths = [float(statistics.median(part)) for part in np.array_split(mib, 5)]
         used = {f"fifth {number}": round(each, 1) for number, each in enumerate(fifths, 1)} | {
             "most": round(max(mib), 1)
         }
