@@ -46,8 +46,8 @@ have, of the same class and with an IoU of at least 0.95; AP is that of 72 photo
 trained are made up, with scores spread as in a trained model. Many of their detections are nearly tied, so they are a
 hard test of float32, and none of the precisions below: rounding alone reorders them. L reorders them in float32,
 too: with weights made up as for the others, 165 and 300 of 300 boxes of two images differed between float32 and float64
-in PyTorch itself. It got gentler ones, and three of its seven files still differ in some scores; why these three was not
-found out. With trained weights, no file in float32 differed.
+in PyTorch itself. It got gentler ones, and three of its seven files still differ in some scores; why these three was
+not found out. With trained weights, no file in float32 differed.
 """
 MODELS = "rtdetrv4-s,rtdetrv4-l,dfine-s,rtdetrv2-r18"
 SIZES = "640x640,384x640"

@@ -206,18 +206,6 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     assert events == [".a.txt.tmp", ".a.txt.tmp to a.txt", tmp_path.name]
 
 
-def test_a_cut_line_of_the_log_costs_no_other(tmp_path, split):
-    out = tmp_path / "log.jsonl"
-    log = JsonLog(out, 1)
-    make_trainer(split, tmp_path / "run", observers=[log]).run()
-    num_records = len(read_log(out))
-    with out.open("a") as file:
-        file.write('{"type": "step", "st')
-    log._is_cut = True
-    log._write("step", {"step": 9})
-    assert [record["step"] for record in read_log(out)[num_records:]] == [9]
-
-
 class TestAutoResume:
     """`resume="auto"`: the same command starts, resumes, and does nothing any more."""
 
