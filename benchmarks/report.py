@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ DOCS = BENCHMARKS.parent / "docs"
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
 COLORS = {True: "#2a7f62", False: "#b5382a"}
 PICTURE = "benchmarks.png"
+LABEL_WIDTH = 52
 
 
 def draw(summary: list[dict[str, Any]], path: Path) -> None:
     """Draw a row per result: a dot for the ratio, a bar for the target it must not exceed."""
-    figure = Figure(figsize=(9, 1.2 + 0.3 * len(summary)), layout="constrained")
+    figure = Figure(figsize=(11, 1.2 + 0.3 * len(summary)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for row, entry in enumerate(summary):
@@ -33,18 +35,19 @@ def draw(summary: list[dict[str, Any]], path: Path) -> None:
         axes.plot(entry["ratio"], row, "o", color=color)
         axes.plot(entry["target"], row, "|", color="black", markersize=13, markeredgewidth=2)
         axes.annotate(
-            f"{entry['ratio']:.3g}  (≤ {entry['target']:g})",
+            f"{entry['ratio']:.3g}  (≤ {entry['target']:.3g})",
             (1.01, row),
             xycoords=("axes fraction", "data"),
             va="center",
             color=color,
         )
-    axes.set_yticks(range(len(summary)), [entry["name"] for entry in summary])
+    names = [textwrap.fill(entry["name"], LABEL_WIDTH) for entry in summary]
+    axes.set_yticks(range(len(summary)), names, fontsize=8, linespacing=0.9)
     axes.set_ylim(len(summary) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(axis="x", which="both", alpha=0.2)
-    axes.set_xlabel("ours / reference, smaller is better; bar: target (green: met, red: missed)")
+    axes.set_xlabel("ours / reference, smaller is better\nbar: target (green: met, red: missed)")
     figure.savefig(path, dpi=150)
 
 
@@ -58,7 +61,7 @@ def results_part(summary: list[dict[str, Any]], details: dict[str, dict[str, Any
         cells = (
             entry["name"],
             f"{entry['ratio']:.3g}",
-            f"≤ {entry['target']:g}",
+            f"≤ {entry['target']:.3g}",
             "met" if entry["met"] else "**missed**",
             "; ".join(f"{_label(name)} {_value(value)}" for name, value in measured.items()),
             f"{entry['commit']}, {entry['date']}",
