@@ -117,12 +117,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if any("\0" in arg for arg in args):  # no shell passes one, but Python may
         return _mistake("an argument has a null character, which no file and no setting has")
     command = next((arg for arg in args if not arg.startswith("-")), "")
-    if command in ("train", "pretrain"):
-        try:
-            args = _with_resume(args)
-        except RTDETRError as error:
-            return _mistake(str(error))
     try:
+        if command in ("train", "pretrain"):
+            args = _with_resume(args)
         code = app(args, prog_name="rtdetrv4", standalone_mode=False)
     except _UsageError as error:
         return _mistake(_usage_message(error))
