@@ -319,7 +319,7 @@ class Detector:
         from rtdetrv4.data.records import has_objects
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.run_folder import RunFolder, log_findings
-        from rtdetrv4.training import Observer, few_steps_advice, make_accelerator
+        from rtdetrv4.training import Observer, check_tracker, few_steps_advice, make_accelerator
         from rtdetrv4.weights import read_checkpoint
 
         for callback in callbacks:
@@ -355,6 +355,7 @@ class Detector:
         seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=resume)
         if resume:
             recipe = folder.resumed_recipe(recipe, given)
+        check_tracker(recipe.run.tracker)
 
         accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
         if resume and folder.is_complete(recipe, accelerator):

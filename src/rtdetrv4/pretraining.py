@@ -24,7 +24,7 @@ from rtdetrv4.models import DetectionModel
 from rtdetrv4.ops.collectives import texts_of_ranks
 from rtdetrv4.report import write_report
 from rtdetrv4.run_folder import RunFolder
-from rtdetrv4.training import Observer, make_accelerator
+from rtdetrv4.training import Observer, check_tracker, make_accelerator
 from rtdetrv4.training.observers import read_log
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def pretrain(
     if not recipe.data.unlabeled:
         raise ConfigError("There are no images to learn from. Give folders: detector.pretrain('datasets/photos').")
     check_pretraining(recipe, settled, teacher)
+    check_tracker(recipe.run.tracker)
     accelerator = make_accelerator(recipe.run.device, recipe.run.amp)
     folder = RunFolder(recipe.run.out)
     if resume and folder.is_complete(recipe, accelerator):

@@ -474,9 +474,13 @@ def test_training_takes_any_network_as_teacher(shapes: Path, tmp_path: Path) -> 
     assert load_recipe(tmp_path / "recipe.yaml").distillation.teacher == "Conv2d"
 
 
-def test_a_tracker_is_refused_before_training(shapes: Path, tmp_path: Path) -> None:
+def test_a_tracker_is_refused_before_data_are_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'"wandbb", expected .* Did you mean "wandb"'):
-        Detector("test").train(shapes, out=tmp_path, tracker="wandbb")
+        Detector("test").train(tmp_path / "nothing", out=tmp_path, tracker="wandbb")
+    with pytest.raises(ConfigError, match=r'"wandbb", expected .* Did you mean "wandb"'):
+        Detector("test").pretrain(
+            tmp_path / "nothing", teacher="dinov2-s", out=tmp_path, overrides={"run.tracker": "wandbb"}
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -49,6 +49,8 @@ MAX_BYTES = 100_000
 """Of a recipe file."""
 MAX_NUMBER = 1e15
 """Settings that depend on a larger one do not follow it: validation refuses it, and floats would overflow."""
+CLOSE = 0.8
+"""How similar the last part of an unknown name is to a setting, at least, for it to be suggested; foo is 0.75 floor."""
 MAX_PARENTS = 20
 """Recipes that may extend each other in a row."""
 
@@ -215,7 +217,7 @@ def _unknown(name: str) -> str:
         nearest = max(same, key=lambda known: _similarity(section, known.rpartition(".")[0]))
         suggestion = f' Did you mean "{nearest}"?'
     elif not (suggestion := did_you_mean(name, (*SHORT_NAMES, *setting_names()))):
-        near = difflib.get_close_matches(leaf, by_leaf, n=1)
+        near = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=CLOSE)
         suggestion = f' Did you mean "{by_leaf[near[0]]}"?' if near else ""
     return f'"{name}" is not a setting.{suggestion}'
 

@@ -4,7 +4,7 @@ from rtdetrv4.training.accelerator import make_accelerator
 from rtdetrv4.training.batch_sheets import BatchSheets
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.loop import Trainer
-from rtdetrv4.training.observers import Tracker, default_observers
+from rtdetrv4.training.observers import Tracker, check_tracker, default_observers
 from rtdetrv4.training.optimizer import adamw, parameter_groups
 from rtdetrv4.training.plan import Plan, auto_patience, few_steps_advice, scale_plan, split_batch
 from rtdetrv4.training.profile import Profiler
@@ -26,6 +26,7 @@ __all__ = [
     "UnlabeledData",
     "adamw",
     "auto_patience",
+    "check_tracker",
     "default_observers",
     "few_steps_advice",
     "make_accelerator",

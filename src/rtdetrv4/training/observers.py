@@ -92,6 +92,27 @@ class JsonLog(Observer):
         self._end = None
 
 
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that does not exist, before anything is read for the run.
+
+    Args:
+        name: as of `Tracker`, or "none".
+
+    Raises:
+        ConfigError: accelerate has no such tracker.
+        MissingDependencyError: its package is not installed.
+    """
+    if name == "none":
+        return
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(LOGGER_TYPE_TO_CLASS)
+        raise ConfigError(
+            f'run.tracker: got "{name}", expected {known} or none.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}'
+        )
+    if name in set(map(str, LoggerType)) - set(map(str, get_available_trackers())):
+        raise MissingDependencyError(f"{name} is not installed; install it with: pip install {name}")
+
+
 class Tracker(Observer):
     """Scalars for one of accelerate's experiment trackers: TensorBoard, Weights & Biases, MLflow and others.
 
@@ -116,13 +137,7 @@ class Tracker(Observer):
         *,
         files_follow: bool = False,
     ) -> None:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            known = ", ".join(LOGGER_TYPE_TO_CLASS)
-            raise ConfigError(
-                f'run.tracker: got "{name}", expected {known} or none.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}'
-            )
-        if name in set(map(str, LoggerType)) - set(map(str, get_available_trackers())):
-            raise MissingDependencyError(f"{name} is not installed; install it with: pip install {name}")
+        check_tracker(name)
         self.name = name
         self.accelerator = accelerator
         self.log_every = log_every

@@ -219,6 +219,12 @@ def test_an_unknown_setting_suggests_the_nearest(name: str, suggestion: str) -> 
     assert str(caught.value) == f'"{name}" is not a setting. Did you mean "{suggestion}"?'
 
 
+def test_a_name_like_no_setting_suggests_none() -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(S, {"foo": 1})
+    assert str(caught.value) == '"foo" is not a setting.'
+
+
 def test_a_group_of_settings_is_not_a_setting() -> None:
     with pytest.raises(ConfigError, match=r'"ema" is a group of settings, expected one of them: ema\.decay'):
         override(S, {"ema": 0.9})

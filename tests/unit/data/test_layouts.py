@@ -578,6 +578,27 @@ def test_classes_without_names_are_numbered(root: Path, yaml: str | None) -> Non
     assert "no names, so their numbers are used, 0 to 1; write the names into" in splits.notes[1]
 
 
+@pytest.mark.parametrize(
+    ("yaml", "told"),
+    [
+        (
+            "train: images/train\nvall: images/val\nnames: [cat, dog]\n",
+            '"vall" is unknown, and left aside. Did you mean "val"?',
+        ),
+        (
+            "train: images/train\nval: images/val\nname: [cat, dog]\n",
+            '"name" is unknown, and left aside. Did you mean "names"?',
+        ),
+        ("train: images/train\nvalid: images/val\nvall: x\nnames: [cat, dog]\ndownload: x\nkpt_shape: null\n", None),
+    ],
+)
+def test_a_misspelled_entry_is_told(root: Path, yaml: str, told: str | None) -> None:
+    write_yolo(root, "images/{split}", "labels/{split}")
+    write_text(root / "data.yaml", yaml)
+    notes = [note for note in read_splits(root).notes if "left aside" in note]
+    assert notes == ([] if told is None else [f"data.yaml: {told}"])
+
+
 def test_lists_of_names_that_contradict_each_other(root: Path) -> None:
     yolo_without_yaml(root)
     write_text(root / "labels" / "train" / "classes.txt", "dog\ncat\n")

@@ -18,12 +18,14 @@ from rtdetrv4.data.text import MAX_YAML_BYTES, read_lines, read_text, read_yaml
 from rtdetrv4.data.tree import SPLIT_WORDS, Tree, folder_of, parts_of, split_of, stem_of, suffix_of
 from rtdetrv4.data.yolo import read_labels, read_names
 from rtdetrv4.data.yolo_labels import keypoint_shape
-from rtdetrv4.errors import DatasetError, one_line, shown
+from rtdetrv4.errors import DatasetError, did_you_mean, one_line, shown
 from rtdetrv4.input_files import is_file, is_folder, of_home
 from rtdetrv4.json_text import load_json
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 
 SPLIT_KEYS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+ENTRY_KEYS = ("path", "train", "val", "test", "names", "nc")
+"""Entries of a YAML file that are read, by their usual names."""
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 LABEL_FOLDERS = frozenset({"labels", "label", "annotations", "annotation", "txt"})
 NAME_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "_darknet.labels", "classes.names", "labels.txt")
@@ -109,7 +111,7 @@ def describe_yaml(path: Path, content: Mapping[str, Any], tree: Tree | None = No
     base = _base(path, content)
     if tree is None or not base.is_relative_to(tree.root):
         tree = Tree(base)
-    notes: tuple[str, ...] = ()
+    notes = _misspelled(path.name, content)
     if entries := _entries(content):
         files: dict[str, _Files] = {
             split: partial(_described, path, base, tree, split, entry) for split, entry in entries.items()
@@ -122,9 +124,9 @@ def describe_yaml(path: Path, content: Mapping[str, Any], tree: Tree | None = No
         names, source = _found_names(tree)
         if names is None:
             names = _numbered(_available(files.values()), content.get("nc"))
-            notes = (_numbers_note(path.name, names),)
+            notes += (_numbers_note(path.name, names),)
         else:
-            notes = (f"{path.name} has no class names; those in {source} are used",)
+            notes += (f"{path.name} has no class names; those in {source} are used",)
     parts: dict[str, Part] = {split: partial(_read, path, each, names, keypoints) for split, each in files.items()}
     return Reading("YOLO", f"YOLO, described by {path.name}", parts, str(path), notes)
 
@@ -166,6 +168,16 @@ def _entries(content: Mapping[str, Any]) -> dict[str, Any]:
         for key in keys
         if isinstance(entry := content.get(key), str | list) and entry
     }
+
+
+def _misspelled(name: str, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """What to say of entries that look like one that is missing; others are left to the tools that wrote them."""
+    missing = [key for key in ENTRY_KEYS if content.get(key) is None]
+    # An entry that has another of its names, such as "valid", is not missing.
+    missing = [key for key in missing if not any(content.get(other) for other in SPLIT_KEYS.get(key, ()))]
+    unknown = [str(key) for key in content if key not in ENTRY_KEYS and key not in SPLIT_KEYS["val"]]
+    hints = ((key, did_you_mean(key, missing)) for key in unknown)
+    return tuple(f'{name}: "{one_line(key)}" is unknown, and left aside.{hint}' for key, hint in hints if hint)
 
 
 def _base(path: Path, content: Mapping[str, Any]) -> Path:
