@@ -51,6 +51,19 @@ def test_a_changed_weight_is_noticed(square: Exported, tmp_path: Path) -> None:
         prove(edited(square, tmp_path, NORM, 1.02), square.model, module, format="onnx", file="m.onnx")
 
 
+def test_what_rounding_alone_changes_is_not_held_against_a_file(
+    square: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it pass: somewhere a file must be compared. Larger nudges stand for a model that amplifies rounding."""
+    module = DeploymentModule(fuse(square.model).eval(), GraphOptions())
+    wrong = edited(square, tmp_path, NORM, 1.02)
+    monkeypatch.setattr("rtdetrv4.export.proof.NUDGE", 0.05)
+    with pytest.raises(ExportError, match=r"rounding alone changes the detections in (\d|10) of 10 images"):
+        prove(wrong, square.model, module, format="onnx", file="m.onnx")
+    same = prove(edited(square, tmp_path, NORM, 1.0), square.model, module, format="onnx", file="m.onnx")
+    assert same.num_undecided == 0
+
+
 def test_verify_finds_the_same_without_the_model(square: Exported, tmp_path: Path) -> None:
     found = verify_file(square.path)
     assert found.matched.share == 1

@@ -67,7 +67,7 @@ class ExportReport(NamedTuple):
     num_moved: int
     """Detections found at another position, among others with almost the same score."""
     num_undecided: int
-    """Images in which rounding decides which queries are selected."""
+    """Images that were not compared: there, rounding alone changes what PyTorch finds."""
     max_box_px: float
     """Largest difference of a coordinate, in pixels of the input; of matched detections if the precision is another."""
     max_score: float
