@@ -173,6 +173,11 @@ class Detector:
             self._load(checkpoint)
         self._settled = settled_settings(model)
 
+    def __repr__(self) -> str:
+        height, width = self.recipe.model.image_size
+        classes = "classes not loaded yet" if self.classes is None else f"{self.classes.num_classes} classes"
+        return f"Detector({self.recipe.model.name}, {height}×{width} pixels, {classes}, on {self.device})"
+
     def _load(self, checkpoint: Checkpoint, level: int = logging.INFO) -> None:
         """Build the network for a checkpoint, take over its classes and weights, and log how they fit."""
         from rtdetrv4.assembly import build_detector
@@ -998,7 +1003,7 @@ class Detector:
             format: "onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt" or "triton"; several as a list or
                 with commas between.
             precision: in what the network computes: "fp32", "fp16", "bf16" or "int8"; not every format comes in each.
-            out: file to write, such as NAME.onnx, or the name of several without an ending; by default beside the
+            out: file to write, such as NAME.onnx, or a name without an ending for any formats; by default beside the
                 weights, or in the current folder for weights from the hub. An earlier export is replaced.
             imgsz: input size; by default the size the weights were trained with.
             batch: the only batch size to accept; None accepts any.
@@ -1040,9 +1045,10 @@ class Detector:
         beside = Path(source or self.recipe.model.name).with_suffix("")
         paths = {each.name: target(beside if out is None else Path(out), each, precision) for each in formats}
         if out is not None and len(formats) == 1:
-            if not str(out).endswith(formats[0].ending):
+            if str(out).endswith(formats[0].ending):
+                paths = {formats[0].name: Path(out)}
+            elif Path(out).suffix:
                 raise ConfigError(f'out: got "{out}", expected a file name that ends in {formats[0].ending}.')
-            paths = {formats[0].name: Path(out)}
         for path in paths.values():
             if path.exists() and not report_path(path).is_file():
                 raise ConfigError(

@@ -12,13 +12,15 @@ import numpy as np
 
 from rtdetrv4 import runtime
 from rtdetrv4.errors import ConfigError, DatasetError, require
+from rtdetrv4.keywords import suggests
 from rtdetrv4.outputs import unused_folder, write_text
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.types import ClassMap
 
 if TYPE_CHECKING:
-    from rtdetrv4.data.records import Split
+    from rtdetrv4.data.records import Record, Split
     from rtdetrv4.evaluation import Metrics
+    from rtdetrv4.runtime.export_metadata import ExportMetadata
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -57,6 +59,15 @@ class ExportedDetector(runtime.ExportedDetector):
         MissingDependencyError: the runtime is not installed.
     """
 
+    def __repr__(self) -> str:
+        height, width = self.metadata.image_size
+        facts = f"{self.metadata.model}, {height}×{width} pixels, {len(self.names)} classes, in {self.engine.name}"
+        return f"ExportedDetector({facts})"
+
+    if not TYPE_CHECKING:  # which would lose the overloads
+        predict = suggests(runtime.ExportedDetector.predict)
+
+    @suggests
     def val(
         self,
         data: str | Path,
@@ -89,6 +100,7 @@ class ExportedDetector(runtime.ExportedDetector):
             ExportError: the runtime fails.
             MissingDependencyError: `out` needs packages that are not installed.
         """
+        from rtdetrv4.data.document import some_of
         from rtdetrv4.data.formats import read_splits
         from rtdetrv4.evaluation import CocoEvaluator, evaluate_exported
 
@@ -100,10 +112,11 @@ class ExportedDetector(runtime.ExportedDetector):
                 raise ConfigError(f"{name}: got {value}, expected a whole number{', 1 or more' * (name == 'batch')}.")
         slicing = Slicing.of(slice, overlap, whole)
         folder = None if out is None else _report_folder(Path(out))
-        classes = ClassMap(self.metadata.names, self.metadata.category_ids)
+        metadata = self.metadata
+        classes = ClassMap(metadata.names, metadata.category_ids)
         # The training images of a data set without a validation part are those that training leaves for training.
         parts = ("train", "val") if split == "train" else (split,)
-        splits = read_splits(data, classes, parts, make_val=True)
+        splits = read_splits(data, _all_classes(metadata), parts, make_val=True)
         for note in splits.notes:
             logger.info(note)
         part = splits.parts.get(split)
@@ -111,6 +124,13 @@ class ExportedDetector(runtime.ExportedDetector):
             raise DatasetError(f"{data} has no {split} part.")
         for problem in part.problems:
             logger.warning("%s: %s", split, problem)
+        if metadata.left_out:
+            logger.info(
+                "Only %s: the file was exported without %s.", some_of(metadata.names), some_of(metadata.left_out)
+            )
+            part = part._replace(
+                records=[_only(record, classes.num_classes) for record in part.records], classes=classes
+            )
         evaluator = CocoEvaluator(part.records, part.classes)
         metrics = evaluate_exported(
             self, part, evaluator, batch=batch or 1, slicing=slicing, workers=1 if workers is None else workers
@@ -186,6 +206,22 @@ class ExportedDetector(runtime.ExportedDetector):
             f"{self.path} is an exported model, which cannot be {what}. "
             f'Use the weights it was exported from: Detector("weights.safetensors").{method}(…).'
         )
+
+
+def _all_classes(metadata: ExportMetadata) -> ClassMap:
+    """The classes of the model that was exported: those of the file first, then those that it does not return."""
+    next_id = max(metadata.category_ids) + 1
+    others = metadata.left_out or ()
+    ids = (*metadata.category_ids, *range(next_id, next_id + len(others)))
+    return ClassMap((*metadata.names, *others), ids)
+
+
+def _only(record: Record, num_classes: int) -> Record:
+    """The boxes of an image that are of one of the first classes."""
+    keep = record.labels < num_classes
+    return record._replace(
+        **{name: getattr(record, name)[keep] for name in ("boxes_xyxy_px", "labels", "is_crowd", "areas")}
+    )
 
 
 def _report_folder(out: Path) -> Path:

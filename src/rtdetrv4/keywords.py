@@ -41,6 +41,7 @@ NAMES_ELSEWHERE: Mapping[str, str] = {
 SETTINGS_ELSEWHERE: Mapping[str, str] = {
     "accumulation": "run.accumulate",
     "close_mosaic": "schedule.mosaic_until",
+    "early_stopping": "run.patience",
     "freeze": "model.frozen_stages",
     "grad_accum_steps": "run.accumulate",
     "gradient_checkpointing": "run.checkpoint_activations",
@@ -48,6 +49,18 @@ SETTINGS_ELSEWHERE: Mapping[str, str] = {
     "warmup_epochs": "schedule.warmup_steps",
 }
 """What other packages call a setting of ours."""
+
+
+ANSWERS: Mapping[str, str] = {
+    "dynamic": "Files take any batch size, unless batch gives the only one; height and width are fixed by imgsz.",
+    "half": 'Give precision: "fp16" or "bf16".',
+    "int8": 'Give precision="int8" and data, to measure ranges on.',
+    "nms": 'Nothing has to be suppressed; duplicates="drop" leaves out what repeats a better detection.',
+    "save": "Results have save(PATH); rtdetrv4 predict writes pictures, videos and tables.",
+    "simplify": "Files are always simplified.",
+    "verbose": "What is logged is for Python's logging to choose; rtdetrv4's loggers are below \"rtdetrv4\".",
+}
+"""What to do where others have an argument, and there is none like it here."""
 
 
 def suggests(method: Callable[P, R]) -> Callable[P, R]:
@@ -65,8 +78,8 @@ def suggests(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
-    from rtdetrv4.config import setting_names  # pydantic, which prediction with an exported file does without
-
+    if name in ANSWERS:
+        return f" {ANSWERS[name]}"
     if NAMES_ELSEWHERE.get(name) in known:
         return f' Did you mean "{NAMES_ELSEWHERE[name]}"?'
     if "overrides" in known:

@@ -474,6 +474,10 @@ def test_training_takes_any_network_as_teacher(shapes: Path, tmp_path: Path) -> 
     assert load_recipe(tmp_path / "recipe.yaml").distillation.teacher == "Conv2d"
 
 
+def test_it_says_what_it_is() -> None:
+    assert repr(Detector("test", device="cpu")) == "Detector(test, 64×64 pixels, classes not loaded yet, on cpu)"
+
+
 def test_a_tracker_is_refused_before_data_are_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'"wandbb", expected .* Did you mean "wandb"'):
         Detector("test").train(tmp_path / "nothing", out=tmp_path, tracker="wandbb")

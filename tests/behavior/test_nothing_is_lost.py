@@ -212,6 +212,8 @@ def test_an_export_replaces_only_exports(finished: Path, tmp_path: Path, monkeyp
         detector.export(out=finished / "weights.safetensors")
     monkeypatch.setattr("rtdetrv4.export.export_model", lambda *_, **__: None)
     assert detector.export() == finished / "weights.onnx"
+    assert detector.export(out=tmp_path / "mine") == tmp_path / "mine.onnx"
+    assert detector.export(out=tmp_path / "mine", precision="fp16") == tmp_path / "mine-fp16.onnx"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(finished.parent))
     assert detector.export() == Path("test.onnx")
 

@@ -258,7 +258,7 @@ def test_plain_box_decoders_and_fixed_batches(tmp_path: Path, monkeypatch: pytes
         warnings.simplefilter("error")
         report = export(model, path, opset=20, batch=1, simplify=False, options=GraphOptions(num_top=10))
     assert run(path, torch.rand(1, 3, 64, 64))["labels"].shape == (1, 10)
-    assert (report.batches, report.num_images) == ((1,), 1)
+    assert (report.batches, report.num_images) == ((1,), 10)
     assert ExportedDetector(path).predict(np.zeros((64, 64, 3), dtype=np.uint8), conf=0.0, batch=4)
 
     # A graph that only pretends to take any batch is found out.

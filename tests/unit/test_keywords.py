@@ -6,11 +6,11 @@ import inspect
 
 import pytest
 
-from rtdetrv4 import Detector
+from rtdetrv4 import Detector, ExportedDetector
 from rtdetrv4.config import setting_names
 from rtdetrv4.keywords import NAMES_ELSEWHERE, SETTINGS_ELSEWHERE, suggests
 
-METHODS = (Detector.train, Detector.augment, Detector.val, Detector.predict, Detector.export)
+METHODS = (Detector.train, Detector.augment, Detector.val, Detector.predict, Detector.export, ExportedDetector.predict)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,9 @@ METHODS = (Detector.train, Detector.augment, Detector.val, Detector.predict, Det
         (Detector.val, "device", "It belongs to the detector: Detector(…, device=…)."),
         (Detector.predict, "threshold", 'Did you mean "conf"?'),
         (Detector.export, "output", 'Did you mean "out"?'),
+        (Detector.export, "half", 'Give precision: "fp16" or "bf16".'),
+        (ExportedDetector.predict, "iou", 'Did you mean "duplicates"?'),
+        (ExportedDetector.val, "batch_size", 'Did you mean "batch"?'),
     ],
 )
 def test_what_was_meant_is_said(method, name: str, suggestion: str) -> None:

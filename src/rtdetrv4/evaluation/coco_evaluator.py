@@ -109,6 +109,7 @@ class CocoEvaluator:
         self._records: tuple[Record, ...] = tuple(sorted(records, key=lambda record: record.info.image_id))
         self.classes = classes
         self._detections: dict[int, ImageDetections | None] = {}
+        self._num_added = self._num_invalid = 0
         self._image_ids = {record.info.image_id for record in self._records}
         if not self._records:
             raise DatasetError("there are no images to evaluate on; give a data set with a validation split")
@@ -134,6 +135,12 @@ class CocoEvaluator:
     def reset(self) -> None:
         """Forget all detections."""
         self._detections.clear()
+        self._num_added = self._num_invalid = 0
+
+    @property
+    def is_invalid(self) -> bool:
+        """Whether everything that was added is NaN or infinite."""
+        return 0 < self._num_added == self._num_invalid
 
     def update(self, infos: Sequence[ImageInfo], found: PostprocessedBatch) -> None:
         """Add the detections of a batch; they replace earlier ones of the same images.
@@ -169,8 +176,11 @@ class CocoEvaluator:
                 f"0...{self.classes.num_classes - 1}; evaluate a model that was trained for these classes"
             )
         finite = np.isfinite(scores) & np.isfinite(boxes_xyxy_px).all(axis=-1)
-        if not finite.all():
-            logger.warning("%d detections are NaN or infinite and are ignored", (~finite).sum())
+        if not finite.all() and not self._num_invalid:
+            first = infos[int(np.flatnonzero(~finite.all(axis=1))[0])].file_name
+            logger.warning("detections in %s are NaN or infinite; they and others like them are ignored", first)
+        self._num_added += finite.size
+        self._num_invalid += int((~finite).sum())
         for info, *arrays, keep in zip(infos, boxes_xyxy_px, scores, labels, finite, strict=True):
             if info.image_id not in self._image_ids:
                 raise DatasetError(

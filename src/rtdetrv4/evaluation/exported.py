@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from rtdetrv4.data.decode import read_image
 from rtdetrv4.data.records import Record, Split, too_many
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import DatasetError, ExportError
 from rtdetrv4.evaluation.coco_evaluator import CocoEvaluator, Metrics
 from rtdetrv4.runtime.exported_detector import ExportedDetector
 from rtdetrv4.runtime.preprocess import ResizeMode, view_of
@@ -52,7 +52,7 @@ def evaluate_exported(
 
     Raises:
         DatasetError: more than 5 % of the images cannot be decoded.
-        ExportError: the runtime fails.
+        ExportError: the runtime fails, or all numbers are NaN or infinite.
     """
     evaluator = evaluator or CocoEvaluator(split.records, split.classes)
     evaluator.reset()
@@ -105,6 +105,8 @@ def _evaluate(
         while found := list(islice(images, chunk)):
             infos, pixels = zip(*found, strict=True)
             evaluator.add(infos, *find(infos, pixels))
+    if evaluator.is_invalid:
+        raise ExportError("the network returns NaN or infinite numbers for every image; are its weights damaged?")
     return evaluator.compute()
 
 

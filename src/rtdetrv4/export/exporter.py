@@ -131,6 +131,7 @@ def export_model(
             input="frames" if options.frames else "images",
             duplicates=options.duplicates,
             training_hw=training_hw,
+            left_out=tuple(name for name in classes.names if name not in chosen.names) or None,
         ),
         dict(facts or {}),
         opset,

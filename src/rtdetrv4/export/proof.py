@@ -39,6 +39,8 @@ from rtdetrv4.runtime.scenes import digest, scenes
 from rtdetrv4.runtime.speed import measure_speed
 
 BATCHES = (1, 2, 7)
+NUM_IMAGES = sum(BATCHES)
+"""Made images that every file is run on, whatever batch size it accepts."""
 ROUNDING = 1e-4
 """Class logits closer than this may swap places between two runtimes."""
 NUDGE, NUM_NUDGES = 1e-6, 3
@@ -106,7 +108,7 @@ def prove(
     metadata, precision = engine.metadata, engine.metadata.precision
     reference = DeploymentModule(copy.deepcopy(model).float().cpu().eval(), deployed.options)
     batches = BATCHES if metadata.batch is None else (metadata.batch,)
-    made = list(islice(scenes(metadata.image_size), sum(batches)))
+    made = list(islice(scenes(metadata.image_size), max(sum(batches), NUM_IMAGES)))
     inputs = preprocess([*made, *images], metadata.image_size, metadata.resize)
     expected = [_expected(reference, image[None]) for image in inputs]
     actual = list(_in_turns(engine, inputs, batches))

@@ -56,10 +56,13 @@ class ExportMetadata(NamedTuple):
     training_hw: tuple[float, float] | None = None
     """Height and width of an image that the input shows at the scale of training; absent if it is not known."""
 
+    left_out: tuple[str, ...] | None = None
+    """The other classes of the model, which the file does not return; absent if it returns all."""
+
     def to_json(self) -> str:
         """Return the value to store under the key "rtdetrv4"."""
         fields = self._asdict()
-        for name in ("thresholds", "training_hw"):
+        for name in ("thresholds", "training_hw", "left_out"):
             if fields[name] is None:
                 del fields[name]
         return json.dumps(fields, ensure_ascii=False)
@@ -77,7 +80,7 @@ class ExportMetadata(NamedTuple):
             metadata = cls(**fields)._replace(
                 **{
                     key: tuple(fields[key])
-                    for key in ("names", "category_ids", "image_size", "training_hw")
+                    for key in ("names", "category_ids", "image_size", "training_hw", "left_out")
                     if fields.get(key) is not None
                 }
             )
@@ -125,6 +128,9 @@ def _check_entries(fields: object) -> None:
         raise ValueError(f"image_size is no height and width in pixels, of up to {MAX_SIDE}")
     if not all(isinstance(fields.get(key, ""), str) for key in ("model", "version", "precision")):
         raise ValueError("model, version and precision are no texts")
+    others = fields.get("left_out")
+    if others is not None and not (isinstance(others, list) and all(isinstance(name, str) for name in others)):
+        raise ValueError("left_out is no list of class names")
     if (batch := fields.get("batch")) is not None and (type(batch) is not int or batch < 1):
         raise ValueError("batch is no number of images")
     thresholds, usual = fields.get("thresholds"), fields.get("training_hw")

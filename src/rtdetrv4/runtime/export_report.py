@@ -119,10 +119,11 @@ class ExportReport(NamedTuple):
         if self.precision == "fp32":
             parts.append(f"boxes within {self.max_box_px:.2g} px and scores within {self.max_score:.2g}")
         if self.matched is not None:
-            parts.append(f"{100 * self.matched:.1f} % of confident detections matched")
+            parts.append(f"{100 * self.matched:.1f} % of the {self.num_confident} most confident detections matched")
         if self.accuracy is not None:
             parts.append(f"AP {self.accuracy.ap:.3f}, in PyTorch {self.accuracy.torch_ap:.3f}")
-        return f"{', '.join(parts)}; {len(self.batches)} batch sizes, {self.num_images} images."
+        sizes = ", ".join(map(str, self.batches))
+        return f"{', '.join(parts)}; {self.num_images} images, in batches of {sizes}."
 
 
 def report_path(path: Path) -> Path:

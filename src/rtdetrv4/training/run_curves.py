@@ -74,7 +74,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _draw_losses(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
-    axes.set_title("training losses of the last layer, unweighted", loc="left")
+    axes.set_title("training losses of the last layer", loc="left")
     for name, label, color in TERMS:
         x, y = _series(epochs, lambda record, name=name: record["losses"].get(name))
         if any(value > 0 for value in y):
@@ -138,7 +138,7 @@ def _draw_distillation(axes: Axes, epochs: Sequence[dict[str, Any]]) -> None:
 
 
 def _draw_lr(axes: Axes, records: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]]) -> None:
-    axes.set_title("learning rate (the backbone may have a lower one)", loc="left")
+    axes.set_title("highest learning rate", loc="left")
     steps_per_epoch = epochs[-1]["step"] / epochs[-1]["epoch"]
     points = sorted({record["step"] / steps_per_epoch: record["lr"] for record in records if "lr" in record}.items())
     axes.plot(*zip(*points, strict=True), color=GREEN, **_style(points))

@@ -224,6 +224,9 @@ def test_postprocess_of_extreme_logits() -> None:
 def test_metadata_survives_the_round_trip() -> None:
     metadata = METADATA._replace(names=("细胞", 'a "quoted" name', "x"))
     assert ExportMetadata.from_json(metadata.to_json()) == metadata
+    assert "left_out" not in metadata.to_json(), "earlier versions read files of all classes"
+    subset = metadata._replace(left_out=("y", "z"))
+    assert ExportMetadata.from_json(subset.to_json()) == subset
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,7 @@ def test_metadata_survives_the_round_trip() -> None:
         (METADATA._asdict() | {"names": "ab"}, "cannot be read: names is no list of class names"),
         (METADATA._asdict() | {"names": ["a"]}, "category_ids is no list of 1 whole numbers, one for each of names"),
         (METADATA._asdict() | {"image_size": [32]}, "image_size is no height and width in pixels"),
+        (METADATA._asdict() | {"left_out": "b"}, "left_out is no list of class names"),
         (METADATA._asdict() | {"resize": "crop"}, 'has resize "crop", expected letterbox or stretch.*rtdetrv4 0.1.0'),
     ],
 )
