@@ -583,11 +583,11 @@ def test_classes_without_names_are_numbered(root: Path, yaml: str | None) -> Non
     [
         (
             "train: images/train\nvall: images/val\nnames: [cat, dog]\n",
-            '"vall" is unknown, and left aside. Did you mean "val"?',
+            '"vall" is unknown and ignored. Did you mean "val"?',
         ),
         (
             "train: images/train\nval: images/val\nname: [cat, dog]\n",
-            '"name" is unknown, and left aside. Did you mean "names"?',
+            '"name" is unknown and ignored. Did you mean "names"?',
         ),
         ("train: images/train\nvalid: images/val\nvall: x\nnames: [cat, dog]\ndownload: x\nkpt_shape: null\n", None),
     ],
@@ -595,7 +595,7 @@ def test_classes_without_names_are_numbered(root: Path, yaml: str | None) -> Non
 def test_a_misspelled_entry_is_told(root: Path, yaml: str, told: str | None) -> None:
     write_yolo(root, "images/{split}", "labels/{split}")
     write_text(root / "data.yaml", yaml)
-    notes = [note for note in read_splits(root).notes if "left aside" in note]
+    notes = [note for note in read_splits(root).notes if "is unknown" in note]
     assert notes == ([] if told is None else [f"data.yaml: {told}"])
 
 

@@ -259,7 +259,12 @@ def test_takes_half_precision_and_leaves_out_what_is_not_finite(caplog: pytest.L
     kept = evaluator.detections[0]
     assert kept.scores.tolist() == [0.5]
     assert kept.labels.tolist() == [0]
-    assert "2 detections are NaN or infinite" in caplog.text
+    evaluator.update([evaluator.records[1].info], found)
+    name = evaluator.records[0].info.file_name
+    assert [record.message for record in caplog.records] == [
+        f"detections in {name} are NaN or infinite; they and others like them are ignored"
+    ]
+    assert not evaluator.is_invalid
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -177,7 +177,7 @@ def _misspelled(name: str, content: Mapping[str, Any]) -> tuple[str, ...]:
     missing = [key for key in missing if not any(content.get(other) for other in SPLIT_KEYS.get(key, ()))]
     unknown = [str(key) for key in content if key not in ENTRY_KEYS and key not in SPLIT_KEYS["val"]]
     hints = ((key, did_you_mean(key, missing)) for key in unknown)
-    return tuple(f'{name}: "{one_line(key)}" is unknown, and left aside.{hint}' for key, hint in hints if hint)
+    return tuple(f'{name}: "{one_line(key)}" is unknown and ignored.{hint}' for key, hint in hints if hint)
 
 
 def _base(path: Path, content: Mapping[str, Any]) -> Path:
