@@ -47,10 +47,10 @@ trained are made up, with scores spread as in a trained model. Many of their det
 hard test of float32, and none of the precisions below: rounding alone reorders them. L reorders them in float32, too:
 with weights made up as for the others, 165 and 300 of 300 detections in two images differed between float32 and
 float64 in PyTorch itself. It got gentler ones. Still, in one of ten images two of its cells are tied for the last of
-the 300 places of the decoder but for 0.0004 in their class logits, and three of the seven files chose the other one,
-which shifts 26 or 27 detections. `benchmarks/export/rounding.py` shows that a change of each pixel by one part in a
-million does as much in PyTorch itself. Such images decide nothing and are counted in the report. With trained
-weights, no file in float32 differed anywhere.
+the 300 places of the decoder but for 0.0004 in their class logits, and in three of the seven files 26 or 27
+detections differ. With its layers fused, PyTorch selects the other one of the two, and loses the same 26; a change of
+each pixel by one part in a million does as much (`benchmarks/export/rounding.py`). Such images decide nothing and are
+counted in the report. With trained weights, no file in float32 differed anywhere.
 """
 MODELS = "rtdetrv4-s,rtdetrv4-l,dfine-s,rtdetrv2-r18"
 SIZES = "640x640,384x640"

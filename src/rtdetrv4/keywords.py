@@ -51,16 +51,19 @@ SETTINGS_ELSEWHERE: Mapping[str, str] = {
 """What other packages call a setting of ours."""
 
 
-ANSWERS: Mapping[str, str] = {
-    "dynamic": "Files take any batch size, unless batch gives the only one; height and width are fixed by imgsz.",
-    "half": 'Give precision: "fp16" or "bf16".',
-    "int8": 'Give precision="int8" and data, to measure ranges on.',
-    "nms": 'Nothing has to be suppressed; duplicates="drop" leaves out what repeats a better detection.',
-    "save": "Results have save(PATH); rtdetrv4 predict writes pictures, videos and tables.",
-    "simplify": "Files are always simplified.",
-    "verbose": "What is logged is for Python's logging to choose; rtdetrv4's loggers are below \"rtdetrv4\".",
+ANSWERS: Mapping[str, tuple[str, str]] = {
+    "dynamic": ("opset", "Files take any batch size, unless batch gives the only one; imgsz gives height and width."),
+    "half": ("precision", 'Give precision: "fp16" or "bf16".'),
+    "int8": ("precision", 'Give precision="int8" and data, to measure ranges on.'),
+    "nms": (
+        "duplicates",
+        'Nothing has to be suppressed; duplicates="drop" leaves out what repeats a better detection.',
+    ),
+    "save": ("conf", "Results have save(PATH); rtdetrv4 predict writes pictures, videos and tables."),
+    "simplify": ("opset", "ONNX files are always simplified."),
 }
-"""What to do where others have an argument, and there is none like it here."""
+"""What to do where others have an argument, and there is none like it: an argument of the methods that are meant, and
+the answer."""
 
 
 def suggests(method: Callable[P, R]) -> Callable[P, R]:
@@ -78,8 +81,8 @@ def suggests(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
-    if name in ANSWERS:
-        return f" {ANSWERS[name]}"
+    if name in ANSWERS and ANSWERS[name][0] in known:
+        return f" {ANSWERS[name][1]}"
     if NAMES_ELSEWHERE.get(name) in known:
         return f' Did you mean "{NAMES_ELSEWHERE[name]}"?'
     if "overrides" in known:

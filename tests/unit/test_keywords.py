@@ -27,6 +27,11 @@ METHODS = (Detector.train, Detector.augment, Detector.val, Detector.predict, Det
         (Detector.predict, "threshold", 'Did you mean "conf"?'),
         (Detector.export, "output", 'Did you mean "out"?'),
         (Detector.export, "half", 'Give precision: "fp16" or "bf16".'),
+        (
+            Detector.predict,
+            "nms",
+            'Nothing has to be suppressed; duplicates="drop" leaves out what repeats a better detection.',
+        ),
         (ExportedDetector.predict, "iou", 'Did you mean "duplicates"?'),
         (ExportedDetector.val, "batch_size", 'Did you mean "batch"?'),
     ],
@@ -46,6 +51,8 @@ def test_what_is_like_nothing_is_answered_with_all_there_is() -> None:
 
     with pytest.raises(TypeError, match=r'open\(\) has no argument "qqq"\. Known: width, speed\.$'):
         Door().open(qqq=1)
+    with pytest.raises(TypeError, match=r'argument "half"\. Known: width, speed\.$'):
+        Door().open(half=True)
     with pytest.raises(TypeError, match="multiple values"):
         Door().open(1, width=1)
     assert Door().open(3, speed=4) == 12
