@@ -7,7 +7,7 @@ ISA_TESTS := $(addprefix tests/,parity/test_criterion.py parity/test_models.py p
 	unit/losses unit/ops unit/distillation/test_tap.py behavior/test_arrangement.py behavior/test_ranks.py \
 	behavior/test_resume.py)
 
-.PHONY: demo test isa check fuzz audit bench docs dist try-wheel sbom clean
+.PHONY: demo test isa gpu check fuzz audit bench docs dist try-wheel sbom clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo  ## distill, evaluate and export a detector of synthetic shapes; results in runs/demo
@@ -22,6 +22,9 @@ isa: $(VENV)/.installed-dev  ## run the tests that compare numbers with the kern
 		echo "== $$isa, threads: $$threads"; \
 		ONEDNN_MAX_CPU_ISA=$${isa%:*} ATEN_CPU_CAPABILITY=$${isa#*:} RTDETRV4_TEST_THREADS=$$threads \
 			$(BIN)/pytest $(ISA_TESTS) || exit 1; done; done
+
+gpu: $(VENV)/.installed-dev  ## run the tests that need a GPU of NVIDIA
+	RTDETRV4_TEST_GPU=1 $(BIN)/pytest tests/gpu
 
 check: style types layers  ## check style, types and import layers; with -j2, at once
 

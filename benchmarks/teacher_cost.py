@@ -7,6 +7,8 @@ ViT-B/14 in every step, and with its features in files (`distillation.cache=disk
 step. The teacher's weights are random, which costs the same. Images are read and augmented in the same process, and
 count.
 
+With `--device cuda`, batches have 16 images, the precision is mixed, and eight processes load the images.
+
 Each way has its own process, and they take turns of three steps. The result is the share of the teacher in a step: the
 time beyond that of a step without one, divided by the step's.
 
@@ -23,6 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from _measure import Results, Side, arguments, in_turn
 
 from rtdetrv4 import Detector
@@ -68,10 +71,11 @@ def work_for(way: str, args: argparse.Namespace) -> None:
     folder = Path(args.folder)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     size = 64 if args.quick else 640
-    Detector("rtdetrv4-s", device="cpu").train(
+    on_cpu = args.device == "cpu"
+    Detector("rtdetrv4-s", device=args.device).train(
         folder / "data",
         epochs=1000,
-        batch=4,
+        batch=4 if on_cpu else 16,
         imgsz=size,
         teacher="none" if way == "none" else teacher(args.quick),
         out=folder / f"run-{way.replace(' ', '-')}",
@@ -79,7 +83,7 @@ def work_for(way: str, args: argparse.Namespace) -> None:
         overrides={
             "distillation.cache": WAYS[way],
             "distillation.mode": "fixed",
-            "data.workers": 0,
+            "data.workers": 0 if on_cpu else 8,
             "run.tracker": "none",
             "run.eval_every": 1000,
             "run.accumulate": 1,
@@ -91,6 +95,7 @@ def main() -> None:
     """Compare the ways."""
     parser = arguments(__doc__, repeats=7)
     parser.add_argument("--serve", choices=tuple(WAYS), help="used by the script itself")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", help="used by the script itself")
     args = parser.parse_args()
     if args.serve:
@@ -98,8 +103,8 @@ def main() -> None:
         return
     results = Results("teacher_cost", args)
     with tempfile.TemporaryDirectory() as name:
-        write_shapes(Path(name) / "data", num_train=24, num_val=4, image_size=640)
-        words = ["--folder", name, *(["--quick"] if args.quick else [])]
+        write_shapes(Path(name) / "data", num_train=24 if args.device == "cpu" else 96, num_val=4, image_size=640)
+        words = ["--folder", name, "--device", args.device, *(["--quick"] if args.quick else [])]
         sides = {way: Side([__file__, "--serve", way, *words]) for way in WAYS}
         times = in_turn(sides, 1 if args.quick else args.repeats)
         facts = {way: side.facts for way, side in sides.items()}
@@ -113,7 +118,8 @@ def main() -> None:
         teacher_share={way: round(share, 3) for way, share in shares.items()},
         before_the_first_step_s={way: each["before_s"] for way, each in facts.items()},
     )
-    title = "teacher's share of a step, features from disk"
+    where = "" if args.device == "cpu" else f" on {torch.cuda.get_device_name(args.device)}"
+    title = f"teacher's share of a step{where}, features from disk"
     results.add(title, shares["from disk"], TARGET, without_s=times["none"], from_disk_s=times["from disk"])
     results.save()
 

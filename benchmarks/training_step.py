@@ -11,6 +11,11 @@ Each side has its own process, and they work in turn. Ours is configured like `r
 channels-last, and on a CPU the C library keeps freed memory. The latter is one call that anyone could make, and
 accounts for part of the gain, so transformers is also timed with it, as a note beside the result.
 
+    python benchmarks/training_step.py --device cuda --bf16 --batch 16
+
+On a GPU, the names of the results say so. `--bf16` trains both in mixed precision, as accelerate prepares them, for
+`rtdetrv4 train` and for transformers' Trainer alike.
+
 Peak memory is the largest resident size of a process that only takes two steps, with the libraries of both sides
 imported on both sides; on a GPU, the most memory that torch allocated. The larger of two runs counts.
 
@@ -42,6 +47,7 @@ from _training import (
     make_detector,
     our_step,
 )
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config
@@ -102,13 +108,14 @@ def their_step(model: DFineForObjectDetection, batch: TrainingBatch) -> Callable
     return step
 
 
-def make_step(side: str, batch: TrainingBatch) -> tuple[nn.Module, Callable[[], float]]:
+def make_step(side: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], float]]:
     """Return the model of a side, and its step."""
-    if side == "ours":
-        student = DistillationStudent(make_detector(batch.images.device))
-        return student, our_step(student, batch)
-    model = make_theirs(batch.images.device)
-    return model, their_step(model, batch)
+    batch = make_batch(args.batch, args.size, args.device)
+    is_ours = side == "ours"
+    model = DistillationStudent(make_detector(args.device)) if is_ours else make_theirs(args.device)
+    if args.bf16:
+        model = Accelerator(mixed_precision="bf16", cpu=args.device.type == "cpu").prepare_model(model)
+    return model, our_step(model, batch) if is_ours else their_step(model, batch)
 
 
 def set_up(side: str, device: torch.device) -> None:
@@ -121,7 +128,7 @@ def report_memory(side: str, args: argparse.Namespace) -> None:
     """Take two steps, because the first creates the optimizer's state; for `peak_memory`."""
     is_cuda = args.device.type == "cuda"
     set_up(side, args.device)
-    _, step = make_step(side, make_batch(args.batch, args.size, args.device))
+    _, step = make_step(side, args)
     before = torch.cuda.memory_allocated() / 2**20 if is_cuda else resident_mib()
     for _ in range(2):
         step()
@@ -129,16 +136,16 @@ def report_memory(side: str, args: argparse.Namespace) -> None:
     print(json.dumps({"before_mib": round(before), "peak_mib": round(peak)}))
 
 
-def measure_memory(side: str, batch: int, size: int, device: torch.device, runs: int) -> dict[str, float]:
+def measure_memory(side: str, words: list[str], runs: int) -> dict[str, float]:
     """Return the peak memory of a side, the largest over `runs` processes."""
-    words = ["--memory-of", side, "--batch", str(batch), "--size", str(size), "--device", str(device)]
+    words = ["--memory-of", side, *words]
     return max((peak_memory([str(Path(__file__)), *words]) for _ in range(runs)), key=lambda run: run["peak_mib"])
 
 
 def work_for(side: str, args: argparse.Namespace) -> None:
     """Run as one of the sides."""
     set_up(side, args.device)
-    model, step = make_step(side, make_batch(args.batch, args.size, args.device))
+    model, step = make_step(side, args)
     with FlopCounterMode(display=False) as counter:
         step()
     facts = {"parameters": count_parameters(model), "gflop": counter.get_total_flops() / 1e9}
@@ -151,6 +158,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--batch", type=int, help="only this batch size")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
     parser.add_argument("--memory-of", choices=SIDES, help="print the memory of one side, and end")
     parser.add_argument("--serve", choices=SIDES, help="be one of the sides")
     args = parser.parse_args()
@@ -163,17 +171,20 @@ def main() -> None:
     size, repeats, memory_runs = (128, 1, 1) if args.quick else (args.size, args.repeats, MEMORY_RUNS)
     batches = [args.batch] if args.batch else [2] if args.quick else [4, 8]
 
+    where = [] if args.device.type == "cpu" else [torch.cuda.get_device_name(args.device)]
+    where += ["bfloat16"] if args.bf16 else []
     results = Results("training_step", args)
     matrix = torch.rand(MATRIX_SIDE, MATRIX_SIDE, device=args.device)
     for batch in batches:
         words = ["--batch", str(batch), "--size", str(size), "--device", str(args.device)]
+        words += ["--bf16"] if args.bf16 else []
         chosen = SIDES if batch == batches[0] else SIDES[:2]  # three at once take 20 GB at batch 8
         sides = {side: Side([str(Path(__file__)), "--serve", side, *words]) for side in chosen}
         counts = {side: running.facts["parameters"] for side, running in sides.items()}
         assert len(set(counts.values())) == 1, f"not the same network: {counts}"
         seconds = in_turn({**sides, "matrix product": lambda: (matrix @ matrix).sum().item()}, repeats)
         own, other, *kept = (seconds[side] for side in chosen)
-        name = f"training step, batch {batch}"
+        name = ", ".join(("training step", *where, f"batch {batch}"))
         results.add(f"{name}, time", own.median / other.median, TIME_TARGET, ours_s=own, transformers_s=other)
         for timing in kept:
             ratio = round(own.median / timing.median, 3)
@@ -188,7 +199,7 @@ def main() -> None:
             results.note(**{f"{name}, {side}": facts})
             running.close()
 
-        measured = [measure_memory(side, batch, size, args.device, memory_runs) for side in SIDES[:2]]
+        measured = [measure_memory(side, words, memory_runs) for side in SIDES[:2]]
         own_memory, other_memory = measured
         ratio = own_memory["peak_mib"] / other_memory["peak_mib"]
         results.add(f"{name}, peak memory", ratio, MEMORY_TARGET, ours=own_memory, transformers=other_memory)

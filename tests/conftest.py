@@ -22,8 +22,9 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("RTDETRV4_TEST_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # `amp: auto` is float32 on every processor then, also in subprocesses; `make isa` tries older instructions.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
-# Numbers are compared with those of a CPU, also where there is a GPU.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Numbers are compared with those of a CPU, also where there is a GPU; `make gpu` runs the tests of tests/gpu on it.
+if "RTDETRV4_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # The same examples on every machine. RTDETRV4_MUTATIONS searches for new ones, see CONTRIBUTING.md.
 # No example may fail because the machine is busy.
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -106,13 +106,13 @@ TEACHERS: Mapping[str, Callable[[str], Teacher | str]] = {
 """What the student learns from before it sees a label; `own` is a file of a larger detector's weights."""
 
 
-def pretrain(data: Path, out: Path, student: str, teacher: str, seed: int, own: str) -> None:
+def pretrain(data: Path, out: Path, student: str, teacher: str, seed: int, own: str, device: str) -> None:
     """Make the weights of one seed, unless they are there."""
     folder = folder_of_pretraining(out, student, teacher, seed)
     if (folder / "weights.safetensors").is_file() and (folder / "report.html").is_file():
         return
     recipe = HERE / f"{student}.yaml"
-    Detector(str(recipe), "imagenet" if student == "imagenet" else "none", device="cpu").pretrain(
+    Detector(str(recipe), "imagenet" if student == "imagenet" else "none", device=device).pretrain(
         [data / name for name in SETS],
         teacher=TEACHERS[teacher](own),
         epochs=PRETRAINING_EPOCHS,
@@ -163,7 +163,7 @@ def schedule(cell: Cell, steps: int) -> dict[str, int]:
     }
 
 
-def compare(name: str, data: Path, out: Path, seeds: list[int], only: list[str] | None) -> None:
+def compare(name: str, data: Path, out: Path, seeds: list[int], only: list[str] | None, device: str) -> None:
     """Run what is missing of a cell, seed by seed."""
     cell = CELLS[name]
     arms = arms_of(cell, data, out)
@@ -179,6 +179,7 @@ def compare(name: str, data: Path, out: Path, seeds: list[int], only: list[str] 
             overrides={
                 **({} if cell.fraction == 1 else {"data.fraction": cell.fraction}),
                 "schedule.lr_gamma": 0.05,
+                "run.device": device,
                 **schedule(cell, cell.steps),
             },
         )
@@ -265,6 +266,7 @@ def main() -> None:
     parser.add_argument("--students", default="scratch", help="for pretrain: scratch, imagenet")
     parser.add_argument("--teachers", default="taught", help=f"for pretrain: {', '.join(TEACHERS)}")
     parser.add_argument("--own", default="", help="weights of a larger detector, the teacher `own`")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, …; in float32 in any case")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     if options.what == "page":
@@ -277,12 +279,13 @@ def main() -> None:
         for student in options.students.split(","):
             for teacher in options.teachers.split(","):
                 for seed in seeds:
-                    pretrain(data, out, student, teacher, seed, options.own)
+                    pretrain(data, out, student, teacher, seed, options.own, options.device)
     elif options.what == "probe":
         probe(data, options.own)
     else:
         for name in options.cells.split(","):
-            compare(name, data, out, seeds, options.arms.split(",") if options.arms else None)
+            arms = options.arms.split(",") if options.arms else None
+            compare(name, data, out, seeds, arms, options.device)
 
 
 if __name__ == "__main__":

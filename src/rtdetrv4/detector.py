@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rtdetrv4.distillation import Teacher
     from rtdetrv4.evaluation import ImageDetections, Metrics
     from rtdetrv4.models import DetectionModel
+    from rtdetrv4.ops.cuda_graphs import CudaGraphs
     from rtdetrv4.pretraining import PretrainResult
     from rtdetrv4.training import Observer
     from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata
@@ -156,6 +157,7 @@ class Detector:
         """Metadata of the weights file; None before training or loading."""
         self._network: DetectionModel | None = None
         self._deployed: DetectionModel | None = None
+        self._replayed: CudaGraphs | None = None
         self._is_trained = False
         self._start: Start | None = None
         """The weights that were loaded by name."""
@@ -187,7 +189,7 @@ class Detector:
         metadata = checkpoint.metadata
         self._pretrained = checkpoint if metadata.is_pretrained else None
         if metadata.is_pretrained:
-            self.classes = self.metadata = self._network = self._deployed = self._start = None
+            self.classes = self.metadata = self._network = self._deployed = self._replayed = self._start = None
             return
         numbered = tuple(str(number) for number in range(metadata.num_classes))
         self.classes = metadata.classes or ClassMap(numbered, tuple(range(metadata.num_classes)))
@@ -195,7 +197,7 @@ class Detector:
         report = load_weights(network, checkpoint)
         logger.log(level, "%s", report)
         self._is_trained = report.trained
-        self._network, self._deployed = network.to(self.device).eval(), None
+        self._network, self._deployed, self._replayed = network.to(self.device).eval(), None, None
         self.metadata, self._start = metadata, None
 
     def _load_by_name(self) -> None:
@@ -924,13 +926,9 @@ class Detector:
         """All detections in a batch, as `ExportedDetector.run`."""
         import torch
 
-        from rtdetrv4.models import postprocess
-
         pixels = torch.from_numpy(preprocess(images, size, self.recipe.model.resize)).to(self.device)
         with torch.inference_mode():
-            output = self._deploy()(pixels)
-            num_top = max(NUM_TOP, output.logits.shape[1])
-            scores, labels, boxes = postprocess(output.logits, output.boxes, pixels.new_ones(1, 2), num_top)
+            scores, labels, boxes = self._graphs()(pixels)
         return scores.cpu().numpy(), labels.cpu().numpy(), boxes.cpu().numpy()
 
     @overload
@@ -1111,6 +1109,22 @@ class Detector:
         if self._deployed is None:
             self._deployed = fuse(self.model)
         return self._deployed
+
+    def _graphs(self) -> CudaGraphs:
+        """From B×3×H×W pixels to what `_run` returns."""
+        from rtdetrv4.models import postprocess
+        from rtdetrv4.ops.cuda_graphs import CudaGraphs
+
+        network = self._deploy()
+
+        def find(pixels: Tensor) -> tuple[Tensor, ...]:
+            output = network(pixels)
+            num_top = max(NUM_TOP, output.logits.shape[1])
+            return postprocess(output.logits, output.boxes, pixels.new_ones(1, 2), num_top)
+
+        if self._replayed is None:
+            self._replayed = CudaGraphs(find)
+        return self._replayed
 
     def _known_classes(self, problem: str) -> ClassMap:
         self._load_by_name()

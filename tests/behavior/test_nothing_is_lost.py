@@ -253,3 +253,35 @@ Detector("test").train({str(data)!r}, out={str(tmp_path)!r}, epochs=50, batch=2,
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     told = r"ConfigError: A process that loads images was killed.*fewer workers than 1.*start the run"
     assert re.search(told, done.stderr), done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+def test_workers_end_with_the_process_though_something_refers_to_their_iterator(data: Path) -> None:
+    # What PyTorch until 2.11 does at exit where there is a GPU; a worker outlives its SIGTERM for a minute.
+    script = f"""
+import atexit
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Iterator
+from rtdetrv4.data.dataset import DetectionDataset
+from rtdetrv4.data.loader import build_loader
+from rtdetrv4.data.formats import read_splits
+
+def clean_up(worker):
+    worker.join(timeout=5)
+    if worker.is_alive():
+        worker.terminate()
+
+reset = Iterator._reset
+
+def registering(self, *args, **options):
+    for worker in self._workers:
+        atexit.register(clean_up, worker)
+    reset(self, *args, **options)
+
+Iterator._reset = registering
+split = read_splits({str(data)!r}).train
+loader = build_loader(DetectionDataset(split, (64, 64)), 2, workers=2, shuffle=False)
+batches = iter(loader)
+print(len(next(batches).images))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch.export.passes import move_to_device_pass
 
 from rtdetrv4.errors import ExportError
 from rtdetrv4.export import GraphOptions
@@ -82,6 +87,18 @@ def test_nothing_else_is_left(folder: Path) -> None:
     assert {file.name for file in folder.iterdir()} == names | {f"{name}.report.json" for name in names}
 
 
+def devices_in(path: Path) -> list[str]:
+    """What names a device in a TorchScript program, which would fail on another one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        program: Any = torch.jit.load(path)
+    return re.findall(r'Device = prim::Constant\[value="(.+?)"\]', str(program.inlined_graph))
+
+
+def test_torchscript_runs_on_any_device(folder: Path) -> None:
+    assert devices_in(folder / "m.torchscript") == []
+
+
 def test_a_rectangle_with_every_option_in_torchscript(square: Exported, tmp_path: Path) -> None:
     path = tmp_path / "m.torchscript"
     report = export(square.model, path, image_size=(64, 96), options=ALL_OPTIONS, batch=2)
@@ -89,6 +106,7 @@ def test_a_rectangle_with_every_option_in_torchscript(square: Exported, tmp_path
     metadata = open_engine(path).metadata
     assert (metadata.names, metadata.category_ids) == (("éléphant", "cat"), (30, 3))
     assert (metadata.input, metadata.duplicates, metadata.batch) == ("frames", "drop", 2)
+    assert devices_in(path) == []
 
 
 def test_a_rectangle_with_every_option_in_onnx_and_openvino(
@@ -117,6 +135,10 @@ def test_torch_export(square: Exported, tmp_path: Path) -> None:
     assert (report.batches, report.matched) == ((1, 2, 7), 1)
     assert report.max_box_px < 0.05
     assert open_engine(tmp_path / "m.pt2").metadata.names == ANIMALS.names
+    # On another device all tensors must be there; the device "meta" has them without their values.
+    program = move_to_device_pass(torch.export.load(tmp_path / "m.pt2"), torch.device("meta")).module()
+    scores, *_ = program(torch.rand(2, 3, 64, 64, device="meta"))
+    assert (scores.device.type, len(scores)) == ("meta", 2)
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.torchscript", "m.pt2", "m_openvino/m.xml"])

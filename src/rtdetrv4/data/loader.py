@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import threading
 import traceback
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -112,6 +115,23 @@ class DetectionLoader(DataLoader[Batch]):
             # The message of a worker's error is its traceback; the user needs the last line.
             raise DatasetError(str(error).strip().rpartition("DatasetError: ")[2]) from error
 
+    def _get_iterator(self) -> Any:
+        """See `DataLoader`; here, workers also end with the process if something still refers to the iterator.
+
+        After an interrupted run its traceback does. Until 2.11, PyTorch then waits for five seconds for each worker if
+        there is a GPU, and sends it a SIGTERM, which workers outlive for a while.
+        """
+        iterator = super()._get_iterator()
+        if self.num_workers > 0:
+            atexit.register(_shut_down, weakref.ref(iterator))
+        return iterator
+
+
+def _shut_down(reference: weakref.ref[Any]) -> None:
+    """End the workers of an iterator that is still there."""
+    if (iterator := reference()) is not None:
+        iterator._shutdown_workers()
+
 
 class ListLoader(DetectionLoader):
     """A `DetectionLoader` of the samples that its sampler is given before each pass."""
@@ -212,4 +232,17 @@ def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
+        signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, frame: object) -> None:
+    """End this worker in `SECONDS_AFTER_SIGTERM`; more signals postpone nothing.
+
+    With 0: to any other end of a worker, PyTorch answers with an exception in the main process, wherever that is, and
+    be it while it saves its state. A worker that hangs in C code is killed later.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.alarm(2 * SECONDS_AFTER_SIGTERM)
+    timer = threading.Timer(SECONDS_AFTER_SIGTERM, os._exit, (0,))
+    timer.daemon = True
+    timer.start()

@@ -118,9 +118,9 @@ def _distinct(logits: Tensor, boxes: Tensor, num_top: int) -> tuple[Tensor, Tens
     overlap = shared.clamp(min=0).prod(dim=-1)
     areas = (high - low).prod(dim=-1)
     union = areas[:, :, None] + areas[:, None] - overlap
-    is_better = torch.ones(num_top, num_top, device=scores.device).triu(1).bool()
+    is_better = scores.new_ones(num_top, num_top).triu(1).bool()
     repeats = (labels[:, :, None] == labels[:, None]) & is_better & (overlap > 0) & (overlap >= SAME_OBJECT_IOU * union)
-    repeats = repeats.to(scores)  # row: the better one, column: the one that repeats it
+    repeats = repeats.type_as(scores)  # row: the better one, column: the one that repeats it
     kept = torch.ones_like(scores)
     for _ in range(LONGEST_CHAIN):
         kept = 1 - (repeats * kept[:, :, None]).amax(dim=1)

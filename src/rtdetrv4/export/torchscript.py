@@ -18,17 +18,28 @@ def write(deployment: Deployment, path: Path) -> tuple[str, ...]:
     """Write NAME.torchscript."""
     module, metadata = deployment.module.eval(), deployment.metadata
     images = module.example(metadata.batch or 2, metadata.image_size)
-    with torch.no_grad(), quiet(), _AnyBatch():
+    with torch.no_grad(), quiet(), _General():
         program = torch.jit.trace(module, (images,), check_trace=False)
         torch.jit.save(program, path, _extra_files={METADATA_KEY: metadata.to_json()})
     return ()
 
 
-class _AnyBatch(TorchFunctionMode):
-    """Has `unflatten` ask for the sizes of a tensor; by itself it makes those of the example constants of the trace."""
+class _General(TorchFunctionMode):
+    """Keeps what belongs to the example out of the trace: its batch size and its device.
+
+    `unflatten` makes the sizes of the example constants, so it is asked to look at the tensor's. A call of `arange`
+    names the device; its result moves to another one together with the program.
+    """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
+        if func is torch.arange:
+            state = torch._C._get_tracing_state()
+            torch._C._set_tracing_state(None)
+            try:
+                return func(*map(int, args), **(kwargs or {}))
+            finally:
+                torch._C._set_tracing_state(state)
         if func is not Tensor.unflatten:
             return func(*args, **(kwargs or {}))
         tensor, dim, sizes = args

@@ -23,6 +23,7 @@ from rtdetrv4.losses.localization import (
 from rtdetrv4.losses.matcher import HungarianMatcher, Matches, denoising_matches
 from rtdetrv4.ops.boxes import overlap, xyxy_from_cxcywh
 from rtdetrv4.ops.collectives import mean_over_ranks
+from rtdetrv4.ops.device import numbers
 from rtdetrv4.ops.distribution import encode_edges, weighting
 from rtdetrv4.types import DetectorOutput, HeadOutput, Targets, TrainingOutput
 
@@ -113,7 +114,7 @@ class Criterion:
         class_matches = matched.each()
         box_matches = matched.union().expand(len(names)) if self.union_matching else class_matches
         counts = [float(len(targets.labels)), float(box_matches.query.shape[1])]
-        norms = mean_over_ranks(all_boxes.new_tensor(counts)).clamp(min=1)
+        norms = mean_over_ranks(numbers(counts, all_boxes)).clamp(min=1)
         class_norm, union_norm = norms.unbind()
         batch, num_queries = all_logits.shape[1:3]
         balance = edge_balance(box_matches.query.shape[1], batch * num_queries)
@@ -150,6 +151,7 @@ class Criterion:
 
         if not self.local_terms or heads.corners is None or heads.reference is None:
             return
+        self._weighting = self._weighting.to(heads.corners.device)
         # Local terms are defined on matches that all layers share, so any head's will do.
         image, query, target = image[0], query[0], target[0]
         layers = heads.names[-len(heads.corners) :]
@@ -157,7 +159,7 @@ class Criterion:
         edges = encode_edges(
             heads.reference[image, query],
             xyxy_from_cxcywh(targets.boxes[target]),
-            self._weighting.to(heads.corners.device),
+            self._weighting,
             self.reg_scale,
         )
         matched_corners = heads.corners[:, image, query]
@@ -201,8 +203,7 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
         KeyError: a term has no weight.
     """
     values = torch.stack(list(terms.values()))
-    factors = values.new_tensor([weights[name.partition("_")[0]] for name in terms])
-    return values @ factors
+    return values @ numbers([weights[name.partition("_")[0]] for name in terms], values)
 
 
 class _DecoderHeads(NamedTuple):

@@ -24,5 +24,5 @@ def postprocess(logits: Tensor, boxes: Tensor, sizes_hw: Tensor, num_top: int = 
     scores, index = flat.topk(min(num_top, flat.shape[1]), dim=1)
     query = index // num_classes  # torch.div would be exported as a division of floats, which float16 engines round
     chosen = xyxy_from_cxcywh(boxes.float()).gather(1, query[..., None].expand(-1, -1, 4))
-    scale = sizes_hw.flip(-1).repeat(1, 2)[:, None].to(chosen)
+    scale = sizes_hw.flip(-1).repeat(1, 2)[:, None].type_as(chosen)  # unlike `to`, names no device in a trace
     return PostprocessedBatch(scores, index % num_classes, chosen * scale)

@@ -65,7 +65,8 @@ def bilinear_by_gather(
     """
     assert (mode, padding_mode, align_corners) == ("bilinear", "zeros", False)
     channels, height, width = values.shape[1:]
-    x, y = ((points + 1) * points.new_tensor((width / 2, height / 2)) - 0.5).unbind(-1)
+    x, y = (points + 1).unbind(-1)
+    x, y = x * (width / 2) - 0.5, y * (height / 2) - 0.5
     left, top = x.floor(), y.floor()
     right_share, bottom_share = x - left, y - top
     cells = values.flatten(2)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from rtdetrv4.errors import ConfigError
 
@@ -22,6 +25,11 @@ def find_device(name: str = "auto") -> torch.device:
         reason = "" if kind != "cuda" or torch.backends.cuda.is_built() else "; this PyTorch is built without CUDA"
         raise ConfigError(f'PyTorch finds no device "{name}" here, only {_found(current)}{reason}. Use device="auto".')
     return torch.device(name)
+
+
+def numbers(values: Sequence[float], like: Tensor) -> Tensor:
+    """The values as a tensor of the dtype and on the device of another one, without waiting for that device."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +14,26 @@ import timm
 import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_state_dict
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rtdetrv4.errors import WeightsError, first_line, require
 from rtdetrv4.ops import hub
 from rtdetrv4.ops.torch_files import check_torch_file, require_plain
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Have batch norms in train mode normalize with each batch as always, but not learn its statistics."""
+    learning = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    for norm in learning:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in learning:
+            norm.track_running_stats = True
 
 
 def create_network(name: str, *, weights: Path | None = None, **options: Any) -> Any:

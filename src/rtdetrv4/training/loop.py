@@ -27,6 +27,7 @@ from rtdetrv4.evaluation import Metrics
 from rtdetrv4.losses import TermsOf, weighted_sum
 from rtdetrv4.ops.collectives import mean_over_ranks
 from rtdetrv4.ops.device import is_out_of_memory
+from rtdetrv4.ops.networks import statistics_kept
 from rtdetrv4.training.accelerator import synchronize_norms
 from rtdetrv4.training.batch_sheets import BatchSheets
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
@@ -485,21 +486,23 @@ class Trainer:
     def _backward_unlabeled(self, batches: Sequence[Batch], size: tuple[int, int]) -> Tensor:
         """Add this rank's gradients of L_DSI on images without labels, and return its mean over the batches.
 
-        Only what computes F5 runs. That is less than DDP waits for, so its wrapper is left out.
+        Only what computes F5 runs. That is less than DDP waits for, so its wrapper is left out. What is validated and
+        deployed sees images like the labeled ones, so running statistics stay those.
         """
         accelerator = self.accelerator
         total = torch.zeros((), device=accelerator.device)
-        for batch in batches:
-            with self.clock("data"):
-                batch = prepare_batch(batch, size, accelerator.device)
-            with self.clock("forward"), accelerator.autocast():
-                projected = self.student.projected_f5(batch.images)
-            with self.clock("teacher"):
-                features = None if self.unlabeled is None else self.unlabeled.features
-                distance = self._alignment(projected, batch, features)["distill"]
-            with self.clock("backward"):
-                accelerator.backward(self.unlabeled_weight * distance / len(batches))
-            total = total + distance.detach() / len(batches)
+        with statistics_kept(self.student):
+            for batch in batches:
+                with self.clock("data"):
+                    batch = prepare_batch(batch, size, accelerator.device)
+                with self.clock("forward"), accelerator.autocast():
+                    projected = self.student.projected_f5(batch.images)
+                with self.clock("teacher"):
+                    features = None if self.unlabeled is None else self.unlabeled.features
+                    distance = self._alignment(projected, batch, features)["distill"]
+                with self.clock("backward"):
+                    accelerator.backward(self.unlabeled_weight * distance / len(batches))
+                total = total + distance.detach() / len(batches)
         return total
 
     def _backward_pseudo(self, batches: Sequence[Batch], size: tuple[int, int], weight: float) -> dict[str, Tensor]:
