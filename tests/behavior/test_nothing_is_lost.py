@@ -257,7 +257,7 @@ Detector("test").train({str(data)!r}, out={str(tmp_path)!r}, epochs=50, batch=2,
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
 def test_workers_end_with_the_process_though_something_refers_to_their_iterator(data: Path) -> None:
-    # What PyTorch until 2.11 does at exit where there is a GPU; a worker outlives its SIGTERM for a minute.
+    # What PyTorch 2.11 does at exit where there is a GPU; a worker outlives its SIGTERM for a minute.
     script = f"""
 import atexit
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Iterator

@@ -22,7 +22,6 @@ from small_training import (
     make_teacher,
     make_trainer,
     make_unlabeled,
-    with_frozen_norms,
     write_images,
 )
 
@@ -58,7 +57,7 @@ def run(split, out, unlabeled=None, weight=0.0, **options):
         split,
         out,
         plan=plan,
-        detector=with_frozen_norms(make_detector()),  # else the statistics of the other images would count
+        detector=make_detector(),  # with batch norms, whose statistics are those of the labeled images
         augment=PLAIN,
         multi_scale_repeat=None,
         observers=[record],

@@ -118,8 +118,8 @@ class DetectionLoader(DataLoader[Batch]):
     def _get_iterator(self) -> Any:
         """See `DataLoader`; here, workers also end with the process if something still refers to the iterator.
 
-        After an interrupted run its traceback does. Until 2.11, PyTorch then waits for five seconds for each worker if
-        there is a GPU, and sends it a SIGTERM, which workers outlive for a while.
+        After an interrupted run its traceback does. Where there is a GPU, PyTorch 2.11, for one, then waits five
+        seconds for each worker and sends it a SIGTERM, which workers outlive for a while.
         """
         iterator = super()._get_iterator()
         if self.num_workers > 0:

@@ -8,15 +8,33 @@ import gc
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rtdetrv4.data.records import Record
-from rtdetrv4.errors import DatasetError
+from rtdetrv4.errors import DatasetError, did_you_mean
 from rtdetrv4.types import ClassMap, ImageInfo, PostprocessedBatch
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+NAMES_ELSEWHERE: Mapping[str, str] = {
+    "box": "ap",
+    "map": "ap",
+    "mAP": "ap",
+    "map_50": "ap50",
+    "map50": "ap50",
+    "map50_95": "ap",
+    "map75": "ap75",
+    "map_75": "ap75",
+    "map_large": "ap_large",
+    "map_medium": "ap_medium",
+    "map_per_class": "per_class",
+    "map_small": "ap_small",
+    "maps": "per_class",
+    "mar_100": "ar100",
+}
+"""What other packages call a number of ours."""
 
 
 class ImageDetections(NamedTuple):
@@ -60,6 +78,15 @@ class Metrics:
     """AP of each class, by name."""
     per_class_ap50: Mapping[str, float]
     num_images: int
+
+    if not TYPE_CHECKING:  # which would take any name for one that there is
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what a number is called here that other packages call `name`."""
+            known = [field.name for field in dataclasses.fields(self)]
+            meant = NAMES_ELSEWHERE.get(name)
+            hint = f' Did you mean "{meant}"?' if meant else did_you_mean(name, known) or f" Known: {', '.join(known)}."
+            raise AttributeError(f'Metrics have no "{name}".{hint}')
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, ready for `json.dumps`, with None instead of NaN."""

@@ -10,6 +10,8 @@ import numpy as np
 
 WARM_UP = 3
 """Runs that do not count: the first ones allocate memory and choose kernels."""
+LEAST = 3
+"""Runs that count, however long they take: a single one may be that in which the machine was busy."""
 
 
 class Speed(NamedTuple):
@@ -26,12 +28,12 @@ def measure_speed(run: Callable[[int], object], *, seconds: float = 2.0, most: i
 
     Args:
         run: processes one image; called with a number that grows, to vary the image.
-        seconds: when this much time has passed, no further run begins.
+        seconds: when this much time has passed, no further run begins, unless fewer than three have been counted.
         most: the largest number of runs that are counted.
     """
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < WARM_UP + most and (len(times) <= WARM_UP or time.perf_counter() - started < seconds):
+    while len(times) < WARM_UP + most and (len(times) < WARM_UP + LEAST or time.perf_counter() - started < seconds):
         before = time.perf_counter()
         run(len(times))
         times.append(1000 * (time.perf_counter() - before))

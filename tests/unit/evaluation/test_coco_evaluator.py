@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import itertools
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -283,3 +285,20 @@ def test_what_does_not_fit_the_ground_truth_is_refused() -> None:
         CocoEvaluator([], evaluator.classes)
     with pytest.raises(DatasetError, match="12 images share 6 image ids"):
         CocoEvaluator(evaluator.records * 2, evaluator.classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("map", 'Did you mean "ap"?'),
+        ("map50_95", 'Did you mean "ap"?'),
+        ("maps", 'Did you mean "per_class"?'),
+        ("ap_smal", 'Did you mean "ap_small"?'),
+        ("confusion", "Known: ap, ap50, "),
+    ],
+)
+def test_names_of_other_packages_are_answered(name: str, answer: str) -> None:
+    metrics = Metrics.from_dict({**dict.fromkeys(SUMMARY, 0.5), "per_class": {}, "per_class_ap50": {}, "num_images": 1})
+    assert copy.deepcopy(metrics) == metrics
+    with pytest.raises(AttributeError, match=re.escape(f'Metrics have no "{name}". {answer}')):
+        getattr(metrics, name)
