@@ -44,7 +44,7 @@ def run_demo(out: Path, tell: Callable[[str], None]) -> None:
         raise KeyboardInterrupt(f"Stopped in {stopped.path}; the same command resumes.") from None
     run = result.out
     assert result.metrics is not None, "the data set has a validation part"
-    tell(f"3/4  AP {result.metrics.ap:.3f}, AP50 {result.metrics.ap50:.3f} on the validation images")
+    tell(f"3/4  AP {100 * result.metrics.ap:.1f}, AP50 {100 * result.metrics.ap50:.1f} on the validation images")
     tell("4/4  Exporting, and comparing the file with PyTorch")
     onnx = detector.export("onnx", out=out / "demo.onnx")
     first = sorted((data / "valid").glob("*.jpg"))[0]

@@ -180,6 +180,10 @@ class Detector:
         classes = "classes not loaded yet" if self.classes is None else f"{self.classes.num_classes} classes"
         return f"Detector({self.recipe.model.name}, {height}×{width} pixels, {classes}, on {self.device})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: recordings of a GPU's kernels are made anew."""
+        return {**self.__dict__, "_replayed": None}
+
     def _load(self, checkpoint: Checkpoint, level: int = logging.INFO) -> None:
         """Build the network for a checkpoint, take over its classes and weights, and log how they fit."""
         from rtdetrv4.assembly import build_detector

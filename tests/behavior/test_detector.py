@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -275,6 +277,16 @@ def test_a_letterbox_is_remembered(shapes: Path, tmp_path: Path, monkeypatch: py
     assert Detector(tmp_path / "again.safetensors").recipe.model.resize == "letterbox"
     with pytest.raises(WeightsError, match=r"trained with model\.resize=letterbox, which released weights"):
         convert_weights(result.weights, tmp_path / "again.pth", to="released")
+
+
+def test_copies_and_pickles_predict_the_same(trained: Path) -> None:
+    detector = Detector(trained / "weights.safetensors", device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    (expected,) = detector.predict([image], conf=0.0)
+    for copied in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+        (found,) = copied.predict([image], conf=0.0)
+        np.testing.assert_array_equal(found.confidence, expected.confidence)
+        assert copied._graphs() is not detector._graphs()
 
 
 def test_prediction_is_checked_before_it_starts(trained: Path) -> None:

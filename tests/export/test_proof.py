@@ -98,7 +98,7 @@ def test_verify_measures_accuracy_in_the_precision_of_the_file(
     out = capsys.readouterr().out
     assert "97.5 % of 40 confident detections as in PyTorch, at least 30 % expected" in out
     assert "predict and val run it in another, bf16" in out
-    assert "AP 0.520; when it was exported 0.530, and in PyTorch 0.532" in out
+    assert "AP 52.00; when it was exported 53.00, and in PyTorch 53.25" in out
     assert main(["verify", "w.onnx", "--data", "d", "--max-drop", "1"]) == 2
     assert "loses 1.25 points of AP to PyTorch on this machine" in capsys.readouterr().err
 
@@ -126,7 +126,7 @@ def test_verify_says_what_it_lacks(square: Exported, tmp_path: Path) -> None:
         ("fp16", Matched(84, 100), None, "of 100 confident detections 84.0 % are found in fp16 as well, expected 85 %"),
         ("fp16", Matched(0, 0), None, ""),
         ("int8", Matched(20, 100), 0.4, ""),
-        ("int8", Matched(99, 100), 0.61, "int8 costs 0.61 points of AP, from 0.500 to 0.494, and max_drop is 0.5"),
+        ("int8", Matched(99, 100), 0.61, "int8 costs 0.61 points of AP, from 50.00 to 49.39, and max_drop is 0.5"),
         ("bf16", Matched(20, 100), -3, ""),
     ],
 )

@@ -137,7 +137,7 @@ def test_train_passes_on_what_was_given(detector: type[FakeDetector], capsys: py
         ),
     ]
     out = capsys.readouterr().out
-    assert "0.5000" in out
+    assert "50.00" in out
     assert "runs/x/weights.safetensors" in out
 
 
@@ -249,7 +249,7 @@ def test_val_prints_metrics_and_writes_a_report(
         ("val", ("d",), {"split": "val", "batch": 4, "out": Path("a/report")}),
     ]
     out = capsys.readouterr().out
-    assert "0.5000" in out
+    assert "50.00" in out
     assert "ap of cat" in out
     assert "ap of dog [/old]" in out
     assert out.endswith(f"Results: {Path('a/report')}\n")

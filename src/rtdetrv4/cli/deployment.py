@@ -150,11 +150,14 @@ def verify(
         metrics = exported.val(data, split=split)
     known = report.accuracy
     if known is None:
-        print(f"  AP {metrics.ap:.3f}; it was exported without data, so there is no AP of PyTorch to compare with")
+        print(
+            f"  AP {100 * metrics.ap:.2f}; it was exported without data, so there is no AP of PyTorch to compare with"
+        )
         return
     now = Accuracy(data, split, metrics.num_images, metrics.ap, metrics.ap50, known.torch_ap, known.torch_ap50)
+    exported, in_torch = 100 * known.ap, 100 * known.torch_ap
     print(
-        f"  AP {now.ap:.3f}; when it was exported {known.ap:.3f}, and in PyTorch {known.torch_ap:.3f} on {known.data}"
+        f"  AP {100 * now.ap:.2f}; when it was exported {exported:.2f}, and in PyTorch {in_torch:.2f} on {known.data}"
     )
     if now.drop > max_drop:
         raise ExportError(

@@ -17,22 +17,22 @@ NUM_EXAMPLES = 5
 
 
 def print_metrics(metrics: Metrics) -> None:
-    """Print metrics, those of each class last."""
+    """Print metrics in percent, as every AP on the console is, those of each class last."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     numbers = metrics.to_dict()
     if numbers["ap"] is None:
         print("There is nothing to measure: the images have no objects.")
         return
-    table = Table("metric", "value")
+    table = Table("metric", Column("%", justify="right"))
     for name, value in numbers.items():
         if isinstance(value, float):
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(name, f"{100 * value:.2f}")
     for label, value in numbers["per_class"].items():
         # Text, because brackets in a class name are not markup.
-        table.add_row(Text(one_line(f"ap of {label}")), "" if value is None else f"{value:.4f}")
+        table.add_row(Text(one_line(f"ap of {label}")), "" if value is None else f"{100 * value:.2f}")
     Console().print(table)
 
 

@@ -356,9 +356,9 @@ def _refusal(trials: Mapping[tuple[Part, ...], float], reference: float, max_dro
     best = max(trials, key=lambda parts: trials[parts])
     drop = 100 * (reference - trials[best])
     return (
-        f"int8 costs too much: at best {drop:.1f} points of AP, from {reference:.3f} to {trials[best]:.3f} with only "
-        f"{' and '.join(best)} in int8, and max_drop is {max_drop:g}. Raise max_drop, give more calibration images, or "
-        'use precision="fp16".'
+        f"int8 costs too much: at best {drop:.1f} points of AP, from {100 * reference:.2f} to "
+        f"{100 * trials[best]:.2f} with only {' and '.join(best)} in int8, and max_drop is {max_drop:g}. Raise "
+        'max_drop, give more calibration images, or use precision="fp16".'
     )
 
 

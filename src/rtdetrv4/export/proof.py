@@ -179,8 +179,8 @@ def _problem(precision: str, matched: Matched, accuracy: Accuracy | None, max_dr
         if accuracy.drop <= max_drop:
             return ""
         return (
-            f"{precision} costs {accuracy.drop:.2f} points of AP, from {accuracy.torch_ap:.3f} to {accuracy.ap:.3f}, "
-            f"and max_drop is {max_drop:g}"
+            f"{precision} costs {accuracy.drop:.2f} points of AP, from {100 * accuracy.torch_ap:.2f} to "
+            f"{100 * accuracy.ap:.2f}, and max_drop is {max_drop:g}"
         )
     share = matched.share
     if share is None or share >= LEAST_MATCHED[precision]:

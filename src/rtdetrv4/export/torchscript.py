@@ -34,12 +34,13 @@ class _General(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         if func is torch.arange:
-            state = torch._C._get_tracing_state()
-            torch._C._set_tracing_state(None)
+            jit: Any = torch._C
+            state = jit._get_tracing_state()
+            jit._set_tracing_state(None)
             try:
                 return func(*map(int, args), **(kwargs or {}))
             finally:
-                torch._C._set_tracing_state(state)
+                jit._set_tracing_state(state)
         if func is not Tensor.unflatten:
             return func(*args, **(kwargs or {}))
         tensor, dim, sizes = args

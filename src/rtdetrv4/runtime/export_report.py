@@ -121,7 +121,7 @@ class ExportReport(NamedTuple):
         if self.matched is not None:
             parts.append(f"{100 * self.matched:.1f} % of the {self.num_confident} most confident detections matched")
         if self.accuracy is not None:
-            parts.append(f"AP {self.accuracy.ap:.3f}, in PyTorch {self.accuracy.torch_ap:.3f}")
+            parts.append(f"AP {100 * self.accuracy.ap:.2f}, in PyTorch {100 * self.accuracy.torch_ap:.2f}")
         sizes = ", ".join(map(str, self.batches))
         return f"{', '.join(parts)}; {self.num_images} images, in batches of {sizes}."
 

@@ -31,7 +31,7 @@ def test_the_report_of_a_folder_lies_beside_it() -> None:
 def test_what_it_says_in_a_line() -> None:
     assert str(REPORT) == (
         "w.onnx agrees with PyTorch in ONNX Runtime 1.30 on CPU, 97.5 % of the 40 most confident detections matched, "
-        "AP 0.530, in PyTorch 0.532; 10 images, in batches of 1, 2, 7."
+        "AP 53.00, in PyTorch 53.25; 10 images, in batches of 1, 2, 7."
     )
 
 
