@@ -238,8 +238,8 @@ def _init_worker(worker: int) -> None:
 def _end_later(number: int, frame: object) -> None:
     """End this worker in `SECONDS_AFTER_SIGTERM`; more signals postpone nothing.
 
-    With 0: to any other end of a worker, PyTorch answers with an exception in the main process, wherever that is, and
-    be it while it saves its state. A worker that hangs in C code is killed later.
+    With 0: to any other end of a worker, PyTorch answers with an exception in the main process, even while that saves
+    its state. A worker that hangs in C code is killed later.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.alarm(2 * SECONDS_AFTER_SIGTERM)
