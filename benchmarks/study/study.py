@@ -49,6 +49,8 @@ RANDOM_TEACHER = "tf_efficientnet_lite2"
 """The same network, which timm builds with random weights."""
 EARLY_STAGE = 3
 """Of five, with half the stride of the last."""
+LOW_F1 = 0.3
+"""At which the pseudo-labels of `pseudo-low` may begin, in place of 0.5."""
 PROBE = RESULTS / "probe.json"
 PROBE_SIZE = 128
 HEADER = ("arm", "seeds", "AP", "AP50", "AP − off, in pairs", "95 % interval", "s / epoch")
@@ -67,13 +69,26 @@ class Cell(NamedTuple):
     """Pixels of a side."""
 
 
-ALL = ("off", "train", "before", "both", "unlabeled", "pseudo", "random", "longer", "lite0", "early", "own")
+ALL = (
+    "off",
+    "train",
+    "before",
+    "both",
+    "unlabeled",
+    "pseudo",
+    "pseudo-low",
+    "random",
+    "longer",
+    "lite0",
+    "early",
+    "own",
+)
 MAIN = ("off", "train", "before", "both", "unlabeled")
 CELLS = {
     "bccd-10": Cell("bccd", 0.1, "scratch", 600, ALL),
     "bccd-30": Cell("bccd", 0.3, "scratch", 600, MAIN),
-    "bccd-100": Cell("bccd", 1.0, "scratch", 600, ALL[:8]),
-    "facemask-10": Cell("facemask", 0.1, "scratch", 600, ALL[:8], 192),
+    "bccd-100": Cell("bccd", 1.0, "scratch", 600, ALL[:9]),
+    "facemask-10": Cell("facemask", 0.1, "scratch", 600, ALL[:9], 192),
     "facemask-100": Cell("facemask", 1.0, "scratch", 600, MAIN, 192),
     "bccd-10-imagenet": Cell("bccd", 0.1, "imagenet", 600, MAIN),
     "bccd-100-imagenet": Cell("bccd", 1.0, "imagenet", 600, MAIN),
@@ -135,13 +150,15 @@ def arms_of(cell: Cell, data: Path, out: Path) -> dict[str, dict[str, Any]]:
     }
     before = starts.pop("taught")
     extra = PRETRAINING_EPOCHS * (sum(SETS.values()) // PRETRAINING_BATCH)
+    pseudo = {"data.unlabeled": [str(data / cell.data)], "pseudo_labels.weight": 1.0}
     settings: Mapping[str, dict[str, Any]] = {
         "off": {},
         "train": fixed,
         "before": before,
         "both": before | fixed,
         "unlabeled": fixed | {"data.unlabeled": others},
-        "pseudo": {"data.unlabeled": [str(data / cell.data)], "pseudo_labels.weight": 1.0},
+        "pseudo": pseudo,
+        "pseudo-low": pseudo | {"pseudo_labels.least_f1": LOW_F1},
         "longer": schedule(cell, cell.steps + extra),
         **starts,
     }

@@ -24,7 +24,7 @@ from rtdetrv4.outputs import LOG_FILE, write_text
 from rtdetrv4.training.progress import TerminalProgress
 from rtdetrv4.training.reports import EpochReport, Observer, PseudoLabelReport, RunInfo, RunResult, StepReport
 from rtdetrv4.training.run_curves import draw_curves
-from rtdetrv4.training.symptoms import BandWatch, LoaderWatch
+from rtdetrv4.training.symptoms import BandWatch, LoaderWatch, PseudoLabelWatch
 
 
 def progress_console() -> Console:
@@ -41,6 +41,7 @@ def default_observers(out: Path, *, log_every: int = 50, console: Console | None
         CurvePlot(out / LOG_FILE, out / "curves.png"),
         BandWatch(),
         LoaderWatch(),
+        PseudoLabelWatch(),
     ]
 
 

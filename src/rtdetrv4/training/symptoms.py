@@ -27,6 +27,8 @@ FALL, RISE = 0.95, 1.3
 """A loss that is not below this multiple of its start has not fallen; one above that multiple of its minimum rises."""
 LEARNED_AP = 0.05
 """With this AP a detector has learned something, so that a level loss is no symptom."""
+FEWER = 0.5
+"""Pseudo-labels that fall below this share of what they began with are on a way down."""
 NO_AP50, NO_AP_EVALUATIONS, NO_AP_STEPS, NO_AP_SHARE = 0.005, 3, 1000, 0.5
 """AP50 below this is none. It is a symptom after so many evaluations, and so many steps or that share of the run."""
 
@@ -155,6 +157,35 @@ class LoaderWatch(Observer):
                 "Training waits for images %.0f %% of the time. What helps: more processes that load them "
                 "(data.workers), or keeping them decoded (data.cache=ram or disk).",
                 100 * waiting,
+            )
+
+
+class PseudoLabelWatch(Observer):
+    """Warns, once, when the weights find fewer and fewer objects to label.
+
+    What they miss is taught to be background, so they miss more. In a run that began at a mean F1 of 0.3, 10 boxes per
+    image became 3, and AP fell (docs/research/study.md).
+    """
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._has_warned = False
+
+    def epoch_end(self, report: EpochReport) -> None:
+        """Compare the boxes per image with those of the first epoch that has some."""
+        labels = report.pseudo_labels
+        if labels is None or not labels.num_images:
+            return
+        boxes = labels.num_boxes / labels.num_images
+        self._first = self._first or boxes
+        if boxes < FEWER * self._first and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "The weights find fewer and fewer objects in the images without labels, %.1f per image now and %.1f "
+                "when the pseudo-labels began: what they miss is learned as background. Start again with a higher "
+                "pseudo_labels.least_f1, so that they begin later, or without them.",
+                boxes,
+                self._first,
             )
 
 

@@ -5,12 +5,14 @@ import pytest
 
 from made_up_run import PLAN, epoch_report, info, step_report
 from rtdetrv4.distillation import ModulationReport
+from rtdetrv4.training.reports import PseudoLabelReport
 from rtdetrv4.training.symptoms import (
     EPOCHS_OUTSIDE,
     WINDOW,
     BandWatch,
     LoaderWatch,
     LossWatch,
+    PseudoLabelWatch,
     finds_nothing,
     level,
     rising,
@@ -186,6 +188,23 @@ def test_waiting_for_images_is_told_once(caplog):
     loader.epoch_end(slow)
     (message,) = warnings(caplog)
     assert message.startswith("Training waits for images 62 % of the time.")
+
+
+def test_ever_fewer_pseudo_labels_are_told_once(caplog):
+    watch = PseudoLabelWatch()
+
+    def see(num_images, num_boxes):
+        labels = PseudoLabelReport(num_images, num_images, num_boxes, num_steps=7, thresholds={"red": 0.3})
+        watch.epoch_end(epoch_report(1)._replace(pseudo_labels=labels))
+
+    watch.epoch_end(epoch_report(1))
+    for images, boxes in ((28, 0), (28, 270), (28, 300), (14, 100), (28, 135)):
+        see(images, boxes)
+    assert not warnings(caplog)
+    see(28, 134)
+    see(28, 20)
+    (message,) = warnings(caplog)
+    assert "4.8 per image now and 9.6 when the pseudo-labels began" in message
 
 
 @pytest.mark.parametrize("side", ["below", "above"])
