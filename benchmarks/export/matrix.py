@@ -150,7 +150,7 @@ def cells_of(row: dict[str, Any]) -> list[str]:
         value = row.get(name)
         return "" if value is None else format(factor * value, how)
 
-    accuracy = [number("matched", ".1f", 100), number("ap", ".4f"), number("torch_ap", ".4f")]
+    accuracy = [number("matched", ".1f", 100), number("ap", ".2f", 100), number("torch_ap", ".2f", 100)]
     rest = [number("max_box_px", ".2g"), number("max_score", ".2g"), str(row.get("megabytes", "")), row["remark"]]
     return [row["model"], "×".join(map(str, row["size"])), row["format"], row["precision"], *accuracy, *rest]
 
