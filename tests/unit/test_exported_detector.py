@@ -160,7 +160,7 @@ print(main(sys.argv[1:]))
         return done.stdout, done.stderr
 
     out, _ = run("val", "--data", data, "--model", model)
-    assert "0.7500" in out
+    assert "75.00" in out
     assert out.endswith("0\n")
     out, _ = run("predict", data / "valid", "--model", model, "--conf", "0.6", "--device", "cpu")
     assert out.splitlines()[:2] == ["0.jpg: 1 red", "1.jpg: 1 green"]
