@@ -14,7 +14,7 @@ from torch import Tensor
 from rtdetrv4.errors import first_line
 from rtdetrv4.ops.device import is_out_of_memory
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 Key = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
