@@ -1115,18 +1115,18 @@ class Detector:
         return self._deployed
 
     def _graphs(self) -> CudaGraphs:
-        """From B×3×H×W pixels to what `_run` returns."""
+        """From B×3×H×W pixels in [0, 1] to what `_run` returns, as tensors."""
         from rtdetrv4.models import postprocess
         from rtdetrv4.ops.cuda_graphs import CudaGraphs
 
-        network = self._deploy()
-
-        def find(pixels: Tensor) -> tuple[Tensor, ...]:
-            output = network(pixels)
-            num_top = max(NUM_TOP, output.logits.shape[1])
-            return postprocess(output.logits, output.boxes, pixels.new_ones(1, 2), num_top)
-
         if self._replayed is None:
+            network = self._deploy()
+
+            def find(pixels: Tensor) -> tuple[Tensor, ...]:
+                output = network(pixels)
+                num_top = max(NUM_TOP, output.logits.shape[1])
+                return postprocess(output.logits, output.boxes, pixels.new_ones(1, 2), num_top)
+
             self._replayed = CudaGraphs(find)
         return self._replayed
 

@@ -18,13 +18,13 @@ def write(deployment: Deployment, path: Path) -> tuple[str, ...]:
     """Write NAME.torchscript."""
     module, metadata = deployment.module.eval(), deployment.metadata
     images = module.example(metadata.batch or 2, metadata.image_size)
-    with torch.no_grad(), quiet(), _General():
+    with torch.no_grad(), quiet(), _GeneralTrace():
         program = torch.jit.trace(module, (images,), check_trace=False)
         torch.jit.save(program, path, _extra_files={METADATA_KEY: metadata.to_json()})
     return ()
 
 
-class _General(TorchFunctionMode):
+class _GeneralTrace(TorchFunctionMode):
     """Keeps what belongs to the example out of the trace: its batch size and its device.
 
     `unflatten` makes the sizes of the example constants, so it is asked to look at the tensor's. A call of `arange`

@@ -23,7 +23,7 @@ from rtdetrv4.losses.localization import (
 from rtdetrv4.losses.matcher import HungarianMatcher, Matches, denoising_matches
 from rtdetrv4.ops.boxes import overlap, xyxy_from_cxcywh
 from rtdetrv4.ops.collectives import mean_over_ranks
-from rtdetrv4.ops.device import numbers
+from rtdetrv4.ops.device import tensor_like
 from rtdetrv4.ops.distribution import encode_edges, weighting
 from rtdetrv4.types import DetectorOutput, HeadOutput, Targets, TrainingOutput
 
@@ -114,7 +114,7 @@ class Criterion:
         class_matches = matched.each()
         box_matches = matched.union().expand(len(names)) if self.union_matching else class_matches
         counts = [float(len(targets.labels)), float(box_matches.query.shape[1])]
-        norms = mean_over_ranks(numbers(counts, all_boxes)).clamp(min=1)
+        norms = mean_over_ranks(tensor_like(counts, all_boxes)).clamp(min=1)
         class_norm, union_norm = norms.unbind()
         batch, num_queries = all_logits.shape[1:3]
         balance = edge_balance(box_matches.query.shape[1], batch * num_queries)
@@ -203,7 +203,7 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
         KeyError: a term has no weight.
     """
     values = torch.stack(list(terms.values()))
-    return values @ numbers([weights[name.partition("_")[0]] for name in terms], values)
+    return values @ tensor_like([weights[name.partition("_")[0]] for name in terms], values)
 
 
 class _DecoderHeads(NamedTuple):

@@ -44,7 +44,7 @@ class CudaGraphs:
         self._function = function
         self._most = most
         self._recordings: OrderedDict[Key, _Recording | None] = OrderedDict()
-        """None for a shape that has come once, or that cannot be recorded."""
+        """None for a shape that has come once."""
         self._gives_up = False
         self._pool: Any = None
         """Memory that the recordings share: no two of them run at once."""

@@ -27,8 +27,8 @@ def find_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def numbers(values: Sequence[float], like: Tensor) -> Tensor:
-    """The values as a tensor of the dtype and on the device of another one, without waiting for that device."""
+def tensor_like(values: Sequence[float], like: Tensor) -> Tensor:
+    """(len(values),): the values in the dtype and on the device of another tensor, without waiting for the device."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
