@@ -88,10 +88,11 @@ CELLS = {
     "bccd-10": Cell("bccd", 0.1, "scratch", 600, ALL),
     "bccd-30": Cell("bccd", 0.3, "scratch", 600, MAIN),
     "bccd-100": Cell("bccd", 1.0, "scratch", 600, ALL[:9]),
-    "facemask-10": Cell("facemask", 0.1, "scratch", 600, ALL[:9], 192),
     "facemask-100": Cell("facemask", 1.0, "scratch", 600, MAIN, 192),
     "bccd-10-imagenet": Cell("bccd", 0.1, "imagenet", 600, MAIN),
     "bccd-100-imagenet": Cell("bccd", 1.0, "imagenet", 600, MAIN),
+    "facemask-10-imagenet": Cell("facemask", 0.1, "imagenet", 600, ALL[:9], 160),
+    "facemask-10-2000": Cell("facemask", 0.1, "scratch", 2000, ("off", "before", "random", "longer"), 160),
     "bccd-10-2000": Cell("bccd", 0.1, "scratch", 2000, ("off", "before", "pseudo")),
     "bccd-100-2000": Cell("bccd", 1.0, "scratch", 2000, ("off", "before")),
     "aquarium-100-imagenet": Cell("aquarium", 1.0, "imagenet", 2000, ("off", "before"), 192),
@@ -227,7 +228,7 @@ def restore(results: Path, folder: Path) -> None:
 
 def probe(data: Path, own: str) -> None:
     """Ask how well each teacher separates the boxes of the smallest set."""
-    teachers = [load(own) for load in TEACHERS.values()]
+    teachers = [TEACHER, f"random:{RANDOM_TEACHER}", lite0(), f"{TEACHER}@{EARLY_STAGE}", own]
     found = rtdetrv4.probe_teachers(data / "bccd", teachers, imgsz=PROBE_SIZE)
     print(found)
     PROBE.write_text(found.to_json().replace(own, "own") + "\n", encoding="utf-8")

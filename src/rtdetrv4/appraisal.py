@@ -28,7 +28,7 @@ from rtdetrv4.outputs import SIMILARITY_FILE, write_text
 from rtdetrv4.report import FACTS_FILE, write_report
 from rtdetrv4.run_folder import RunFolder, package_versions
 from rtdetrv4.runtime import Detections, draw_boxes, preprocess
-from rtdetrv4.runtime.draw import contact_sheet
+from rtdetrv4.runtime.draw import contact_sheet, draw_text
 from rtdetrv4.runtime.machine import processor_name
 from rtdetrv4.runtime.slicing import Slicing
 from rtdetrv4.runtime.speed import measure_speed
@@ -39,6 +39,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 NUM_SHOWN = 12
 """Validation images in predictions.jpg."""
+SHOWN_ABOVE = 0.4
+"""Confidence of the detections there."""
+PICTURE_WIDTH, COLUMNS = 640, 3
 NUM_COMPARED = 4
 """Validation images on which F5 is compared with the teacher."""
 NUM_TIMED = 8
@@ -195,14 +198,17 @@ class Appraisal:
             if len(pictures) == NUM_SHOWN:
                 break
             try:
-                found = self.predict(split.image_dir / record.info.file_name, conf=0.4)[0]
+                found = self.predict(split.image_dir / record.info.file_name, conf=SHOWN_ABOVE)[0]
             except SourceError:  # the evaluation has named it
                 continue
             assert found.image is not None
             truth = [split.classes.names[label] for label in record.labels]
             shown = draw_boxes(found.image, record.boxes_xyxy_px, record.labels, truth)
             pictures.append(np.concatenate((shown, found.plot()), axis=1))
-        contact_sheet(pictures, path)
+        halves = ("labels", f"predictions above {SHOWN_ABOVE}")
+        header = np.concatenate([draw_text(text, PICTURE_WIDTH // 2) for text in halves], axis=1)
+        columns = min(COLUMNS, max(len(pictures), 1))
+        contact_sheet([header] * columns + pictures, path, columns=columns, width=PICTURE_WIDTH)
 
     def _facts(self, split: Split, data: tuple[str | None, str], *, times: bool) -> dict[str, Any]:
         """What is evaluated, where its images are and, if `times`, how long one takes on this machine."""

@@ -17,7 +17,7 @@ from rtdetrv4.errors import (
     require,
 )
 from rtdetrv4.exported_detector import ExportedDetector
-from rtdetrv4.keywords import suggests
+from rtdetrv4.keywords import no_such_method, suggests
 from rtdetrv4.outputs import unused_file, unused_folder
 from rtdetrv4.runtime import Detections, preprocess
 from rtdetrv4.runtime.detect import detect
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 NO_CLASS_YET = ClassMap(("none yet",), (0,))
@@ -98,8 +97,8 @@ class Detector:
 
     Args:
         model: a name listed by `rtdetrv4 models`, a recipe file (.yaml), a `Recipe`, weights (.safetensors, .pt,
-            .pth), or an exported file. None: the model that `weights` belongs to, or rtdetrv4-s without a file of
-            weights.
+            .pth), the folder of a run, or an exported file. None: the model that `weights` belongs to, or rtdetrv4-s
+            without a file of weights.
         weights: "coco", "obj365" or "obj2coco" for weights of `model` trained on COCO, on Objects365, or on one after
             the other; "imagenet" for a backbone only; "none"; or a file: weights.safetensors or a training state of
             this package, a released .pth, "hf://owner/repo/file". None: "coco"; training takes the next best if these
@@ -115,6 +114,7 @@ class Detector:
         WeightsError: the weights cannot be read, or belong to another model.
     """
 
+    @suggests
     def __new__(
         cls: type[Own],
         model: str | Path | Recipe | None = None,
@@ -145,8 +145,9 @@ class Detector:
         from rtdetrv4.assembly.start import START_NAMES
         from rtdetrv4.config import DEFAULT_MODEL
         from rtdetrv4.weights import read_checkpoint
+        from rtdetrv4.weights.files import names_weights
 
-        if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
+        if isinstance(model, str | Path) and names_weights(model):
             if weights is not None:
                 raise ConfigError(f'Got weights twice, model="{model}" and weights="{weights}". Give only one.')
             model, weights = None, model
@@ -179,6 +180,12 @@ class Detector:
         height, width = self.recipe.model.image_size
         classes = "classes not loaded yet" if self.classes is None else f"{self.classes.num_classes} classes"
         return f"Detector({self.recipe.model.name}, {height}×{width} pixels, {classes}, on {self.device})"
+
+    if not TYPE_CHECKING:  # which would take any name for one that there is
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what a method is called here that other packages call `name`."""
+            raise AttributeError(no_such_method(name, type(self)))
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: recordings of a GPU's kernels are made anew."""
@@ -915,6 +922,8 @@ class Detector:
         )
         return found if stream else list(found)
 
+    __call__ = predict
+
     def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Run a batch at the image size of the weights and return all detections, whatever their score.
 
@@ -1146,6 +1155,8 @@ def _settings(
     """The settings of a run by name, and its teacher if that is no name."""
     from rtdetrv4.distillation.teacher import teacher_name
 
+    if isinstance(teacher, Detector):  # which can be called like a network
+        raise ConfigError("teacher: got a Detector; give its file, such as runs/large/weights.safetensors.")
     built = None if teacher is None or isinstance(teacher, str) else teacher
     return {**given, "teacher": teacher if built is None else teacher_name(built), **(overrides or {})}, built
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rtdetrv4 import runtime
 from rtdetrv4.errors import ConfigError, DatasetError, require
-from rtdetrv4.keywords import suggests
+from rtdetrv4.keywords import no_such_method, suggests
 from rtdetrv4.outputs import unused_folder, write_text
 from rtdetrv4.runtime.slicing import OVERLAP, Slicing
 from rtdetrv4.types import ClassMap
@@ -65,7 +65,11 @@ class ExportedDetector(runtime.ExportedDetector):
         return f"ExportedDetector({facts})"
 
     if not TYPE_CHECKING:  # which would lose the overloads
-        predict = suggests(runtime.ExportedDetector.predict)
+        predict = __call__ = suggests(runtime.ExportedDetector.predict)
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what a method is called here that other packages call `name`."""
+            raise AttributeError(no_such_method(name, type(self)))
 
     @suggests
     def val(

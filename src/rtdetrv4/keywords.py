@@ -20,7 +20,6 @@ NAMES_ELSEWHERE: Mapping[str, str] = {
     "dataset_dir": "data",
     "image_size": "imgsz",
     "img_size": "imgsz",
-    "iou": "duplicates",
     "learning_rate": "lr",
     "lr0": "lr",
     "max_detections": "max_det",
@@ -49,12 +48,29 @@ SETTINGS_ELSEWHERE: Mapping[str, str] = {
     "warmup_epochs": "schedule.warmup_steps",
 }
 """What other packages call a setting of ours."""
+METHODS_ELSEWHERE: Mapping[str, str] = {
+    "detect": "predict(…)",
+    "evaluate": "val(…)",
+    "fit": "train(…)",
+    "infer": "predict(…)",
+    "info": "model, names or metadata",
+    "load": "Detector(PATH)",
+    "test": "val(…)",
+    "track": "predict(…, track=True)",
+    "validate": "val(…)",
+}
+"""What to write in place of a method that other packages have."""
 
 
 ANSWERS: Mapping[str, tuple[str, str]] = {
     "dynamic": ("opset", "Files take any batch size, unless batch gives the only one; imgsz gives height and width."),
     "half": ("precision", 'Give precision: "fp16" or "bf16".'),
     "int8": ("precision", 'Give precision="int8" and data, to measure ranges on.'),
+    "iou": (
+        "duplicates",
+        'There is no NMS whose overlap could be set; duplicates="drop" leaves out what repeats a better detection.',
+    ),
+    "num_classes": ("weights", "Classes come from the data or the weights; there is no number to set."),
     "nms": (
         "duplicates",
         'Nothing has to be suppressed; duplicates="drop" leaves out what repeats a better detection.',
@@ -69,15 +85,28 @@ the answer."""
 def suggests(method: Callable[P, R]) -> Callable[P, R]:
     """Make the TypeError about an unknown keyword argument say what may have been meant."""
     known = tuple(inspect.signature(method).parameters)[1:]  # without self
+    owner, _, shown = method.__qualname__.rpartition(".")
+    if shown == "__new__":
+        shown = owner
 
     @wraps(method)
     def checked(*args: P.args, **options: P.kwargs) -> R:
         for name in options:
             if name not in known:
-                raise TypeError(f'{method.__name__}() has no argument "{name}".{_suggestion(name, known)}')
+                raise TypeError(f'{shown}() has no argument "{name}".{_suggestion(name, known)}')
         return method(*args, **options)
 
     return checked
+
+
+def no_such_method(name: str, owner: type) -> str:
+    """The message about an attribute that an object does not have."""
+    message = f"{owner.__name__} has no {name!r}."
+    if name.startswith("_"):
+        return message
+    if name in METHODS_ELSEWHERE:
+        return f"{message} Use {METHODS_ELSEWHERE[name]}."
+    return message + did_you_mean(name, [known for known in dir(owner) if not known.startswith("_")])
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:

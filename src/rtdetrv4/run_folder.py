@@ -30,9 +30,9 @@ from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
 from rtdetrv4.outputs import LOG_FILE, SIMILARITY_FILE, numbered_folders, unused_folder, write_text
 from rtdetrv4.report import FACTS_FILE, METRICS_FILE, REPORT_FILES, REPORT_PAGE
 from rtdetrv4.run_lock import locked
-from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, check_checkpoint, load_checkpoint
+from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, check_checkpoint, load_checkpoint
 from rtdetrv4.training.state import is_complete
-from rtdetrv4.weights.files import listing
+from rtdetrv4.weights.files import WEIGHTS_FILE, listing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -458,7 +458,7 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("trian", "Did you mean 'train', 'pretrain'?"),
         ("train --data d --epocs 5", 'No such option: --epocs. Did you mean "--epochs"?'),
         ("train --data d epochs=5", 'Options are written "--epochs 50", other settings "--set name=value".'),
-        ("train --data d --epochs many", "'--epochs'"),
+        ("train --data d --epochs many", '--epochs: got "many", expected a whole number.'),
         ("train", "Missing option --data: a folder with a COCO, YOLO, Pascal VOC, LabelMe or CVAT data set."),
         ("train --data d --imgsz 650", '--imgsz: got "650", expected multiples of 32, such as 640 or 672.'),
         ("train --data d --device gpu", '--device: got "gpu", expected auto, cpu, cuda, cuda:INDEX, mps or xpu.'),
@@ -484,6 +484,17 @@ def test_models_prints_a_recipe_that_can_be_read_back(capsys: pytest.CaptureFixt
         ("val --data d --model w.safetensors --no-whole", "belong to tiles; give their size, such as --slice 640"),
         ("export", "Missing argument MODEL"),
         ("export a.safetensors --model b.safetensors", "Got two models"),
+        ("predict --source a.jpg", "--source. What to look at is given without an option"),
+        ("predict a.jpg --model w.onnx --iou 0.5", "--iou. There is no NMS whose overlap could be set"),
+        ("predict a.jpg --threshold 0.5", 'Did you mean "--conf"?'),
+        ("train --data d --batch-size 4", 'Did you mean "--batch"?'),
+        ("train --data d --threshold 0.5", "No such option: --threshold"),
+        ("train --data d --lr=fast", 'got "fast", expected a number.'),
+        ("serve w.onnx --port 99999", 'got "99999", expected at most 65535.'),
+        ("detect a.jpg", 'No such command: detect. Did you mean "predict"?'),
+        ("forget", "See rtdetrv4 --help."),
+        ("export a.safetensors -f tflite", 'format: got "tflite", expected onnx'),
+        ("export a.safetensors -f pt2 -p int8", 'precision: got "int8", but pt2 comes in fp32.'),
         ("verify missing.onnx", "missing.onnx does not exist"),
         ("doctor d --model w.onnx", "w.onnx is an exported model; the doctor looks for wrong labels with weights."),
         ("val --data d --model w.safetensors --device gpu", '--device: got "gpu", expected auto, cpu'),
@@ -569,11 +580,37 @@ def test_memory_that_runs_out_is_one_line(
     assert line == f"out of memory ({cause}). Use a smaller batch or image size, or close other programs."
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("operator torchvision::nms does not exist"), ImportError("libtorch.so: undefined symbol: x")]
+)
+def test_packages_that_do_not_fit_together_are_one_line(
+    detector: type[FakeDetector], capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    detector.error = error
+    line = mistake("train --data d", capsys)
+    assert line.startswith(f"the installed packages do not fit together: {error}. Found torch ")
+    assert line.endswith("install both anew, in one command and from the same index.")
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes cannot be multiplied")])
 def test_errors_that_are_not_the_users_are_not_hidden(detector: type[FakeDetector], error: Exception) -> None:
     detector.error = error
     with pytest.raises(type(error)):
         main(["train", "--data", "d"])
+
+
+def test_a_sigterm_before_the_first_step_is_no_silent_end(
+    monkeypatch: pytest.MonkeyPatch, detector: type[FakeDetector], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(detector, "train", train)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("train --data d") == 130
+    assert capsys.readouterr().err == "interrupted. Training had not begun.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_interrupted_training_tells_how_to_go_on(
@@ -585,7 +622,7 @@ def test_an_interrupted_training_tells_how_to_go_on(
     assert capsys.readouterr().err == expected
     detector.error = KeyboardInterrupt()
     assert run("train --data d") == 130
-    assert capsys.readouterr().err == "interrupted.\n"
+    assert capsys.readouterr().err == "interrupted. Training had not begun.\n"
     assert run("export --model w.safetensors") == 130
     expected = "interrupted. The export was not finished; no file was replaced that had not passed its check.\n"
     assert capsys.readouterr().err == expected

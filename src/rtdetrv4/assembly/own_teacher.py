@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +11,7 @@ from rtdetrv4.data.batch import STRIDE
 from rtdetrv4.distillation import Teacher
 from rtdetrv4.models import SemanticPath
 from rtdetrv4.weights import load_weights, read_checkpoint
-
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
+from rtdetrv4.weights.files import names_weights
 
 
 class F5Network(nn.Module):
@@ -34,8 +31,8 @@ class F5Network(nn.Module):
 
 
 def is_detector(teacher: str) -> bool:
-    """Whether a teacher's name is a file of a detector's weights, and not a network of timm."""
-    return Path(teacher).suffix in WEIGHTS_SUFFIXES
+    """Whether a teacher's name is that of a detector's weights, and not a network of timm."""
+    return names_weights(teacher)
 
 
 def load_own_teacher(weights: str, *, dtype: torch.dtype | None = None, compile: bool = False) -> Teacher:

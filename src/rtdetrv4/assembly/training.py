@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,16 +18,23 @@ from torch import nn
 from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.models import find_variant
 from rtdetrv4.assembly.own_teacher import is_detector, load_own_teacher
+from rtdetrv4.assembly.run_data import (
+    check_unlabeled,
+    features_on_disk,
+    image_cache,
+    pseudo_labels,
+    pseudo_share,
+    training_data,
+    unlabeled_data,
+)
 from rtdetrv4.config import Recipe, flat_settings, override
-from rtdetrv4.config.schema import DistillationConfig, LossConfig, PseudoLabelsConfig, RunConfig, parse_size
+from rtdetrv4.config.schema import DistillationConfig, LossConfig, RunConfig
 from rtdetrv4.config.variants import Variant
 from rtdetrv4.data.batch import multi_scales
-from rtdetrv4.data.cache import ImageCache, describe, open_cache
+from rtdetrv4.data.cache import ImageCache
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.formats import Split, Splits
-from rtdetrv4.data.loader import DetectionLoader, build_list_loader, build_loader
-from rtdetrv4.data.sampling import repeat_factors
-from rtdetrv4.data.transforms import Augmentation
+from rtdetrv4.data.loader import build_loader
 from rtdetrv4.distillation import (
     PIP_TEACHER,
     DistillationStudent,
@@ -52,7 +58,6 @@ from rtdetrv4.training import (
     Observer,
     Plan,
     Profiler,
-    PseudoLabels,
     Tracker,
     Trainer,
     TrainingData,
@@ -76,9 +81,8 @@ from rtdetrv4.training.fit import (
     worker_memory,
 )
 from rtdetrv4.training.pace import Pace, measure_pace
-from rtdetrv4.training.pseudo_labels import STRONG, usual_epochs
 from rtdetrv4.training.symptoms import LossWatch
-from rtdetrv4.training.teacher_features import TeacherFeatures, features_folder
+from rtdetrv4.training.teacher_features import TeacherFeatures
 from rtdetrv4.types import ClassMap
 from rtdetrv4.weights.files import find_weights
 
@@ -264,21 +268,24 @@ def settle_course(
     """
     assert splits.train is not None, "nothing to train on"
     supervision = supervision or Supervision.of(recipe)
+    asks_for_pace = fitting is not None and fitting.asks_for_pace
+    if accelerator.is_main_process and (asks_for_pace or not isinstance(recipe.run.accumulate, int)):
+        logger.info("Measuring what a training step takes here.")
     recipe, accumulate = _fit_batch(recipe, splits.train, student, accelerator, supervision)
-    cache = _cache(recipe, splits.train, splits, accelerator)
-    features = _features(recipe, splits.train, teacher, accelerator)
+    cache = image_cache(recipe, splits.train, splits, accelerator)
+    features = features_on_disk(recipe, splits.train, teacher, accelerator)
     # Without a weight the teacher leaves these images to pseudo-labels, which have loaders of their own.
     is_taught = teacher is not None and (recipe.distillation.unlabeled_weight or not recipe.pseudo_labels.weight)
     taught = splits.unlabeled if is_taught else None
-    of_taught = None if taught is None else _features(recipe, taught, teacher, accelerator)
-    others_cache = None if splits.unlabeled is None else _cache(recipe, splits.unlabeled, splits, accelerator)
-    if fitting is not None and fitting.asks_for_pace:
-        unlabeled = _unlabeled_data(recipe, taught, accumulate, accelerator, of_taught, others_cache)
+    of_taught = None if taught is None else features_on_disk(recipe, taught, teacher, accelerator)
+    others_cache = None if splits.unlabeled is None else image_cache(recipe, splits.unlabeled, splits, accelerator)
+    if fitting is not None and asks_for_pace:
+        unlabeled = unlabeled_data(recipe, taught, accumulate, accelerator, of_taught, others_cache)
         pace = _pace(recipe, splits, accumulate, student, accelerator, cache, teacher, supervision, unlabeled, features)
         recipe = fitting.fit_time(recipe, pace)
-    data = _training_data(recipe, splits.train, accumulate, accelerator, cache)
+    data = training_data(recipe, splits.train, accumulate, accelerator, cache)
     plan = build_plan(recipe, max(len(data.loader) // accumulate, 1))
-    unlabeled = _unlabeled_data(recipe, taught, accumulate, accelerator, of_taught, others_cache)
+    unlabeled = unlabeled_data(recipe, taught, accumulate, accelerator, of_taught, others_cache)
     return Course(recipe, accumulate, data, plan, unlabeled, features, others_cache)
 
 
@@ -341,7 +348,7 @@ def build_trainer(
         evaluate=None
         if splits.val is None
         else build_evaluation(
-            recipe, splits.val, accelerator, evaluator, _cache(recipe, splits.val, splits, accelerator)
+            recipe, splits.val, accelerator, evaluator, image_cache(recipe, splits.val, splits, accelerator)
         ),
         accelerator=accelerator,
         out=out,
@@ -351,7 +358,7 @@ def build_trainer(
         teach_epochs=math.ceil(recipe.distillation.until * recipe.schedule.epochs),
         unlabeled=unlabeled,
         unlabeled_weight=recipe.distillation.unlabeled_weight,
-        pseudo_labels=_pseudo_labels(recipe, splits, plan, accumulate, accelerator, evaluator, others_cache),
+        pseudo_labels=pseudo_labels(recipe, splits, plan, accumulate, accelerator, evaluator, others_cache),
         features=features,
         observers=[*observers, *callbacks],
         sheets=BatchSheets(out, names),
@@ -531,7 +538,7 @@ def _pace(
 ) -> Pace:
     """Measure the pace of the run."""
     assert splits.train is not None
-    loader = _training_data(recipe, splits.train, accumulate, accelerator, cache).loader
+    loader = training_data(recipe, splits.train, accumulate, accelerator, cache).loader
     batch = min(loader.batch_size or 1, len(loader.dataset))
     measure = partial(
         measure_pace,
@@ -544,7 +551,7 @@ def _pace(
         teacher=None if teacher is None else teacher.to(accelerator.device),
         unlabeled=unlabeled,
         features=features,
-        pseudo_share=_pseudo_share(recipe, splits, len(loader) // accumulate),
+        pseudo_share=pseudo_share(recipe, splits, build_plan(recipe, max(len(loader) // accumulate, 1))),
     )
     while True:
         try:
@@ -574,206 +581,3 @@ def set_up_computation(detector: DetectionModel, run: RunConfig, device: torch.d
         compile_parts(detector)
     else:
         recompute_activations(detector)
-
-
-def _training_data(
-    recipe: Recipe, split: Split, accumulate: int, accelerator: Accelerator, cache: ImageCache | None
-) -> TrainingData:
-    stage = _augmentation(recipe, split)
-    seed, rank = recipe.run.seed, accelerator.process_index
-    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=accumulate)
-    return TrainingData(
-        loader=_training_loader(recipe, split, stage, per_rank, accelerator, cache),
-        augment=stage,
-        image_size=recipe.model.image_size,
-        multi_scale_repeat=recipe.augment.multi_scale_repeat,
-        seed=seed,
-        rank=rank,
-    )
-
-
-def _features(
-    recipe: Recipe, split: Split, teacher: Teacher | None, accelerator: Accelerator
-) -> TeacherFeatures | None:
-    """The teacher's features of a split on disk, computed if they are not there yet; a collective call."""
-    if teacher is None or recipe.distillation.cache == "none":
-        return None
-    height, width = recipe.model.image_size
-    scale = recipe.distillation.cache_scale
-    size, teacher = (scale * height, scale * width), teacher.to(accelerator.device)
-    features = TeacherFeatures(split, size, teacher, features_folder(), recipe.model.resize)
-    batch = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes)
-    features.fill(accelerator, batch=batch, workers=recipe.data.workers)
-    return features
-
-
-def check_unlabeled(recipe: Recipe, *, has_teacher: bool, has_val: bool) -> None:
-    """Check that a run can learn from its images without labels.
-
-    Raises:
-        ConfigError: neither a teacher nor pseudo-labels are there for them, or the thresholds cannot be measured.
-    """
-    settings = recipe.pseudo_labels
-    if not has_teacher and not settings.weight:
-        raise ConfigError(
-            "data.unlabeled: to learn from images without labels, name a teacher, such as dinov2-b, or set "
-            "pseudo_labels.weight=1; or leave the images out."
-        )
-    if settings.weight and settings.threshold == "best" and not has_val:
-        raise ConfigError(
-            "pseudo_labels.threshold: best needs validation images, and there are none. Give a number, such as 0.5."
-        )
-
-
-def _batches_beside(recipe: Recipe, accumulate: int, accelerator: Accelerator, share: float) -> tuple[int, int]:
-    """Size and number per step of batches that hold `share` times as many images as those with labels.
-
-    They are no larger than these, so that they fit in memory.
-    """
-    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=accumulate)
-    per_step = accumulate * math.ceil(share)
-    return max(round(per_rank * accumulate * share / per_step), 1), per_step
-
-
-def _unlabeled_data(
-    recipe: Recipe,
-    split: Split | None,
-    accumulate: int,
-    accelerator: Accelerator,
-    features: TeacherFeatures | None,
-    cache: ImageCache | None,
-) -> UnlabeledData | None:
-    """The images without labels that the teacher is asked for."""
-    if split is None:
-        return None
-    size, per_step = _batches_beside(recipe, accumulate, accelerator, recipe.distillation.unlabeled_share)
-    stage = _augmentation(recipe, split)
-    loader = _training_loader(recipe, split, stage, size, accelerator, cache)
-    return UnlabeledData(loader=loader, augment=stage, per_step=per_step, features=features)
-
-
-def _pseudo_labels(
-    recipe: Recipe,
-    splits: Splits,
-    plan: Plan,
-    accumulate: int,
-    accelerator: Accelerator,
-    evaluator: CocoEvaluator | None,
-    cache: ImageCache | None,
-) -> PseudoLabels | None:
-    """The owner of pseudo-labels for the images without labels, if the recipe asks for them."""
-    settings, split = recipe.pseudo_labels, splits.unlabeled
-    if split is None or splits.train is None or not settings.weight:
-        return None
-    epochs = pseudo_epochs(settings, plan)
-    if not epochs and accelerator.is_main_process:
-        logger.warning(
-            "pseudo_labels: none of the %d epochs is from epoch %d and before epoch %d, so nothing is labeled.",
-            plan.epochs,
-            epochs.start,
-            epochs.stop,
-        )
-    size, per_step = _batches_beside(recipe, accumulate, accelerator, settings.share)
-    augment = recipe.augment
-    stage = STRONG
-    if settings.augment == "recipe":
-        stage = Augmentation(photometric=augment.photometric, zoom_out=augment.zoom_out, iou_crop=augment.iou_crop)
-    stage = stage._replace(flip=augment.flip)
-    image_size, resize, workers = recipe.model.image_size, recipe.model.resize, recipe.data.workers
-    students = DetectionDataset(split, image_size, stage, recipe.run.seed, cache, resize)
-    return PseudoLabels(
-        loader=build_list_loader(students, size, workers),
-        plain=build_list_loader(DetectionDataset(split, image_size, cache=cache, resize=resize), size, workers),
-        augment=stage,
-        names=splits.train.classes.names,
-        epochs=epochs,
-        steps_per_epoch=plan.steps_per_epoch,
-        per_step=per_step,
-        weight=settings.weight,
-        threshold=None if settings.threshold == "best" else settings.threshold,
-        floor=settings.floor,
-        least_f1=settings.least_f1,
-        evaluator=evaluator,
-        seed=recipe.run.seed,
-        rank=accelerator.process_index,
-        ranks=accelerator.num_processes,
-    )
-
-
-def pseudo_epochs(settings: PseudoLabelsConfig, plan: Plan) -> range:
-    """The epochs of a run that have pseudo-labels."""
-    usual = usual_epochs(plan)
-    first = usual.start if settings.from_epoch == "auto" else settings.from_epoch
-    end = usual.stop if settings.until_epoch == "auto" else settings.until_epoch
-    return range(first, min(end, plan.epochs))
-
-
-def _pseudo_share(recipe: Recipe, splits: Splits, steps_per_epoch: int) -> float:
-    """How many images with pseudo-labels a run has for each with labels, at most."""
-    settings = recipe.pseudo_labels
-    if splits.unlabeled is None or not settings.weight:
-        return 0.0
-    plan = build_plan(recipe, max(steps_per_epoch, 1))
-    return settings.share * len(pseudo_epochs(settings, plan)) / plan.epochs
-
-
-def _augmentation(recipe: Recipe, split: Split) -> Augmentation:
-    """The augmentation of a split's images; boxes are what many kinds are for."""
-    augment = recipe.augment
-    stage = Augmentation(
-        mosaic=augment.mosaic,
-        mixup=augment.mixup,
-        photometric=augment.photometric,
-        zoom_out=augment.zoom_out,
-        iou_crop=augment.iou_crop,
-        flip=augment.flip,
-        rotation=augment.mosaic_rotation,
-        translation=augment.mosaic_translation,
-        min_scale=augment.mosaic_scale[0],
-        max_scale=augment.mosaic_scale[1],
-    )
-    if not split.classes.names:  # images without labels
-        stage = stage._replace(mosaic=0.0, mixup=0.0, zoom_out=0.0, iou_crop=0.0, permutes=0.0)
-        stage = stage._replace(random_crop=augment.unlabeled_crop)
-    return stage
-
-
-def _training_loader(
-    recipe: Recipe,
-    split: Split,
-    stage: Augmentation,
-    batch: int,
-    accelerator: Accelerator,
-    cache: ImageCache | None,
-) -> DetectionLoader:
-    is_balanced = recipe.data.sampling == "balanced" and bool(split.classes.names)
-    return build_loader(
-        DetectionDataset(split, recipe.model.image_size, stage, recipe.run.seed, cache, recipe.model.resize),
-        batch,
-        recipe.data.workers,
-        shuffle=True,
-        seed=recipe.run.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        drop_last=True,
-        weights=repeat_factors(split) if is_balanced else None,
-    )
-
-
-def _cache(recipe: Recipe, split: Split, splits: Splits, accelerator: Accelerator) -> ImageCache | None:
-    """The cache of one split, whose share of the cache size is its share of the images."""
-    data = recipe.data
-    if data.cache == "none":
-        return None
-    parts = (splits.train, splits.val, splits.unlabeled)
-    num_images = sum(len(part.records) for part in parts if part is not None)
-    cache = open_cache(
-        data.cache,
-        split,
-        parse_size(data.cache_size) * len(split.records) // num_images,
-        workers=data.workers,
-        ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or accelerator.num_processes,
-    )
-    if cache is not None and accelerator.is_main_process:
-        logger.info("Image cache (%s) for %s: %s.", data.cache, split.image_dir, describe(cache, split))
-    return cache

@@ -7,12 +7,14 @@ inside the commands, so that help and error messages appear quickly.
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import logging
 import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +28,7 @@ from rtdetrv4.cli.inference import predict, val
 from rtdetrv4.cli.serving import serve
 from rtdetrv4.cli.training import augment, compare, demo, pretrain, report, train
 from rtdetrv4.errors import ConfigError, RTDETRError, first_line, one_line
+from rtdetrv4.keywords import ANSWERS, NAMES_ELSEWHERE
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -48,6 +51,29 @@ _EXTRAS = {
     "serve": "serve",
     "demo": "demo",
 }
+# What other packages call our commands.
+_COMMANDS_ELSEWHERE = {
+    "benchmark": "bench",
+    "detect": "predict",
+    "eval": "val",
+    "evaluate": "val",
+    "finetune": "train",
+    "infer": "predict",
+    "inference": "predict",
+    "test": "val",
+    "track": "predict --track bytetrack",
+    "tune": "compare",
+    "validate": "val",
+}
+# What a value should have been, in the words of the library that checks it, and in ours.
+_EXPECTED = (
+    (r"Input should be a valid integer.*", "expected a whole number"),
+    (r"Input should be a valid number.*", "expected a number"),
+    (r"Input should be greater than or equal to (\S+)", r"expected at least \1"),
+    (r"Input should be less than or equal to (\S+)", r"expected at most \1"),
+    (r"Input should be greater than (\S+)", r"expected more than \1"),
+    (r"Input should be less than (\S+)", r"expected less than \1"),
+)
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # not every version of typer exports it
 
 
@@ -122,7 +148,7 @@ def main(args: Sequence[str] | None = None) -> int:
             args = _with_resume(args)
         code = app(args, prog_name="rtdetrv4", standalone_mode=False)
     except _UsageError as error:
-        return _mistake(_usage_message(error))
+        return _mistake(_usage_message(error, args))
     except RTDETRError as error:
         return _mistake(str(error))
     except ModuleNotFoundError as error:
@@ -131,16 +157,29 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         extra = _EXTRAS.get(command, "torch")
         return _mistake(f'{package} is not installed; install it with: pip install "rtdetrv4[{extra}]"')
+    except ImportError as error:
+        return _mistake(_unfit_packages(error))
     except OSError as error:
         if error.filename is None:
             raise
         return _mistake(f"{error.filename}: {error.strerror}")
     except (RuntimeError, MemoryError) as error:
+        if "torchvision::" in str(error):  # its operators were built for another torch
+            return _mistake(_unfit_packages(error))
         if not _is_out_of_memory(error):
             raise
         cause = first_line(error).partition(" GPU ")[0]  # which begins an account of all its memory
         return _mistake(f"out of memory ({cause}). Use a smaller batch or image size, or close other programs.")
     return code if isinstance(code, int) else 0
+
+
+def _given(names: Sequence[str], args: Sequence[str]) -> str:
+    """What an option got, if it is found."""
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        name, separator, value = word.partition("=")
+        if name in names:
+            return f'got "{value if separator else following}", '
+    return ""
 
 
 def _with_resume(args: list[str]) -> list[str]:
@@ -179,11 +218,45 @@ def _mistake(message: str) -> int:
     return EXIT_MISTAKE
 
 
-def _usage_message(error: Any) -> str:
+def _unfit_packages(error: Exception) -> str:
+    """What to do about installed packages that cannot be loaded together."""
+    versions = []
+    for package in ("torch", "torchvision"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+    found = " and ".join(versions) or "no torch"
+    return (
+        f"the installed packages do not fit together: {first_line(error)}. Found {found}; "
+        "install both anew, in one command and from the same index."
+    )
+
+
+def _hint(option: str, context: Any) -> str:
+    """What to write in place of an option that a command does not have, but others do."""
+    name = option.removeprefix("--").replace("-", "_")
+    known = {opt.removeprefix("--") for param in context.command.params for opt in param.opts}
+    if name == "source" and "source" not in known:
+        return "What to look at is given without an option, as in: rtdetrv4 predict photo.jpg"
+    if (meant := NAMES_ELSEWHERE.get(name)) in known:
+        return f'Did you mean "--{meant}"?'
+    return ANSWERS[name][1] if name in ANSWERS and ANSWERS[name][0] in known else ""
+
+
+def _usage_message(error: Any, args: Sequence[str]) -> str:
     possibilities = getattr(error, "possibilities", None)
+    if (option := getattr(error, "option_name", "")) and (hint := _hint(option, error.ctx)):
+        return f"{error.message}. {hint}"
     if possibilities:
         return f'{error.message}. Did you mean "{possibilities[0]}"?'
     message = error.format_message()
+    if wrong := re.match(r"No such command '(.*)'", message):
+        if meant := _COMMANDS_ELSEWHERE.get(wrong[1]):
+            return f'No such command: {wrong[1]}. Did you mean "{meant}"?'
+        return message if "Did you mean" in message else f"{message} See rtdetrv4 --help."
+    for text, expected in _EXPECTED:
+        if found := re.search(text, message):
+            names = getattr(error.param, "opts", ())
+            return f"{names[-1] if names else 'argument'}: {_given(names, args)}{found.expand(expected)}."
     if re.search(r"unexpected extra argument.*=", message):
         return f'{message}. Options are written "--epochs 50", other settings "--set name=value".'
     return message

@@ -80,7 +80,11 @@ def export(
         raise ConfigError(f'Got two models, "{model}" and --model "{trained}". Give only one.')
     if (model or trained) is None:
         raise ConfigError("Missing argument MODEL: weights (.safetensors), or a model by name.")
-    formats = format.split(",")
+    from rtdetrv4.export.formats import check_format, find_formats
+
+    formats = find_formats(format)
+    for each in formats:  # before weights are read
+        check_format(each, precision or "fp32", batch, grid_sample=grid_sample, opset=opset)
     given = given_options(
         precision=precision,
         out=out,
@@ -99,7 +103,7 @@ def export(
     )
     with interruptible(lambda: "The export was not finished; no file was replaced that had not passed its check."):
         written = detector_of(model or trained, weights, device).export(
-            formats[0] if len(formats) == 1 else formats, **given
+            formats[0].name if len(formats) == 1 else [each.name for each in formats], **given
         )
     for path in written if isinstance(written, list) else [written]:
         print_proof(path)

@@ -40,6 +40,7 @@ from rtdetrv4.cli.tables import print_metrics
 from rtdetrv4.errors import ConfigError
 
 EXIT_INCOMPLETE = 1
+NOT_BEGUN = "Training had not begun."
 
 
 def train(
@@ -94,9 +95,10 @@ def train(
     if resume and model is None:
         model, given["out"] = run_to_resume(out, RunConfig().out)
     given |= given_options(budget=budget)
-    result = detector_of(model, weights).train(
-        data, resume=resume or ("auto" if auto_resume else False), exist_ok=exist_ok, overrides=overrides, **given
-    )
+    with interruptible(lambda: NOT_BEGUN):
+        result = detector_of(model, weights).train(
+            data, resume=resume or ("auto" if auto_resume else False), exist_ok=exist_ok, overrides=overrides, **given
+        )
     if is_main_process():
         from rtdetrv4.report import REPORT_PAGE
 
@@ -162,14 +164,14 @@ def pretrain(
     if resume and model is None:
         model, given["out"] = run_to_resume(out, "runs/pretrain")
     given |= given_options(budget=budget)
-    detector = detector_of(model, weights)
-    result = detector.pretrain(
-        data or None,
-        resume=resume or ("auto" if auto_resume else False),
-        exist_ok=exist_ok,
-        overrides=overrides,
-        **given,
-    )
+    with interruptible(lambda: NOT_BEGUN):
+        result = detector_of(model, weights).pretrain(
+            data or None,
+            resume=resume or ("auto" if auto_resume else False),
+            exist_ok=exist_ok,
+            overrides=overrides,
+            **given,
+        )
     if is_main_process():
         if result.loss is not None:
             print(f"L_DSI: {result.loss:.3f}")
@@ -274,7 +276,8 @@ def compare(
         given |= given_options(arms=names or None, weights=weights)
         from rtdetrv4.comparison import compare as run_comparison
 
-        comparison = run_comparison(data, model, seeds=chosen, out=out, overrides=overrides, **given)
+        with interruptible(lambda: "Finished runs are kept; the same command goes on."):
+            comparison = run_comparison(data, model, seeds=chosen, out=out, overrides=overrides, **given)
     print(comparison)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rtdetrv4.assembly.training import build_teacher, check_unlabeled
+from rtdetrv4.assembly.run_data import check_unlabeled
+from rtdetrv4.assembly.training import build_teacher
 from rtdetrv4.comparison.results import Comparison
 from rtdetrv4.comparison.spread import few_seeds
 from rtdetrv4.comparison.starts import SEED, WEIGHTS, RunStart, StartCheck, check_start, split_weights, start_of
@@ -34,11 +35,12 @@ from rtdetrv4.config import Recipe, changed_settings, from_yaml, load_recipe, ov
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.records import Splits
 from rtdetrv4.data.unlabeled import read_unlabeled
-from rtdetrv4.detector import WEIGHTS_SUFFIXES, Detector
+from rtdetrv4.detector import Detector
 from rtdetrv4.distillation.teacher import Network, teacher_name
 from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, WeightsError, did_you_mean
 from rtdetrv4.run_folder import FREE_ON_RESUME, RECIPE_FILE, RunFolder, fixed_changes
 from rtdetrv4.training.observers import progress_console
+from rtdetrv4.weights.files import names_weights
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ def compare(
             "batch: got auto, expected a number: what fits depends on the arm and on other programs, but all arms must "
             "use the same. Give run.accumulate a number."
         )
-    if isinstance(model, str | Path) and Path(model).suffix in WEIGHTS_SUFFIXES:
+    if isinstance(model, str | Path) and names_weights(model):
         weights = model
     recipes = {name: _recipe_of_arm(base, name, settings) for name, (_, settings) in parts.items()}
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))

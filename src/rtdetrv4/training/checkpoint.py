@@ -16,8 +16,9 @@ from rtdetrv4.archives import UNREADABLE
 from rtdetrv4.errors import WeightsError, first_line
 from rtdetrv4.ops.torch_files import check_torch_file, require_plain
 from rtdetrv4.outputs import write_whole
+from rtdetrv4.weights.files import WEIGHTS_FILE
 
-LAST_FILE, BEST_FILE, WEIGHTS_FILE = "last.pt", "best.pt", "weights.safetensors"
+LAST_FILE, BEST_FILE = "last.pt", "best.pt"
 
 #: Incremented when the content of a checkpoint changes; files with another number are refused.
 FORMAT = 1

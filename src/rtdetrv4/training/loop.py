@@ -30,7 +30,7 @@ from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.ops.networks import statistics_kept
 from rtdetrv4.training.accelerator import synchronize_norms
 from rtdetrv4.training.batch_sheets import BatchSheets
-from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
+from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, load_checkpoint, save_checkpoint
 from rtdetrv4.training.clock import Clock
 from rtdetrv4.training.ema import ModelEma
 from rtdetrv4.training.interrupt import Interrupt
@@ -44,6 +44,7 @@ from rtdetrv4.training.teacher_features import TeacherFeatures, alignment
 from rtdetrv4.training.training_data import TrainingData, UnlabeledData
 from rtdetrv4.types import Batch
 from rtdetrv4.weights import save_weights
+from rtdetrv4.weights.files import WEIGHTS_FILE
 
 logger: logging.Logger = logging.getLogger(__name__)
 

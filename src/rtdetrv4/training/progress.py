@@ -17,8 +17,8 @@ from rich.text import Text
 
 from rtdetrv4.data.document import count_of
 from rtdetrv4.distillation import ModulationReport
-from rtdetrv4.training.checkpoint import WEIGHTS_FILE
 from rtdetrv4.training.reports import EpochReport, Observer, RunInfo, RunResult, StepReport
+from rtdetrv4.weights.files import WEIGHTS_FILE
 
 RECENT_STEPS = 20
 """The live line shows means over this many steps: a single batch says little."""

@@ -39,6 +39,9 @@ from rtdetrv4.weights.transformers import (
     read_config,
 )
 
+WEIGHTS_FILE = "weights.safetensors"
+"""The weights of a run, in its folder."""
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 #: The key under which weights.safetensors stores its metadata, as JSON.
 METADATA_KEY = "rtdetrv4"
 MAX_CLASSES = 100_000
@@ -187,11 +190,25 @@ def detects_nothing_yet(path: str | Path) -> WeightsError:
     )
 
 
+def names_weights(model: object) -> bool:
+    """Whether what is given as a model or a teacher stands for weights: a file of them, or the folder of a run.
+
+    So does a folder that transformers wrote. A model's name is no folder, even if there is one.
+    """
+    if not isinstance(model, str | Path) or str(model) in MODELS:
+        return False
+    path = Path(model)
+    if path.suffix in WEIGHTS_SUFFIXES:
+        return True
+    return str(model) != "" and path.is_dir() and (_is_run(path) or _is_of_transformers(path))
+
+
 def find_weights(weights: str | Path) -> Path:
     """The file that `weights` refers to.
 
-    It is the file itself; for a folder that transformers wrote, its model.safetensors; for `hf://owner/repo/file`, that
-    file of the Hugging Face Hub. A revision may be given as in `hf://owner/repo@revision/file`.
+    It is the file itself; for the folder of a run, its weights.safetensors; for one that transformers wrote, its
+    model.safetensors; for `hf://owner/repo/file`, that file of the Hugging Face Hub. A revision may be given as in
+    `hf://owner/repo@revision/file`.
 
     Raises:
         WeightsError: there is no such file.
@@ -203,15 +220,27 @@ def find_weights(weights: str | Path) -> Path:
         raise WeightsError(f"{text} is not fetched; download it and give the path, or use hf://owner/repo/file.")
     path = Path(weights)
     if path.is_dir():
-        if (path / TENSORS_FILE).is_file() and (path / CONFIG_FILE).is_file():
+        if _is_of_transformers(path):
             return path / TENSORS_FILE
-        raise WeightsError(f"{path} is a folder; give a file, such as {path / 'weights.safetensors'}.")
+        if (weights := path / WEIGHTS_FILE).is_file():
+            return weights
+        if _is_run(path):
+            raise WeightsError(f"The run in {path} has saved no weights yet: there is no {WEIGHTS_FILE}.")
+        raise WeightsError(f"{path} is a folder without weights; give a file of weights, or the folder of a run.")
     if path.is_file():
         return path
     if text in MODELS or text in RELEASED:
         raise WeightsError(_where_to_get(text))
     neighbors = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
     raise WeightsError(f"There is no file {path}.{did_you_mean(path.name, neighbors)}")
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (WEIGHTS_FILE, "recipe.yaml"))
+
+
+def _is_of_transformers(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (TENSORS_FILE, CONFIG_FILE))
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from rtdetrv4.assembly import build_detector
-from rtdetrv4.assembly.training import build_trainer, pseudo_epochs
+from rtdetrv4.assembly.run_data import pseudo_epochs
+from rtdetrv4.assembly.training import build_trainer
 from rtdetrv4.config import load_recipe, override
 from rtdetrv4.config.schema import PseudoLabelsConfig
 from rtdetrv4.data.records import Splits

@@ -18,7 +18,7 @@ from rtdetrv4.errors import WeightsError
 from rtdetrv4.outputs import write_whole
 from rtdetrv4.weights import find_weights, read_checkpoint, read_metadata, save_weights, to_released
 from rtdetrv4.weights.catalog import COCO, MODELS, fitting_models
-from rtdetrv4.weights.files import add_facts
+from rtdetrv4.weights.files import add_facts, names_weights
 
 
 class Trap:
@@ -74,12 +74,28 @@ def test_checkpoints_of_something_else(tmp_path: Path) -> None:
         read_metadata(tmp_path / "w.onnx")
 
 
+def test_what_stands_for_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "stopped", "rtdetrv4-s", "other", "hub"):
+        (tmp_path / name).mkdir()
+    for file in ("run/weights.safetensors", "stopped/recipe.yaml", "rtdetrv4-s/weights.safetensors"):
+        (tmp_path / file).touch()
+    for file in ("model.safetensors", "config.json"):
+        (tmp_path / "hub" / file).touch()
+    assert all(names_weights(each) for each in ("w.pt", Path("w.safetensors"), "run", tmp_path / "stopped", "hub"))
+    assert not any(names_weights(each) for each in ("rtdetrv4-s", "other", "w.onnx", "mine.yaml", "", None, object()))
+
+
 def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"is a folder without weights; give a file of weights, or the folder of a"):
+        find_weights(tmp_path)
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(WeightsError, match=r"The run in .* has saved no weights yet: there is no weights\.safetensors"):
+        find_weights(tmp_path)
     (tmp_path / "weights.safetensors").touch()
+    assert find_weights(tmp_path) == tmp_path / "weights.safetensors"
     with pytest.raises(WeightsError, match=r'no file .*weigths\.safetensors\. Did you mean "weights\.safetensors"'):
         find_weights(tmp_path / "weigths.safetensors")
-    with pytest.raises(WeightsError, match=r"is a folder; give a file, such as .*weights\.safetensors"):
-        find_weights(tmp_path)
     with pytest.raises(WeightsError, match=r'"rtdetrv4-s" is a model.*download https://drive.*model="rtdetrv4-s"'):
         find_weights("rtdetrv4-s")
     with pytest.raises(WeightsError, match=r'download \S+dfine_s_obj365\.pth and give the path.*model="dfine-s"'):
