@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 import rtdetrv4
 from rtdetrv4 import ConfigError, DatasetError, NonFiniteError, WeightsError
@@ -563,11 +564,16 @@ def test_changed_and_lost_weights_of_runs(shapes: Path, runs: Runs, trained: lis
 
 
 def test_weights_are_checked_before_anything_is_trained(
-    shapes: Path, pretrained: Path, tmp_path: Path, trained: list[str], caplog: pytest.LogCaptureFixture
+    shapes: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    trained: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def mistake(message: str, weights: Any, error: type[Exception] = ConfigError, **given: Any) -> None:
+    def mistake(message: str, own: Any, error: type[Exception] = ConfigError, **given: Any) -> None:
         with pytest.raises(error, match=message) as found:
-            compare_two(shapes, tmp_path / "out", arms={"off": ARMS["off"], "x": {"weights": weights}}, **given)
+            compare_two(shapes, tmp_path / "out", arms={"off": ARMS["off"], "x": {"weights": own}}, **given)
         assert "\n" not in str(found.value)
 
     own = f"{pretrained}/pre-{{seed}}/weights.safetensors"
@@ -582,6 +588,12 @@ def test_weights_are_checked_before_anything_is_trained(
     mistake(other_backbone, own, overrides={"model.backbone": "test_byobnet"})
     other_model = 'Arm "x", seed 0: .* holds test, not rtdetrv4-s'
     mistake(other_model, own, WeightsError, overrides={"model.name": "rtdetrv4-s"})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    s = {"model.name": "rtdetrv4-s", "model.pretrained_backbone": True}
+    nowhere = 'Arm "x", seed 0: There are no coco weights of rtdetrv4-s in the cache, and none can be fetched'
+    mistake(nowhere, "coco", WeightsError, overrides=s, weights="none")
+    no_start = 'Arm "off", seed 0: The weights of hgnetv2_b0 .* cannot be fetched: .*Or compare from random weights'
+    mistake(no_start, "none", WeightsError, overrides=s)
     assert trained == []
 
     file = f"{pretrained}/pre-0/weights.safetensors"

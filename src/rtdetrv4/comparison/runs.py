@@ -38,6 +38,7 @@ from rtdetrv4.data.unlabeled import read_unlabeled
 from rtdetrv4.detector import Detector
 from rtdetrv4.distillation.teacher import Network, teacher_name
 from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, WeightsError, did_you_mean
+from rtdetrv4.ops.hub import NotFetchedError
 from rtdetrv4.run_folder import FREE_ON_RESUME, RECIPE_FILE, RunFolder, fixed_changes
 from rtdetrv4.training.observers import progress_console
 from rtdetrv4.weights.files import names_weights
@@ -278,10 +279,14 @@ def _starts(
         is_finished = (name, seed) not in waiting
         try:
             start = start_of(recipe, weights, own, is_finished=is_finished)
-            if start.is_own and not is_finished:
+            if not is_finished and (start.is_own or start.is_named):
                 check(recipe, start)
-        except (ConfigError, WeightsError) as error:
-            raise type(error)(f'Arm "{name}", seed {seed}: {error}') from error
+        except WeightsError as error:
+            is_common = isinstance(error, NotFetchedError) and own is None  # and no run may take the next best
+            advice = " Or compare from random weights: --weights none." if is_common else ""
+            raise WeightsError(f'Arm "{name}", seed {seed}: {error}{advice}') from error
+        except ConfigError as error:
+            raise ConfigError(f'Arm "{name}", seed {seed}: {error}') from error
         check_start(RunFolder(recipe.run.out), start)
         starts[name, seed] = start
     seeds = {seed for _, seed in runs}
@@ -319,8 +324,10 @@ def _check_unlabeled(runs: Mapping[tuple[str, int], Recipe], *, has_val: bool) -
             if images not in read:
                 read.add(images)
                 read_unlabeled(*images)
-        except (ConfigError, DatasetError) as error:
-            raise type(error)(f'Arm "{name}": {error}') from error
+        except DatasetError as error:
+            raise DatasetError(f'Arm "{name}": {error}') from error
+        except ConfigError as error:
+            raise ConfigError(f'Arm "{name}": {error}') from error
 
 
 def _learns_from(recipe: Recipe, network: Network | None) -> bool:
