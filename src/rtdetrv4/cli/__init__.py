@@ -33,10 +33,15 @@ from rtdetrv4.keywords import ANSWERS, NAMES_ELSEWHERE
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 # In the order in which the help lists them.
-_COMMANDS = (
-    *(train, pretrain, augment, val, predict, serve, export, verify, bench),
-    *(doctor, convert, compare, report, models, teachers, demo),
-)
+_COMMANDS = {
+    "Try it": (demo,),
+    "Your data": (doctor, augment),
+    "Train": (train, pretrain, compare, report),
+    "Use": (predict, val, serve),
+    "Deploy": (export, verify, bench),
+    "Models": (models, teachers, convert),
+}
+_BEGINNING = "Begin with [bold]rtdetrv4 demo[/bold], or with your data: [bold]rtdetrv4 doctor DATA[/bold]."
 # The extra that each command needs; the others need at most `torch`.
 _EXTRAS = {
     "train": "train",
@@ -100,6 +105,7 @@ app: typer.Typer = typer.Typer(
     cls=_Commands,
     name="rtdetrv4",
     help="Real-time object detection transformers, taught by vision foundation models.",
+    epilog=_BEGINNING,
     add_completion=False,
     rich_markup_mode="rich",
 )
@@ -122,8 +128,9 @@ def _start(
     logging.getLogger("rtdetrv4").setLevel(logging.INFO)
 
 
-for _command in _COMMANDS:
-    app.command()(_command)
+for _panel, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:
