@@ -1014,8 +1014,9 @@ class Detector:
             format: "onnx", "openvino", "torchscript", "pt2", "executorch", "tensorrt" or "triton"; several as a list or
                 with commas between.
             precision: in what the network computes: "fp32", "fp16", "bf16" or "int8"; not every format comes in each.
-            out: file to write, such as NAME.onnx, or a name without an ending for any formats; by default beside the
-                weights, or in the current folder for weights from the hub. An earlier export is replaced.
+            out: file to write, such as NAME.onnx, a name without an ending for any formats, or a folder that is there
+                or ends in "/"; by default beside the weights, or in the current folder for weights from the hub. An
+                earlier export is replaced.
             imgsz: input size; by default the size the weights were trained with.
             batch: the only batch size to accept; None accepts any.
             opset: ONNX opset, 18 to 23; None for 18.
@@ -1041,7 +1042,7 @@ class Detector:
         """
         from rtdetrv4.export import GraphOptions, export_model, find_formats
         from rtdetrv4.export.exporter import DEFAULT_OPSET
-        from rtdetrv4.export.formats import check_format, target
+        from rtdetrv4.export.formats import check_format, find_targets
         from rtdetrv4.export_proof import proof_on, renew_report
         from rtdetrv4.ops.hub import is_cached
         from rtdetrv4.runtime.export_report import report_path
@@ -1054,12 +1055,7 @@ class Detector:
         size = self.recipe.model.image_size if imgsz is None else _image_size(imgsz)
         source = None if self.metadata is None or is_cached(self.metadata.source) else self.metadata.source
         beside = Path(source or self.recipe.model.name).with_suffix("")
-        paths = {each.name: target(beside if out is None else Path(out), each, precision) for each in formats}
-        if out is not None and len(formats) == 1:
-            if str(out).endswith(formats[0].ending):
-                paths = {formats[0].name: Path(out)}
-            elif Path(out).suffix:
-                raise ConfigError(f'out: got "{out}", expected a file name that ends in {formats[0].ending}.')
+        paths = find_targets(out, beside, formats, precision)
         for path in paths.values():
             if path.exists() and not report_path(path).is_file():
                 raise ConfigError(

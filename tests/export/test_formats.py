@@ -9,7 +9,7 @@ import pytest
 
 from rtdetrv4.errors import ConfigError, ExportError, MissingDependencyError
 from rtdetrv4.export import FORMATS, find_formats
-from rtdetrv4.export.formats import check_format, target
+from rtdetrv4.export.formats import check_format, find_targets, target
 from rtdetrv4.export.tensorrt import build_lines
 from rtdetrv4.runtime.export_metadata import ExportMetadata
 
@@ -37,6 +37,26 @@ def test_file_names() -> None:
     assert target(Path("runs/w"), FORMATS["onnx"], "fp32") == Path("runs/w.onnx")
     assert target(Path("runs/w.1"), FORMATS["openvino"], "int8") == Path("runs/w.1-int8_openvino")
     assert target(Path("w"), FORMATS["tensorrt"], "fp16") == Path("w-fp16-tensorrt.onnx")
+
+
+def test_where_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, several = Path("runs/mine/weights"), find_formats("onnx,openvino")
+    onnx = several[:1]
+    assert find_targets(None, usual, several, "fp16") == {
+        "onnx": Path("runs/mine/weights-fp16.onnx"),
+        "openvino": Path("runs/mine/weights-fp16_openvino"),
+    }
+    assert find_targets("a/b", usual, onnx, "fp32") == {"onnx": Path("a/b.onnx")}
+    assert find_targets("a/b.onnx", usual, onnx, "fp16") == {"onnx": Path("a/b.onnx")}
+    assert find_targets("new/", usual, onnx, "fp32") == {"onnx": Path("new/weights.onnx")}
+    assert find_targets(tmp_path, usual, onnx, "fp32") == {"onnx": tmp_path / "weights.onnx"}
+    for folder in (".", "..", "/"):
+        assert find_targets(folder, usual, onnx, "fp32") == {"onnx": Path(folder) / "weights.onnx"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m_openvino").mkdir()  # an earlier export, which is replaced
+    assert find_targets("m_openvino", usual, several[1:], "fp32") == {"openvino": Path("m_openvino")}
+    with pytest.raises(ConfigError, match=r'out: got "m\.xml", expected a file name that ends in \.onnx'):
+        find_targets("m.xml", usual, onnx, "fp32")
 
 
 def test_precisions() -> None:

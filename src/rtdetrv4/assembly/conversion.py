@@ -112,7 +112,8 @@ def _require_place(out: Path, to: str) -> None:
     if to == "transformers" and (out.suffix in (".safetensors", ".pth", ".pt") or out.is_file()):
         raise ConfigError(f"{out} is a file; transformers weights need a folder, such as {out.with_suffix('')}.")
     if to != "transformers" and out.suffix not in _SUFFIXES[to]:
-        raise ConfigError(f"{out} must end in {_SUFFIXES[to][0]}, such as {out.with_suffix(_SUFFIXES[to][0])}.")
+        example = (out if out.name else out / "weights").with_suffix(_SUFFIXES[to][0])
+        raise ConfigError(f"{out} must end in {_SUFFIXES[to][0]}, such as {example}.")
 
 
 def _chosen(metadata: WeightsMetadata, model: str | None) -> str:

@@ -7,13 +7,15 @@ inside the commands, so that help and error messages appear quickly.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import io
 import logging
+import math
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -128,9 +130,22 @@ def _start(
     logging.getLogger("rtdetrv4").setLevel(logging.INFO)
 
 
+def _finite(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that takes no infinite number, and none that is not a number."""
+
+    @functools.wraps(command)
+    def checked(**options: Any) -> Any:
+        for name, value in options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"--{name.replace('_', '-')}: got {value}, expected a finite number.")
+        return command(**options)
+
+    return checked
+
+
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
+        app.command(rich_help_panel=_panel)(_finite(_command))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -43,7 +43,9 @@ def export(
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", "-o", help="File to write, or the name of several without an ending; default: beside the weights."
+            "--out",
+            "-o",
+            help="File to write, the name of several without an ending, or a folder; default: beside the weights.",
         ),
     ] = None,
     imgsz: ImageSize = None,

@@ -26,6 +26,8 @@ EVERY_RUN = ("best", "last", "model", "weights")
 """Names of files that say nothing, and their folder something."""
 MAX_BATCH = 8
 MIB = 2**20
+MOST = 1e15
+"""Bytes or pixels that a limit may be below."""
 
 
 def serve(
@@ -101,10 +103,10 @@ def serve(
         allows_urls=allow_urls,
     ).checked()
     limits = Limits(
-        request_bytes=int(max_request_mib * MIB),
-        image_bytes=int(max_image_mib * MIB),
+        request_bytes=_whole("max-request-mib", max_request_mib, MIB),
+        image_bytes=_whole("max-image-mib", max_image_mib, MIB),
         images=max_images,
-        pixels=int(max_megapixels * 1e6),
+        pixels=_whole("max-megapixels", max_megapixels, 1e6),
         timeout_s=timeout,
         connections=max_connections,
     ).checked()
@@ -232,3 +234,10 @@ def network_of(detector: Detector) -> Network:
         training_hw=None if metadata is None else metadata.training_hw(model.image_size),
         thresholds=None if metadata is None else metadata.thresholds,
     )
+
+
+def _whole(option: str, number: float, unit: float) -> int:
+    """A limit in bytes or pixels; no machine has as many as it may be at most."""
+    if not number * unit < MOST:
+        raise ConfigError(f"--{option}: got {number:g}, expected less than {MOST / unit:g}.")
+    return int(number * unit)

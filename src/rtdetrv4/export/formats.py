@@ -71,6 +71,35 @@ def find_formats(names: str | Sequence[str]) -> list[Format]:
     return [FORMATS[name] for name in dict.fromkeys(wanted)]
 
 
+def find_targets(
+    out: str | Path | None, usual: Path, formats: Sequence[Format], precision: Precision
+) -> dict[str, Path]:
+    """The files or folders to write, by format.
+
+    Args:
+        out: what the user asked for: a file's name with the ending of a single format, a name without an ending, or a
+            folder, which is there or ends in "/", for files of the usual name. None for the usual path.
+        usual: the path without an ending.
+        formats: the formats.
+        precision: in what the network computes.
+
+    Raises:
+        ConfigError: the name has the ending of another format.
+    """
+    single = formats[0] if len(formats) == 1 else None
+    if out is not None:
+        given = Path(out)
+        if single is not None and given.name.endswith(single.ending):
+            return {single.name: given}
+        if given.is_dir() or str(out).endswith("/"):
+            usual = given / usual.name
+        elif single is not None and given.suffix:
+            raise ConfigError(f'out: got "{out}", expected a file name that ends in {single.ending}.')
+        else:
+            usual = given
+    return {each.name: target(usual, each, precision) for each in formats}
+
+
 def target(name: Path, format: Format, precision: Precision) -> Path:
     """The file or folder to write: NAME, the precision if it is not fp32, and the ending.
 

@@ -210,7 +210,7 @@ class ExportedDetector:
         if fixed_batch is not None:
             inputs = np.pad(inputs, ((0, fixed_batch - len(images)), (0, 0), (0, 0), (0, 0)))
         outputs = self.engine(inputs)
-        self._check_outputs(outputs)
+        self._check_outputs(outputs, len(inputs))
         if self.metadata.outputs == "raw":
             logits, boxes = outputs["logits"], outputs["boxes"]
             scores, labels, boxes = postprocess(logits, boxes, max(NUM_TOP, logits.shape[1]))
@@ -228,11 +228,11 @@ class ExportedDetector:
     def _classes(self) -> str:
         return f"{len(self.names)} class{'es' * (len(self.names) != 1)}"
 
-    def _check_outputs(self, outputs: Mapping[str, np.ndarray]) -> None:
+    def _check_outputs(self, outputs: Mapping[str, np.ndarray], batch: int) -> None:
         """Check that a file returned what its metadata, which a user may have changed or exchanged, announce.
 
         Raises:
-            ExportError: an output is missing, or a label has no name.
+            ExportError: an output is missing or of another shape or kind, or a label has no name.
         """
         wanted = ("logits", "boxes") if self.metadata.outputs == "raw" else ("scores", "labels", "boxes")
         if missing := [name for name in wanted if name not in outputs]:
@@ -240,6 +240,16 @@ class ExportedDetector:
                 f"{self.path}: its metadata announce {', '.join(wanted)}, but the file returned "
                 f"{', '.join(outputs)}, without {', '.join(missing)}; export it again."
             )
+        first = outputs[wanted[0]]
+        rows = (batch, first.shape[1] if first.ndim > 1 else 0)
+        shapes = {"logits": (*rows, *first.shape[2:3]), "scores": rows, "labels": rows, "boxes": (*rows, 4)}
+        for name in wanted:
+            shape, kinds = outputs[name].shape, "iu" if name == "labels" else "f"
+            if shape != shapes[name] or (name == "logits" and len(shape) != 3) or outputs[name].dtype.kind not in kinds:
+                raise ExportError(
+                    f"{self.path}: the file returned {name} of shape {'×'.join(map(str, shape)) or 'none'}, "
+                    f"{outputs[name].dtype}, which are none of {batch} images; export it again."
+                )
         if self.metadata.outputs == "raw":
             if (scored := outputs["logits"].shape[-1]) != len(self.names):
                 raise ExportError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -278,6 +279,39 @@ def test_metadata_of_another_model(outputs: str, names: tuple[str, ...], message
     session = ExportedDetector(write_model(tmp_path, graph, metadata.to_json()))
     with pytest.raises(ExportError, match=rf"model\.onnx: its metadata {message}"):
         session.predict(plain_image(255, 0, 102))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "name", "wrong", "message"),
+    [
+        ("postprocessed", "boxes", np.zeros((1, 2, 0), np.float32), "boxes of shape 1×2×0, float32"),
+        ("postprocessed", "boxes", np.zeros((1, 3, 4), np.float32), "boxes of shape 1×3×4, float32"),
+        ("postprocessed", "labels", np.zeros((1, 2), np.float32), "labels of shape 1×2, float32"),
+        ("postprocessed", "labels", np.zeros((2, 2), np.int64), "labels of shape 2×2, int64"),
+        ("postprocessed", "scores", np.zeros((), np.float32), "scores of shape none, float32"),
+        ("raw", "logits", np.zeros((1, 2), np.float32), "logits of shape 1×2, float32"),
+        ("raw", "boxes", np.zeros((1, 2, 4), np.int64), "boxes of shape 1×2×4, int64"),
+    ],
+)
+def test_outputs_of_another_shape_or_kind(
+    outputs: Literal["raw", "postprocessed"],
+    name: str,
+    wrong: np.ndarray,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = ExportedDetector(write_model(tmp_path))
+    session.metadata = session.metadata._replace(outputs=outputs)
+    boxes = np.zeros((1, 2, 4), np.float32)
+    right = {"scores": boxes[..., 0], "labels": np.zeros((1, 2), np.int64), "boxes": boxes}
+    if outputs == "raw":
+        right = {"logits": boxes[..., :3], "boxes": boxes}
+    monkeypatch.setattr(session, "engine", lambda images: right)
+    session.predict(plain_image(0, 0, 0))
+    monkeypatch.setattr(session, "engine", lambda images: {**right, name: wrong})
+    with pytest.raises(ExportError, match=rf"the file returned {message}, which are none of 1 images; export it again"):
+        session.predict(plain_image(0, 0, 0))
 
 
 def test_a_call_predicts_and_the_text_says_what_it_is(tmp_path: Path) -> None:

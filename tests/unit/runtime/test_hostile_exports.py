@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -266,6 +267,24 @@ def test_an_archive_of_many_disks(tmp_path: Path, name: str) -> None:
         zipfile.is_zipfile(tmp_path / name)
     with pytest.raises((ExportError, WeightsError), match=r"was not loaded: it is damaged \(zipfiles that span"):
         (read_checkpoint if name == "m.pt" else open_engine)(tmp_path / name)
+
+
+def test_openvino_quotes_what_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its messages repeat names of the file, which its binding then cannot decode."""
+    engine = pytest.importorskip("rtdetrv4.runtime.engines.openvino")
+    core = engine.the_core()
+
+    class Core:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+        def read_model(self, file: str) -> None:
+            b"unknown type \xcf(".decode()
+
+    monkeypatch.setattr(engine, "the_core", Core)
+    (tmp_path / "m.xml").write_text('<net name="m" version="11"></net>')
+    (tmp_path / "m.bin").touch()
+    refused(tmp_path / "m.xml", r"openvino cannot load .*m\.xml: it is damaged .*'utf-8' codec can't decode byte 0xcf")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")

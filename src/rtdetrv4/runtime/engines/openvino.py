@@ -84,7 +84,7 @@ class OpenVinoModel:
         check_file(file, "openvino", trust=options.trust)
         try:
             self.model: Any = core.read_model(str(file))
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the second if the message quotes what is no text
             weights = file.with_suffix(".bin")
             if file.suffix == ".xml" and not weights.is_file():
                 raise ExportError(
@@ -119,7 +119,7 @@ class OpenVinoModel:
         request = of_thread[shapes][1]
         try:
             found = request.infer(dict(enumerate(inputs)), share_inputs=True)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ExportError(f"openvino cannot run the file at batch {shapes[0][0]}: {reason(error)}") from error
         return [found[index] for index in range(len(self.model.outputs))]
 
@@ -133,7 +133,7 @@ class OpenVinoModel:
                         model = model.clone()
                         model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
                     compiled = self._compile(model)
-                except RuntimeError as error:
+                except (RuntimeError, UnicodeDecodeError) as error:
                     raise ExportError(f"openvino cannot compile the model: {reason(error)}") from error
                 if len(self._compiled) == MAX_COMPILED:
                     del self._compiled[next(iter(self._compiled))]
