@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rtdetrv4.data.document import count_of
 from rtdetrv4.data.records import RecordTable, Split
 from rtdetrv4.input_files import open_file, read_file
-from rtdetrv4.runtime.pixels import MAX_FILE_BYTES
+from rtdetrv4.runtime.pixels import MAX_FILE_BYTES, PNG_MAGIC, has_whole_chunks
 
 VAL_SHARE = 0.2
 MAX_EXCESS = 1.5
@@ -207,7 +207,10 @@ def _same_look(paths: Sequence[Path]) -> list[list[int]]:
 def _thumbnail(path: Path) -> NDArray[np.float32] | None:
     """16×16 gray values of mean 0 and length 1, so that products are correlations; None if it shows next to nothing."""
     try:
-        data = np.frombuffer(read_file(path, MAX_FILE_BYTES), np.uint8)
+        content = read_file(path, MAX_FILE_BYTES)
+        if content.startswith(PNG_MAGIC) and not has_whole_chunks(content):
+            return None
+        data = np.frombuffer(content, np.uint8)
         # Large photos are decoded at a quarter of their size, which takes a fraction of the time.
         image = cv2.imdecode(data, _DECODE_REDUCED if len(data) > _LARGE_BYTES else cv2.IMREAD_GRAYSCALE)
     except (OSError, cv2.error):

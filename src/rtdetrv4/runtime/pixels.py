@@ -331,6 +331,18 @@ def _has_late_metadata(file: IO[bytes]) -> bool:
     return is_late
 
 
+def has_whole_chunks(data: bytes) -> bool:
+    """Whether the chunks of a PNG file end within it.
+
+    OpenCV asks for as much memory as a chunk says it has, up to 4 GB, of a file of a hundred bytes, too.
+    """
+    position, kind = len(PNG_MAGIC), b""
+    while kind != b"IEND" and position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        position += 12 + length
+    return position <= len(data)
+
+
 def _check_chunks(file: IO[bytes]) -> None:
     """Check that a PNG file does not consist of millions of empty chunks, which Pillow reads one by one.
 

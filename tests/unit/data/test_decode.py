@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+from rtdetrv4.data import holdout
 from rtdetrv4.data.decode import read_image, read_size
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.runtime import pixels
+from rtdetrv4.runtime.pixels import has_whole_chunks
 from rtdetrv4.runtime.sources import read_source
 
 SIZE_HW = (48, 64)
@@ -294,3 +296,23 @@ def test_jpeg_with_rubbish_behind_its_end_is_fine(tmp_path: Path) -> None:
     with (tmp_path / "a.jpg").open("ab") as file:
         file.write(b"\0" * 100)
     assert read_image(tmp_path / "a.jpg", SIZE_HW).shape == (*SIZE_HW, 3)
+
+
+def test_a_chunk_that_says_it_has_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV would ask for them, of a file of a few hundred bytes."""
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert has_whole_chunks(data)
+    assert has_whole_chunks(data + b"\xff" * 20)  # behind the end, where nobody reads
+    start = data.index(b"IDAT") - 4
+    changed = data[:start] + b"\xf0\0\0\0" + data[start + 4 : start + 40]
+    assert not has_whole_chunks(changed)
+    (tmp_path / "a.png").write_bytes(changed)
+
+    def decode(*_: object) -> None:
+        raise AssertionError("OpenCV is asked")
+
+    monkeypatch.setattr(cv2, "imdecode", decode)
+    with pytest.raises(DatasetError, match=r"a\.png is damaged or not an image"):
+        read_image(tmp_path / "a.png", SIZE_HW)
+    assert holdout._thumbnail(tmp_path / "a.png") is None

@@ -176,6 +176,10 @@ def test_names_that_are_no_text(tmp_path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(model.SerializeToString().replace(b'"model"', b'"m\xffdel"'))
     refused(path, r"onnxruntime cannot load .*'utf-8' codec can't decode")
 
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    path.write_bytes(model.SerializeToString().replace(b"batch", b"b\xf4tch"))
+    refused(path, r"onnxruntime cannot load .*'utf-8' codec can't decode")
+
 
 @pytest.mark.parametrize("shape", [[1, 3, 32], [3, 32, 64, 1, 1], []])
 def test_an_input_that_is_no_image(tmp_path: Path, model: onnx.ModelProto, shape: list[int]) -> None:

@@ -81,19 +81,18 @@ class OnnxEngine:
         self._session, self.name = load_session(path, options)
         try:
             described = self._session.get_modelmeta().custom_metadata_map
-            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            inputs = [(each.name, each.type, list(each.shape)) for each in self._session.get_inputs()]
+            self._outputs = [output.name for output in self._session.get_outputs()]
         except ValueError as error:  # names that are no UTF-8
             raise cannot_load(path, "onnxruntime", first_line(error)) from error
         metadata = read_metadata(described.get(METADATA_KEY), path)
-        model_input = inputs[0] if len(inputs) == 1 else None
-        if model_input is None or len(model_input.shape) != 4 or model_input.type not in NUMPY_TYPES:
-            taken = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs) or "nothing"
+        self._input, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
+        if len(shape) != 4 or kind not in NUMPY_TYPES:
+            taken = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in inputs) or "nothing"
             raise ExportError(f"{path} takes {taken}, expected images; export it again.")
-        batch = model_input.shape[0]
+        batch = shape[0]
         self.metadata: ExportMetadata = metadata._replace(batch=batch if isinstance(batch, int) else None)
-        self._input = model_input.name
-        self._dtype = NUMPY_TYPES[model_input.type]
-        self._outputs = [output.name for output in outputs]
+        self._dtype = NUMPY_TYPES[kind]
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Run a batch; see `Engine`."""
