@@ -12,6 +12,7 @@ from rtdetrv4.data.decode import read_size as _size_hw
 from rtdetrv4.data.document import Document, Origin, count_of, some_of
 from rtdetrv4.data.faults import Faults, stop
 from rtdetrv4.data.records import too_many
+from rtdetrv4.data.text import printable
 from rtdetrv4.data.yolo_labels import BOX_FORMAT, read_label_files
 from rtdetrv4.errors import DatasetError, shown
 
@@ -31,7 +32,7 @@ def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
         dict(enumerate(given)) if isinstance(given, list) else given if isinstance(given, dict) else {}
     )
     names = {
-        key: str(name)
+        key: printable(str(name))
         for key, name in listed.items()
         if isinstance(key, int) and isinstance(name, str | int) and not isinstance(name, bool)
     }

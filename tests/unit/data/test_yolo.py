@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rtdetrv4.data.formats import Split, read_splits
+from rtdetrv4.data.yolo import read_names
 from rtdetrv4.errors import DatasetError
 
 NAMES = "names: [cat, dog]\n"
@@ -213,3 +214,8 @@ def test_of_two_descriptions_data_yaml_is_taken(root: Path) -> None:
     assert list(boxes(splits.train)) == ["a.jpg", "b.jpg"]
     assert splits.notes[1] == "data.yaml describes the data set, and so does another.yml; give the file to use as data"
     assert list(boxes(read_splits(root / "another.yml").train)) == ["c.jpg"]
+
+
+def test_half_a_character_in_a_class_name(tmp_path: Path) -> None:
+    """JSON may hold one, as in the notes.json of Label Studio, and nothing can write it."""
+    assert read_names(tmp_path / "notes.json", {"names": ["cat", "\ud800x"]}) == {0: "cat", 1: "?x"}
