@@ -9,6 +9,8 @@ Data, budget and arms are those of `bccd-10` in study.py: 29 photos with labels,
     before    first 704 steps of L_DSI alone on 1,417 images without labels, through a Tap; then labels
     random    as `before`, but the teacher is the same network with random weights
 
+With `--warmup 2000` the learning rate of the runs with labels rises over so many steps, as in the recipe of study.py.
+
 A run is its averaged weights' AP after the last step, on the validation images. Runs that are in
 benchmarks/results/study/foreign.json are not repeated; the summary is printed after each. Several processes may share
 the work if they share no seed.
@@ -124,13 +126,14 @@ def batches(dataset: DetectionDataset, batch: int, epochs: int, seed: int, stage
             yield prepare_batch(each, SIZE, "cpu")
 
 
-def optimizer_of(model: nn.Module, lr: float, steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW whose learning rate is flat for half of the steps, then falls as a cosine."""
+def optimizer_of(model: nn.Module, lr: float, steps: int, warmup: int = 0) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """AdamW whose learning rate is flat for half of the steps, then falls as a cosine; linear in the warm-up."""
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY)
 
     def factor(step: int) -> float:
         passed = max(2 * step / steps - 1, 0.0)
-        return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * passed))
+        flat = FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * passed))
+        return flat * min((step + 1) / max(warmup, 1), 1.0)
 
     return optimizer, LambdaLR(optimizer, factor)
 
@@ -153,7 +156,7 @@ def pretrain(model: DFineForObjectDetection, teacher: Teacher, data: Path, seed:
         return tap.values()["distill"]
 
 
-def train(model: DFineForObjectDetection, data: Path, seed: int) -> dict[str, float]:
+def train(model: DFineForObjectDetection, data: Path, seed: int, warmup: int) -> dict[str, float]:
     """Train with labels, and evaluate the averaged weights."""
     splits = read_splits(data / "bccd")
     assert splits.train is not None
@@ -162,7 +165,7 @@ def train(model: DFineForObjectDetection, data: Path, seed: int) -> dict[str, fl
     stage = Augmentation(flip=0.5)
     dataset = DetectionDataset(few, SIZE, stage, seed)
     steps = EPOCHS * (len(dataset) // BATCH)
-    optimizer, schedule = optimizer_of(model, LR, steps)
+    optimizer, schedule = optimizer_of(model, LR, steps, warmup)
     look_back = max(AVERAGED * steps, 1)
     ema = ModelEma(model, 1 - 1 / look_back, look_back / 10)
     model.train()
@@ -180,18 +183,18 @@ def train(model: DFineForObjectDetection, data: Path, seed: int) -> dict[str, fl
     return {"ap": metrics.ap, "ap50": metrics.ap50}
 
 
-def run(arm: str, seed: int, data: Path) -> dict[str, Any]:
+def run(arm: str, seed: int, warmup: int, data: Path) -> dict[str, Any]:
     """One run from random weights to its AP."""
     labeled = read_splits(data / "bccd").train
     assert labeled is not None
     model = build_detector(len(labeled.classes.names), seed)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    told: dict[str, Any] = {"arm": arm, "seed": seed}
+    told: dict[str, Any] = {"arm": arm, "seed": seed, "warmup": warmup}
     if arm != "off":
         teacher = load_teacher(TEACHER) if arm == "before" else load_teacher(RANDOM_TEACHER, pretrained=False)
         told["distill"] = pretrain(model, teacher, data, seed)
     torch.manual_seed(seed)  # denoising draws from it, in all arms alike
-    return told | train(model, data, seed)
+    return told | train(model, data, seed, warmup)
 
 
 def add(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -201,7 +204,7 @@ def add(result: dict[str, Any]) -> list[dict[str, Any]]:
         fcntl.flock(file, fcntl.LOCK_EX)
         runs: list[dict[str, Any]] = json.loads(file.read() or "[]")
         runs.append(result)
-        runs.sort(key=lambda each: (each["arm"], each["seed"]))
+        runs.sort(key=lambda each: (each["warmup"], each["arm"], each["seed"]))
         file.seek(0)
         file.truncate()
         file.write(json.dumps(runs, indent=1) + "\n")
@@ -227,12 +230,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder per data set")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="2,3,4")
+    parser.add_argument("--warmup", type=int, default=0, help="steps (default: %(default)s)")
     options = parser.parse_args()
     for seed in map(int, options.seeds.split(",")):
         for arm in options.arms.split(","):
             runs = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else []
-            if not any(each["arm"] == arm and each["seed"] == seed for each in runs):
-                print(summary(add(run(arm, seed, options.data.resolve()))), flush=True)
+            wanted = {"arm": arm, "seed": seed, "warmup": options.warmup}
+            if not any(wanted.items() <= each.items() for each in runs):
+                runs = add(run(arm, seed, options.warmup, options.data.resolve()))
+                print(summary([each for each in runs if each["warmup"] == options.warmup]), flush=True)
 
 
 if __name__ == "__main__":
