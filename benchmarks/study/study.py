@@ -201,15 +201,16 @@ def compare(name: str, data: Path, out: Path, seeds: list[int], only: list[str] 
                 **schedule(cell, cell.steps),
             },
         )
-        keep(comparison.out, RESULTS / name)
+        keep(comparison.out, RESULTS / name, data)
 
 
-def keep(folder: Path, results: Path) -> None:
+def keep(folder: Path, results: Path, data: Path) -> None:
     """Copy what tells of the finished runs: their results, and the evaluated epochs of their logs."""
     for result in sorted(folder.glob("*/result.json")):
         to = results / result.parent.name
         to.mkdir(parents=True, exist_ok=True)
         text = result.read_text(encoding="utf-8").replace(str(folder.parent), "runs/study")
+        text = text.replace(str(data), "datasets")
         (to / result.name).write_text(text, encoding="utf-8")
         lines = (result.parent / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
         evaluated = (line for line in lines if '"type": "epoch"' in line and '"ap":' in line)
@@ -231,7 +232,7 @@ def probe(data: Path, own: str) -> None:
     teachers = [TEACHER, f"random:{RANDOM_TEACHER}", lite0(), f"{TEACHER}@{EARLY_STAGE}", own]
     found = rtdetrv4.probe_teachers(data / "bccd", teachers, imgsz=PROBE_SIZE)
     print(found)
-    PROBE.write_text(found.to_json().replace(own, "own") + "\n", encoding="utf-8")
+    PROBE.write_text(found.to_json().replace(own, "own").replace(str(data), "datasets") + "\n", encoding="utf-8")
 
 
 def write_page() -> None:
