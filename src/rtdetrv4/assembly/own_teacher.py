@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from rtdetrv4.data.batch import STRIDE
 from rtdetrv4.distillation import Teacher
 from rtdetrv4.models import SemanticPath
 from rtdetrv4.weights import load_weights, read_checkpoint
-from rtdetrv4.weights.files import names_weights
+from rtdetrv4.weights.files import WEIGHTS_SUFFIXES, names_weights
 
 
 class F5Network(nn.Module):
@@ -31,8 +33,11 @@ class F5Network(nn.Module):
 
 
 def is_detector(teacher: str) -> bool:
-    """Whether a teacher's name is that of a detector's weights, and not a network of timm."""
-    return names_weights(teacher)
+    """Whether a teacher is named by a detector's weights: a file, or a folder with a slash in its path.
+
+    A single word is a network of timm, even if there is such a folder, as of its weights from the hub.
+    """
+    return names_weights(teacher) and (Path(teacher).suffix in WEIGHTS_SUFFIXES or "/" in teacher)
 
 
 def load_own_teacher(weights: str, *, dtype: torch.dtype | None = None, compile: bool = False) -> Teacher:

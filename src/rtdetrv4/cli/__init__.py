@@ -180,6 +180,8 @@ def main(args: Sequence[str] | None = None) -> int:
         extra = _EXTRAS.get(command, "torch")
         return _mistake(f'{package} is not installed; install it with: pip install "rtdetrv4[{extra}]"')
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == "rtdetrv4":
+            raise
         return _mistake(_unfit_packages(error))
     except OSError as error:
         if error.filename is None:

@@ -55,3 +55,12 @@ def test_a_file_of_weights_is_a_teacher_by_name(weights: Path) -> None:
     missing = override(recipe, {"teacher": "nowhere.safetensors"})
     with pytest.raises(WeightsError, match=r"There is no file nowhere\.safetensors"):
         build_teacher(missing.distillation, torch.device("cpu"))
+
+
+def test_a_single_word_is_a_network_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("dinov2-s", "runs/big"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "weights.safetensors").touch()
+    assert all(map(is_detector, ("w.safetensors", "runs/big", "./dinov2-s")))
+    assert not any(map(is_detector, ("dinov2-s", "efficientnet_lite2", "hf-hub:timm/resnet18", "runs/none")))
