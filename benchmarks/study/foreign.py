@@ -9,7 +9,8 @@ Data, budget and arms are those of `bccd-10` in study.py: 29 photos with labels,
     before    first 704 steps of L_DSI alone on 1,417 images without labels, through a Tap; then labels
     random    as `before`, but the teacher is the same network with random weights
 
-With `--warmup 2000` the learning rate of the runs with labels rises over so many steps, as in the recipe of study.py.
+`--warmup` steps, linear, precede training with labels. With `--careful` the first stage is as careful as `rtdetrv4
+pretrain`: a warm-up of 35 steps, gradients that are clipped, and averaged weights at the end.
 
 A run is its averaged weights' AP after the last step, on the validation images. Runs that are in
 benchmarks/results/study/foreign.json are not repeated; the summary is printed after each. Several processes may share
@@ -54,6 +55,7 @@ FILE = RESULTS / "foreign.json"
 SIZE = (128, 128)
 HIDDEN, NUM_QUERIES, NUM_DENOISING = 128, 80, 30
 FRACTION, BATCH, EPOCHS = 0.1, 4, 86
+PRETRAINING_WARMUP = 35
 LR, PRETRAINING_LR, WEIGHT_DECAY, CLIP_NORM = 8e-4, 7.1e-4, 1e-4, 0.1
 FINAL_LR = 0.05
 """The learning rate falls to this share in the second half, as a cosine."""
@@ -138,21 +140,33 @@ def optimizer_of(model: nn.Module, lr: float, steps: int, warmup: int = 0) -> tu
     return optimizer, LambdaLR(optimizer, factor)
 
 
-def pretrain(model: DFineForObjectDetection, teacher: Teacher, data: Path, seed: int) -> float:
+def averaged(model: nn.Module, steps: int) -> ModelEma:
+    """The weights' average over the end of a run of so many steps."""
+    look_back = max(AVERAGED * steps, 1)
+    return ModelEma(model, 1 - 1 / look_back, look_back / 10)
+
+
+def pretrain(model: DFineForObjectDetection, teacher: Teacher, data: Path, seed: int, careful: bool) -> float:
     """Teach the backbone and AIFI through a Tap, without labels; returns the last L_DSI."""
     split = read_unlabeled([str(data / name) for name in SETS])
     stage = Augmentation(flip=0.5, photometric=0.5, random_crop=0.2, permutes=0.0)
     dataset = DetectionDataset(split, SIZE, stage, seed)
     steps = PRETRAINING_EPOCHS * (len(dataset) // PRETRAINING_BATCH)
     with Tap(model, "model.encoder.aifi.0", teacher, Modulation(1.0), dim=HIDDEN) as tap:
-        optimizer, schedule = optimizer_of(model, PRETRAINING_LR, steps)
+        optimizer, schedule = optimizer_of(model, PRETRAINING_LR, steps, PRETRAINING_WARMUP if careful else 0)
+        average = averaged(model, steps)
         model.train()
         for batch in batches(dataset, PRETRAINING_BATCH, PRETRAINING_EPOCHS, seed, stage):
             model(pixel_values=batch.images)
             optimizer.zero_grad()
             tap.loss(batch.images).backward()
+            if careful:
+                nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], CLIP_NORM)
             optimizer.step()
             schedule.step()
+            average.update(model)
+        if careful:
+            model.load_state_dict(average.module.state_dict())
         return tap.values()["distill"]
 
 
@@ -166,8 +180,7 @@ def train(model: DFineForObjectDetection, data: Path, seed: int, warmup: int) ->
     dataset = DetectionDataset(few, SIZE, stage, seed)
     steps = EPOCHS * (len(dataset) // BATCH)
     optimizer, schedule = optimizer_of(model, LR, steps, warmup)
-    look_back = max(AVERAGED * steps, 1)
-    ema = ModelEma(model, 1 - 1 / look_back, look_back / 10)
+    ema = averaged(model, steps)
     model.train()
     for batch in batches(dataset, BATCH, EPOCHS, seed, stage):
         labels = [{"class_labels": labels, "boxes": boxes} for labels, boxes in batch.targets.split()]
@@ -183,16 +196,16 @@ def train(model: DFineForObjectDetection, data: Path, seed: int, warmup: int) ->
     return {"ap": metrics.ap, "ap50": metrics.ap50}
 
 
-def run(arm: str, seed: int, warmup: int, data: Path) -> dict[str, Any]:
+def run(arm: str, seed: int, warmup: int, careful: bool, data: Path) -> dict[str, Any]:
     """One run from random weights to its AP."""
     labeled = read_splits(data / "bccd").train
     assert labeled is not None
     model = build_detector(len(labeled.classes.names), seed)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    told: dict[str, Any] = {"arm": arm, "seed": seed, "warmup": warmup}
+    told: dict[str, Any] = {"arm": arm, "seed": seed, "warmup": warmup, "careful": careful}
     if arm != "off":
         teacher = load_teacher(TEACHER) if arm == "before" else load_teacher(RANDOM_TEACHER, pretrained=False)
-        told["distill"] = pretrain(model, teacher, data, seed)
+        told["distill"] = pretrain(model, teacher, data, seed, careful)
     torch.manual_seed(seed)  # denoising draws from it, in all arms alike
     return told | train(model, data, seed, warmup)
 
@@ -204,7 +217,7 @@ def add(result: dict[str, Any]) -> list[dict[str, Any]]:
         fcntl.flock(file, fcntl.LOCK_EX)
         runs: list[dict[str, Any]] = json.loads(file.read() or "[]")
         runs.append(result)
-        runs.sort(key=lambda each: (each["warmup"], each["arm"], each["seed"]))
+        runs.sort(key=lambda each: (each["warmup"], each["careful"], each["arm"], each["seed"]))
         file.seek(0)
         file.truncate()
         file.write(json.dumps(runs, indent=1) + "\n")
@@ -231,14 +244,16 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="2,3,4")
     parser.add_argument("--warmup", type=int, default=0, help="steps (default: %(default)s)")
+    parser.add_argument("--careful", action="store_true", help="clip, warm up and average before the labels, too")
     options = parser.parse_args()
     for seed in map(int, options.seeds.split(",")):
         for arm in options.arms.split(","):
             runs = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else []
-            wanted = {"arm": arm, "seed": seed, "warmup": options.warmup}
+            setting = {"warmup": options.warmup, "careful": options.careful}
+            wanted = {"arm": arm, "seed": seed, **setting}
             if not any(wanted.items() <= each.items() for each in runs):
-                runs = add(run(arm, seed, options.warmup, options.data.resolve()))
-                print(summary([each for each in runs if each["warmup"] == options.warmup]), flush=True)
+                runs = add(run(arm, seed, **setting, data=options.data.resolve()))
+                print(summary([each for each in runs if setting.items() <= each.items()]), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+from picture import draw
 
 import rtdetrv4
 from rtdetrv4 import Detector
@@ -93,6 +94,7 @@ CELLS = {
     "bccd-100-imagenet": Cell("bccd", 1.0, "imagenet", 600, MAIN),
     "facemask-10-imagenet": Cell("facemask", 0.1, "imagenet", 600, ALL[:9], 160),
     "facemask-10-2000": Cell("facemask", 0.1, "scratch", 2000, ("off", "before", "random", "longer"), 160),
+    "facemask-100-2000": Cell("facemask", 1.0, "scratch", 2000, ("off", "before", "random", "longer"), 160),
     "bccd-10-2000": Cell("bccd", 0.1, "scratch", 2000, ("off", "before", "pseudo")),
     "bccd-100-2000": Cell("bccd", 1.0, "scratch", 2000, ("off", "before")),
     "aquarium-100-imagenet": Cell("aquarium", 1.0, "imagenet", 2000, ("off", "before"), 192),
@@ -205,7 +207,7 @@ def compare(name: str, data: Path, out: Path, seeds: list[int], only: list[str] 
 
 
 def keep(folder: Path, results: Path, data: Path) -> None:
-    """Copy what tells of the finished runs: their results, and the evaluated epochs of their logs."""
+    """Copy what tells of the finished runs: their results and, of their logs, the plan and the evaluated epochs."""
     for result in sorted(folder.glob("*/result.json")):
         to = results / result.parent.name
         to.mkdir(parents=True, exist_ok=True)
@@ -213,8 +215,10 @@ def keep(folder: Path, results: Path, data: Path) -> None:
         text = text.replace(str(data), "datasets")
         (to / result.name).write_text(text, encoding="utf-8")
         lines = (result.parent / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
-        evaluated = (line for line in lines if '"type": "epoch"' in line and '"ap":' in line)
-        (to / LOG).write_text("".join(evaluated), encoding="utf-8")
+        evaluated = (
+            line for line in lines if '"type": "run"' in line or ('"type": "epoch"' in line and '"ap":' in line)
+        )
+        (to / LOG).write_text("".join(evaluated).replace(str(folder.parent), "runs/study"), encoding="utf-8")
 
 
 def restore(results: Path, folder: Path) -> None:
@@ -236,17 +240,28 @@ def probe(data: Path, own: str) -> None:
 
 
 def write_page() -> None:
-    """Put each cell's table between `<!-- CELL -->` and `<!-- end -->`."""
-    page = PAGE.read_text(encoding="utf-8")
-    for folder in sorted(RESULTS.iterdir()):
-        begin = f"<!-- {folder.name} -->\n"
+    """Put each cell's table between `<!-- CELL -->` and `<!-- end -->`, and draw them all."""
+    page, drawn = PAGE.read_text(encoding="utf-8"), dict[str, dict[str, Any]]()
+    for name in CELLS:
+        begin, folder = f"<!-- {name} -->\n", RESULTS / name
         if begin in page:
             with tempfile.TemporaryDirectory() as copy:
                 restore(folder, Path(copy))
                 read_comparison(copy, [arm for arm in ALL if list(folder.glob(f"{arm}-seed*"))])
-                table = _table(json.loads(Path(copy, "compare.json").read_text(encoding="utf-8")))
+                result = json.loads(Path(copy, "compare.json").read_text(encoding="utf-8"))
+            off = next(arm for arm in result["arms"] if arm["name"] == "off")
+            drawn[f"{title(CELLS[name])} (off: {100 * off['last_ap']['mean']:.1f})"] = result
+            table = _table(result)
             page = re.sub(f"(?s){re.escape(begin)}.*?<!-- end -->", lambda _, t=begin + table: f"{t}<!-- end -->", page)
     PAGE.write_text(page, encoding="utf-8")
+    draw(drawn, PAGE.with_suffix(".png"))
+
+
+def title(cell: Cell) -> str:
+    """A cell in words."""
+    photos = math.floor(SETS[cell.data] * cell.fraction)
+    student = {"scratch": "random weights", "imagenet": "an ImageNet backbone"}[cell.student]
+    return f"{cell.data}, {photos} photos with labels, {cell.steps} steps from {student}"
 
 
 def _table(result: dict[str, Any]) -> str:

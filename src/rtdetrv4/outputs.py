@@ -72,6 +72,20 @@ def unused_folder(path: Path, results: Iterable[str]) -> Path:
     return unused
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder for results, with those above it, unless it is there.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: this folder for results cannot be created ({error.strerror}); give another one."
+        ) from error
+
+
 def find_unused_folder(path: Path, results: Iterable[str]) -> Path:
     """Return `path` or, if it holds results already, the first of path-2, path-3, … that does not.
 

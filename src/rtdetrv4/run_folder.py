@@ -27,7 +27,7 @@ from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
-from rtdetrv4.outputs import LOG_FILE, SIMILARITY_FILE, numbered_folders, unused_folder, write_text
+from rtdetrv4.outputs import LOG_FILE, SIMILARITY_FILE, make_folder, numbered_folders, unused_folder, write_text
 from rtdetrv4.report import FACTS_FILE, METRICS_FILE, REPORT_FILES, REPORT_PAGE
 from rtdetrv4.run_lock import locked
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, check_checkpoint, load_checkpoint
@@ -145,7 +145,7 @@ class RunFolder:
     def _take(self) -> None:
         """Create recipe.yaml, unless another run has been faster."""
         self._new_folders = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with suppress(FileExistsError):
             self.recipe.touch(exist_ok=False)
             self._is_taken = True

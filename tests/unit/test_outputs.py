@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rtdetrv4.errors import ConfigError
-from rtdetrv4.outputs import numbered_folders, unused_file, unused_folder, write_text, write_whole
+from rtdetrv4.outputs import make_folder, numbered_folders, unused_file, unused_folder, write_text, write_whole
 
 RESULTS = ("metrics.json", "val/*.png")
 
@@ -38,6 +38,15 @@ def test_a_folder_with_results_is_left_alone(tmp_path: Path, caplog: pytest.LogC
     caplog.clear()
     assert unused_folder(mine, RESULTS) == tmp_path / "mine-3"
     assert caplog.messages == [f"{mine} holds earlier results; the new ones go to {tmp_path / 'mine-3'}."]
+
+
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
+    make_folder(tmp_path / "runs" / "train")
+    make_folder(tmp_path / "runs" / "train")
+    (tmp_path / "notes").touch()
+    with pytest.raises(ConfigError, match=r"notes/train: this folder .* cannot be created \(Not a directory\)"):
+        make_folder(tmp_path / "notes" / "train")
+    assert (tmp_path / "notes").is_file()
 
 
 def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:

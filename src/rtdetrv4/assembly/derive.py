@@ -342,8 +342,8 @@ def doubts(recipe: Recipe, data: DataFacts, given: Collection[str]) -> list[str]
     steps = schedule.epochs * max(data.num_images // schedule.batch, 1)
     if steps < FEWEST_STEPS:
         found.append(
-            f"{steps} optimizer steps in all teach next to nothing: use more epochs, more images or a "
-            f"smaller batch than {schedule.batch}."
+            f"{count_of(steps, 'optimizer step', 'optimizer steps')} in all teach next to nothing: use more epochs, "
+            f"more images or a smaller batch than {schedule.batch}."
         )
     pixels = data.median_side * math.sqrt(size[0] * size[1])
     if pixels < SMALLEST_OBJECT:

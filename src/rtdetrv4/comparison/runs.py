@@ -29,7 +29,6 @@ from rtdetrv4.comparison.summary import (
     read_comparison,
     read_epochs,
     read_settings,
-    write_text,
 )
 from rtdetrv4.config import Recipe, changed_settings, from_yaml, load_recipe, override, parse_assignment
 from rtdetrv4.data.formats import read_splits
@@ -39,6 +38,7 @@ from rtdetrv4.detector import Detector
 from rtdetrv4.distillation.teacher import Network, teacher_name
 from rtdetrv4.errors import ConfigError, DatasetError, NonFiniteError, WeightsError, did_you_mean
 from rtdetrv4.ops.hub import NotFetchedError
+from rtdetrv4.outputs import make_folder, write_text
 from rtdetrv4.run_folder import FREE_ON_RESUME, RECIPE_FILE, RunFolder, fixed_changes
 from rtdetrv4.training.observers import progress_console
 from rtdetrv4.weights.files import names_weights
@@ -146,7 +146,7 @@ def compare(
     starts = _starts(runs, waiting, weights, own_weights, splits)
     _check_teachers(waiting.values(), network)
     _check_unlabeled(waiting, has_val=splits.val is not None)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     known = read_settings(out).get("arms", {})
     write_text(out / SETTINGS_FILE, json.dumps({"arms": {**known, **changes}, **common}, indent=2, default=str) + "\n")
     if warning := _few_seeds(out, {*known, *changes}, numbers):

@@ -247,8 +247,9 @@ class ExportedDetector:
             shape, kinds = outputs[name].shape, "iu" if name == "labels" else "f"
             if shape != shapes[name] or (name == "logits" and len(shape) != 3) or outputs[name].dtype.kind not in kinds:
                 raise ExportError(
-                    f"{self.path}: the file returned {name} of shape {'×'.join(map(str, shape)) or 'none'}, "
-                    f"{outputs[name].dtype}, which are none of {batch} images; export it again."
+                    f"{self.path}: for {batch} image{'s' * (batch != 1)} the file returned {name} of shape "
+                    f"{'×'.join(map(str, shape)) or 'none'}, {outputs[name].dtype}, which no detector returns; export "
+                    "it again."
                 )
         if self.metadata.outputs == "raw":
             if (scored := outputs["logits"].shape[-1]) != len(self.names):

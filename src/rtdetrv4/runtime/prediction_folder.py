@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rtdetrv4.errors import ConfigError, did_you_mean
-from rtdetrv4.outputs import find_unused_folder, tell_unused_folder
+from rtdetrv4.outputs import find_unused_folder, make_folder, tell_unused_folder
 from rtdetrv4.runtime.detections import Detections
 from rtdetrv4.runtime.prediction_files import COCO_FILE, CSV_FILE, YOLO_FOLDER, CocoFile, CsvFile, YoloFolder
 from rtdetrv4.runtime.prediction_lines import LINES_FILE
@@ -151,7 +151,7 @@ class PredictionFolder:
         if not self._kinds:
             return
         tell_unused_folder(self._given, self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         if "csv" in self._kinds:
             self._files.append(CsvFile(self.path))
         if "coco" in self._kinds:

@@ -137,11 +137,12 @@ def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False, trus
         trust: run the code in a pickle that holds more than tensors and plain values, instead of refusing it.
 
     Raises:
-        WeightsError: the file is missing, damaged, unsafe, or no checkpoint of a detector.
+        WeightsError: the file is missing, damaged, unsafe, no checkpoint of a detector, or its training has diverged.
     """
     path = find_weights(weights)
     tensors, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, trust=trust)
     _check_facts(facts, path)
+    _check_numbers(tensors, path)
     tensors = {name.removeprefix("module.").removeprefix("detector."): tensor for name, tensor in tensors.items()}
     layout: Layout = "ours"
     if looks_released(tensors):
@@ -180,6 +181,16 @@ def read_checkpoint(weights: str | Path, *, takes_pretrained: bool = False, trus
     trained = bool(facts.get("trained", True))
     metadata = WeightsMetadata(str(path), models, num_classes, classes, image_size, trained, layout, facts)
     return Checkpoint(metadata, tensors)
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise if a tensor has NaN. Infinity is no error: released files have it where an image has no anchor."""
+    if wrong := [name for name, each in tensors.items() if each.is_floating_point() and each.isnan().any()]:
+        raise WeightsError(
+            f"{path}: {len(wrong)} of its {len(tensors)} tensors hold NaN ({listing(wrong, limit=3)}), with which a "
+            "detector finds nothing. Its training has diverged; take weights from before that, or train again with a "
+            "lower learning rate."
+        )
 
 
 def detects_nothing_yet(path: str | Path) -> WeightsError:

@@ -310,7 +310,7 @@ def test_outputs_of_another_shape_or_kind(
     monkeypatch.setattr(session, "engine", lambda images: right)
     session.predict(plain_image(0, 0, 0))
     monkeypatch.setattr(session, "engine", lambda images: {**right, name: wrong})
-    with pytest.raises(ExportError, match=rf"the file returned {message}, which are none of 1 images; export it again"):
+    with pytest.raises(ExportError, match=rf"for 1 image the file returned {message}, which no detector returns"):
         session.predict(plain_image(0, 0, 0))
 
 

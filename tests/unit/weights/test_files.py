@@ -145,6 +145,17 @@ def test_facts_are_added_and_tensors_stay(tmp_path: Path) -> None:
     assert path.read_bytes() == b"damaged"
 
 
+def test_weights_of_a_training_that_diverged(tmp_path: Path) -> None:
+    path, state = tmp_path / "weights.safetensors", create_model("test", 2).state_dict()
+    save_weights({**state, "decoder.anchors": torch.full((2, 4), torch.inf)}, path, {"model": "test"})
+    read_checkpoint(path)
+    state["query_selection.score_head.bias"][1] = torch.nan
+    save_weights(state, path, {"model": "test"})
+    message = rf"1 of its {len(state)} tensors hold NaN \(query_selection\.score_head\.bias\).*has diverged"
+    with pytest.raises(WeightsError, match=message):
+        read_checkpoint(path)
+
+
 def test_models_that_cannot_be_told_apart(tmp_path: Path) -> None:
     torch.save(to_released(create_model("deim-n")), tmp_path / "w.pth")
     facts = read_metadata(tmp_path / "w.pth")
