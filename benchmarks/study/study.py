@@ -42,6 +42,8 @@ RESULTS = HERE.parent / "results" / "study"
 PAGE = HERE.parents[1] / "docs" / "research" / "study.md"
 SETS = {"bccd": 292, "aquarium": 448, "facemask": 677}
 """Data sets and their numbers of training images."""
+PRETRAINED_AS = {"fast": "scratch"}
+"""Students that begin with weights made for another one, from which they differ in training with labels only."""
 SEEDS = (0, 1, 2, 3, 4)
 LOG = "log.jsonl"
 PRETRAINING_EPOCHS, PRETRAINING_BATCH = 8, 16
@@ -63,7 +65,7 @@ class Cell(NamedTuple):
     data: str
     fraction: float
     student: str
-    """scratch or imagenet: the recipe beside this file."""
+    """scratch, fast, imagenet or dfine: the recipe beside this file."""
     steps: int
     arms: tuple[str, ...]
     size: int = 128
@@ -90,6 +92,10 @@ CELLS = {
     "bccd-30": Cell("bccd", 0.3, "scratch", 600, MAIN),
     "bccd-100": Cell("bccd", 1.0, "scratch", 600, ALL[:9]),
     "facemask-100": Cell("facemask", 1.0, "scratch", 600, MAIN, 192),
+    "bccd-10-fast": Cell("bccd", 0.1, "fast", 600, ("off", "before", "random", "longer")),
+    "bccd-100-fast": Cell("bccd", 1.0, "fast", 600, ("off", "before", "random", "longer")),
+    "facemask-100-2000-fast": Cell("facemask", 1.0, "fast", 2000, ("off", "before", "random", "longer"), 160),
+    "bccd-10-dfine": Cell("bccd", 0.1, "dfine", 600, ("off", "before", "random", "longer")),
     "bccd-10-imagenet": Cell("bccd", 0.1, "imagenet", 600, MAIN),
     "bccd-100-imagenet": Cell("bccd", 1.0, "imagenet", 600, MAIN),
     "facemask-10-imagenet": Cell("facemask", 0.1, "imagenet", 600, ALL[:9], 160),
@@ -147,8 +153,9 @@ def arms_of(cell: Cell, data: Path, out: Path) -> dict[str, dict[str, Any]]:
     """The settings of each of a cell's arms."""
     fixed = {"distillation.mode": "fixed"}
     others = [str(data / name) for name in SETS]
+    student = PRETRAINED_AS.get(cell.student, cell.student)
     starts = {
-        teacher: {"weights": str(folder_of_pretraining(out, cell.student, teacher, "{seed}") / "weights.safetensors")}
+        teacher: {"weights": str(folder_of_pretraining(out, student, teacher, "{seed}") / "weights.safetensors")}
         for teacher in TEACHERS
     }
     before = starts.pop("taught")
@@ -260,8 +267,13 @@ def write_page() -> None:
 def title(cell: Cell) -> str:
     """A cell in words."""
     photos = math.floor(SETS[cell.data] * cell.fraction)
-    student = {"scratch": "random weights", "imagenet": "an ImageNet backbone"}[cell.student]
-    return f"{cell.data}, {photos} photos with labels, {cell.steps} steps from {student}"
+    students = {
+        "scratch": "random weights",
+        "fast": "random weights, backbone at five times the rate",
+        "imagenet": "an ImageNet backbone",
+        "dfine": "random weights, D-FINE",
+    }
+    return f"{cell.data}, {photos} photos with labels, {cell.steps} steps from {students[cell.student]}"
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -297,7 +309,7 @@ def main() -> None:
     parser.add_argument("--cells", default=",".join(CELLS), help="which comparisons, in this order")
     parser.add_argument("--arms", help="only these of the arms")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
-    parser.add_argument("--students", default="scratch", help="for pretrain: scratch, imagenet")
+    parser.add_argument("--students", default="scratch", help="for pretrain: scratch, imagenet, dfine")
     parser.add_argument("--teachers", default="taught", help=f"for pretrain: {', '.join(TEACHERS)}")
     parser.add_argument("--own", default="", help="weights of a larger detector, the teacher `own`")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …; in float32 in any case")

@@ -40,6 +40,10 @@ trained N, with 128 channels, takes twice as much. The second was measured with 
 points of AP; deeper decoders and plain boxes, published with lower rates, take half."""
 BACKBONE_SHARE: Mapping[StartKind, float] = {"imagenet": 0.2, "none": 1.0}
 """The backbone's learning rate / that of the rest. A trained detector keeps the published ratio."""
+NEW_BACKBONE, NEW_BACKBONE_SHARE = "hgnetv2_b0", 5.0
+"""The backbone that learns faster than the rest from random weights in a short run, and how much faster. A batch norm after
+each convolution undoes the weights' scale, so what counts is a step's size relative to theirs, and they begin large. It
+gave N 8 to 11 points of AP in 600 steps (docs/research/study.md). Other backbones were not measured."""
 PUBLISHED_MODES = ("gam", "gam_paper")
 """Modes of `distillation.mode` that need a band from elsewhere. The published ones, for COCO in batches of 32, drove λ
 from 5 to thousands on small data, where a fixed λ gained (docs/research/experiments.md)."""
@@ -248,6 +252,9 @@ class _Derivation:
         share = BACKBONE_SHARE.get(self.start, ratio)
         if self.start == "imagenet" and steps >= PUBLISHED_STEPS:
             share = ratio
+        is_own = self.settings["model.backbone"] in (None, self.variant.backbone)
+        if self.start == "none" and steps < PUBLISHED_STEPS and is_own and self.variant.backbone == NEW_BACKBONE:
+            share = NEW_BACKBONE_SHARE
         self.choose("optimizer.backbone_lr", _rounded(share * lr), f"{share:.2g} of lr from {_START_WORDS[self.start]}")
 
     def _augmentation(self, steps: int) -> None:

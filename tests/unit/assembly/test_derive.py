@@ -157,7 +157,9 @@ def test_the_number_of_queries_holds_what_its_reason_says_and_is_not_warned_of(
     [
         ("deim-n", COCO, 20, 2e-4, 1e-4),
         ("deim-n", IMAGENET, 20, 1e-3, 2e-4),
-        ("deim-n", Sources("none"), 20, 1e-3, 1e-3),
+        ("deim-n", Sources("none"), 20, 1e-3, 5e-3),
+        ("deim-n", Sources("none"), 200, 2.8e-4, 2.8e-4),
+        ("rtdetrv2-r18", Sources("none"), 20, 5e-4, 5e-4),
         ("deim-s", COCO, 20, 1e-4, 5e-5),
         ("deim-s", IMAGENET, 20, 1e-3, 2e-4),
         ("deim-l", IMAGENET, 20, 5e-4, 1e-4),
@@ -171,6 +173,11 @@ def test_learning_rates_follow_the_start_and_the_length(
     found = derived(model, sources=sources, schedule__epochs=epochs)
     assert found["optimizer.lr"] == pytest.approx(lr)
     assert found["optimizer.backbone_lr"] == pytest.approx(backbone_lr)
+
+
+def test_another_backbone_learns_no_faster_than_the_rest() -> None:
+    found = derived(sources=Sources("none"), model__backbone="resnet18d", schedule__epochs=20)
+    assert found["optimizer.backbone_lr"] == found["optimizer.lr"] == pytest.approx(1e-3)
 
 
 def test_the_backbone_follows_a_given_learning_rate() -> None:
