@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 
 from rtdetrv4 import Detector
+from rtdetrv4.assembly.fitting import Fitting
+from rtdetrv4.assembly.start import pretrained_start
 from rtdetrv4.cli import main
+from rtdetrv4.config import load_recipe
+from rtdetrv4.data.formats import read_splits
 from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.training.checkpoint import load_checkpoint
 from rtdetrv4.training.observers import Observer, read_log
-from rtdetrv4.weights import read_checkpoint
+from rtdetrv4.weights import Checkpoint, read_checkpoint
 from small_training import assert_same, make_teacher
 
 SMALL = {"imgsz": 64, "batch": 4, "workers": 0, "tracker": "none", "device": "cpu", "amp": "off"}
@@ -94,6 +99,7 @@ def test_training_takes_backbone_and_encoder(complete, data, tmp_path):
         assert torch.equal(seen[name], value), name
     record = json.loads((trained.out / "run.json").read_text())
     assert record["start"]["kind"] == "pretrained"
+    assert record["start"]["origin"] == "none"
     assert detector.predict(np.zeros((64, 64, 3), np.uint8))  # it has become a detector
 
 
@@ -101,6 +107,27 @@ def test_the_detector_itself_can_be_trained_on(data, tmp_path):
     detector, _ = pretrain(data, tmp_path / "pre", epochs=1)
     detector.train(data, **SMALL, epochs=1, out=tmp_path / "run", teacher="none")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["start"]["kind"] == "pretrained"
+
+
+@pytest.mark.parametrize(
+    ("before", "kind"),
+    [
+        ({"kind": "none"}, "pretrained"),
+        ({"kind": "imagenet"}, "imagenet"),
+        ({"kind": "coco"}, "imagenet"),
+        ({"kind": "pretrained", "origin": "none"}, "pretrained"),
+        ({"kind": "pretrained", "origin": "imagenet"}, "imagenet"),
+        (None, "imagenet"),
+    ],
+)
+def test_learning_rates_follow_what_the_pretraining_started_from(data, complete, before, kind):
+    metadata, tensors = read_checkpoint(complete[1].weights, takes_pretrained=True)
+    metadata = metadata._replace(facts={**metadata.facts, "start": before})
+    start = pretrained_start(Checkpoint(metadata, tensors))
+    fitting = Fitting.gather(
+        load_recipe("test"), (), read_splits(data), Accelerator(cpu=True), start=start, budget=None
+    )
+    assert fitting.sources.start == kind
 
 
 @pytest.mark.parametrize("work", ["predict", "val", "export"])

@@ -19,12 +19,12 @@ from rtdetrv4.data.document import count_of
 from rtdetrv4.distillation import PIP_TEACHER
 from rtdetrv4.training.plan import EMA_SHARE, WARMUP_SHARE
 
-STEPS: Mapping[StartKind, int] = {"coco": 2500, "imagenet": 3000, "none": 12000}
+STEPS: Mapping[StartKind, int] = {"coco": 2500, "imagenet": 3000, "pretrained": 3000, "none": 12000}
 """Optimizer steps that a run should have. From an ImageNet backbone, S with flips only was best after 1100 steps, and
-N with moderate augmentation after 2000 (docs/research/small-data.md); the other two numbers are guesses."""
-FEWEST_EPOCHS: Mapping[StartKind, int] = {"coco": 12, "imagenet": 36, "none": 72}
+N with moderate augmentation after 2000 (docs/research/small-data.md); the other numbers are guesses."""
+FEWEST_EPOCHS: Mapping[StartKind, int] = {"coco": 12, "imagenet": 36, "pretrained": 36, "none": 72}
 MOST_EPOCHS = 300
-PLAIN_STEPS: Mapping[StartKind, int] = {"coco": 1000, "imagenet": 1000, "none": 5000}
+PLAIN_STEPS: Mapping[StartKind, int] = {"coco": 1000, "imagenet": 1000, "pretrained": 1000, "none": 5000}
 """With fewer steps, flips are the only augmentation; with more, they alone let the curves level off or fall."""
 MODERATE: Mapping[str, float] = {"mosaic": 0.0, "mixup": 0.0, "photometric": 0.5, "zoom_out": 0.3, "iou_crop": 0.5}
 """Augmentation between `PLAIN_STEPS` and `PUBLISHED_STEPS`: worth four points of AP to N in 2200 steps."""
@@ -38,12 +38,12 @@ LR_OF_TRAINED, LR_OF_NEW = 2e-4, 1e-3
 """Learning rates in short runs, from a trained detector at a batch of 16, and from anything less at a batch of 8. A
 trained N, with 128 channels, takes twice as much. The second was measured with N and S, where half of it cost five
 points of AP; deeper decoders and plain boxes, published with lower rates, take half."""
-BACKBONE_SHARE: Mapping[StartKind, float] = {"imagenet": 0.2, "none": 1.0}
+BACKBONE_SHARE: Mapping[StartKind, float] = {"imagenet": 0.2, "pretrained": 1.0, "none": 1.0}
 """The backbone's learning rate / that of the rest. A trained detector keeps the published ratio."""
 NEW_BACKBONE, NEW_BACKBONE_SHARE = "hgnetv2_b0", 5.0
-"""The backbone that learns faster than the rest from random weights in a short run, and how much faster. A batch norm after
-each convolution undoes the weights' scale, so what counts is a step's size relative to theirs, and they begin large. It
-gave N 8 to 11 points of AP in 600 steps (docs/research/study.md). Other backbones were not measured."""
+"""The backbone that learns faster than the rest in a short run unless ImageNet taught it, and how much faster. A batch
+norm after each convolution undoes the weights' scale, so what counts is a step's size relative to theirs, and they
+begin large. N and S gained 7 to 11 points of AP in 600 steps (docs/research/study.md). No other one was measured."""
 PUBLISHED_MODES = ("gam", "gam_paper")
 """Modes of `distillation.mode` that need a band from elsewhere. The published ones, for COCO in batches of 32, drove λ
 from 5 to thousands on small data, where a fixed λ gained (docs/research/experiments.md)."""
@@ -227,7 +227,7 @@ class _Derivation:
     def _epochs(self, steps_per_epoch: int, limit: Limit | None) -> int:
         wanted = math.ceil(STEPS[self.start] / steps_per_epoch)
         epochs = min(max(wanted, FEWEST_EPOCHS[self.start]), MOST_EPOCHS)
-        reason = f"{epochs * steps_per_epoch} steps from {_START_WORDS[self.start]}"
+        reason = f"{epochs * steps_per_epoch} steps from {START_WORDS[self.start]}"
         if limit is not None:
             epochs, reason = limit
         return self.choose("schedule.epochs", epochs, reason)
@@ -247,15 +247,15 @@ class _Derivation:
             else:
                 is_small = self.variant.decoder_layers <= 3 and self.variant.head == "distribution"
                 lr = LR_OF_NEW * (1 if is_small else 0.5) * min(max(math.sqrt(batch / 8), 1), math.sqrt(2))
-            reason = f"a short run from {_START_WORDS[self.start]}, in batches of {batch}"
+            reason = f"a short run from {START_WORDS[self.start]}, in batches of {batch}"
         lr = self.choose("optimizer.lr", _rounded(lr), reason)
-        share = BACKBONE_SHARE.get(self.start, ratio)
-        if self.start == "imagenet" and steps >= PUBLISHED_STEPS:
+        share, is_short = BACKBONE_SHARE.get(self.start, ratio), steps < PUBLISHED_STEPS
+        backbone = self.settings["model.backbone"] or self.variant.backbone
+        if self.start == "imagenet" and not is_short:
             share = ratio
-        is_own = self.settings["model.backbone"] in (None, self.variant.backbone)
-        if self.start == "none" and steps < PUBLISHED_STEPS and is_own and self.variant.backbone == NEW_BACKBONE:
+        elif self.start in ("pretrained", "none") and is_short and backbone == NEW_BACKBONE:
             share = NEW_BACKBONE_SHARE
-        self.choose("optimizer.backbone_lr", _rounded(share * lr), f"{share:.2g} of lr from {_START_WORDS[self.start]}")
+        self.choose("optimizer.backbone_lr", _rounded(share * lr), f"{share:.2g} of lr from {START_WORDS[self.start]}")
 
     def _augmentation(self, steps: int) -> None:
         names = [f"augment.{name}" for name in MODERATE]
@@ -384,9 +384,10 @@ def with_final_values(choices: Iterable[Choice], recipe: Recipe) -> tuple[Choice
     return tuple(choice._replace(value=settings[choice.name]) for choice in choices)
 
 
-_START_WORDS: Mapping[StartKind, str] = {
+START_WORDS: Mapping[StartKind, str] = {
     "coco": "a trained detector",
     "imagenet": "an ImageNet backbone",
+    "pretrained": "a backbone that a teacher taught",
     "none": "random weights",
 }
 

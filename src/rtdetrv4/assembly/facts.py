@@ -17,8 +17,9 @@ from rtdetrv4.ops.networks import has_pip_weights, has_timm_weights
 from rtdetrv4.runtime.machine import free_host_memory, num_cores
 from rtdetrv4.training.fit import free_memory
 
-StartKind = Literal["coco", "imagenet", "none"]
-"""What training starts from: a trained detector, whatever it was trained on; an ImageNet backbone; random weights."""
+StartKind = Literal["coco", "imagenet", "pretrained", "none"]
+"""What training starts from: a trained detector, whatever it was trained on; an ImageNet backbone; a backbone and
+encoder that have learned from a teacher alone, from random weights; random weights."""
 
 COMMON_SHARE, SAME_ASPECT = 0.8, 0.1
 """An aspect ratio counts as common if this share of all images has it, give or take this much."""

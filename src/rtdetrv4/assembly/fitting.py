@@ -40,8 +40,8 @@ USABLE_TIME = 0.9
 """Share of the time to plan with; measured steps are rarely the slowest ones."""
 FULL_BUDGET = 4
 """A budget makes a run at most this many times as long as it would be without one."""
-_UNTRAINED: Mapping[str, StartKind] = {"imagenet": "imagenet", "pretrained": "imagenet", "none": "none"}
-"""Starts that are no trained detector."""
+_UNTRAINED: Mapping[str, StartKind] = {"imagenet": "imagenet", "none": "none"}
+"""Starts that are no trained detector, but for pretrained ones."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Fitting:
         facts = [
             data_facts(splits.train, splits.val),
             machine_facts(accelerator),
-            Sources(_UNTRAINED.get(start.kind, "coco"), find_teacher(recipe)),
+            Sources(_kind_of(start), find_teacher(recipe)),
         ]
         broadcast_object_list(facts)
         return cls(given, *facts, budget=budget, derivation=derivation)
@@ -160,3 +160,9 @@ def words(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _kind_of(start: Start) -> StartKind:
+    if start.kind == "pretrained":
+        return "pretrained" if start.origin == "none" else "imagenet"
+    return _UNTRAINED.get(start.kind, "coco")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from rtdetrv4.assembly.derive import Choice, Limit
+from rtdetrv4.assembly.derive import START_WORDS, Choice, Limit
 from rtdetrv4.assembly.facts import DataFacts, Machine, Sources, StartKind
 from rtdetrv4.assembly.fitting import Fitting
 from rtdetrv4.assembly.models import find_variant
@@ -41,7 +41,7 @@ STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 3000, 10, 200
 pixels, 770 steps in 12 epochs took L_DSI from 0.76 to 0.43; three times as many is a guess at what still pays."""
 BATCH, LR = 32, 1e-3
 """Images per step, and the learning rate for as many; as in that trial."""
-BACKBONE_SHARE: Mapping[StartKind, float] = {"none": 1.0, "imagenet": 0.2, "coco": 0.2}
+BACKBONE_SHARE: Mapping[StartKind, float] = {"none": 1.0, "pretrained": 1.0, "imagenet": 0.2, "coco": 0.2}
 """The backbone's learning rate / that of the rest, as in short runs with labels."""
 CPU_SIZE, LARGEST_SIZE = 192, 640
 OPEN_TEACHER = "dinov2-b"
@@ -103,8 +103,7 @@ def derive_pretraining(
     lr = LR * min(math.sqrt(batch / BATCH), 1.0)
     lr = choose("optimizer.lr", float(f"{lr:.2g}"), f"in batches of {batch}")
     share = BACKBONE_SHARE[sources.start]
-    start = {"none": "random weights", "imagenet": "an ImageNet backbone"}.get(sources.start, "a trained detector")
-    choose("optimizer.backbone_lr", float(f"{share * lr:.2g}"), f"{share:g} of lr from {start}")
+    choose("optimizer.backbone_lr", float(f"{share * lr:.2g}"), f"{share:g} of lr from {START_WORDS[sources.start]}")
     for name, value in _OTHER_AUGMENTATION.items():
         choose(name, value, "for labels only")
     choose("augment.photometric", 0.5, "moderate; the order of channels stays")

@@ -60,7 +60,16 @@ class Start:
     def record(self) -> dict[str, Any]:
         """What a run and its weights remember of it: kind, source and SHA-256."""
         sha256 = None if self.file is None else file_sha256(self.file)
-        return {"kind": self.kind, "source": self.source, "sha256": sha256}
+        origin = {"origin": self.origin} if self.kind == "pretrained" else {}
+        return {"kind": self.kind, "source": self.source, "sha256": sha256, **origin}
+
+    @property
+    def origin(self) -> str:
+        """`kind`; of a pretrained backbone, that of the start of its pretraining, the first if there were several."""
+        if self.kind != "pretrained" or not isinstance(self.weights, Checkpoint):
+            return self.kind
+        before = self.weights.metadata.facts.get("start") or {}
+        return before.get("origin") or before.get("kind", "imagenet")
 
 
 def choose_start(recipe: Recipe, wanted: StartName | None = None) -> Start:
