@@ -380,9 +380,10 @@ _FACTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "training_image_size": (_is_size, f"height and width up to {MAX_SIDE}"),
     "thresholds": (_are_thresholds, "a number for each class"),
     "teacher": (lambda value: isinstance(value, Mapping), "a mapping"),
+    "start": (lambda value: isinstance(value, Mapping), "a mapping"),
 }
 """Entries of metadata: what is right, in code and in words."""
-_MAY_BE_NULL = ("backbone", "resize", "training_image_size", "thresholds", "teacher")
+_MAY_BE_NULL = ("backbone", "resize", "training_image_size", "thresholds", "teacher", "start")
 
 
 def _fetch(url: str) -> Path:

@@ -148,6 +148,7 @@ def test_a_safetensors_tensor_of_terabytes(tmp_path: Path) -> None:
         ({"image_size": [float("nan"), 64]}, "image_size is .* expected height and width up to 16384"),
         ({"thresholds": {"a": "1"}}, "thresholds is .* expected a number for each class"),
         ({"training_image_size": [0, 0]}, "training_image_size is .* expected height and width"),
+        ({"start": "none"}, "start is 'none', expected a mapping"),
     ],
 )
 def test_metadata_that_claims_nonsense(tmp_path: Path, facts: Any, message: str) -> None:
