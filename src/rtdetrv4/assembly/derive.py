@@ -38,12 +38,14 @@ LR_OF_TRAINED, LR_OF_NEW = 2e-4, 1e-3
 """Learning rates in short runs, from a trained detector at a batch of 16, and from anything less at a batch of 8. A
 trained N, with 128 channels, takes twice as much. The second was measured with N and S, where half of it cost five
 points of AP; deeper decoders and plain boxes, published with lower rates, take half."""
-BACKBONE_SHARE: Mapping[StartKind, float] = {"imagenet": 0.2, "pretrained": 1.0, "none": 1.0}
-"""The backbone's learning rate / that of the rest. A trained detector keeps the published ratio."""
-NEW_BACKBONE, NEW_BACKBONE_SHARE = "hgnetv2_b0", 5.0
-"""The backbone that learns faster than the rest in a short run unless ImageNet taught it, and how much faster. A batch
-norm after each convolution undoes the weights' scale, so what counts is a step's size relative to theirs, and they
-begin large. N and S gained 7 to 11 points of AP in 600 steps (docs/research/study.md). No other one was measured."""
+BACKBONE_SHARE, LARGE_BACKBONE_SHARE = 1.0, 0.2
+"""The backbone's learning rate / that of the rest in short runs. The second is a guess for ImageNet weights in
+detectors larger than N and S, which gained 2 to 4 points of AP by the first in its place (docs/research/study.md). A
+trained detector keeps the published ratio, and so do ImageNet weights in long runs."""
+FAST_BACKBONE, FAST_BACKBONE_SHARE = "hgnetv2_b0", 5.0
+"""The share of this backbone without ImageNet weights. A batch norm after each of its convolutions undoes the weights'
+scale, so what counts is a step's size relative to theirs, and they begin large. N and S gained 6 to 7 points of AP by
+it (ibid.). No other backbone was measured."""
 PUBLISHED_MODES = ("gam", "gam_paper")
 """Modes of `distillation.mode` that need a band from elsewhere. The published ones, for COCO in batches of 32, drove λ
 from 5 to thousands on small data, where a fixed λ gained (docs/research/experiments.md)."""
@@ -235,6 +237,7 @@ class _Derivation:
     def _learning_rates(self, batch: int, steps: int) -> None:
         published = self.published
         ratio = published["optimizer.backbone_lr"] / published["optimizer.lr"]
+        is_small = self.variant.decoder_layers <= 3 and self.variant.head == "distribution"
         if steps >= PUBLISHED_STEPS:
             lr = published["optimizer.lr"] * math.sqrt(batch / published["schedule.batch"])
             if self.start == "coco":
@@ -245,17 +248,20 @@ class _Derivation:
                 narrow = 2 if self.variant.hidden_dim < 256 else 1
                 lr = narrow * LR_OF_TRAINED * math.sqrt(batch / 16)
             else:
-                is_small = self.variant.decoder_layers <= 3 and self.variant.head == "distribution"
                 lr = LR_OF_NEW * (1 if is_small else 0.5) * min(max(math.sqrt(batch / 8), 1), math.sqrt(2))
             reason = f"a short run from {START_WORDS[self.start]}, in batches of {batch}"
         lr = self.choose("optimizer.lr", _rounded(lr), reason)
-        share, is_short = BACKBONE_SHARE.get(self.start, ratio), steps < PUBLISHED_STEPS
-        backbone = self.settings["model.backbone"] or self.variant.backbone
-        if self.start == "imagenet" and not is_short:
-            share = ratio
-        elif self.start in ("pretrained", "none") and is_short and backbone == NEW_BACKBONE:
-            share = NEW_BACKBONE_SHARE
+        share = self._backbone_share(steps, ratio, is_small)
         self.choose("optimizer.backbone_lr", _rounded(share * lr), f"{share:.2g} of lr from {START_WORDS[self.start]}")
+
+    def _backbone_share(self, steps: int, published: float, is_small: bool) -> float:
+        is_short = steps < PUBLISHED_STEPS
+        if self.start == "coco" or (self.start == "imagenet" and not is_short):
+            return published
+        if self.start == "imagenet":
+            return BACKBONE_SHARE if is_small else LARGE_BACKBONE_SHARE
+        backbone = self.settings["model.backbone"] or self.variant.backbone
+        return FAST_BACKBONE_SHARE if is_short and backbone == FAST_BACKBONE else BACKBONE_SHARE
 
     def _augmentation(self, steps: int) -> None:
         names = [f"augment.{name}" for name in MODERATE]

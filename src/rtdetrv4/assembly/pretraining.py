@@ -42,7 +42,7 @@ pixels, 770 steps in 12 epochs took L_DSI from 0.76 to 0.43; three times as many
 BATCH, LR = 32, 1e-3
 """Images per step, and the learning rate for as many; as in that trial."""
 BACKBONE_SHARE: Mapping[StartKind, float] = {"none": 1.0, "pretrained": 1.0, "imagenet": 0.2, "coco": 0.2}
-"""The backbone's learning rate / that of the rest, as in short runs with labels."""
+"""The backbone's learning rate / that of the rest, a guess."""
 CPU_SIZE, LARGEST_SIZE = 192, 640
 OPEN_TEACHER = "dinov2-b"
 """Whose weights are fetched if no teacher's are on the machine: their license is an open-source one."""
