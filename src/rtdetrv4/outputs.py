@@ -29,7 +29,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
             too, the file is the old or the new one. A disk may take a second for that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(unfinished_name(path.name))
     temporary.unlink(missing_ok=True)
     temporary.touch()
     mode = temporary.stat().st_mode
@@ -58,6 +58,11 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def unfinished_name(name: str) -> str:
+    """What a file is called while `write_whole` writes it; a process that is killed may leave it."""
+    return f".{name}.tmp"
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:

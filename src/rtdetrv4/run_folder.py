@@ -27,7 +27,15 @@ from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
-from rtdetrv4.outputs import LOG_FILE, SIMILARITY_FILE, make_folder, numbered_folders, unused_folder, write_text
+from rtdetrv4.outputs import (
+    LOG_FILE,
+    SIMILARITY_FILE,
+    make_folder,
+    numbered_folders,
+    unfinished_name,
+    unused_folder,
+    write_text,
+)
 from rtdetrv4.report import FACTS_FILE, METRICS_FILE, REPORT_FILES, REPORT_PAGE
 from rtdetrv4.run_lock import locked
 from rtdetrv4.training.checkpoint import BEST_FILE, LAST_FILE, check_checkpoint, load_checkpoint
@@ -166,12 +174,20 @@ class RunFolder:
             if accelerator.is_main_process:
                 try:
                     stack.enter_context(locked(self.path))
+                    self._remove_unfinished()
                 except ConfigError as error:
                     refusal = [str(error)]
             broadcast_object_list(refusal)
             if refusal[0] is not None:
                 raise ConfigError(refusal[0])
             yield
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a run that was killed was just writing."""
+        for pattern in RUN_FILES:
+            folder, _, name = pattern.rpartition("/")
+            for file in (self.path / folder).glob(unfinished_name(name)):
+                file.unlink()
 
     @contextmanager
     def _given_back_on_error(self) -> Iterator[None]:
@@ -200,10 +216,14 @@ class RunFolder:
         """Whether a run was stopped here before it had saved anything."""
         return self.recipe.is_file() and not (self.can_resume or self.weights.is_file())
 
+    @property
+    def _has_saved_nothing(self) -> bool:
+        # A recipe.yaml alone, with something in it, may be the user's.
+        return self.is_worthless and (self.record.is_file() or not self.recipe.stat().st_size)
+
     def require_state(self) -> None:
         """Raise if there is no run here that could go on."""
-        # A recipe.yaml alone, with something in it, may be the user's.
-        if self.is_worthless and (self.record.is_file() or not self.recipe.stat().st_size):
+        if self._has_saved_nothing:
             raise ConfigError(
                 f"In {self.path} a run was stopped before its first checkpoint, so there is nothing to resume; start "
                 "it again in the same folder with the command that began it and --exist-ok (exist_ok=True in Python)."
@@ -339,7 +359,10 @@ class RunFolder:
         if self._is_taken:  # there is none
             return
         if found := [file for pattern in RUN_FILES for file in self.path.glob(pattern)]:
-            logger.warning("The earlier run in %s is overwritten.", self.path)
+            if self._has_saved_nothing:
+                logger.info("The run in %s was stopped before it had saved anything; it begins anew.", self.path)
+            else:
+                logger.warning("The earlier run in %s is overwritten.", self.path)
             for file in found:
                 file.unlink()
 

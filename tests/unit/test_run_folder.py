@@ -96,7 +96,7 @@ def test_a_resumed_run_keeps_what_decides_its_numbers(folder: RunFolder) -> None
 @pytest.mark.parametrize("is_begun", [False, True])
 @pytest.mark.parametrize("kind", ["training", "pretraining"])
 def test_a_run_that_was_killed_before_its_first_checkpoint_cannot_resume(
-    tmp_path: Path, kind: RunKind, *, is_begun: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: RunKind, *, is_begun: bool
 ) -> None:
     folder = RunFolder.for_new_run(tmp_path / "run", make_accelerator("cpu"))  # leaves an empty recipe.yaml
     if is_begun:
@@ -107,6 +107,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_cannot_resume(
     assert folder.is_worthless  # `--auto-resume` starts there again
     again = RunFolder.for_new_run(folder.path, make_accelerator("cpu"), exist_ok=folder.is_worthless)
     assert again.path == folder.path
+    with caplog.at_level("INFO"):
+        again.remove_earlier_run()
+    assert caplog.messages[-1] == f"The run in {again.path} was stopped before it had saved anything; it begins anew."
 
 
 @pytest.mark.parametrize(
@@ -261,6 +264,16 @@ def test_a_folder_in_which_another_process_trains_is_refused(
     ):
         pytest.fail("a rank went on alone")
     assert folder.recipe.is_file(), "a run that has begun is kept"
+
+
+def test_what_a_killed_run_was_just_writing_is_removed(folder: RunFolder) -> None:
+    (folder.path / "val").mkdir(exist_ok=True)
+    mine, left = (".notes.txt.tmp", "photo.jpg"), (".last.pt.tmp", ".train_batch.jpg.tmp", "val/.metrics.json.tmp")
+    for name in (*mine, *left):
+        (folder.path / name).touch()
+    with folder.held(make_accelerator("cpu", "off")):
+        assert all((folder.path / name).is_file() for name in mine)
+        assert not any((folder.path / name).exists() for name in left)
 
 
 def test_overwriting_removes_the_earlier_run_and_nothing_else(folder: RunFolder) -> None:

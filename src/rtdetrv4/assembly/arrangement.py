@@ -12,7 +12,6 @@ from rtdetrv4.assembly.start import Start
 from rtdetrv4.config import Recipe, override
 from rtdetrv4.data.formats import load_data
 from rtdetrv4.data.fraction import take_fraction
-from rtdetrv4.data.holdout import find_copies
 from rtdetrv4.data.records import Splits, require_objects
 from rtdetrv4.data.unlabeled import image_files, read_unlabeled
 from rtdetrv4.doctor import Findings, quick_findings
@@ -58,13 +57,6 @@ def read_training_data(recipe: Recipe) -> TrainingImages:
     if recipe.data.unlabeled:
         seen_in_validation = set() if splits.val is None or splits.val is splits.train else image_files(splits.val)
         unlabeled = read_unlabeled(recipe.data.unlabeled, recipe.data.unlabeled_parts, seen_in_validation)
-        copies = () if splits.val is None else find_copies(unlabeled, splits.val)
-        unlabeled = unlabeled._replace(
-            problems=(
-                *unlabeled.problems,
-                *(note.replace("training images", "images without labels") for note in copies),
-            )
-        )
         splits = splits._replace(unlabeled=unlabeled)
     if recipe.data.fraction < 1:
         splits = _with_fraction(splits, recipe)

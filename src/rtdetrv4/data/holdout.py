@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -76,6 +76,13 @@ def find_copies(train: Split, val: Split) -> list[str]:
     original, copy = min((names[one], names[other]) for one, other in copies)
     count = count_of(len(copies), "validation image is a copy", "validation images are copies")
     return [f"{count} of training images (first: {copy} of {original}), so the metrics will be too good"]
+
+
+def copies_among(files: Sequence[Path], originals: Iterable[Path]) -> set[Path]:
+    """Those of some files that are, byte for byte, one of some others."""
+    paths = [*originals, *files]
+    first = len(paths) - len(files)
+    return {paths[index] for group in _same_bytes(paths) if group[0] < first for index in group if index >= first}
 
 
 def _part(split: Split, indices: Sequence[int], problems: tuple[str, ...]) -> Split:

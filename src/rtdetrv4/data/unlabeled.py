@@ -13,6 +13,7 @@ import numpy as np
 from rtdetrv4.data.decode import read_size
 from rtdetrv4.data.document import count_of, some_of
 from rtdetrv4.data.formats import load_data
+from rtdetrv4.data.holdout import copies_among
 from rtdetrv4.data.records import RecordTable, Split, too_many
 from rtdetrv4.data.tree import Tree, folder_of, split_of
 from rtdetrv4.errors import DatasetError
@@ -29,7 +30,8 @@ def read_unlabeled(paths: Sequence[str], parts: Parts = "train", without: Collec
     """Images of folders, whatever they hold besides; labels are ignored.
 
     A folder that is a data set keeps its validation images to itself, and those that training on it would hold out,
-    so that they stay unseen; in any other folder, what is below a folder named after a validation or test part.
+    so that they stay unseen; in any other folder, what is below a folder named after a validation or test part. Copies
+    of all these images are left out, too, wherever they are.
 
     Args:
         paths: folders, or files that describe a data set.
@@ -53,6 +55,10 @@ def read_unlabeled(paths: Sequence[str], parts: Parts = "train", without: Collec
     if num_apart := len(excluded & found.keys()):
         notes.append(f"{count_of(num_apart, 'image', 'images')} left out, because they validate or test")
     files = {file: path for file, path in found.items() if file not in excluded}
+    for copy in (copies := copies_among(list(files), excluded)):
+        del files[copy]
+    if copies:
+        notes.append(f"{count_of(len(copies), 'copy', 'copies')} of images that validate or test left out")
     if not files:
         raise DatasetError(
             f"There are no images to learn from in {some_of(paths)}{'; ' if notes else ''}{'; '.join(notes)}. Give "

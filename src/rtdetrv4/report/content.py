@@ -114,7 +114,7 @@ def _run(folder: Path, left_out: list[str]) -> Content:
         left_out.append("Curves: no epoch is complete yet.")
     elif curves["distill_weight"] is None and "distill" not in curves["losses"]:
         left_out.append("Distillation: the run had no teacher.")
-    start = runs[-1] if runs else None
+    start = runs[0] if runs else None
     return {"recipe": recipe, "record": record, "start_of_run": start, "training": training, "curves": curves}
 
 

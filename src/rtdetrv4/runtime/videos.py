@@ -27,6 +27,8 @@ FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 30.0
 STABLE_S = 60.0
 """How long a stream must hold for the delays to start anew when it drops; one that does not is opened ever later."""
+FEW_MISSING, MISSING_SHARE = 2, 0.1
+"""Images, and a share of them, that a file may lack without a word: some files only estimate how many they have."""
 RECONNECT = 20
 """Tries to open a dropped stream again, which take eight minutes at least."""
 
@@ -68,7 +70,9 @@ class Capture:
         self._is_first = True
         self._index = -1
         self._fps = self._video.get(cv2.CAP_PROP_FPS)
-        is_endless = is_url(str(target)) and not self._video.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        self.num_frames: float = self._video.get(cv2.CAP_PROP_FRAME_COUNT)
+        """How many a file says it has, which may be an estimate; 0 or less if it does not say."""
+        is_endless = is_url(str(target)) and not self.num_frames > 0
         self.is_live: bool = is_endless or is_camera(target)
         """Whether it ends only when it drops."""
 
@@ -99,9 +103,10 @@ class Capture:
 
 
 def read_file(capture: Capture, every: int = 1) -> Iterator[Picture]:
-    """The images of a video, each `every`-th of them."""
+    """The images of a video, each `every`-th of them; that many are missing is a warning."""
     with contextlib.closing(capture):
         index = -1
+        num_damaged = 0
         before: Picture | None = None
         while capture.grab():
             index += 1
@@ -110,12 +115,19 @@ def read_file(capture: Capture, every: int = 1) -> Iterator[Picture]:
             seconds = capture.seconds
             image = capture.retrieve()
             if image is None:
+                num_damaged += 1
                 continue
             if before is not None:
                 yield before
             before = Picture(image, index, seconds)
         if before is not None:
             yield before._replace(is_last=True)
+        num_read = index + 1 - num_damaged
+        if capture.num_frames - num_read > max(FEW_MISSING, MISSING_SHARE * capture.num_frames):
+            logger.warning(
+                "%s is damaged or cut off: of about %d images, %d could be read",
+                *(capture.name, capture.num_frames, num_read),
+            )
 
 
 def read_live(

@@ -115,6 +115,7 @@ def _add_operations(app: FastAPI, service: Service, access: Access, metrics: Met
     )
     async def predict(request: Request, options: Annotated[PredictOptions, Query()]) -> Response:
         start = time.monotonic()
+        _check_repetition(request)
         model = service.model(options.model)
         model.batcher.check_room()  # before its body is read
         wish = wish_of(
@@ -316,6 +317,20 @@ def _reading(content: bytes, media_type: str) -> Callable[[Request], Awaitable[R
     return read
 
 
+def _check_repetition(request: Request) -> None:
+    """Raise if an option has several values, of which only one would count."""
+    for name in request.query_params:
+        values = request.query_params.getlist(name)
+        if len(values) > 1 and name != REPEATABLE:
+            raise RefusedError(
+                422,
+                "invalid_option",
+                f"{name}: it can be given only once",
+                got=", ".join(values)[:100],
+                expected=EXPECTED.get(name, "one value"),
+            )
+
+
 def _add_problems(app: FastAPI) -> None:
     """Everything that goes wrong is told in the same way."""
 
@@ -343,9 +358,14 @@ def _add_problems(app: FastAPI) -> None:
             )
         )
 
-    async def other(_: Request, error: Exception) -> Response:
+    async def other(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        refusal = RefusedError(error.status_code, CODES.get(error.status_code, "refused"), error.detail.lower())
+        code = CODES.get(error.status_code, "refused")
+        got, expected = {
+            404: (request.url.path[:100], "a path that /openapi.json lists"),
+            405: (request.method, (error.headers or {}).get("Allow")),
+        }.get(error.status_code, (None, None))
+        refusal = RefusedError(error.status_code, code, error.detail.lower(), got=got, expected=expected)
         response = answer(refusal)
         response.headers.update(error.headers or {})
         return response
@@ -366,6 +386,7 @@ def _add_problems(app: FastAPI) -> None:
 
 
 OPTIONS = tuple(PredictOptions.model_fields)
+REPEATABLE = "classes"
 CODES = {404: "no_such_path", 405: "wrong_method"}
 
 

@@ -89,6 +89,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
+    if path.name in (LAST_FILE, BEST_FILE):
+        return WeightsError(f"{path} is damaged or cut off ({first_line(error)}).")
     return WeightsError(
         f"{path} cannot be read as a checkpoint ({first_line(error)}). "
         f"Only {LAST_FILE} and {BEST_FILE} hold a training state; {WEIGHTS_FILE} is for prediction and fine-tuning."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_a_data_set_keeps_its_validation_images_to_itself(tmp_path: Path) -> Non
     assert len(read_unlabeled([str(shapes)], "all").records) == 7
 
 
+def test_copies_of_validation_images_are_left_out_wherever_they_are(tmp_path: Path) -> None:
+    shapes = write_shapes(tmp_path / "shapes", num_train=5, num_val=2, image_size=64)
+    seen, unseen = sorted((shapes / "valid").glob("*.jpg")), sorted((shapes / "train").glob("*.jpg"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(seen[0], photos / "a.jpg")
+    shutil.copy(unseen[0], photos / "b.jpg")
+    for folders, without in (([str(photos), str(shapes)], set()), ([str(photos)], {seen[0].resolve()})):
+        split = read_unlabeled(folders, without=without)
+        assert {file.name for file in image_files(split) if file.parent == photos} == {"b.jpg"}
+        assert "1 copy of images that validate or test left out" in split.problems
+
+
 def test_what_training_would_hold_out_is_left_out_too(tmp_path: Path) -> None:
     shapes = write_shapes(tmp_path / "shapes", num_train=10, num_val=0, image_size=64)
     for file in (shapes / "valid").iterdir():
@@ -76,6 +90,7 @@ def test_several_folders_count_each_image_once(draw: Draw) -> None:
     root = draw("one/a.png", "two/b.png", "two/in/c.png")
     split = read_unlabeled([str(root / "one"), str(root / "two"), str(root / "two" / "in")])
     assert names(split, root) == {"one/a.png", "two/b.png", "two/in/c.png"}
+    cv2.imwrite(str(root / "one" / "a.png"), np.zeros((8, 8, 3), np.uint8))  # or the others would be its copies
     without = read_unlabeled([str(root)], without={(root / "one" / "a.png").resolve()})
     assert names(without, root) == {"two/b.png", "two/in/c.png"}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ def test_the_rest_is_what_the_files_say(finished: Path) -> None:
     assert content["metrics"]["num_images"] == 8
     assert content["analysis"] == json.loads((finished / "val/analysis.json").read_text())
     assert content["left_out"] == []
+
+
+def test_a_run_that_was_resumed_began_where_it_began(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    begun = gather(finished)["start_of_run"]
+    assert begun["epoch"] == 0
+    with (tmp_path / "run" / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps({**begun, "epoch": 2, "step": 4}) + "\n")
+    assert gather(tmp_path / "run")["start_of_run"] == begun
 
 
 def test_an_evaluation_has_no_training(tmp_path: Path) -> None:

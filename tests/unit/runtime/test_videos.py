@@ -373,13 +373,19 @@ def test_file_urls_and_device_files(tmp_path: Path, capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_damaged_video_gives_what_can_be_decoded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = write_video(tmp_path / "a.mkv", [0, 50, 100, 150, 200] * 20)
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi"])
+def test_a_damaged_video_gives_what_can_be_decoded(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_video(tmp_path / name, [0, 50, 100, 150, 200] * 20)
+    assert len(list(read_source(path))) == 100
+    assert not caplog.messages
     data = bytearray(path.read_bytes())
     path.write_bytes(data[: len(data) // 2])
     frames = list(read_source(path))
     assert 10 < len(frames) < 100
     assert frames[-1].is_last
+    assert caplog.messages == [f"{path} is damaged or cut off: of about 100 images, {len(frames)} could be read"]
     assert capfd.readouterr() == ("", "")
 
 

@@ -197,6 +197,8 @@ def test_metrics(client: Client) -> None:
         ("overlap=0.99", 422, "invalid_option", "overlap: "),
         ("format=gif", 422, "invalid_option", "format: "),
         ("conff=0.5", 422, "unknown_option", "no such option"),
+        ("conf=0.3&conf=0.5", 422, "invalid_option", "conf: it can be given only once"),
+        ("model=a&model=b", 422, "invalid_option", "model: it can be given only once"),
         ("slice=32&overlap=0.8", 413, "too_many_tiles", "too many tiles"),
     ],
 )
@@ -309,8 +311,11 @@ def test_an_image_that_comes_in_chunks(client: Client) -> None:
 def test_other_paths_and_methods(client: Client, method: str, path: str, status: int) -> None:
     answer = client.ask(method, path)
     assert answer.status == status
-    assert answer.error["code"] in ("no_such_path", "wrong_method")
-    if status == 405:
+    found = tuple(answer.error[name] for name in ("code", "got", "expected"))
+    if status == 404:
+        assert found == ("no_such_path", "/none", "a path that /openapi.json lists")
+    else:
+        assert found == ("wrong_method", "GET", "POST")
         assert answer.headers["allow"] == "POST"
 
 

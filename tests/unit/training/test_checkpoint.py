@@ -74,8 +74,8 @@ def test_what_is_no_checkpoint_is_refused_with_a_reason(tmp_path, content, capsy
         torch.save({"model": torch.zeros(1)}, path)
     message = {
         "missing": "does not exist",
-        "nothing": "cannot be read",
-        "text": "cannot be read",
+        "nothing": "is damaged or cut off",
+        "text": "is damaged or cut off",
         "pickle": "cannot be read",
         "other": "format None",
     }
@@ -90,7 +90,7 @@ def test_an_error_without_a_message_is_named_by_its_class(tmp_path, monkeypatch)
 
     save_checkpoint({}, tmp_path / "last.pt")
     monkeypatch.setattr(checkpoint.torch, "load", fail)
-    with pytest.raises(WeightsError, match=r"cannot be read as a checkpoint \(EOFError\)"):
+    with pytest.raises(WeightsError, match=r"is damaged or cut off \(EOFError\)"):
         load_checkpoint(tmp_path / "last.pt")
 
 
