@@ -187,7 +187,8 @@ class RunFolder:
         for pattern in RUN_FILES:
             folder, _, name = pattern.rpartition("/")
             for file in (self.path / folder).glob(unfinished_name(name)):
-                file.unlink()
+                with suppress(OSError):  # it is in nobody's way
+                    file.unlink()
 
     @contextmanager
     def _given_back_on_error(self) -> Iterator[None]:

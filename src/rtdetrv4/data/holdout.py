@@ -79,9 +79,10 @@ def find_copies(train: Split, val: Split) -> list[str]:
 
 
 def copies_among(files: Sequence[Path], originals: Iterable[Path]) -> set[Path]:
-    """Those of some files that are, byte for byte, one of some others."""
-    paths = [*originals, *files]
-    first = len(paths) - len(files)
+    """Those of some files that are, byte for byte, one of some others; only those of a size of theirs are read."""
+    paths = list(originals)
+    first, sizes = len(paths), {_size(path) for path in paths}
+    paths += [path for path in files if _size(path) in sizes]
     return {paths[index] for group in _same_bytes(paths) if group[0] < first for index in group if index >= first}
 
 
@@ -173,10 +174,8 @@ def _same_bytes(paths: Sequence[Path]) -> list[list[int]]:
     """Groups of byte-identical files; only files of one size are read."""
     by_size: defaultdict[int, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
-        try:
-            by_size[path.stat().st_size].append(index)
-        except OSError:
-            continue
+        if (size := _size(path)) is not None:
+            by_size[size].append(index)
     by_content: defaultdict[bytes, list[int]] = defaultdict(list)
     for indices in by_size.values():
         for index in indices if len(indices) > 1 else ():
@@ -185,6 +184,13 @@ def _same_bytes(paths: Sequence[Path]) -> list[list[int]]:
             except OSError:
                 continue
     return [group for group in by_content.values() if len(group) > 1]
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _digest(path: Path) -> bytes:
