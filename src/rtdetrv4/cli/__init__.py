@@ -266,8 +266,19 @@ def _hint(option: str, context: Any) -> str:
     return ANSWERS[name][1] if name in ANSWERS and ANSWERS[name][0] in known else ""
 
 
+def _missing(error: Any) -> str | None:
+    """What to say if an option or argument must be given, and what it is; None for any other mistake."""
+    if type(error).__name__ != "MissingParameter" or not error.param.help:  # typer does not export the class
+        return None
+    kind = error.param.param_type_name
+    name = max(error.param.opts, key=len) if kind == "option" else error.param.metavar or error.param.name.upper()
+    return f"Missing {kind} {name}: {error.param.help}"
+
+
 def _usage_message(error: Any, args: Sequence[str]) -> str:
     possibilities = getattr(error, "possibilities", None)
+    if message := _missing(error):
+        return message
     if (option := getattr(error, "option_name", "")) and (hint := _hint(option, error.ctx)):
         return f"{error.message}. {hint}"
     if possibilities:

@@ -104,7 +104,7 @@ def test_what_the_log_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("", "Missing argument"),
+        ("", "Missing argument [NAME=]MODEL…: Exported files"),
         ("missing.onnx", "missing.onnx does not exist"),
         ("color.onnx --host 0.0.0.0", "--host 0.0.0.0 lets others in, so there must be a token, in RTDETRV4_TOKEN"),
         ("color.onnx --host 0.0.0.0 --token short", "token: expected at least 16"),
