@@ -77,6 +77,14 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is anything, as `is_file`."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def of_home(path: str | os.PathLike[str]) -> Path:
     """The path with ~ replaced by the home folder, if there is such a user."""
     try:

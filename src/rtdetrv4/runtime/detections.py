@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,6 +42,23 @@ class Count(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name}: {', '.join(f'{number} {what}' for what, number in self.values.items())}"
+
+
+ELSEWHERE: Mapping[str, str] = {
+    "boxes": "xyxy, confidence and class_id",
+    "cls": "class_id",
+    "conf": "confidence",
+    "data": "xyxy, confidence and class_id",
+    "labels": "class_id, or class_name",
+    "orig_img": "image",
+    "orig_shape": "image.shape",
+    "scores": "confidence",
+    "show": "save(PATH), or plot() for the picture",
+    "summary": "to_dicts()",
+    "to_df": "to_dicts()",
+    "tojson": "to_json()",
+}
+"""What to write in place of what the results of other packages have."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -161,6 +178,13 @@ class Detections:
         ids = range(len(self.names)) if self.category_ids is None else self.category_ids
         return np.array(ids, dtype=np.int64)[self.class_id]
 
+    if not TYPE_CHECKING:  # which would take any name for one that there is
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what is called otherwise in other packages."""
+            hint = f" Use {ELSEWHERE[name]}." if name in ELSEWHERE else ""
+            raise AttributeError(f"Detections has no {name!r}.{hint}")
+
     def filter(self, conf: float | Mapping[str, float]) -> Detections:
         """Return only detections of at least this confidence.
 
@@ -200,10 +224,13 @@ class Detections:
                 f"{path} would be {picture.shape[1]}×{picture.shape[0]} pixels, and JPEG ends at {MAX_JPEG_SIDE} a "
                 "side; use .png"
             )
+        problem = f'cannot write {picture.shape[1]}×{picture.shape[0]} pixels in color as "{path.suffix}" ({path}); use'
         try:
-            data = cv2.imencode(path.suffix, picture)[1]
+            is_encoded, data = cv2.imencode(path.suffix, picture)
         except cv2.error as error:
-            raise ConfigError(f'cannot write images as "{path.suffix}" ({path}); use .jpg or .png') from error
+            raise ConfigError(f"{problem} .jpg or .png") from error
+        if not is_encoded:  # too long a side for WebP
+            raise ConfigError(f"{problem} .png")
         write_whole(path, lambda temporary: temporary.write_bytes(data.tobytes()))
         return path
 

@@ -63,7 +63,7 @@ class ExportedDetector:
         self.path: Path = Path(path)
         self.engine: Engine = open_engine(
             path,
-            device=None if device == "auto" else device,
+            device=None if device in (None, "auto") else str(device),
             threads=threads,
             precision=precision,
             hint=hint,

@@ -16,6 +16,8 @@ from rtdetrv4.runtime.detections import Detections
 CSV_FILE = "predictions.csv"
 COCO_FILE = "predictions.coco.json"
 YOLO_FOLDER = "labels"
+NAMES_STEM = "classes"
+"""The file of class names among the labels, which no image may be called."""
 CSV_COLUMNS = (
     *("path", "frame", "time", "class_id", "category_id", "name", "confidence"),
     *("x1", "y1", "x2", "y2", "tracker_id"),
@@ -138,7 +140,7 @@ class YoloFolder:
         """Write the detections of an image, or an empty file if there are none."""
         if not self._has_names:
             names = [" ".join(name.split()) for name in detections.names]
-            write_text(self._folder / "classes.txt", "\n".join(names) + "\n", errors="backslashreplace")
+            write_text(self._folder / f"{NAMES_STEM}.txt", "\n".join(names) + "\n", errors="backslashreplace")
             self._has_names = True
         lines = []
         assert detections.image is not None

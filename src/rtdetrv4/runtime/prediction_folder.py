@@ -14,7 +14,15 @@ from urllib.parse import urlsplit
 from rtdetrv4.errors import ConfigError, did_you_mean
 from rtdetrv4.outputs import find_unused_folder, make_folder, tell_unused_folder
 from rtdetrv4.runtime.detections import Detections
-from rtdetrv4.runtime.prediction_files import COCO_FILE, CSV_FILE, YOLO_FOLDER, CocoFile, CsvFile, YoloFolder
+from rtdetrv4.runtime.prediction_files import (
+    COCO_FILE,
+    CSV_FILE,
+    NAMES_STEM,
+    YOLO_FOLDER,
+    CocoFile,
+    CsvFile,
+    YoloFolder,
+)
 from rtdetrv4.runtime.prediction_lines import LINES_FILE
 from rtdetrv4.runtime.sources import IMAGE_SUFFIXES, STREAM_SUFFIXES
 from rtdetrv4.runtime.urls import is_url
@@ -24,6 +32,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 KINDS = ("pictures", "video", "jsonl", "csv", "coco", "yolo", "yolo-conf")
 """What can be written."""
+MAX_STEM_BYTES = 200
+"""Of the names of pictures: file systems take 255, and numbers, endings and a mark of what is unfinished are added."""
 _FILES = {"csv": CSV_FILE, "coco": COCO_FILE, "yolo": YOLO_FOLDER, "yolo-conf": YOLO_FOLDER}
 
 
@@ -77,7 +87,7 @@ class PredictionFolder:
         has_pictures = self.path.is_dir() and any(
             f.suffix.lower() in IMAGE_SUFFIXES | STREAM_SUFFIXES for f in self.path.iterdir()
         )
-        self._ending = "-found" if has_pictures else ""
+        self._ending = "-found" if has_pictures and {"pictures", "video"} & self._kinds else ""
         self._counts: Counter[str] = Counter()
         self._videos: dict[str | None, VideoWriter] = {}
         self._files: list[CsvFile | CocoFile] = []
@@ -108,7 +118,10 @@ class PredictionFolder:
             if not self.num_images:
                 self._begin()
             drawn = self._drawn(detections)
-            stem = self._unused_stem(detections.path) if "picture" in drawn or self._yolo is not None else ""
+            files = ["{}.jpg"] if "picture" in drawn else []
+            if self._yolo is not None:
+                files.append(f"{YOLO_FOLDER}/{{}}.txt")
+            stem = self._unused_stem(detections.path, files) if files else ""
             names: dict[str, str] = {}
             if "picture" in drawn:
                 names["picture"] = f"{stem}.jpg"
@@ -196,18 +209,25 @@ class PredictionFolder:
             writer.close()
         return writer.path.name
 
-    def _unused_stem(self, source: str | None) -> str:
+    def _unused_stem(self, source: str | None, files: Sequence[str]) -> str:
         stem = _stem_of(source) + self._ending
         while True:
             number = self._counts[stem]
             self._counts[stem] += 1
             name = f"{stem}-{number:06d}" if number else stem
-            if not os.path.lexists(self.path / f"{name}.jpg"):
+            is_taken = self._yolo is not None and name == NAMES_STEM
+            if not is_taken and not any(os.path.lexists(self.path / each.format(name)) for each in files):
                 return name
 
 
 def _stem_of(source: str | None) -> str:
-    """What pictures of a source are called; no password and no query is part of it."""
+    """What pictures of a source are called; short enough for what is added to it."""
+    stem = os.fsencode(_whole_stem_of(source))
+    return os.fsdecode(stem) if len(stem) <= MAX_STEM_BYTES else stem[:MAX_STEM_BYTES].decode(errors="ignore")
+
+
+def _whole_stem_of(source: str | None) -> str:
+    """The name of a source without its ending; no password and no query is part of it."""
     if source is None:
         return "frame"
     if not is_url(source):

@@ -167,8 +167,9 @@ class Counting:
             counts.append(Count(name, _pairs(ends), values))
         for name, shape in self._zones.items():
             corners = shape.in_pixels(detections)
-            if name not in counters:
-                counters[name] = self._supervision.PolygonZone(corners.round().astype(np.int64))
+            pixels = corners.round().astype(np.int64)  # shares are other numbers in a larger image
+            if name not in counters or not np.array_equal(counters[name].polygon, pixels):
+                counters[name] = self._supervision.PolygonZone(pixels)
             inside = int(counters[name].trigger(found).sum())
             counts.append(Count(name, _pairs(corners), {"inside": inside}))
         if detections.is_last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import itertools
@@ -37,7 +38,8 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
-STREAM_SUFFIXES = VIDEO_SUFFIXES | {".m3u8", ".mjpeg", ".mjpg", ".mpd", ".ts"}
+LIVE_SUFFIXES = frozenset({".m3u8", ".mjpeg", ".mjpg", ".mpd"})
+STREAM_SUFFIXES = VIDEO_SUFFIXES | LIVE_SUFFIXES | {".ts"}
 """How the paths of URLs of videos and streams end."""
 LIST_SUFFIX = ".streams"
 """A text file that names a source in each line, which are read at once."""
@@ -93,7 +95,7 @@ def read_source(source: Any, *, every: int = 1, latest: bool = False, reconnect:
             - the path of a text file ending in .streams, with one of these in each line: they are read at once, and
               their images come in turn. Lines that begin with # are left out, and files are relative to its folder;
             - "-" for JPEG files, one after the other, on standard input, or a `Pipe` for other formats and files;
-            - the content of an image file as `bytes`;
+            - an image file opened with "rb", such as an upload, or its content as `bytes`;
             - a NumPy array, H×W×3 **RGB** (or N×H×W×3, H×W×4 RGBA, H×W gray): uint8, uint16, bool, or floats in [0, 1].
               OpenCV's arrays are BGR, which the values do not reveal: reverse their channels with ``image[..., ::-1]``;
             - a PIL image of any mode, rotated upright like the file it came from;
@@ -118,7 +120,7 @@ def read_source(source: Any, *, every: int = 1, latest: bool = False, reconnect:
 def open_frames(source: Any, reading: Reading) -> Iterator[Frame | None]:
     """Do as `read_source`, and yield None where no further image has come yet, so that a batch need not wait."""
     check_reading(reading.every, reading.reconnect)
-    return _numbered(_open(source, reading, is_ahead=True))
+    return _numbered(_open(source, reading, None))
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -129,7 +131,7 @@ def check_names(names: Iterable[str]) -> None:
     """
     for name in names:
         is_other = not name.strip() or name == "-" or is_url(name) or name.isdecimal() or glob.has_magic(name)
-        if not is_other and not (path := input_files.of_home(name)).exists():
+        if not is_other and not input_files.exists(path := input_files.of_home(name)):
             raise _missing(path)
 
 
@@ -173,22 +175,23 @@ def _numbered(shots: Iterator[_Shot | None]) -> Iterator[Frame | None]:
         close_iterator(shots)
 
 
-def _open(source: Any, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+def _open(source: Any, reading: Reading, stop: threading.Event | None) -> Iterator[_Shot | None]:
     """Open a source.
 
     Args:
         source: see `read_source`.
         reading: how to read.
-        is_ahead: read in a thread what is read from files and devices; otherwise the caller is such a thread.
+        stop: ends the reading, where the caller is a thread that reads ahead; None: files and devices are read in a
+            thread of their own.
     """
     if isinstance(source, str | os.PathLike):
-        return _open_name(os.fspath(source), reading, is_ahead)
+        return _open_name(os.fspath(source), reading, stop)
     if isinstance(source, bool):
         raise _unknown(source)
-    if isinstance(source, int):
-        return _open_video(source, reading, is_ahead)
+    if isinstance(source, int | np.integer):
+        return _open_video(int(source), reading, stop)
     if isinstance(source, Pipe):
-        return _open_pipe(source, reading, is_ahead)
+        return _open_pipe(source, reading, stop)
     if isinstance(source, bytes | bytearray | memoryview):
         return iter([_Shot(_decode(bytes(source), "the image"), None)])
     if hasattr(source, "detach") and hasattr(source, "cpu"):
@@ -197,30 +200,44 @@ def _open(source: Any, reading: Reading, is_ahead: bool) -> Iterator[_Shot | Non
         return _open_pil(source)
     if hasattr(source, "__array__") and (array := np.asarray(source)).dtype.kind not in "OUS":  # those hold names
         return _open_array(array, "an array")
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        return iter([_Shot(_decode(_content(source), "the image"), None)])
     if isinstance(source, Iterable) and not isinstance(source, dict):
-        return _open_each(source, reading, is_ahead)
+        return _open_each(source, reading, stop)
     raise _unknown(source)
 
 
 def _unknown(source: Any) -> SourceError:
     return SourceError(
         f"cannot read images from {type(source).__name__}; give a path, folder, glob pattern, URL, camera number, "
-        "NumPy array, PIL image, tensor, the bytes of an image file, or a list of these"
+        "NumPy array, PIL image, tensor, an open image file or its bytes, or a list of these"
     )
 
 
-def _open_each(sources: Iterable[Any], reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+def _content(file: Any) -> bytes:
+    """What is in an open file, from its beginning, as Pillow reads one."""
+    with contextlib.suppress(OSError):  # the answer to a request cannot go back
+        file.seek(0)
+    content = file.read(MAX_FILE_BYTES)
+    if not isinstance(content, bytes):
+        raise SourceError('cannot read images from a file opened as text; open it with "rb", or give its path')
+    return content
+
+
+def _open_each(sources: Iterable[Any], reading: Reading, stop: threading.Event | None) -> Iterator[_Shot | None]:
     """Several sources: one after the other, or at once if they would never end."""
 
-    def in_turn(is_ahead: bool) -> Iterator[_Shot | None]:
+    def in_turn(stop: threading.Event | None) -> Iterator[_Shot | None]:
         for source in sources:
-            yield from _open(source, reading, is_ahead)
+            if stop is not None and stop.is_set():
+                return
+            yield from _open(source, reading, stop)
 
     if not isinstance(sources, list | tuple) or not all(isinstance(each, str | os.PathLike | int) for each in sources):
-        return in_turn(is_ahead)  # what makes these images may depend on what was found in the one before
+        return in_turn(stop)  # what makes these images may depend on what was found in the one before
     if len(sources) > 1 and any(map(_is_live, sources)):
         return _open_at_once(sources, reading)
-    return _ahead([lambda _: in_turn(False)], reading) if is_ahead else in_turn(False)
+    return _ahead([in_turn], reading) if stop is None else in_turn(stop)
 
 
 def _is_live(source: str | os.PathLike[str] | int) -> bool:
@@ -229,7 +246,9 @@ def _is_live(source: str | os.PathLike[str] | int) -> bool:
     if isinstance(name, int) or (name.isdecimal() and not Path(name).exists()):
         return True
     if is_url(name):
-        return not name.startswith(("http://", "https://", "file://"))
+        if name.startswith(("http://", "https://")):
+            return Path(urllib.parse.urlsplit(name).path).suffix.lower() in LIVE_SUFFIXES
+        return not name.startswith("file://")
     return is_camera(name)
 
 
@@ -271,7 +290,7 @@ def _read_beside(
         if _is_live(source):
             return live()
         try:
-            return _open(source, reading, is_ahead=False)
+            return _open(source, reading, stop)
         except SourceError:
             if not (isinstance(source, str) and is_url(source)):
                 raise
@@ -311,33 +330,39 @@ def _shots(pictures: Iterator[Picture], path: str, *, is_live: bool) -> Iterator
         close_iterator(pictures)
 
 
-def _open_name(name: str, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+def _open_name(name: str, reading: Reading, stop: threading.Event | None) -> Iterator[_Shot | None]:
     if not name.strip():
         raise SourceError("the path of the images is empty; if it comes from a variable of the shell, that is not set")
     if name == "-":
-        return _open_pipe(Pipe.stdin(), reading, is_ahead)
+        return _open_pipe(Pipe.stdin(), reading, stop)
     if name.startswith("file://"):
         name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
     if is_url(name):
-        return _open_url(name, reading, is_ahead)
+        return _open_url(name, reading, stop)
     path = input_files.of_home(name)
-    if path.is_dir():
-        return _open_files(_images_in(path), reading, is_ahead)
-    if path.exists():
+    if input_files.is_folder(path):
+        return _open_files(_images_in(path), reading, stop)
+    if input_files.exists(path):
         if path.suffix.lower() == LIST_SUFFIX:
             names = _listed(path)
-            return _open_at_once(names, reading) if len(names) > 1 else _open_name(names[0], reading, is_ahead)
-        return _open_file(str(path), reading, is_ahead)
+            return _open_at_once(names, reading) if len(names) > 1 else _open_name(names[0], reading, stop)
+        return _open_file(str(path), reading, stop)
     if name.isdecimal():
-        return _open_video(int(name), reading, is_ahead)
+        return _open_video(int(name), reading, stop)
     if not glob.has_magic(name):
         raise _missing(path)
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
-    files = sorted(file for file in matches if Path(file).suffix.lower() in suffixes)
+    fixed = len(list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)))
+    files = sorted(
+        file
+        for file in matches
+        if Path(file).suffix.lower() in suffixes
+        and not any(part.startswith(HIDDEN[1:]) for part in Path(file).parts[fixed:])  # glob leaves out dots
+    )
     if not files:
         raise SourceError(f"no image or video matches {path}; {_what_is_there(str(path), matches)}")
-    return _open_files(_without_own_pictures(files), reading, is_ahead)
+    return _open_files(_without_own_pictures(files), reading, stop)
 
 
 def _target_of(source: str | os.PathLike[str] | int) -> str | int:
@@ -364,22 +389,22 @@ def _listed(path: Path) -> list[str]:
     return found
 
 
-def _open_url(url: str, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+def _open_url(url: str, reading: Reading, stop: threading.Event | None) -> Iterator[_Shot | None]:
     if url.startswith(("http://", "https://")):
         suffix = Path(urllib.parse.urlsplit(url).path).suffix.lower()
         if suffix not in STREAM_SUFFIXES and (data := download(url)) is not None:
             return iter([_Shot(_decode(data, redacted(url)), redacted(url))])
-    return _open_video(url, reading, is_ahead)
+    return _open_video(url, reading, stop)
 
 
-def _open_pipe(pipe: Pipe, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+def _open_pipe(pipe: Pipe, reading: Reading, stop: threading.Event | None) -> Iterator[_Shot | None]:
     def read(stop: threading.Event) -> Iterator[_Shot]:
         return _shots(read_pipe(pipe, stop, reading.every), pipe.name, is_live=True)
 
     # A thread that waits for data cannot be told to stop everywhere.
-    if is_ahead and pipe.can_wait:
+    if stop is None and pipe.can_wait:
         return _ahead([read], reading, pauses=True)
-    return read(threading.Event())
+    return read(threading.Event() if stop is None else stop)
 
 
 def _what_is_there(pattern: str, matches: list[str]) -> str:
@@ -458,19 +483,19 @@ def _tell_of_subfolders(folder: Path, subfolders: list[str]) -> None:
     if count:
         at_least = "at least " if looked_at > MAX_LOOKED_AT else ""
         left_out = f"{at_least}{count} images in subfolders of {folder} are left out"
-        logger.warning('%s; to include them, give "%s"', left_out, folder / "**")
+        logger.warning('%s; to include them, give "%s"', left_out, Path(glob.escape(str(folder))) / "**")
 
 
 def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(HIDDEN)
 
 
-def _open_file(file: str, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+def _open_file(file: str, reading: Reading, stop: threading.Event | None) -> Iterator[_Shot | None]:
     if is_camera(file):
-        return _open_video(file, reading, is_ahead)
+        return _open_video(file, reading, stop)
     if Path(file).suffix.lower() in VIDEO_SUFFIXES:
         _require_video(file)
-        return _open_video(file, reading, is_ahead)
+        return _open_video(file, reading, stop)
     return iter([_Shot(_read_image(file), file)])
 
 
@@ -489,14 +514,14 @@ def _require_video(file: str) -> None:
         raise SourceError(f"{file} cannot be read: it is text, perhaps a playlist, expected a video")
 
 
-def _open_files(files: Iterable[str], reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+def _open_files(files: Iterable[str], reading: Reading, stop: threading.Event | None) -> Iterator[_Shot | None]:
     """The images of files found in a folder or by a pattern: a damaged one is skipped."""
 
-    def read(_: threading.Event) -> Iterator[_Shot | None]:
+    def read(stop: threading.Event) -> Iterator[_Shot | None]:
         num_read = 0
         for file in files:
             try:
-                shots = _open_file(file, reading, is_ahead=False)
+                shots = _open_file(file, reading, stop)
             except SourceError as error:
                 logger.warning("%s; skipped", error)
                 continue
@@ -505,7 +530,7 @@ def _open_files(files: Iterable[str], reading: Reading, is_ahead: bool) -> Itera
         if not num_read:
             raise SourceError("none of the images could be read; the warnings above name them")
 
-    return _ahead([read], reading) if is_ahead else read(threading.Event())
+    return _ahead([read], reading) if stop is None else read(stop)
 
 
 def _read_image(file: str) -> np.ndarray:
@@ -523,7 +548,7 @@ def _decode(data: bytes, name: str) -> np.ndarray:
         raise SourceError(f"{name} {error}") from error
 
 
-def _open_video(target: str | int, reading: Reading, is_ahead: bool) -> Iterator[_Shot | None]:
+def _open_video(target: str | int, reading: Reading, stop: threading.Event | None) -> Iterator[_Shot | None]:
     """A video file, camera or stream. That it cannot be opened is known at once."""
     capture = Capture(target)
 
@@ -534,7 +559,7 @@ def _open_video(target: str | int, reading: Reading, is_ahead: bool) -> Iterator
             pictures = read_file(capture, reading.every)
         return _shots(pictures, capture.name, is_live=capture.is_live)
 
-    return _ahead([read], reading, pauses=capture.is_live) if is_ahead else read(threading.Event())
+    return _ahead([read], reading, pauses=capture.is_live) if stop is None else read(stop)
 
 
 def _open_array(array: np.ndarray, kind: str) -> Iterator[_Shot | None]:

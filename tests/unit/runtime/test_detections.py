@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +17,10 @@ from rtdetrv4.runtime import Detections, draw_boxes
 from rtdetrv4.runtime.draw import color_of_class, draw_outlines, draw_text
 
 NAMES = ("cat", "dog", "细胞")
+
+
+NOTHING = (np.zeros(0), np.zeros(0), np.zeros((0, 4)))
+"""Scores, labels and boxes."""
 
 
 def make_detections(image: np.ndarray | None = None) -> Detections:
@@ -142,7 +148,7 @@ def test_save_writes_the_plot(tmp_path: Path) -> None:
     path = found.save(tmp_path / "new" / "å.png")
     read = cv2.cvtColor(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(read, found.plot())
-    with pytest.raises(ConfigError, match=r'cannot write images as ".xyz"'):
+    with pytest.raises(ConfigError, match=r'cannot write 120×80 pixels in color as ".xyz"'):
         found.save(tmp_path / "a.xyz")
 
 
@@ -151,6 +157,24 @@ def test_a_picture_too_long_for_jpeg(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.jpg would be 70000×2 pixels, and JPEG ends at 65500 a side; use \.png"):
         found.save(tmp_path / "a.jpg")
     assert found.save(tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a.webp", ".png"), ("a.pbm", ".png"), ("a.pdf", ".jpg or .png")])
+def test_pictures_that_a_format_does_not_take(name: str, expected: str, tmp_path: Path) -> None:
+    found = Detections.from_predictions(*NOTHING, names=("a",), image=np.zeros((16, 20_000, 3), np.uint8))
+    with pytest.raises(ConfigError, match=rf"20000×16 pixels in color as .* use {expected}$"):
+        found.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_other_packages_are_answered() -> None:
+    found = Detections.from_predictions(*NOTHING, names=("a",), image=np.zeros((16, 20, 3), np.uint8))
+    with pytest.raises(AttributeError, match=r"Detections has no 'boxes'\. Use xyxy, confidence and class_id\."):
+        found.boxes  # noqa: B018 # pyright: ignore[reportAttributeAccessIssue, reportUnusedExpression]
+    assert not hasattr(found, "masks")
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert copied.names == ("a",)
+    assert all(hasattr(found, name.partition("(")[0]) for name in ("to_json()", "to_dicts()", "save", "plot()"))
 
 
 def test_without_an_image_there_is_nothing_to_draw_on() -> None:

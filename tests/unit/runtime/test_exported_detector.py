@@ -110,6 +110,14 @@ def test_options_are_checked_at_once(tmp_path: Path) -> None:
         session.predict("missing.jpg", stream=True)
 
 
+def test_a_device_is_a_name_a_number_or_one_of_torch(tmp_path: Path) -> None:
+    path = write_model(tmp_path)
+    for device in ("auto", None, "cpu", torch.device("cpu")):
+        ExportedDetector(path, device=device)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match='device: got "7"'):
+        ExportedDetector(path, device=7)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("outputs", ["postprocessed", "raw"])
 def test_a_letterbox_is_undone(outputs: str, tmp_path: Path) -> None:
     """The image is 100 wide and 200 high, the input 64 and 32: scaled by 0.16 to 16 × 32, from column 24 on."""

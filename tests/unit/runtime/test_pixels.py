@@ -149,7 +149,7 @@ def test_arrays_of_names_are_lists(tmp_path: Path) -> None:
         (np.zeros((0, 40, 3), np.uint8), r"an array of shape \(0, 40, 3\)"),
         (np.zeros((24, 40, 0), np.uint8), r"an array of shape \(24, 40, 0\)"),
         (np.zeros(24, np.uint8), r"an array of shape \(24,\)"),
-        (np.uint8(3), r"an array of shape \(\)"),
+        (np.array(3, np.uint8), r"an array of shape \(\)"),
         (np.zeros((2, 24, 40, 3, 1), np.uint8), r"an array of shape \(2, 24, 40, 3, 1\)"),
         (np.zeros((8, 8, 3), int), r"of type int64 is not an image.*\.astype\(np\.uint8\)"),
         (np.zeros((8, 8, 3), complex), "of type complex128 is not an image"),

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -188,6 +189,37 @@ def test_labels_are_called_as_their_pictures(tmp_path: Path) -> None:
     pictures = {path.stem for path in tmp_path.glob("*.jpg")}
     assert pictures == {"cat", "cat-000001"}
     assert {path.stem for path in (tmp_path / "labels").iterdir()} == {*pictures, "classes"}
+
+
+def test_labels_of_photos_beside_them_are_called_as_these_are(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+    with PredictionFolder(tmp_path, ["yolo"]) as results:
+        results.add(found_in(str(tmp_path / "photo.jpg")))
+    assert names_in(tmp_path) == {"photo.jpg", "labels/photo.txt", "labels/classes.txt"}
+
+
+def test_labels_do_not_write_over_each_other_or_the_names(tmp_path: Path) -> None:
+    with PredictionFolder(tmp_path / "found", ["yolo"]) as results:
+        for index, source in enumerate(["photo-000001.jpg", "photo.jpg", "photo.png", "classes.jpg"]):
+            found = found_in(source)
+            results.add(replace(found, class_id=np.array([index % 2])))
+    labels = {path.name: path.read_text()[:1] for path in (tmp_path / "found" / "labels").iterdir()}
+    assert labels == {
+        "photo-000001.txt": "0",
+        "photo.txt": "1",
+        "photo-000002.txt": "0",
+        "classes-000001.txt": "1",
+        "classes.txt": "d",
+    }
+
+
+@pytest.mark.parametrize("stem", ["é" * 125, "a" * 251, "写" * 83])
+def test_long_names_are_cut(stem: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / f"{stem}.jpg")
+    with PredictionFolder(tmp_path) as results:
+        names = [results.add(found_in(str(tmp_path / f"{stem}.jpg"))) for _ in range(2)]
+    cut = os.fsencode(stem)[:200].decode(errors="ignore")
+    assert names == [f"{cut}-found.jpg", f"{cut}-found-000001.jpg"]
 
 
 def test_without_pyav_videos_become_pictures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,17 @@ def test_objects_in_a_zone() -> None:
     assert count(boxes_at([])).counts[0].values == {"inside": 0}
     picture = found.plot()
     assert picture[20, 30].tolist() == [255, 255, 255], "the outline of the zone"
+
+
+def test_zones_given_as_shares_are_those_of_each_image() -> None:
+    """Two images of different sizes, with a box at the same relative place each."""
+    for sides in [(100, 1000), (1000, 100)]:
+        count = Counting(zones={"lower half": "0,0.5 1,0.5 1,1 0,1"})
+        for side in sides:
+            image = np.zeros((side, side, 3), np.uint8)
+            box = np.array([[0.4, 0.6, 0.6, 0.8]], np.float32) * side
+            found = replace(boxes_at([(0, 0)]), xyxy=box, image=image)
+            assert count(found).counts[0].values == {"inside": 1}
 
 
 def test_what_cannot_be_counted() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import glob
 import http.server
+import io
 import json
 import logging
 import os
@@ -57,6 +59,13 @@ def test_what_systems_leave_in_a_folder_is_skipped(tmp_path: Path, caplog: pytes
     with pytest.raises(SourceError, match="has no images"):
         read_source(tmp_path)
     assert caplog.text == ""
+
+
+def test_what_systems_leave_is_skipped_by_patterns_too(tmp_path: Path) -> None:
+    write(tmp_path / "set [1]" / "a" / "x.png", make_image())
+    write(tmp_path / "set [1]" / "a" / "@eaDir" / "x.png" / "SYNOPHOTO_THUMB_XL.jpg", make_image())
+    pattern = tmp_path / glob.escape("set [1]") / "**"
+    assert [Path(frame.path or "").name for frame in read_source(pattern)] == ["x.png"]
 
 
 def test_a_folder_of_folders_gives_their_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -175,6 +184,8 @@ def test_sources_that_are_not_there_fail_at_once(tmp_path: Path, capfd: pytest.C
         (str(tmp_path / "*.jpg"), "no image or video matches"),
         ("99", "camera 99 cannot be read"),
         (99, "camera 99 cannot be read"),
+        (np.int64(99), "camera 99 cannot be read"),
+        ("x" * 300, "x does not exist"),
         (3.5, "cannot read images from float"),
         (None, "cannot read images from NoneType"),
         (b"bytes", r"the image is damaged or not an image \(5 bytes\)"),
@@ -202,6 +213,15 @@ def test_images_in_memory(tmp_path: Path) -> None:
         assert frame[1:] == (None, 0, None, None, False)
     (frame,) = read_source(write(tmp_path / "a.png", image).read_bytes())
     np.testing.assert_array_equal(frame.image, image)
+    for number in (2, 0):
+        with (tmp_path / "a.png").open("rb") as file:
+            file.seek(number)  # as after somebody has read or written it
+            (frame,) = read_source(file)
+        np.testing.assert_array_equal(frame.image, image)
+    (frame,) = read_source([io.BytesIO((tmp_path / "a.png").read_bytes())])
+    np.testing.assert_array_equal(frame.image, image)
+    with (tmp_path / "a.png").open(encoding="latin-1") as text, pytest.raises(SourceError, match='open it with "rb"'):
+        read_source(text)
     for batch in (np.stack([image, image]), torch.stack([channels_first, channels_first]).requires_grad_(False)):
         assert [frame.number for frame in read_source(batch)] == [0, 1]
     (frame,) = read_source((channels_first / 255).requires_grad_())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -17,6 +18,7 @@ from PIL import Image
 from cameras import PASSWORD, USER, gray, mjpeg_camera, rtsp_camera, write_video
 from rtdetrv4.errors import ConfigError, SourceError
 from rtdetrv4.runtime import Frame, read_source, videos
+from rtdetrv4.runtime.overlap import close_iterator
 from rtdetrv4.runtime.sources import Reading, open_frames
 from rtdetrv4.runtime.videos import Clock
 
@@ -315,11 +317,32 @@ def test_one_stream_that_is_gone_does_not_end_the_others(tmp_path: Path, caplog:
 def test_streams_that_are_called_the_same_stay_apart() -> None:
     with mjpeg_camera([[10], [10]]) as camera:
         url = f"http://127.0.0.1:{camera.port}/video.mjpg?token="
-        frames = [
-            frame.path
-            for frame in read_source([f"{url}one", f"{url}other"], reconnect=0)  # a list of URLs is read in turn
-        ]
-        assert frames == [f"{url}***"] * 2
+        frames = [frame.path for frame in read_source([f"{url}one", f"{url}other"], reconnect=0)]
+        assert sorted(map(str, frames)) == [f"{url}***", f"{url}*** (2)"]
+
+
+@pytest.mark.parametrize("num_sources", [1, 2])
+@pytest.mark.parametrize("is_list", [True, False])
+def test_nobody_waits_for_a_stream_that_nobody_reads(
+    num_sources: int,
+    is_list: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The pauses between the tries to open it again take minutes."""
+    for name in ("FIRST_DELAY_S", "MAX_DELAY_S"):
+        monkeypatch.setattr(videos, name, 60)
+    with mjpeg_camera([[10] * 3] * num_sources) as camera:
+        urls = [f"http://127.0.0.1:{camera.port}/video{number}.mjpg" for number in range(num_sources)]
+        frames = read_source(urls if is_list else write_list(tmp_path / "a.streams", urls))
+        assert len(list(itertools.islice(frames, 3 * num_sources))) == 3 * num_sources
+        while caplog.text.count("sends nothing more") < num_sources:
+            time.sleep(0.01)
+        start = time.monotonic()
+        close_iterator(frames)
+    assert time.monotonic() - start < 30
+    assert reader_threads() == []
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from rtdetrv4.runtime.engines.engine import METADATA_FILE, EngineOptions, as_inp
 from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata, read_metadata, read_metadata_file
 from rtdetrv4.runtime.known_bad import check_runtime
 
-MAX_COMPILED = 4
-"""Shapes for which a model is kept compiled."""
+MAX_COMPILED = 8
+"""Shapes for which a model is kept compiled: each size of a batch of up to so many images, as when it is not full."""
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -113,10 +113,14 @@ class OpenVinoModel:
         """
         shapes = tuple(each.shape for each in inputs)
         compiled = self._for(shapes)
-        of_thread: dict[Shapes, tuple[Any, Any]] = self._requests.__dict__.setdefault("by_shapes", {})
-        if of_thread.get(shapes, (None,))[0] is not compiled:
-            of_thread[shapes] = compiled, compiled.create_infer_request()
-        request = of_thread[shapes][1]
+        of_thread: dict[int, tuple[Any, Any]] = self._requests.__dict__.setdefault("by_model", {})
+        if id(compiled) not in of_thread:
+            with self._lock:  # a request keeps its model alive
+                kept = {id(each) for each in self._compiled.values()}
+            for key in of_thread.keys() - kept:
+                del of_thread[key]
+            of_thread[id(compiled)] = compiled, compiled.create_infer_request()
+        request = of_thread[id(compiled)][1]
         try:
             found = request.infer(dict(enumerate(inputs)), share_inputs=True)
         except (RuntimeError, UnicodeDecodeError) as error:
@@ -126,19 +130,21 @@ class OpenVinoModel:
     def _for(self, shapes: Shapes) -> Any:
         """The model compiled for inputs of these shapes."""
         with self._lock:
-            if shapes not in self._compiled:
-                model = self.model
-                try:
-                    if model.is_dynamic():
-                        model = model.clone()
-                        model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
-                    compiled = self._compile(model)
-                except (RuntimeError, UnicodeDecodeError) as error:
-                    raise ExportError(f"openvino cannot compile the model: {reason(error)}") from error
-                if len(self._compiled) == MAX_COMPILED:
-                    del self._compiled[next(iter(self._compiled))]
-                self._compiled[shapes] = compiled
-            return self._compiled[shapes]
+            if shapes in self._compiled:
+                self._compiled[shapes] = self._compiled.pop(shapes)  # the last to be forgotten
+                return self._compiled[shapes]
+            model = self.model
+            try:
+                if model.is_dynamic():
+                    model = model.clone()
+                    model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
+                compiled = self._compile(model)
+            except (RuntimeError, UnicodeDecodeError) as error:
+                raise ExportError(f"openvino cannot compile the model: {reason(error)}") from error
+            if len(self._compiled) == MAX_COMPILED:
+                del self._compiled[next(iter(self._compiled))]
+            self._compiled[shapes] = compiled
+            return compiled
 
 
 class OpenVinoEngine:
