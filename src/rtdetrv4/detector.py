@@ -164,6 +164,10 @@ class Detector:
         """The weights that were loaded by name."""
         self._start_name: StartName | None = None
         """What was asked for by name, which is fetched when it is needed."""
+        self._made_from: str | Path | None = None
+        """The folder or file that was given for its weights, until it is trained anew."""
+        self._of_run: tuple[Recipe, Recipe] | None = None
+        """The recipe of the last run, and what it was before that run's settings."""
         self._pretrained: Checkpoint | None = None
         """A pretrained backbone and encoder, from which it can only be trained."""
         if isinstance(weights, str) and weights in START_NAMES:
@@ -171,6 +175,7 @@ class Detector:
         if weights is None:
             self.recipe: Recipe = named_recipe(model or DEFAULT_MODEL)
         else:
+            self._made_from = weights
             checkpoint = read_checkpoint(weights, takes_pretrained=True, trust=trust)
             self.recipe = recipe_of_weights(model, checkpoint.metadata)
             self._load(checkpoint)
@@ -273,14 +278,14 @@ class Detector:
         lr: float | None = None,
         device: str | int | None = None,
         workers: int | None = None,
-        cache: Literal["none", "ram", "disk"] | None = None,
+        cache: Literal["none", "ram", "disk"] | bool | None = None,
         seed: int | None = None,
-        amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
+        amp: Literal["auto", "bf16", "fp16", "off"] | bool | None = None,
         out: str | Path | None = None,
-        resume: bool | Literal["auto"] = False,
+        resume: bool | str | Path = False,
         exist_ok: bool = False,
         tracker: str | None = None,
-        callbacks: Sequence[Observer] = (),
+        callbacks: Observer | Sequence[Observer] | None = None,
         budget: str | float | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> TrainResult:
@@ -305,17 +310,19 @@ class Detector:
             lr: learning rate; the backbone's changes by the same factor.
             device: device to train on.
             workers: number of processes that load images.
-            cache: where to keep decoded images: "ram", "disk" or "none".
+            cache: where to keep decoded images: "ram" (or True), "disk" or "none".
             seed: random seed.
-            amp: mixed precision: "auto", "bf16", "fp16" or "off".
+            amp: mixed precision: "auto" (or True), "bf16", "fp16" or "off".
             out: folder for the results. If it holds those of another run, they go to out-2, out-3, … instead.
             resume: continue from the last.pt in `out`, with the data and settings that the run began with. Without
-                `out`, that is the latest run of runs/train, runs/train-2, … Of a complete run, the result is returned.
-                "auto": if there is a run to resume, or else start one; for schedulers that restart jobs.
+                `out`, that is the run whose folder or last.pt this detector was made from, or else the latest run of
+                runs/train, runs/train-2, … Of a complete run, the result is returned. "auto": if there is a run to
+                resume, or else start one; for schedulers that restart jobs. Any other text or path is the folder of a
+                run, or its last.pt.
             exist_ok: write to `out` even if it holds another run, whose files are removed.
             tracker: where to log besides log.jsonl: "tensorboard", "wandb", "mlflow", another tracker that
                 accelerate supports, or "none".
-            callbacks: objects notified of every step and epoch; see `rtdetrv4.Observer`.
+            callbacks: one or several objects notified of every step and epoch; see `rtdetrv4.Observer`.
             budget: time for the whole run, "30m", "2h" or seconds, from which the number of epochs follows.
             overrides: other settings by dotted name, {"optimizer.weight_decay": 1e-4}.
 
@@ -337,15 +344,10 @@ class Detector:
         from rtdetrv4.data.records import has_objects
         from rtdetrv4.distillation.teacher import teacher_name
         from rtdetrv4.run_folder import RunFolder, log_findings
-        from rtdetrv4.training import Observer, check_tracker, few_steps_advice, make_accelerator
+        from rtdetrv4.training import check_tracker, few_steps_advice, make_accelerator
         from rtdetrv4.weights import read_checkpoint
 
-        for callback in callbacks:
-            if isinstance(callback, type) or not isinstance(callback, Observer):
-                raise ConfigError(
-                    f"callbacks: got {callback!r}, expected an object with run_start, step_end, epoch_end and run_end, "
-                    "such as an instance of a subclass of rtdetrv4.Observer."
-                )
+        observers = _observers(callbacks)
         given, built_teacher = _settings(
             teacher,
             overrides,
@@ -362,10 +364,12 @@ class Detector:
             out=out,
             tracker=tracker,
         )
-        recipe = override(self.recipe, given)
+        resume = self._run_to_resume(resume, given)
+        own = self.recipe if resume else self._own_recipe()
+        recipe = override(own, given)
         settled = given_settings(given) | self._settled
         folder = RunFolder(recipe.run.out)
-        if resume and out is None and "run.out" not in given:
+        if resume and given.get("out") is None and "run.out" not in given:
             folder = RunFolder.latest(recipe.run.out)
         if resume == "auto":
             resume, exist_ok = folder.can_resume, exist_ok or folder.is_worthless
@@ -384,7 +388,7 @@ class Detector:
                     folder.path,
                     folder.weights,
                 )
-            self.recipe, self.device = recipe, accelerator.device
+            self.recipe, self._of_run, self.device = recipe, (recipe, own), accelerator.device
             self._load(read_checkpoint(folder.weights), logging.DEBUG)
             return TrainResult(folder.path, folder.weights, folder.best, folder.last, folder.metrics())
         if resume and built_teacher is None and recipe.distillation.is_on:
@@ -406,6 +410,7 @@ class Detector:
         else:
             folder = RunFolder.for_new_run(recipe.run.out, accelerator, exist_ok=exist_ok)
             recipe = override(recipe, {"run.out": str(folder.path)})
+            self._made_from = None  # what is resumed next is this run
         with folder.held(accelerator):
             if not resume:
                 recipe, start, fitting = arrange(
@@ -423,7 +428,7 @@ class Detector:
                 network,
                 accelerator=accelerator,
                 teacher=built_teacher,
-                callbacks=callbacks,
+                callbacks=observers,
                 start=start_record,
                 fitting=fitting,
                 knows_classes=report is not None and report.knows_classes,
@@ -444,7 +449,7 @@ class Detector:
                     logger.warning(advice)
             with folder.failures_explained(recipe, trainer.accumulate * trainer.num_parts):
                 trainer.run(folder.state_to_resume(accelerator) if resume else None)
-            self.recipe, self.device = recipe, accelerator.device
+            self.recipe, self._of_run, self.device = recipe, (recipe, own), accelerator.device
             accelerator.wait_for_everyone()
             self._load(read_checkpoint(folder.weights), logging.DEBUG)
             end = self._appraisal().conclude(trainer, splits.val, folder)
@@ -462,14 +467,14 @@ class Detector:
         lr: float | None = None,
         device: str | int | None = None,
         workers: int | None = None,
-        cache: Literal["none", "ram", "disk"] | None = None,
+        cache: Literal["none", "ram", "disk"] | bool | None = None,
         seed: int | None = None,
-        amp: Literal["auto", "bf16", "fp16", "off"] | None = None,
+        amp: Literal["auto", "bf16", "fp16", "off"] | bool | None = None,
         out: str | Path | None = None,
-        resume: bool | Literal["auto"] = False,
+        resume: bool | str | Path = False,
         exist_ok: bool = False,
         tracker: str | None = None,
-        callbacks: Sequence[Observer] = (),
+        callbacks: Observer | Sequence[Observer] | None = None,
         budget: str | float | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> PretrainResult:
@@ -532,10 +537,11 @@ class Detector:
         )
         if data is not None:
             given["data.unlabeled"] = [str(data)] if isinstance(data, str | Path) else [str(each) for each in data]
+        resume = self._run_to_resume(resume, given)
         settled = given_settings(given) | self._settled
         if "run.out" not in settled:
             given["run.out"] = str(RunFolder.latest(DEFAULT_OUT).path) if resume else DEFAULT_OUT
-        recipe = override(self.recipe, given)
+        recipe = override(self.recipe if resume else self._own_recipe(), given)
         if resume == "auto":
             folder = RunFolder(recipe.run.out)
             resume, exist_ok = folder.can_resume, exist_ok or folder.is_worthless
@@ -550,15 +556,51 @@ class Detector:
             build_network=lambda recipe, start: self._network_for(recipe, NO_CLASS_YET, start)[0],
             appraise=self._appraisal,
             teacher=built_teacher,
-            callbacks=callbacks,
+            callbacks=_observers(callbacks),
             budget=seconds,
             resume=resume,
             exist_ok=exist_ok,
         )
         checkpoint = read_checkpoint(result.weights, takes_pretrained=True)
-        self.recipe = override(self.recipe, {"model.backbone": checkpoint.metadata.facts["backbone"]})
+        self.recipe = override(self._own_recipe(), {"model.backbone": checkpoint.metadata.facts["backbone"]})
         self._load(checkpoint)
         return result
+
+    def _run_to_resume(self, resume: bool | str | Path, given: dict[str, Any]) -> bool | Literal["auto"]:
+        """Let the settings name the run that `resume` stands for, or the file that this detector was made from.
+
+        Returns:
+            Whether to resume; "auto": if there is something.
+
+        Raises:
+            ConfigError: `resume` is no run, or the settings name another folder.
+        """
+        from rtdetrv4.run_folder import RunFolder
+
+        is_named = given.get("out") is not None or "run.out" in given
+        if isinstance(resume, bool):
+            if resume and not is_named and self._made_from is not None and (folder := RunFolder.of(self._made_from)):
+                given["out"] = str(folder.path)
+            return resume
+        if resume == "auto":
+            return "auto"
+        if is_named:
+            raise ConfigError(f'Got two runs to resume: resume="{resume}" and out. Give only one.')
+        if (folder := RunFolder.of(resume)) is None:
+            raise ConfigError(
+                f'resume: got "{resume}", expected True, False, "auto", the folder of a run or its last.pt.'
+            )
+        given["out"] = str(folder.path)
+        return True
+
+    def _own_recipe(self) -> Recipe:
+        """The recipe that a new run begins with: what only the last one was given does not count for it."""
+        from rtdetrv4.config import flat_settings, override
+
+        if self._of_run is None or self.recipe is not self._of_run[0]:
+            return self.recipe
+        model = {name: value for name, value in flat_settings(self.recipe).items() if name.startswith("model.")}
+        return override(self._of_run[1], model)
 
     def _start_of(self, recipe: Recipe, *, pretrains: bool = False) -> Start:
         """What training with this recipe starts from: this detector's weights, or else what was asked for by name."""
@@ -644,7 +686,7 @@ class Detector:
             raise ConfigError(f"num_images: got {num_images}, expected at least 1.")
         given = {"data": data, "epochs": epochs, "batch": batch, "imgsz": imgsz, "device": device, "seed": seed}
         given |= overrides or {}
-        recipe = override(self.recipe, given)
+        recipe = override(self._own_recipe(), given)
         settled = given_settings(given) | self._settled
         seconds = None if budget is None else budget_seconds(budget, recipe, settled, resume=False)
         splits, findings = read_training_data(recipe)
@@ -1153,8 +1195,38 @@ def _settings(
 
     if isinstance(teacher, Detector):  # which can be called like a network
         raise ConfigError("teacher: got a Detector; give its file, such as runs/large/weights.safetensors.")
+    if not isinstance(overrides, Mapping | None):
+        raise ConfigError(f'overrides: got {overrides!r}, expected a dict such as {{"optimizer.weight_decay": 1e-4}}.')
     built = None if teacher is None or isinstance(teacher, str) else teacher
-    return {**given, "teacher": teacher if built is None else teacher_name(built), **(overrides or {})}, built
+    for name, values in {"cache": ("none", "ram"), "amp": ("off", "auto")}.items():
+        if isinstance(given.get(name), bool):
+            given[name] = values[given[name]]
+    named = {**given, "teacher": teacher if built is None else teacher_name(built), **(overrides or {})}
+    return {name: _plain(value) for name, value in named.items()}, built
+
+
+def _plain(value: Any) -> Any:
+    """A value as recipes have it: numbers of NumPy and paths, also in a list, become those of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def _observers(callbacks: Observer | Sequence[Observer] | None) -> Sequence[Observer]:
+    from rtdetrv4.training import Observer
+
+    given = [] if callbacks is None else callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+    observers = []
+    for callback in given:
+        if isinstance(callback, type) or not isinstance(callback, Observer):
+            raise ConfigError(
+                f"callbacks: got {callback!r}, expected an object with run_start, step_end, epoch_end and run_end, "
+                "such as an instance of a subclass of rtdetrv4.Observer."
+            )
+        observers.append(callback)
+    return observers
 
 
 def _image_size(value: int | str | tuple[int, int]) -> tuple[int, int]:

@@ -129,6 +129,13 @@ class RunFolder:
         stopped = [folder for folder in map(cls, numbered_folders(Path(path))) if folder.can_resume]
         return max(stopped, key=lambda folder: folder._saved_at, default=cls(path))
 
+    @classmethod
+    def of(cls, path: str | Path) -> RunFolder | None:
+        """Return the folder of a run that is given as itself or as one of its training states; None if it is none."""
+        found = Path(path)
+        folder = cls(found.parent if found.name in (LAST_FILE, BEST_FILE) else found)
+        return folder if folder.recipe.is_file() else None
+
     def __init__(self, path: str | Path) -> None:
         self.path: Path = Path(path)
         self.weights: Path = self.path / WEIGHTS_FILE

@@ -352,6 +352,43 @@ def test_a_run_goes_on_with_its_own_settings(shapes: Path, tmp_path: Path) -> No
         Detector("rtdetrv4-n").train(shapes, out=tmp_path, resume=True)
 
 
+def test_the_run_to_resume_is_named(
+    trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is the latest run in the default folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "runs" / "test")
+    assert Detector("test").train(resume=True).out == Path("runs/test")
+    for resumed in (
+        Detector("test").train(resume=trained),
+        Detector("test").train(shapes, resume=str(trained / "last.pt")),
+        Detector(trained).train(resume=True),
+        Detector(trained / "last.pt").train(resume=True),
+    ):
+        assert resumed.out == trained
+    for wrong in ("never", tmp_path / "gone" / "last.pt"):
+        with pytest.raises(ConfigError, match=r"resume: got .*, expected True, False, .auto., the folder of a run"):
+            Detector("test").train(shapes, resume=wrong)
+        with pytest.raises(ConfigError, match=r"resume: got .*, expected True"):
+            Detector("test").pretrain(shapes, resume=wrong)
+    with pytest.raises(ConfigError, match="Got two runs to resume"):
+        Detector("test").train(shapes, resume=trained, out=tmp_path)
+
+
+def test_a_second_run_is_given_nothing_of_the_first(shapes: Path, tmp_path: Path) -> None:
+    detector = Detector("test")
+    settings = {"data.fraction": 0.5, "optimizer.weight_decay": 0.5, "model.num_queries": 12}
+    detector.train(shapes, epochs=1, lr=1e-5, out=tmp_path / "one", teacher=small_teacher(), overrides=settings)
+    first = detector.recipe
+    result = detector.train(shapes, epochs=2, out=tmp_path / "two")
+    assert (first.data.fraction, first.optimizer.weight_decay, first.distillation.teacher) == (0.5, 0.5, "tiny")
+    second, usual = load_recipe(result.out / "recipe.yaml"), load_recipe("test")
+    assert (second.data.fraction, second.distillation.teacher) == (1, usual.distillation.teacher)
+    assert second.optimizer == usual.optimizer
+    assert second.model == first.model
+    assert second == detector.recipe
+
+
 def test_a_run_with_a_teacher_of_ones_own_resumes_with_it_only(shapes: Path, tmp_path: Path) -> None:
     """Even if it is called like a network of timm's, which would teach something else without a word."""
 
@@ -471,13 +508,32 @@ def test_callbacks_are_told_what_happens(shapes: Path, tmp_path: Path) -> None:
             self.told.append(report.metrics["ap"])
 
     watch = Watch()
-    result = Detector("test").train(shapes, out=tmp_path, epochs=1, tracker="none", callbacks=[watch])
+    result = Detector("test").train(shapes, out=tmp_path, epochs=1, tracker="none", callbacks=watch)
     assert result.metrics is not None
     assert watch.told == [1, 2, pytest.approx(result.metrics.ap)]
     assert not (tmp_path / "tensorboard").exists()
     for wrong in (Watch, print):
         with pytest.raises(ConfigError, match=r"callbacks: got .*, expected an object with run_start, step_end"):
             Detector("test").train(shapes, out=tmp_path, callbacks=[wrong])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"callbacks: got .*print"):
+        Detector("test").pretrain(shapes, out=tmp_path, callbacks=print)  # type: ignore[arg-type]
+
+
+def test_settings_may_be_what_others_take(shapes: Path, tmp_path: Path) -> None:
+    result = Detector("test").train(
+        shapes,
+        epochs=np.int64(1),  # type: ignore[arg-type]
+        cache=True,
+        amp=False,
+        callbacks=None,
+        out=tmp_path / "run",
+        overrides={"data.unlabeled": [shapes], "pseudo_labels.weight": np.float32(1)},
+    )
+    recipe = load_recipe(result.out / "recipe.yaml")
+    assert (recipe.schedule.epochs, recipe.data.cache, recipe.run.amp) == (1, "ram", "off")
+    assert recipe.data.unlabeled == (str(shapes),)
+    with pytest.raises(ConfigError, match=r"overrides: got 'epochs=3', expected a dict such as"):
+        Detector("test").train(shapes, out=tmp_path / "other", overrides="epochs=3")  # type: ignore[arg-type]
 
 
 def test_training_takes_any_network_as_teacher(shapes: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ PROBE_SHARE, MIN_PROBE = 0.1, 2
 #: Weights of terms that are only logged: L_DSI with each of several teachers, of which "distill" is the mean.
 LOGGED_ONLY = {"teacher": 0.0}
 #: Pixels of an input above which a CPU measures the memory of a smaller one.
-LARGE_IMAGE = 384 * 384
+LARGE_IMAGE, SMALLEST_MEASURED = 384 * 384, 64
 #: The starting weights are evaluated on at most this many images, or on this share of all that the run trains on, which
 #: take several times as long each.
 QUICK_IMAGES, QUICK_SHARE = 500, 0.1
@@ -411,7 +411,7 @@ def build_evaluation(
         cache: image cache, for a run that evaluates many times.
     """
     parts = recipe.run.accumulate if isinstance(recipe.run.accumulate, int) else 1
-    per_rank = split_batch(recipe.schedule.batch, ranks=accelerator.num_processes, accumulate=parts)
+    per_rank = max(recipe.schedule.batch // (accelerator.num_processes * parts), 1)
     loader = build_loader(
         DetectionDataset(split, recipe.model.image_size, cache=cache, resize=recipe.model.resize),
         recipe.run.val_batch or per_rank,
@@ -474,21 +474,28 @@ def image_memory(
         accelerator: device and number format.
         supervision: None: the recipe's.
     """
+
+    def half_of(size: tuple[int, int]) -> tuple[int, int]:
+        return max(round(size[0] / 64) * 32, 32), max(round(size[1] / 64) * 32, 32)
+
     height, width = _largest_size(recipe)
     # Large images are measured at half their size, because measuring them takes gigabytes and seconds itself.
     measured_hw = (height, width)
     if accelerator.device.type == "cpu" and height * width > LARGE_IMAGE:
-        measured_hw = (max(round(height / 64) * 32, 32), max(round(width / 64) * 32, 32))
+        measured_hw = half_of(measured_hw)
     images_in_one = (4 if recipe.augment.mosaic else 1) * (2 if recipe.augment.mixup else 1)
     most_boxes = max((len(record.labels) for record in split.records), default=1)
-    per_image = bytes_per_image(
-        student,
-        *(supervision or Supervision.of(recipe)),
-        measured_hw,
-        max(min(images_in_one * most_boxes, recipe.model.num_queries), 1),
-        accelerator,
-    )
-    return per_image * height * width // math.prod(measured_hw)
+    num_boxes = max(min(images_in_one * most_boxes, recipe.model.num_queries), 1)
+    terms_and_weights = supervision or Supervision.of(recipe)
+    while True:
+        try:
+            per_image = bytes_per_image(student, *terms_and_weights, measured_hw, num_boxes, accelerator)
+            return per_image * height * width // math.prod(measured_hw)
+        except (RuntimeError, MemoryError) as error:
+            # Several ranks would not agree on the number of parts.
+            if not is_out_of_memory(error) or min(measured_hw) < SMALLEST_MEASURED or accelerator.num_processes > 1:
+                raise
+        measured_hw = half_of(measured_hw)  # four images may not fit where the run's parts are smaller
 
 
 def _largest_size(recipe: Recipe) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rtdetrv4.errors import WeightsError, first_line, require
 from rtdetrv4.ops import hub
+from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.ops.torch_files import check_torch_file, require_plain
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -194,6 +195,8 @@ class Compiled:
                     self._compiled = torch.compile(self._function, backend=self._attempt.backend)
                 return self._compiled(*args, **kwargs)
             except Exception as error:  # from any part of the compiler; the function's own errors recur below
+                if is_out_of_memory(error):  # smaller parts of the batch may fit, compiled
+                    raise
                 self._attempt.failed = True
                 cause = getattr(error, "inner_exception", error)  # the first line of a backend's failure only names it
                 logger.warning("torch.compile failed (%s); %s runs without it.", first_line(cause), self._attempt.what)

@@ -21,6 +21,7 @@ class Clock:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._is_cuda = device.type == "cuda"
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -31,9 +32,10 @@ class Clock:
         with record_function(phase):
             if self._is_cuda and phase != "data":
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
+                stream = torch.cuda.current_stream(self._device)  # which need not be the process's current device
+                begin.record(stream)
                 yield
-                end.record()
+                end.record(stream)
                 self._events.append((phase, begin, end))
             else:
                 start = time.perf_counter()
@@ -49,7 +51,7 @@ class Clock:
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last call, in the order of `PHASES`."""
         if self._events:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             self.collect()
         taken = {phase: self._seconds[phase] for phase in PHASES if phase in self._seconds}
         self._seconds.clear()

@@ -7,6 +7,7 @@ large one.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Mapping
@@ -88,9 +89,11 @@ def bytes_per_image(
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.compiler.set_stance("force_eager"),  # two batch sizes that the run will not have need no compiling
     ):
-        two, four = saved_bytes(2), saved_bytes(4)
-    for name, buffer in student.named_buffers():
-        buffer.data.copy_(before[name])
+        try:
+            two, four = saved_bytes(2), saved_bytes(4)
+        finally:
+            for name, buffer in student.named_buffers():
+                buffer.data.copy_(before[name])
     return max((four - two) // 2, 1)
 
 
@@ -103,6 +106,8 @@ def free_memory(accelerator: Accelerator, reserved: int = 0) -> int:
     """
     device = accelerator.device
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what PyTorch keeps for later, as of an earlier run, is free too
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()

@@ -190,7 +190,7 @@ def _seconds(function: Callable[[], object], most: int, device: torch.device) ->
         start = time.perf_counter()
         function()
         if device.type != "cpu":
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(device)
         return time.perf_counter() - start
 
     call()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from rtdetrv4.data.arrays import read_array
-from rtdetrv4.data.batch import STRIDE, prepare_images
+from rtdetrv4.data.batch import STRIDE, prepare_images, split_images
 from rtdetrv4.data.cache import DECODERS
 from rtdetrv4.data.dataset import DetectionDataset
 from rtdetrv4.data.loader import build_loader
@@ -32,6 +33,7 @@ from rtdetrv4.data.records import Split
 from rtdetrv4.distillation import Teacher, alignment_terms, unit_parts
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.input_files import size_text
+from rtdetrv4.ops.device import is_out_of_memory
 from rtdetrv4.outputs import caches_folder, write_whole
 from rtdetrv4.runtime.preprocess import ResizeMode, content_of
 from rtdetrv4.types import Batch, View
@@ -97,31 +99,53 @@ class TeacherFeatures:
         Raises:
             ConfigError: the disk has no room for them.
         """
-        missing = [index for index in range(len(self.split.records)) if not self._is_whole(self._path(index))]
-        own = missing[accelerator.process_index :: accelerator.num_processes]
-        self._require_room(len(missing))
-        console = Console(stderr=True)
-        if own and accelerator.is_main_process:
-            size = size_text(self._bytes() * len(missing))
-            logger.info("Teacher features of %d images go to %s (%s).", len(missing), self.folder, size)
+        done = 0
+        everywhere = accelerator.process_index, accelerator.num_processes
+        here = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        # Once among all ranks, and then what is still missing here, because other machines may have disks of their own.
+        for rank, ranks in (everywhere, here) if accelerator.num_processes > 1 else (everywhere,):
+            missing = [index for index in range(len(self.split.records)) if not self._is_whole(self._path(index))]
+            accelerator.wait_for_everyone()  # every rank looks before one writes, or they would not share the same list
+            self._require_room(len(missing))
+            if missing and not done and accelerator.is_local_main_process:
+                size = size_text(self._bytes() * len(missing))
+                logger.info("Teacher features of %d images go to %s (%s).", len(missing), self.folder, size)
+            done += self._compute(missing[rank::ranks], accelerator, batch=batch, workers=workers)
+            accelerator.wait_for_everyone()
+        return done
+
+    def _compute(self, own: Sequence[int], accelerator: Accelerator, *, batch: int, workers: int) -> int:
+        """Compute and write the features of these images; if memory runs out, of fewer at once."""
+        if not own:
+            return 0
         part = self.split._replace(records=tuple(self.split.records[index] for index in own))
         loader = build_loader(
             DetectionDataset(part, self.image_size, resize=self.resize), batch, workers, shuffle=False
         )
+        console = Console(stderr=True)
         is_shown = accelerator.is_main_process and console.is_interactive
-        done = 0
-        if own:
-            for images in track(loader, "Teacher", console=console, transient=True, disable=not is_shown):
-                pixels = prepare_images(images.images, self.image_size, accelerator.device)
-                with accelerator.autocast():
-                    features = self.teacher(pixels, self.grid_hw)
-                arrays = features.to(torch.float16).cpu().numpy()
-                for info, array in zip(images.infos, arrays, strict=True):
-                    if info.is_readable:
-                        write_whole(self._path(own[done]), lambda temporary, array=array: _save(temporary, array))
-                    done += 1
-        accelerator.wait_for_everyone()
+        done, num_parts = 0, 1
+        for whole in track(loader, "Teacher", console=console, transient=True, disable=not is_shown):
+            while True:
+                parts = split_images(whole, num_parts)
+                try:
+                    arrays = [array for each in parts for array in self._ask(each.images, accelerator)]
+                    break
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error) or len(parts) == len(whole.images):
+                        raise
+                num_parts *= 2
+            for info, array in zip(whole.infos, arrays, strict=True):
+                if info.is_readable:
+                    write_whole(self._path(own[done]), lambda temporary, array=array: _save(temporary, array))
+                done += 1
         return done
+
+    def _ask(self, images: Tensor, accelerator: Accelerator) -> np.ndarray:
+        """The teacher's features of some images, fp16."""
+        pixels = prepare_images(images, self.image_size, accelerator.device)
+        with accelerator.autocast():
+            return self.teacher(pixels, self.grid_hw).to(torch.float16).cpu().numpy()
 
     @torch.no_grad()
     def targets(self, views: Sequence[Sequence[View]], grid_hw: tuple[int, int], device: torch.device) -> CutFeatures:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -45,3 +47,12 @@ def test_batches_on_a_cpu_are_cut_to_fit(
     fitted, found = training._fit_batch(recipe, split, student, make_accelerator("cpu", "off"))
     assert asked == [(measured, measured)]
     assert found == fitted.run.accumulate == parts
+
+
+def test_an_evaluation_need_not_be_split_evenly(tmp_path: Path) -> None:
+    split = write_images(tmp_path)
+    for ranks, size in ((3, 10), (64, 1)):
+        accelerator: Any = SimpleNamespace(num_processes=ranks, process_index=0)
+        recipe = override(load_recipe("test"), {"batch": 32, "workers": 0})
+        evaluate: Any = training.build_evaluation(recipe, split, accelerator=accelerator)
+        assert evaluate.keywords["loader"].batch_size == size

@@ -67,6 +67,29 @@ def test_where_compiling_fails_training_goes_on_and_says_so_once(caplog: pytest.
     assert_same(broken.state_dict(), plain.state_dict(), rounding=ROUNDING)
 
 
+@pytest.mark.filterwarnings("default")
+def test_what_runs_out_of_memory_stays_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    """A smaller part of the batch may fit."""
+    plain = make_detector()
+    model = copy.deepcopy(plain)
+    is_full = True
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            if is_full:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            return graph.forward(*args)
+
+        return run
+
+    compile_parts(model, backend)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        gradients(model)
+    is_full = False
+    assert_same(gradients(model), gradients(plain), rounding=ROUNDING)
+    assert not [record for record in caplog.records if record.name.startswith("rtdetrv4")]
+
+
 def test_mistakes_of_the_caller_are_not_hidden() -> None:
     model = make_detector()
     compile_parts(model, "eager")

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import copy
 import gc
+from pathlib import Path
 
 import pytest
 import torch
 
-from rtdetrv4.assembly.training import build_criterion, loss_weights
-from rtdetrv4.config import load_recipe
+from rtdetrv4.assembly import create_model
+from rtdetrv4.assembly.training import build_criterion, image_memory, loss_weights
+from rtdetrv4.config import load_recipe, override
 from rtdetrv4.config.variants import VARIANTS
+from rtdetrv4.data.formats import read_splits
+from rtdetrv4.data.synthetic import write_shapes
 from rtdetrv4.distillation import DistillationStudent
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.training import make_accelerator
@@ -21,6 +25,7 @@ from rtdetrv4.training.fit import (
     parts_that_fit,
     worker_memory,
 )
+from rtdetrv4.types import Targets
 from small_training import make_detector
 
 MB = 10**6
@@ -63,6 +68,34 @@ def test_counting_leaves_no_trace() -> None:
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_where_four_images_do_not_fit_they_are_counted_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = override(load_recipe("test"), {"model.image_size": (256, 128), "augment.multi_scale_repeat": None})
+    split = read_splits(write_shapes(tmp_path, num_train=2, num_val=1, image_size=64)).train
+    assert split is not None
+    student = DistillationStudent(create_model("test", split.classes.num_classes))
+    whole = image_memory(recipe, split, student, make_accelerator("cpu", "off"))
+    before = copy.deepcopy(student.state_dict())
+    forward, sizes = DistillationStudent.forward, list[tuple[int, ...]]()
+
+    def limited(self: DistillationStudent, images: torch.Tensor, targets: Targets) -> object:
+        sizes.append(tuple(images.shape))
+        if images.numel() > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
+        return forward(self, images, targets)
+
+    monkeypatch.setattr(DistillationStudent, "forward", limited)
+    most = 4 * 3 * 128 * 64
+    smaller = image_memory(recipe, split, student, make_accelerator("cpu", "off"))
+    assert [size[0] for size in sizes] == [2, 2, 4]
+    assert [size[2:] for size in sizes] == [(256, 128), (128, 64), (128, 64)]
+    assert whole < smaller < 2 * whole, "what does not grow with the area is overestimated"
+    most = 2 * 3 * 32 * 32
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        image_memory(recipe, split, student, make_accelerator("cpu", "off"))
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_counting_keeps_no_tensors() -> None:

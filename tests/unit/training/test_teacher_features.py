@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -202,3 +208,52 @@ def test_a_run_with_features_on_disk_never_asks_the_teacher(tmp_path, monkeypatc
     trainer = make_trainer(split, tmp_path / "run", features=features, unlabeled=unlabeled, unlabeled_weight=1.0)
     monkeypatch.setattr(Teacher, "forward", lambda *_: pytest.fail("the teacher was asked"))
     trainer.run()
+
+
+@pytest.mark.parametrize("has_own_disk", [False, True])
+def test_ranks_share_the_work_and_each_finds_everything(
+    has_own_disk: bool, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One begins later, when another may have written; on machines of their own, neither sees what the other writes."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1" if has_own_disk else "2")
+    barrier = threading.Barrier(2, timeout=60)
+
+    def fill(rank: int) -> tuple[int, TeacherFeatures]:
+        time.sleep(0.3 * rank)
+        accelerator: Any = SimpleNamespace(
+            process_index=rank,
+            num_processes=2,
+            local_process_index=0 if has_own_disk else rank,
+            is_main_process=rank == 0,
+            is_local_main_process=has_own_disk or rank == 0,
+            device=torch.device("cpu"),
+            autocast=contextlib.nullcontext,
+            wait_for_everyone=barrier.wait,
+        )
+        teacher = Teacher(Colors(), name="colors", dim=3, stride=32, mean=(0, 0, 0), std=(1, 1, 1))
+        features = TeacherFeatures(split, SIZE, teacher, tmp_path / f"cache-{rank if has_own_disk else 0}")
+        return features.fill(accelerator, batch=1, workers=0), features
+
+    with ThreadPoolExecutor(2) as pool:
+        ranks = list(pool.map(fill, range(2)))
+    assert [done for done, _ in ranks] == ([4, 4] if has_own_disk else [2, 2])
+    for _, features in ranks:
+        assert all(features._read(index) is not None for index in range(4))
+
+
+def test_less_is_asked_at_once_where_memory_runs_out(split: Split, tmp_path: Path) -> None:
+    class Limited(Colors):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 1:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
+            return super().forward(images)
+
+    expected = features_of(split, tmp_path / "one")
+    limited = Teacher(Limited(), name="colors", dim=3, stride=32, mean=(0, 0, 0), std=(1, 1, 1))
+    found = TeacherFeatures(split, SIZE, limited, tmp_path / "other")
+    assert found.fill(make_accelerator("cpu", "off"), batch=4, workers=0) == 4
+    for index in range(4):
+        own, theirs = expected._read(index), found._read(index)
+        assert own is not None
+        assert theirs is not None
+        assert torch.equal(own, theirs)
