@@ -315,5 +315,7 @@ def _number(value: Any) -> float:
 
 
 def _is_true(value: Any) -> bool:
-    """Whether a flag is set: a number other than 0, or text that says so."""
-    return value.strip().lower() in {"1", "true", "yes", "1.0"} if isinstance(value, str) else bool(value)
+    """Whether a flag is set: a number other than 0, or text that says so. NaN, pandas' word for nothing, is none."""
+    if isinstance(value, str):
+        return value.strip().lower() in {"1", "true", "yes", "1.0"}
+    return bool(value) and not (isinstance(value, float) and math.isnan(value))

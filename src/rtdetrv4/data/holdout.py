@@ -202,19 +202,21 @@ def _digest(path: Path) -> bytes:
 
 
 def _same_look(paths: Sequence[Path]) -> list[list[int]]:
-    """Pairs of images that look the same: copies in another size, file type or quality, and frames without motion."""
+    """Groups of images that look the same: copies in another size, file type or quality, and frames without motion."""
     seen = [(index, thumbnail) for index, path in enumerate(paths) if (thumbnail := _thumbnail(path)) is not None]
     if not seen:
         return []
-    indices = np.array([index for index, _ in seen])
     thumbnails = np.stack([thumbnail for _, thumbnail in seen])
-    pairs: list[list[int]] = []
+    groups = np.arange(len(seen))  # of each image, the first in its group; all pairs would take gigabytes
     for start in range(0, len(seen), _BLOCK):
-        correlation = thumbnails[start : start + _BLOCK] @ thumbnails.T
-        one, other = np.nonzero(correlation >= MIN_CORRELATION)
-        one += start
-        pairs += np.stack([indices[one], indices[other]], axis=1)[one < other].tolist()
-    return pairs
+        for is_alike in thumbnails[start : start + _BLOCK] @ thumbnails.T >= MIN_CORRELATION:
+            joined = np.unique(groups[is_alike])
+            if len(joined) > 1:
+                groups[np.isin(groups, joined)] = joined[0]
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for (index, _), group in zip(seen, groups.tolist(), strict=True):
+        members[group].append(index)
+    return [group for group in members.values() if len(group) > 1]
 
 
 def _thumbnail(path: Path) -> NDArray[np.float32] | None:

@@ -118,6 +118,7 @@ def _parse(path: Path) -> dict[str, Any]:
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise DatasetError(f'{path} is not a LabelMe file: it has no list of objects under "shapes"')
+    content.pop("imageData", None)  # a copy of the image, megabytes of base64
     return content
 
 

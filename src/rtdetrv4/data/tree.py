@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -93,6 +93,24 @@ class Tree:
     def _by_stem(self) -> dict[str, list[str]]:
         return _grouped(self.images, lambda file: spelling(stem_of(file)))
 
+    @cached_property
+    def _by_end(self) -> dict[str, list[str]]:
+        """Files by each end of their path, `folder/name` and, of images, `folder//stem`.
+
+        Frames of videos are called alike in thousands of folders, and to look at each for each would take hours.
+        """
+        ends: defaultdict[str, list[str]] = defaultdict(list)
+        for file in self.files:
+            keys = [f"/{spelling(name_of(file))}"]
+            if suffix_of(file) in IMAGE_SUFFIXES:
+                keys.append(f"//{spelling(stem_of(file))}")
+            folders = [spelling(folder) for folder in file.split("/")[:-1]]
+            for start in range(len(folders)):
+                end = "/".join(folders[start:])
+                for key in keys:
+                    ends[end + key].append(file)
+        return dict(ends)
+
     def ending(self, *suffixes: str) -> list[str]:
         """The files with one of the suffixes, which are in lower case."""
         return sorted(file for suffix in suffixes for file in self._by_suffix.get(suffix, ()))
@@ -141,13 +159,22 @@ class Tree:
         if not parts:
             return None
         candidates: list[str] = []
+        key = ""
         for base in (parts[-1], unquote(parts[-1]), _UPLOAD_PREFIX.sub("", parts[-1], count=1)):
-            candidates = candidates or self._by_name.get(spelling(base), [])
+            if not candidates:
+                candidates, key = self._by_name.get(spelling(base), []), f"/{spelling(base)}"
         for stem in (parts[-1], stem_of(parts[-1])):
-            candidates = candidates or self._by_stem.get(spelling(stem), [])
+            if not candidates:
+                candidates, key = self._by_stem.get(spelling(stem), []), f"//{spelling(stem)}"
         split = split_of("/".join(parts[:-1])) or split
         allowed = {None, split} if split and split in self._splits else {None, *SPLIT_WORDS}
-        fitting = [file for file in candidates if suffix_of(file) in suffixes and split_of(folder_of(file)) in allowed]
+
+        def fit(files: Iterable[str]) -> list[str]:
+            return [file for file in files if suffix_of(file) in suffixes and split_of(folder_of(file)) in allowed]
+
+        folders = [spelling(part) for part in parts[:-1]] if len(candidates) > 1 else []
+        ends = ("/".join(folders[start:]) for start in range(len(folders)))  # the longest that agrees decides
+        fitting = next(filter(None, (fit(self._by_end.get(end + key, ())) for end in ends)), None) or fit(candidates)
         if not fitting:
             return None
 
@@ -166,6 +193,7 @@ class Tree:
         return ranked[0]
 
 
+@lru_cache(maxsize=2**14)
 def split_of(path: str) -> str | None:
     """The part of a data set that a path says it belongs to, by its last component that names one.
 

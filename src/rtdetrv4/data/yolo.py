@@ -31,6 +31,7 @@ def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     listed: dict[Any, Any] = (
         dict(enumerate(given)) if isinstance(given, list) else given if isinstance(given, dict) else {}
     )
+    listed = {int(key) if isinstance(key, str) and key.isdecimal() else key: name for key, name in listed.items()}
     names = {
         key: printable(str(name))
         for key, name in listed.items()
@@ -39,7 +40,7 @@ def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     if not names or len(names) < len(listed) or min(names) < 0 or not all(names.values()):
         raise DatasetError(f'{path}: "names" should list the classes as text, such as [cat, dog]; got {shown(given)}')
     count = content.get("nc", len(names))
-    if count != len(names):
+    if str(count) != str(len(names)):
         raise DatasetError(f'{path}: "nc" is {shown(count)}, but "names" has {len(names)} classes; correct one of them')
     return names
 

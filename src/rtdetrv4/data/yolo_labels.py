@@ -24,6 +24,8 @@ MIN_POSES = 5
 """Lines from which on boxes with key points can be told from polygons, if no YAML file says so."""
 BOX_TOLERANCE = 0.02
 """How far a box may leave the image, and key points may leave their box, as a fraction of the image."""
+CORNER_TOLERANCE = 2e-3
+"""How far the middles of a rotated box's diagonals may be apart, twice, because corners are rounded."""
 MAX_FRACTION = 2.0
 """Coordinates beyond this are pixels; up to it, the part inside the image is used."""
 MAX_PIXEL_SHARE = 0.05
@@ -182,7 +184,7 @@ def _class(file: Path, number: int, text: str, names: Mapping[int, str], faults:
         is_next = value == len(names) and list(names) == list(range(len(names)))
         hint = '. If the numbers start at 1, give them with the names: "names: {1: cat, 2: dog}"' if is_next else ""
         error = DatasetError(
-            f"{file}, line {number}: class {_short(text)} is not one of the {len(names)} in the YAML file "
+            f"{file}, line {number}: class {_short(text)} is not one of the {len(names)} class names "
             f"({some_of(f'{key} {name}' for key, name in names.items())}); {BOX_FORMAT}{hint}"
         )
         stop(error, faults)
@@ -253,10 +255,17 @@ def _pose_length(rows: list[list[float]]) -> int | None:
     if len(lengths) != 1 or (length := lengths.pop()) < 6:
         return None
     poses = np.array([row for row in rows if len(row) == length])
+    if length == 8 and _are_rectangles(poses.reshape(-1, 4, 2)):
+        return None
     dimensions = [size for size in (3, 2) if (length - 4) % size == 0]
     if len(poses) >= MIN_POSES and any(_hold_keypoints(poses, size) for size in dimensions):
         return length
     return None
+
+
+def _are_rectangles(corners: NDArray[np.float64]) -> bool:
+    """Whether quadrilaterals (n×4×2) are rotated boxes, corner by corner: both diagonals have the same middle."""
+    return bool((np.abs(corners[:, 0] + corners[:, 2] - corners[:, 1] - corners[:, 3]) <= CORNER_TOLERANCE).all())
 
 
 def _hold_keypoints(poses: NDArray[np.float64], size: int) -> bool:

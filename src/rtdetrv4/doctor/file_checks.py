@@ -25,9 +25,7 @@ EXTREME_ASPECT = 5.0
 DARK = 8.0
 """Mean gray value: 12 bits in 16 reach 15 at most, and 10 bits 3."""
 _WINDOWS_FORBIDS = frozenset('<>:"|?*\\') | {chr(code) for code in range(32)}
-_WINDOWS_DEVICES = frozenset(
-    {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
-)
+WINDOWS_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 
 
 def unreadable_images(inspection: Inspection) -> Iterator[tuple[str, Example]]:
@@ -231,6 +229,6 @@ def _windows_refuses(file: str) -> str:
             return f"contains {found[0]!r}"
         if name.endswith((" ", ".")):
             return "ends with a space or a dot"
-        if name.partition(".")[0].lower() in _WINDOWS_DEVICES:
+        if name.partition(".")[0].lower() in WINDOWS_DEVICES:
             return "is the name of a device"
     return ""

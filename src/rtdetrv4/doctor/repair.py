@@ -24,7 +24,9 @@ from rtdetrv4.data.document import build_split, count_of, leave_out
 from rtdetrv4.data.formats import ROBOFLOW_FILE
 from rtdetrv4.data.holdout import hold_out
 from rtdetrv4.data.records import RecordTable, Split
+from rtdetrv4.data.voc import IMAGE_FOLDERS
 from rtdetrv4.doctor.codes import CODES
+from rtdetrv4.doctor.file_checks import WINDOWS_DEVICES
 from rtdetrv4.doctor.finding import Example
 from rtdetrv4.doctor.image_facts import ImageFacts
 from rtdetrv4.doctor.inspection import Inspection, Part
@@ -160,6 +162,11 @@ def write_repaired_copy(inspection: Inspection, found: Iterable[tuple[str, Examp
     """
     dest = of_home(dest)
     check_destination(dest, inspection.root)
+    folders = [_data_folder(part.folder) for part in inspection.parts.values() if part.document is not None]
+    common = Path(os.path.commonpath(folders)) if folders else inspection.root
+    # A YAML file may lie elsewhere than what it names, or name folders that have nothing in common.
+    for folder in folders if inspection.root.is_relative_to(common) else [common]:
+        check_destination(dest, folder)
     train = inspection.parts.get("train")
     entries = {
         part.name: list(_entries(inspection, part, split))
@@ -203,6 +210,13 @@ def write_repaired_copy(inspection: Inspection, found: Iterable[tuple[str, Examp
     num_changes = count_of(len(changes), "change", "changes")
     logger.info("Repaired copy: %s (images: %s; %s, see %s)", dest, images, num_changes, CHANGES_TEXT)
     return done
+
+
+def _data_folder(folder: Path) -> Path:
+    """The folder that holds that of the images, beside which their labels are."""
+    names = [part.lower() for part in folder.parts]
+    above = next((index for index in reversed(range(1, len(names))) if names[index] in IMAGE_FOLDERS), None)
+    return folder if above is None else Path(*folder.parts[:above])
 
 
 def check_destination(dest: str | Path, data: str | Path) -> None:
@@ -434,6 +448,7 @@ def _new_names(entries: Sequence[_Entry]) -> list[str]:
     Image.init()  # or not every suffix is known
     formats = Image.registered_extensions()
     used: set[str] = set()
+    next_number: dict[str, int] = {}
     names: list[str] = []
     for entry in entries:
         original = PurePosixPath(entry.name)
@@ -441,9 +456,14 @@ def _new_names(entries: Sequence[_Entry]) -> list[str]:
         kind = "JPEG" if entry.facts.format == "MPO" else entry.facts.format
         if formats.get(suffix.lower()) != kind or suffix.lower() not in IMAGE_SUFFIXES:
             stem, suffix = (stem if formats.get(suffix.lower()) else stem + suffix), _SUFFIX_OF_FORMAT.get(kind, suffix)
-        name, number = f"{stem}{suffix}", 2
+        if (device := stem.partition(".")[0]).lower() in WINDOWS_DEVICES:
+            stem = f"{device}_{stem[len(device) :]}"
+        name = f"{stem}{suffix}"
+        key = name.casefold()
+        number = next_number.get(key, 2)
         while name.casefold() in used:
             name, number = f"{stem}-{number}{suffix}", number + 1
+        next_number[key] = number
         used.add(name.casefold())
         names.append(name)
     return names

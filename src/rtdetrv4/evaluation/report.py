@@ -28,6 +28,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Arial Unicode MS")
 _MAX_NAMED_LINES = 10
 _NUM_NAMED_OF_MANY = 5
+_MAX_CLASSES_SHOWN = 60
 _MAX_CLASSES_WITH_COUNTS = 20
 
 
@@ -114,16 +115,22 @@ def draw_f1_confidence(curves: OperatingCurves, names: Sequence[str]) -> Figure:
 def draw_confusion_matrix(counts: np.ndarray, names: Sequence[str], confidence: float) -> Figure:
     """Draw true classes (rows) against predicted classes (columns), omitting classes that occur in neither.
 
+    Of many, those with the most mistakes are drawn; the picture of a thousand would take gigabytes.
+
     Args:
         counts: (K+1)×(K+1), from `confusion_matrix`.
         names: the K class names.
         confidence: the threshold of the detections, for the title.
     """
     last = len(names)
-    shown = [k for k in range(last) if counts[k].any() or counts[:, k].any()] or list(range(last))
-    counts = counts[np.ix_([*shown, last], [*shown, last])].astype(float)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    share[-1] = counts[-1] / np.maximum(counts.sum(axis=0), 1)  # false positives have no true class
+    occurring = [k for k in range(last) if counts[k].any() or counts[:, k].any()] or list(range(last))
+    num_true, num_found = counts.sum(axis=1), counts.sum(axis=0)
+    mistakes = num_true + num_found - 2 * counts.diagonal()
+    shown = sorted(sorted(occurring, key=lambda k: -mistakes[k])[:_MAX_CLASSES_SHOWN])
+    rows = [*shown, last]
+    counts = counts[np.ix_(rows, rows)].astype(float)
+    share = counts / np.maximum(num_true[rows], 1)[:, None]
+    share[-1] = counts[-1] / np.maximum(num_found[rows], 1)  # false positives have no true class
     counts[-1, -1] = share[-1, -1] = np.nan  # true negatives cannot be counted
     num_shown = len(counts)
 
@@ -141,8 +148,11 @@ def draw_confusion_matrix(counts: np.ndarray, names: Sequence[str], confidence: 
     axes.set_yticks(ticks, [*labels, "no box"], fontsize=font, parse_math=False)
     axes.set_xlabel("found as")
     axes.set_ylabel("true class")
+    left_out = (
+        f"\nthe {len(shown)} of {len(occurring)} classes with the most mistakes" if len(shown) < len(occurring) else ""
+    )
     axes.set_title(
-        f"Boxes by true and predicted class\nconfidence ≥ {confidence:.2f}, IoU ≥ {IOU_THRESHOLD}", loc="left"
+        f"Boxes by true and predicted class\nconfidence ≥ {confidence:.2f}, IoU ≥ {IOU_THRESHOLD}{left_out}", loc="left"
     )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -55,7 +55,17 @@ def test_text_where_numbers_belong(tmp_path: Path, write_coco: Write, change: Ca
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("0", False), ("false", False), ("", False), (None, False), (0.0, False), ("1", True), ("True", True), (1, True)],
+    [
+        ("0", False),
+        ("false", False),
+        ("", False),
+        (None, False),
+        (0.0, False),
+        (float("nan"), False),
+        ("1", True),
+        ("True", True),
+        (1, True),
+    ],
 )
 def test_crowds_are_flags_however_they_are_written(
     tmp_path: Path, write_coco: Write, value: Any, expected: bool

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rtdetrv4.data import holdout
 from rtdetrv4.data.formats import RecordTable, Split, Splits, read_splits
 from rtdetrv4.data.holdout import find_copies, hold_out
 
@@ -89,6 +90,21 @@ def test_copies_stay_on_one_side(tmp_path: Path) -> None:
 
     assert not shown(splits.train) & shown(splits.val)
     assert 3 <= len(files(splits.val)) <= 8
+
+
+def test_what_looks_alike_by_way_of_another_is_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order, and however few images are compared at once."""
+    side = np.zeros((4, 256), np.float32)
+    angles = [0, 1.2, 0.6, 1.8]  # radians; up to 0.7 apart they are alike: 0 and 2, 2 and 1, 1 and 3
+    side[:, 0], side[:, 1] = np.cos(angles), np.sin(angles)
+    alone = np.zeros(256, np.float32)
+    alone[5] = 1
+    thumbnails = {Path(str(index)): row for index, row in enumerate([*side, alone])}
+    monkeypatch.setattr(holdout, "_thumbnail", thumbnails.get)
+    monkeypatch.setattr(holdout, "MIN_CORRELATION", np.cos(0.7))
+    for block in (1, 2, 100):
+        monkeypatch.setattr(holdout, "_BLOCK", block)
+        assert holdout._same_look(list(thumbnails)) == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize(("count", "num_val"), [(2, 1), (3, 1), (4, 1), (7, 1), (8, 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from rtdetrv4.data.formats import Split, read_splits
+from rtdetrv4.data.tree import Tree
 from rtdetrv4.errors import DatasetError
 from rtdetrv4.types import ClassMap
 
@@ -839,3 +841,21 @@ def test_a_video_of_cvat(root: Path) -> None:
     splits = read_splits(root)
     assert len(splits.parts["train"].records) == 1
     assert any(note.startswith("Not used: ") and "CVAT for video" in note for note in splits.notes)
+
+
+def test_frames_of_many_videos_are_called_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is found by the end of its path, without a look at all the others."""
+    names = [f"seq{sequence}/img1/{frame:06d}.jpg" for sequence in range(50) for frame in range(4)]
+    for name in names:
+        write_text(tmp_path / "Data" / name, "")
+    tree, looked_at = Tree(tmp_path), Counter[str]()
+    monkeypatch.setattr("rtdetrv4.data.tree._agreement", lambda parts, file: looked_at.update([file[-1]]) or 0)
+    for name in names:
+        assert tree.nearest(f"/home/x/{name}") == f"Data/{name}"
+        assert tree.nearest(f"{name.upper()[:-4]}.png") == f"Data/{name}", "of another type and spelling"
+    assert not looked_at
+    monkeypatch.undo()
+    with pytest.raises(DatasetError, match="may be"):
+        tree.nearest("000001.jpg")
+    assert tree.nearest("000001.jpg", ("Data/seq7",)) == "Data/seq7/img1/000001.jpg"
+    assert tree.nearest("other/img1/000001.jpg", ("Data/seq7",)) == "Data/seq7/img1/000001.jpg"

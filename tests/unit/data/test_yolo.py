@@ -86,6 +86,41 @@ def test_as_roboflow_writes_it(tmp_path: Path) -> None:
     assert boxes(splits.val) == {"b.jpg": [[20, 10, 60, 30]]}
 
 
+def test_an_export_in_another_reads_nothing_of_that(tmp_path: Path) -> None:
+    """../train/images, as Roboflow writes it, exists there, too."""
+    for folder, name in ((tmp_path, "dog"), (tmp_path / "cats", "cat")):
+        for split in ("train", "valid"):
+            write_image(folder / split / "images" / f"{name}.jpg")
+            write_labels(folder / split / "labels" / f"{name}.txt", "0 0.5 0.5 0.5 0.5")
+        (folder / "data.yaml").write_text(f"train: ../train/images\nval: ../valid/images\nnames: [{name}]\n")
+    for given in (tmp_path / "cats", tmp_path / "cats" / "data.yaml"):
+        splits = read_splits(given)
+        assert list(boxes(splits.train)) == list(boxes(splits.val)) == ["cat.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nc: 3\nnames: [cat, dog]\n", '"nc" is 3, but "names" has 2 classes'),
+        ("names: {cat: 0, dog: 1}\n", '"names" should list the classes as text'),
+        ("nc: 2\n\tnames: [cat, dog]\n", "is not valid YAML"),
+    ],
+)
+def test_label_files_are_not_read_without_what_a_wrong_yaml_file_says(root: Path, content: str, message: str) -> None:
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\n{content}")
+    for given in (root, root / "data.yaml"):
+        with pytest.raises(DatasetError, match=message):
+            read_splits(given)
+
+
+@pytest.mark.parametrize("names", ["names: {'0': cat, '1': dog}\n", "nc: '2'\nnames: [cat, dog]\n"])
+def test_numbers_in_quotes_are_numbers(root: Path, names: str) -> None:
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\n{names}")
+    split = read_splits(root).train
+    assert split is not None
+    assert split.classes.names == ("cat", "dog")
+
+
 def test_lists_of_images_and_of_folders(root: Path) -> None:
     (root / "train.txt").write_text("./images/train/a.jpg\nimages/val/c.jpg\n\n")
     (root / "data.yaml").write_text(f"path: /not/here\ntrain: train.txt\nval: [images/val, images/train]\n{NAMES}")

@@ -77,6 +77,24 @@ def test_polygons_stay_polygons(tmp_path: Path, keypoints: tuple[int, int] | Non
     assert labels.problems == ("21 polygons or rotated boxes replaced by the upright boxes around them",)
 
 
+def test_rotated_boxes_are_no_key_points(tmp_path: Path) -> None:
+    """Four corners in the middle of the image would pass for a box that holds two points."""
+    rng = np.random.default_rng(0)
+    corners = []
+    for center, (long, short), angle in zip(
+        rng.uniform(0.35, 0.55, (20, 2)), rng.uniform(0.03, 0.12, (20, 2)), rng.uniform(0, np.pi, 20), strict=True
+    ):
+        along = np.array([np.cos(angle), np.sin(angle)]) * long / 2
+        across = np.array([-np.sin(angle), np.cos(angle)]) * short / 2
+        corners.append((center + np.stack([along + across, along - across, -along - across, across - along])).round(4))
+    labels = read(tmp_path, [each.ravel().tolist() for each in corners])
+    for box, each in zip(labels.boxes_xywh, corners, strict=True):
+        np.testing.assert_allclose(box, [*each.min(axis=0), *np.ptp(each, axis=0)], atol=1e-9)
+    assert labels.problems == ("20 polygons or rotated boxes replaced by the upright boxes around them",)
+    labels = read(tmp_path, poses(2, 2))
+    assert labels.problems == ("5 lines are taken as a box with key points: the key points lie in their boxes",)
+
+
 def test_polygons_of_various_lengths(tmp_path: Path) -> None:
     labels = read(tmp_path, [SQUARE, [*SQUARE, 0.05, 0.2], SQUARE[:6]])
     np.testing.assert_allclose(labels.boxes_xywh, [[0.1, 0.1, 0.2, 0.3], [0.05, 0.1, 0.25, 0.3], [0.1, 0.1, 0.2, 0.3]])

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from rtdetrv4.cli import main
 from rtdetrv4.data.formats import read_splits
 from rtdetrv4.doctor import doctor
 from rtdetrv4.doctor.finding import Findings
+from rtdetrv4.doctor.repair import _new_names
 from rtdetrv4.errors import ConfigError, DatasetError
 
 
@@ -224,6 +226,40 @@ def test_names_are_made_such_that_every_system_takes_them(tmp_path: Path) -> Non
     assert content["files"]["train/caf\u00e9-2.jpg"] == "train/sub/caf\u00e9.jpg"
     assert "train/wh?t.jpg is train/wh_t.jpg" in (tmp_path / "fixed/changes.txt").read_text(encoding="utf-8")
     assert all(boxes_of(tmp_path / "fixed", name) == [CAT, DOG] for name in names)
+
+
+def test_names_of_devices_and_of_many_files_alike() -> None:
+    def entry(name: str) -> Any:
+        return SimpleNamespace(name=name, facts=SimpleNamespace(format="JPEG"))
+
+    names = [
+        "aux.jpg",
+        "sub/AUX.jpg",
+        "con.left.jpg",
+        "console.jpg",
+        "a/rgb.jpg",
+        "rgb-3.jpg",
+        "b/rgb.jpg",
+        "c/rgb.jpg",
+    ]
+    found = _new_names([entry(name) for name in names])
+    assert found == [
+        *("aux_.jpg", "AUX_-2.jpg", "con_.left.jpg", "console.jpg"),
+        *("rgb.jpg", "rgb-3.jpg", "rgb-2.jpg", "rgb-4.jpg"),
+    ]
+
+
+def test_a_copy_is_not_written_into_what_a_yaml_file_elsewhere_names(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path / "set")
+    yaml = tmp_path / "recipes" / "cats.yaml"
+    yaml.parent.mkdir()
+    yaml.write_text(f"path: {folder}\n{(folder / 'data.yaml').read_text()}")
+    before = contents(folder)
+    with pytest.raises(ConfigError, match="lies in the data set"):
+        doctor(yaml, fix=folder / "fixed")
+    assert contents(folder) == before
+    doctor(yaml, fix=tmp_path / "fixed")
+    assert (tmp_path / "fixed" / "changes.txt").is_file()
 
 
 def test_bytes_that_are_no_text_become_letters(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rtdetrv4.data.records import Record
 from rtdetrv4.evaluation import CocoEvaluator, ImageDetections, write_report
 from rtdetrv4.evaluation.matching import find_overlaps, match
 from rtdetrv4.evaluation.operating_curves import best_confidence, confusion_matrix, operating_curves
-from rtdetrv4.evaluation.report import draw_f1_confidence, draw_precision_recall
+from rtdetrv4.evaluation.report import draw_confusion_matrix, draw_f1_confidence, draw_precision_recall
 from rtdetrv4.types import ClassMap, ImageInfo
 
 PICTURES = ("confusion_matrix.png", "f1_confidence.png", "precision_recall.png")
@@ -185,3 +185,20 @@ def test_report_of_unusual_data(
     assert (written["confidence"] is None) == (not boxes)
     assert all((tmp_path / name).stat().st_size > 5000 for name in PICTURES)
     assert capfd.readouterr() == ("", "")
+
+
+def test_of_many_classes_those_with_the_most_mistakes_are_drawn() -> None:
+    """The shares are of all boxes of a class, also of those that were found as a class that is not shown."""
+    counts = np.diag(np.full(501, 7))
+    counts[-1, -1] = 0
+    counts[3, 400], counts[499, 3], counts[8, 500], counts[500, 9] = 21, 5, 3, 2
+    figure = draw_confusion_matrix(counts, [f"class {k}" for k in range(500)], 0.5)
+    axes, *_ = figure.axes
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(shown) == 61
+    assert {"class 3", "class 8", "class 9", "class 400", "class 499", "no box"} <= set(shown)
+    assert "the 60 of 500 classes with the most mistakes" in axes.get_title(loc="left")
+    share = np.asarray(axes.images[0].get_array())
+    assert share[shown.index("class 3"), shown.index("class 400")] == pytest.approx(21 / 28)
+    assert share[-1, shown.index("class 9")] == pytest.approx(2 / 9)
+    assert max(figure.get_size_inches()) < 20

@@ -35,17 +35,21 @@ def recognize(root: Path) -> Reading:
     tree = Tree(root)
     readings: dict[str, Reading] = {}
     errors: list[DatasetError] = []
+    of_yaml: DatasetError | None = None
     for recognizer in RECOGNIZERS:
         try:
             reading = recognizer(tree)
         except DatasetError as error:
             errors.append(error)
+            of_yaml = error if recognizer is recognize_yaml else of_yaml
             continue
         if reading is not None:
             readings.setdefault(reading.format, reading)
     if not readings:
         raise errors[0] if errors else DatasetError(_nothing_found(tree))
     chosen, *others = readings.values()
+    if of_yaml is not None and chosen.is_numbered:  # the names that are missing are in that file
+        raise of_yaml
     notes = [f"Not used: {error}" for error in errors]
     notes += [f"{other.what} is there as well; to use that instead, give {other.choose} as data" for other in others]
     return chosen._replace(notes=(*chosen.notes, *notes))

@@ -44,6 +44,8 @@ class Reading(NamedTuple):
     """What a user gives as data to choose this reading."""
     notes: tuple[str, ...] = ()
     """What was decided, one sentence each."""
+    is_numbered: bool = False
+    """Whether the classes are called by their numbers, because nothing names them."""
 
 
 def below_common_folder(document: Document, tree: Tree) -> tuple[Document, Path]:

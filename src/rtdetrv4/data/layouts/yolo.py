@@ -149,7 +149,7 @@ def recognize_yolo(tree: Tree) -> Reading | None:
         split: partial(_read, tree.root, partial(_found, found), names) for split, found in files.items()
     }
     what = f"YOLO label files with the class names in {source}" if source else "YOLO label files"
-    return Reading("YOLO", what, parts, "a data.yaml with train, val and names", notes)
+    return Reading("YOLO", what, parts, "a data.yaml with train, val and names", notes, is_numbered=not source)
 
 
 # Which images ------------------------------------------------------------------------------------------------------
@@ -231,9 +231,9 @@ def _described(path: Path, base: Path, tree: Tree, split: str, entry: Any, *, fa
 def _place(path: Path, base: Path, tree: Tree, split: str, entry: str) -> Path:
     """The folder or list that an entry names, wherever it was written."""
     name = entry.replace("\\", "/")
-    # Roboflow writes ../train/images where train/images is meant.
+    # Roboflow writes ../train/images where train/images is meant; what lies above may be another export.
     inside = re.sub(r"^(\.\./)+", "", name)
-    for place in (base / name, base / inside, path.parent / name, path.parent / inside):
+    for place in (base / inside, path.parent / inside, base / name, path.parent / name):
         if is_file(place) or is_folder(place):
             return Path(os.path.normpath(place))
     parts = parts_of(name)
