@@ -20,6 +20,18 @@ MAX_BYTES = 2**28
 """Of a text file: a list of millions of images, or shapes with the image inside."""
 
 
+def decode(data: bytes) -> str:
+    """UTF-8, with or without a byte order mark, or UTF-16 with one, which PowerShell writes.
+
+    Raises:
+        UnicodeDecodeError: the content is something else.
+    """
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    return data.decode()
+
+
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read UTF-8, with or without a byte order mark, UTF-16 with one, or else Latin-1.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rtdetrv4.data.document import Form, count_of, some_of
 from rtdetrv4.data.faults import Faults, stop
+from rtdetrv4.data.text import decode
 from rtdetrv4.errors import DatasetError, shown
 from rtdetrv4.input_files import read_file
 
@@ -164,7 +165,7 @@ def keypoint_shape(path: Path, content: Mapping[str, Any]) -> tuple[int, int] | 
 
 def _text(file: Path, faults: Faults | None) -> str:
     try:
-        return read_file(file, MAX_BYTES).decode("utf-8-sig")
+        return decode(read_file(file, MAX_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         unreadable = DatasetError(f"{file} cannot be read as text: {reason}")

@@ -108,11 +108,18 @@ def test_predictions_with_confidence(tmp_path: Path) -> None:
 
 def test_byte_order_marks_carriage_returns_and_empty_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
-    file.write_bytes(codecs.BOM_UTF8 + b"1 0.5 0.5 0.4 0.6\r\n\r\n0\t0.5 0.5 0.4 0.6 \r\n")
-    labels = read_label_files([file], NAMES)
-    assert labels.class_ids.tolist() == [1, 0]
-    assert labels.where == ["a.txt:1", "a.txt:3"]
-    np.testing.assert_allclose(labels.boxes_xywh, [EXPECTED[0]] * 2)
+    content = "1 0.5 0.5 0.4 0.6\r\n\r\n0\t0.5 0.5 0.4 0.6 \r\n"
+    for data in (
+        content.encode(),
+        codecs.BOM_UTF8 + content.encode(),
+        codecs.BOM_UTF16_LE + content.encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + content.encode("utf-16-be"),
+    ):
+        file.write_bytes(data)
+        labels = read_label_files([file], NAMES)
+        assert labels.class_ids.tolist() == [1, 0]
+        assert labels.where == ["a.txt:1", "a.txt:3"]
+        np.testing.assert_allclose(labels.boxes_xywh, [EXPECTED[0]] * 2)
 
 
 def test_lines_that_are_no_box(tmp_path: Path) -> None:
