@@ -76,6 +76,7 @@ ANSWERS: Mapping[str, tuple[str, str]] = {
         'Nothing has to be suppressed; duplicates="drop" leaves out what repeats a better detection.',
     ),
     "save": ("conf", "Results have save(PATH); rtdetrv4 predict writes pictures, videos and tables."),
+    "show": ("conf", "Results have plot(), the picture as an array, and save(PATH)."),
     "simplify": ("opset", "ONNX files are always simplified."),
 }
 """What to do where others have an argument, and there is none like it: an argument of the methods that are meant, and

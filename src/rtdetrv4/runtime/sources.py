@@ -8,6 +8,7 @@ import glob
 import itertools
 import logging
 import os
+import re
 import threading
 import urllib.parse
 import urllib.request
@@ -246,9 +247,9 @@ def _is_live(source: str | os.PathLike[str] | int) -> bool:
     if isinstance(name, int) or (name.isdecimal() and not Path(name).exists()):
         return True
     if is_url(name):
-        if name.startswith(("http://", "https://")):
-            return Path(urllib.parse.urlsplit(name).path).suffix.lower() in LIVE_SUFFIXES
-        return not name.startswith("file://")
+        scheme = name.partition("://")[0].lower()
+        suffix = Path(re.split(r"[?#]", name, maxsplit=1)[0]).suffix  # of anything, also of what is no valid URL
+        return suffix.lower() in LIVE_SUFFIXES if scheme in {"http", "https"} else scheme != "file"
     return is_camera(name)
 
 
@@ -335,6 +336,9 @@ def _open_name(name: str, reading: Reading, stop: threading.Event | None) -> Ite
         raise SourceError("the path of the images is empty; if it comes from a variable of the shell, that is not set")
     if name == "-":
         return _open_pipe(Pipe.stdin(), reading, stop)
+    if is_url(name):
+        scheme, _, rest = name.partition("://")
+        name = f"{scheme.lower()}://{rest}"
     if name.startswith("file://"):
         name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
     if is_url(name):

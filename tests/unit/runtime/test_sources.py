@@ -286,6 +286,8 @@ def test_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (frame,) = read_source(f"{url}/a.png")
         np.testing.assert_array_equal(frame.image, make_image())
         assert frame.path == f"{url}/a.png"
+        (frame,) = read_source(f"HTTP{url[4:]}/a.png")
+        assert frame.path == f"{url}/a.png"
         with pytest.raises(SourceError, match="cannot be downloaded: HTTP Error 404"):
             read_source(f"{url}/b.png")
         monkeypatch.setattr(urls, "MAX_DOWNLOAD_BYTES", 100)

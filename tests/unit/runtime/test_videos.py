@@ -17,7 +17,7 @@ from PIL import Image
 
 from cameras import PASSWORD, USER, gray, mjpeg_camera, rtsp_camera, write_video
 from rtdetrv4.errors import ConfigError, SourceError
-from rtdetrv4.runtime import Frame, read_source, videos
+from rtdetrv4.runtime import Frame, read_source, sources, videos
 from rtdetrv4.runtime.overlap import close_iterator
 from rtdetrv4.runtime.sources import Reading, open_frames
 from rtdetrv4.runtime.videos import Clock
@@ -319,6 +319,23 @@ def test_streams_that_are_called_the_same_stay_apart() -> None:
         url = f"http://127.0.0.1:{camera.port}/video.mjpg?token="
         frames = [frame.path for frame in read_source([f"{url}one", f"{url}other"], reconnect=0)]
         assert sorted(map(str, frames)) == [f"{url}***", f"{url}*** (2)"]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("http://camera/live.MJPG?user=a#b", True),
+        ("HTTPS://camera/live.m3u8", True),
+        ("http://camera/photo.jpg?next=live.mjpg", False),
+        ("http://camera/live", False),
+        ("rtsp://user:pa[ss@camera/live", True),
+        ("http://user:pa[ss@camera/live.mjpg", True),
+        ("file:///a/live.mjpg", False),
+        (0, True),
+    ],
+)
+def test_what_never_ends_is_known_by_its_name(source: str | int, expected: bool) -> None:
+    assert sources._is_live(source) == expected
 
 
 @pytest.mark.parametrize("num_sources", [1, 2])
