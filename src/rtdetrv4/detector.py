@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rtdetrv4.models import DetectionModel
     from rtdetrv4.ops.cuda_graphs import CudaGraphs
     from rtdetrv4.pretraining import PretrainResult
+    from rtdetrv4.run_folder import RunKind
     from rtdetrv4.training import Observer
     from rtdetrv4.weights import Checkpoint, LoadReport, WeightsMetadata
 
@@ -282,7 +283,7 @@ class Detector:
         seed: int | None = None,
         amp: Literal["auto", "bf16", "fp16", "off"] | bool | None = None,
         out: str | Path | None = None,
-        resume: bool | str | Path = False,
+        resume: bool | str | Path | None = False,
         exist_ok: bool = False,
         tracker: str | None = None,
         callbacks: Observer | Sequence[Observer] | None = None,
@@ -316,9 +317,9 @@ class Detector:
             out: folder for the results. If it holds those of another run, they go to out-2, out-3, … instead.
             resume: continue from the last.pt in `out`, with the data and settings that the run began with. Without
                 `out`, that is the run whose folder or last.pt this detector was made from, or else the latest run of
-                runs/train, runs/train-2, … Of a complete run, the result is returned. "auto": if there is a run to
+                runs/train, runs/train-2, … Of a complete run, the result is returned. "auto": if `out` holds a run to
                 resume, or else start one; for schedulers that restart jobs. Any other text or path is the folder of a
-                run, or its last.pt.
+                run, or its last.pt or best.pt.
             exist_ok: write to `out` even if it holds another run, whose files are removed.
             tracker: where to log besides log.jsonl: "tensorboard", "wandb", "mlflow", another tracker that
                 accelerate supports, or "none".
@@ -364,8 +365,8 @@ class Detector:
             out=out,
             tracker=tracker,
         )
-        resume = self._run_to_resume(resume, given)
-        own = self.recipe if resume else self._own_recipe()
+        resume = self._run_to_resume(resume, given, "training")
+        own = self._own_recipe()
         recipe = override(own, given)
         settled = given_settings(given) | self._settled
         folder = RunFolder(recipe.run.out)
@@ -410,7 +411,7 @@ class Detector:
         else:
             folder = RunFolder.for_new_run(recipe.run.out, accelerator, exist_ok=exist_ok)
             recipe = override(recipe, {"run.out": str(folder.path)})
-            self._made_from = None  # what is resumed next is this run
+            self._made_from = None  # what it was made from is no longer what it is
         with folder.held(accelerator):
             if not resume:
                 recipe, start, fitting = arrange(
@@ -471,7 +472,7 @@ class Detector:
         seed: int | None = None,
         amp: Literal["auto", "bf16", "fp16", "off"] | bool | None = None,
         out: str | Path | None = None,
-        resume: bool | str | Path = False,
+        resume: bool | str | Path | None = False,
         exist_ok: bool = False,
         tracker: str | None = None,
         callbacks: Observer | Sequence[Observer] | None = None,
@@ -537,11 +538,11 @@ class Detector:
         )
         if data is not None:
             given["data.unlabeled"] = [str(data)] if isinstance(data, str | Path) else [str(each) for each in data]
-        resume = self._run_to_resume(resume, given)
+        resume = self._run_to_resume(resume, given, "pretraining")
         settled = given_settings(given) | self._settled
         if "run.out" not in settled:
             given["run.out"] = str(RunFolder.latest(DEFAULT_OUT).path) if resume else DEFAULT_OUT
-        recipe = override(self.recipe if resume else self._own_recipe(), given)
+        recipe = override(self._own_recipe(), given)
         if resume == "auto":
             folder = RunFolder(recipe.run.out)
             resume, exist_ok = folder.can_resume, exist_ok or folder.is_worthless
@@ -566,7 +567,9 @@ class Detector:
         self._load(checkpoint)
         return result
 
-    def _run_to_resume(self, resume: bool | str | Path, given: dict[str, Any]) -> bool | Literal["auto"]:
+    def _run_to_resume(
+        self, resume: bool | str | Path | None, given: dict[str, Any], kind: RunKind
+    ) -> bool | Literal["auto"]:
         """Let the settings name the run that `resume` stands for, or the file that this detector was made from.
 
         Returns:
@@ -578,17 +581,18 @@ class Detector:
         from rtdetrv4.run_folder import RunFolder
 
         is_named = given.get("out") is not None or "run.out" in given
-        if isinstance(resume, bool):
-            if resume and not is_named and self._made_from is not None and (folder := RunFolder.of(self._made_from)):
+        if resume is None or isinstance(resume, bool | int | np.bool_):
+            folder = None if self._made_from is None else RunFolder.of(self._made_from)
+            if resume and not is_named and folder is not None and folder.kind == kind:
                 given["out"] = str(folder.path)
-            return resume
+            return bool(resume)
         if resume == "auto":
             return "auto"
         if is_named:
             raise ConfigError(f'Got two runs to resume: resume="{resume}" and out. Give only one.')
         if (folder := RunFolder.of(resume)) is None:
             raise ConfigError(
-                f'resume: got "{resume}", expected True, False, "auto", the folder of a run or its last.pt.'
+                f'resume: got "{resume}", expected True, False, "auto", the folder of a run, or its last.pt or best.pt.'
             )
         given["out"] = str(folder.path)
         return True
@@ -1214,10 +1218,15 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
-def _observers(callbacks: Observer | Sequence[Observer] | None) -> Sequence[Observer]:
+def _observers(callbacks: Observer | Iterable[Observer] | None) -> Sequence[Observer]:
+    """The callbacks of a run.
+
+    Raises:
+        ConfigError: one of them is no observer.
+    """
     from rtdetrv4.training import Observer
 
-    given = [] if callbacks is None else callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+    given = [] if callbacks is None else callbacks if isinstance(callbacks, Iterable) else [callbacks]
     observers = []
     for callback in given:
         if isinstance(callback, type) or not isinstance(callback, Observer):

@@ -78,7 +78,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is anything, as `is_file`."""
+    """Whether there is a file, a folder or anything else; False, too, for a name that nothing can have."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):

@@ -27,6 +27,7 @@ from rtdetrv4.doctor.summary import summarize
 from rtdetrv4.errors import ConfigError, WeightsError
 from rtdetrv4.evaluation import Metrics
 from rtdetrv4.evaluation.report import REPORT_FILES as EVALUATION_FILES
+from rtdetrv4.input_files import of_home
 from rtdetrv4.outputs import (
     LOG_FILE,
     SIMILARITY_FILE,
@@ -132,7 +133,7 @@ class RunFolder:
     @classmethod
     def of(cls, path: str | Path) -> RunFolder | None:
         """Return the folder of a run that is given as itself or as one of its training states; None if it is none."""
-        found = Path(path)
+        found = of_home(path)
         folder = cls(found.parent if found.name in (LAST_FILE, BEST_FILE) else found)
         return folder if folder.recipe.is_file() else None
 
@@ -156,6 +157,11 @@ class RunFolder:
         self.evaluation: Path = self.path / "val"
         self._is_taken = False
         self._new_folders: list[Path] = []
+
+    @property
+    def kind(self) -> RunKind:
+        """What the run is."""
+        return self._recorded("kind") or "training"
 
     def _take(self) -> None:
         """Create recipe.yaml, unless another run has been faster."""
@@ -476,7 +482,7 @@ class RunFolder:
                 as it was.
         """
         self.require_state()
-        if (found := self._recorded("kind") or "training") != kind:
+        if (found := self.kind) != kind:
             verb = "pretrain" if found == "pretraining" else "train"
             raise ConfigError(f"The run in {self.path} is one of `rtdetrv4 {verb}`; resume it with that.")
         before = load_recipe(self.recipe)

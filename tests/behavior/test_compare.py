@@ -235,6 +235,7 @@ def test_mistakes_are_told_before_anything_is_trained(shapes: Path, tmp_path: Pa
     mistake('no arm "fixde".*"fixed"', arms=["fixde"])
     mistake('"static" is now called "fixed".*static:distillation.mode=fixed', arms=["static"])
     mistake("off was given twice", arms=["off", "off:lr=1"])
+    mistake("not only in case, but Off, off was given twice", arms=["off", "Off:lr=1"])
     mistake("no arm to train", arms=[])
     mistake("letters, digits", arms=["a/b:lr=1"])
     mistake('Arm "x": "learning" is not a setting', arms=["x:learning=1"])

@@ -387,6 +387,11 @@ def test_a_second_run_is_given_nothing_of_the_first(shapes: Path, tmp_path: Path
     assert second.optimizer == usual.optimizer
     assert second.model == first.model
     assert second == detector.recipe
+    # Also of a run that is looked at again, and where there was nothing to resume.
+    detector.train(resume=tmp_path / "one")
+    detector.train(shapes, epochs=1, out=tmp_path / "three", resume="auto")
+    third = load_recipe(tmp_path / "three" / "recipe.yaml")
+    assert (third.data.fraction, third.optimizer) == (1, usual.optimizer)
 
 
 def test_a_run_with_a_teacher_of_ones_own_resumes_with_it_only(shapes: Path, tmp_path: Path) -> None:

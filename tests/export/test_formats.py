@@ -57,6 +57,9 @@ def test_where_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert find_targets("m_openvino", usual, several[1:], "fp32") == {"openvino": Path("m_openvino")}
     with pytest.raises(ConfigError, match=r'out: got "m\.xml", expected a file name that ends in \.onnx'):
         find_targets("m.xml", usual, onnx, "fp32")
+    with pytest.raises(ConfigError, match=r'out: got "m\.onnx", expected a name without an ending'):
+        find_targets("m.onnx", usual, several, "fp32")
+    assert find_targets("runs/v1.2", usual, onnx, "fp32") == {"onnx": Path("runs/v1.2.onnx")}
 
 
 def test_precisions() -> None:

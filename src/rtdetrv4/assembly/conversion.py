@@ -83,11 +83,13 @@ def convert_weights(
         raise WeightsError(
             f"{path} was trained with model.resize={metadata.facts['resize']}, which {to} weights cannot represent."
         )
+    num_queries = metadata.facts.get("num_queries")
     network = create_model(
         name,
         metadata.num_classes,
         num_denoising=100 if "denoising.class_embedding.weight" in tensors else 0,
         **({} if backbone is None else {"backbone": backbone}),
+        **({} if num_queries is None else {"num_queries": num_queries}),
     )
     load_weights(network, checkpoint)
 

@@ -44,7 +44,7 @@ detectors larger than N and S, which gained 2 to 4 points of AP by the first in 
 trained detector keeps the published ratio, and so do ImageNet weights in long runs."""
 FAST_BACKBONE, FAST_BACKBONE_SHARE = "hgnetv2_b0", 5.0
 """The share of this backbone without ImageNet weights. A batch norm after each of its convolutions undoes the weights'
-scale, so what counts is a step's size relative to theirs, and they begin large. N and S gained 6 to 7 points of AP by
+scale, so what counts is a step's size relative to theirs, and they begin large. N and S gained 6 to 8 points of AP by
 it (ibid.). No other backbone was measured."""
 PUBLISHED_MODES = ("gam", "gam_paper")
 """Modes of `distillation.mode` that need a band from elsewhere. The published ones, for COCO in batches of 32, drove λ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -37,7 +38,9 @@ def is_detector(teacher: str) -> bool:
 
     A single word is a network of timm, even if there is such a folder, as of its weights from the hub.
     """
-    return names_weights(teacher) and (Path(teacher).suffix in WEIGHTS_SUFFIXES or "/" in teacher)
+    return names_weights(teacher) and (
+        Path(teacher).suffix in WEIGHTS_SUFFIXES or any(each in teacher for each in ("/", os.sep))
+    )
 
 
 def load_own_teacher(weights: str, *, dtype: torch.dtype | None = None, compile: bool = False) -> Teacher:

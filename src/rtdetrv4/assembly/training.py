@@ -93,7 +93,9 @@ PROBE_SHARE, MIN_PROBE = 0.1, 2
 #: Weights of terms that are only logged: L_DSI with each of several teachers, of which "distill" is the mean.
 LOGGED_ONLY = {"teacher": 0.0}
 #: Pixels of an input above which a CPU measures the memory of a smaller one.
-LARGE_IMAGE, SMALLEST_MEASURED = 384 * 384, 64
+LARGE_IMAGE = 384 * 384
+#: The shorter side in pixels of the smallest input that memory is measured with.
+SMALLEST_MEASURED = 64
 #: The starting weights are evaluated on at most this many images, or on this share of all that the run trains on, which
 #: take several times as long each.
 QUICK_IMAGES, QUICK_SHARE = 500, 0.1

@@ -73,7 +73,8 @@ class Comparison:
 
     def show(self) -> None:
         """Print the tables, as wide as the terminal."""
-        sys.stdout.write(f"{self}\n")
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # redirected on Windows, not one that has λ
+        sys.stdout.write(f"{self}\n".encode(encoding, "backslashreplace").decode(encoding))
 
     def _repr_markdown_(self) -> str:
         """The tables in a notebook."""

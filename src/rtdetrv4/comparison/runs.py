@@ -174,8 +174,11 @@ def compare(
 def _parse_arms(arms: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     pairs = list(arms.items()) if isinstance(arms, Mapping) else [_parse_arm(text) for text in arms]
     names = [name for name, _ in pairs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"Arm names must differ, but {', '.join(sorted(twice))} was given twice.")
+    folded = [name.casefold() for name in names]  # they name folders, of which some systems do not see the case
+    if twice := {name for name in names if folded.count(name.casefold()) > 1}:
+        raise ConfigError(
+            f"Arm names must differ, and not only in case, but {', '.join(sorted(twice))} was given twice."
+        )
     if not names:
         raise ConfigError("There is no arm to train; give at least one, such as off or gam.")
     for name in names:

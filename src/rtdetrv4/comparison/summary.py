@@ -35,8 +35,14 @@ def read_comparison(out: str | Path, arms: Sequence[str] | None = None) -> Compa
     out = Path(out)
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in read_settings(out).get("arms", {})}
     for file in sorted(out.glob(f"*/{RESULT_FILE}")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        found.setdefault(result["arm"], {})[result["seed"]] = {**result, "folder": file.parent}
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            arm, seed = result["arm"], result["seed"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"{file} is damaged, or no result of a comparison; move it away, or delete it to train that run again."
+            ) from error
+        found.setdefault(arm, {})[seed] = {**result, "folder": file.parent}
     results = {name: dict(sorted(by_seed.items())) for name, by_seed in found.items() if by_seed}
     if not results:
         raise ConfigError(f"There is nothing to compare: {out} holds no finished run.")

@@ -315,7 +315,10 @@ def _number(value: Any) -> float:
 
 
 def _is_true(value: Any) -> bool:
-    """Whether a flag is set: a number other than 0, or text that says so. NaN, pandas' word for nothing, is none."""
+    """Whether a flag is set: a number other than 0, or text that says so.
+
+    NaN, which pandas writes for a missing value, sets none.
+    """
     if isinstance(value, str):
         return value.strip().lower() in {"1", "true", "yes", "1.0"}
     return bool(value) and not (isinstance(value, float) and math.isnan(value))

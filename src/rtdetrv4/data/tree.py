@@ -22,6 +22,8 @@ MAX_FILES = 20_000_000
 """Twice as many as the images of Open Images with a label file each."""
 MAX_DEPTH = 100
 """Folders inside each other; what is below is left out."""
+FEW = 50
+"""Files of one name; among more, the one that is meant is looked up by its folders."""
 MAX_VISITS = 200
 """Ways to the same folder through links; further ones are left out."""
 SPLIT_WORDS: dict[str, tuple[str, ...]] = {
@@ -95,15 +97,17 @@ class Tree:
 
     @cached_property
     def _by_end(self) -> dict[str, list[str]]:
-        """Files by each end of their path, `folder/name` and, of images, `folder//stem`.
+        """Files that share a name with many by each end of their path, `folder/name` and, of images, `folder//stem`.
 
         Frames of videos are called alike in thousands of folders, and to look at each for each would take hours.
         """
         ends: defaultdict[str, list[str]] = defaultdict(list)
-        for file in self.files:
-            keys = [f"/{spelling(name_of(file))}"]
-            if suffix_of(file) in IMAGE_SUFFIXES:
-                keys.append(f"//{spelling(stem_of(file))}")
+        keys_of: defaultdict[str, list[str]] = defaultdict(list)
+        for groups, slashes in ((self._by_name, "/"), (self._by_stem, "//")):
+            for name, files in groups.items():
+                for file in files if len(files) > FEW else ():
+                    keys_of[file].append(slashes + name)
+        for file, keys in keys_of.items():
             folders = [spelling(folder) for folder in file.split("/")[:-1]]
             for start in range(len(folders)):
                 end = "/".join(folders[start:])
@@ -172,7 +176,7 @@ class Tree:
         def fit(files: Iterable[str]) -> list[str]:
             return [file for file in files if suffix_of(file) in suffixes and split_of(folder_of(file)) in allowed]
 
-        folders = [spelling(part) for part in parts[:-1]] if len(candidates) > 1 else []
+        folders = [spelling(part) for part in parts[:-1]] if len(candidates) > FEW else []
         ends = ("/".join(folders[start:]) for start in range(len(folders)))  # the longest that agrees decides
         fitting = next(filter(None, (fit(self._by_end.get(end + key, ())) for end in ends)), None) or fit(candidates)
         if not fitting:

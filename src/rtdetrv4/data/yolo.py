@@ -31,18 +31,23 @@ def read_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     listed: dict[Any, Any] = (
         dict(enumerate(given)) if isinstance(given, list) else given if isinstance(given, dict) else {}
     )
-    listed = {int(key) if isinstance(key, str) and key.isdecimal() else key: name for key, name in listed.items()}
+    numbered = {_number(key): name for key, name in listed.items()}
     names = {
         key: printable(str(name))
-        for key, name in listed.items()
+        for key, name in numbered.items()
         if isinstance(key, int) and isinstance(name, str | int) and not isinstance(name, bool)
     }
     if not names or len(names) < len(listed) or min(names) < 0 or not all(names.values()):
         raise DatasetError(f'{path}: "names" should list the classes as text, such as [cat, dog]; got {shown(given)}')
     count = content.get("nc", len(names))
-    if str(count) != str(len(names)):
+    if _number(count) != len(names):
         raise DatasetError(f'{path}: "nc" is {shown(count)}, but "names" has {len(names)} classes; correct one of them')
     return names
+
+
+def _number(value: Any) -> Any:
+    """A number that was written in quotes, or the value itself."""
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
 
 
 def read_labels(

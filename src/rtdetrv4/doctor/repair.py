@@ -24,6 +24,7 @@ from rtdetrv4.data.document import build_split, count_of, leave_out
 from rtdetrv4.data.formats import ROBOFLOW_FILE
 from rtdetrv4.data.holdout import hold_out
 from rtdetrv4.data.records import RecordTable, Split
+from rtdetrv4.data.tree import split_of
 from rtdetrv4.data.voc import IMAGE_FOLDERS
 from rtdetrv4.doctor.codes import CODES
 from rtdetrv4.doctor.file_checks import WINDOWS_DEVICES
@@ -162,11 +163,9 @@ def write_repaired_copy(inspection: Inspection, found: Iterable[tuple[str, Examp
     """
     dest = of_home(dest)
     check_destination(dest, inspection.root)
-    folders = [_data_folder(part.folder) for part in inspection.parts.values() if part.document is not None]
-    common = Path(os.path.commonpath(folders)) if folders else inspection.root
-    # A YAML file may lie elsewhere than what it names, or name folders that have nothing in common.
-    for folder in folders if inspection.root.is_relative_to(common) else [common]:
-        check_destination(dest, folder)
+    for part in inspection.parts.values():  # a YAML file may lie elsewhere than the images that it names
+        if part.document is not None:
+            check_destination(dest, _data_folder(part.folder))
     train = inspection.parts.get("train")
     entries = {
         part.name: list(_entries(inspection, part, split))
@@ -213,10 +212,11 @@ def write_repaired_copy(inspection: Inspection, found: Iterable[tuple[str, Examp
 
 
 def _data_folder(folder: Path) -> Path:
-    """The folder that holds that of the images, beside which their labels are."""
-    names = [part.lower() for part in folder.parts]
-    above = next((index for index in reversed(range(1, len(names))) if names[index] in IMAGE_FOLDERS), None)
-    return folder if above is None else Path(*folder.parts[:above])
+    """The folder that holds images/ and labels/, or images/train and labels/train, if images lie so; or their own."""
+    if folder.name.lower() in IMAGE_FOLDERS:
+        return folder.parent
+    is_part_of_images = folder.parent.name.lower() in IMAGE_FOLDERS and split_of(folder.name) is not None
+    return folder.parent.parent if is_part_of_images else folder
 
 
 def check_destination(dest: str | Path, data: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -91,10 +92,12 @@ def find_targets(
         given = Path(out)
         if single is not None and given.name.endswith(single.ending):
             return {single.name: given}
-        if given.is_dir() or str(out).endswith("/"):
+        endings = tuple(each.ending for each in FORMATS.values())
+        if given.is_dir() or str(out).endswith(("/", os.sep)):
             usual = given / usual.name
-        elif single is not None and given.suffix:
-            raise ConfigError(f'out: got "{out}", expected a file name that ends in {single.ending}.')
+        elif given.name.endswith(endings) or (single is not None and given.suffix and not given.suffix[1:].isdecimal()):
+            wanted = "a name without an ending" if single is None else f"a file name that ends in {single.ending}"
+            raise ConfigError(f'out: got "{out}", expected {wanted}.')
         else:
             usual = given
     return {each.name: target(usual, each, precision) for each in formats}

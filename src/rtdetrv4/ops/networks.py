@@ -195,7 +195,8 @@ class Compiled:
                     self._compiled = torch.compile(self._function, backend=self._attempt.backend)
                 return self._compiled(*args, **kwargs)
             except Exception as error:  # from any part of the compiler; the function's own errors recur below
-                if is_out_of_memory(error):  # smaller parts of the batch may fit, compiled
+                # Smaller parts of the batch may fit, compiled. What happens in the compiler itself is wrapped.
+                if is_out_of_memory(error) and not hasattr(error, "inner_exception"):
                     raise
                 self._attempt.failed = True
                 cause = getattr(error, "inner_exception", error)  # the first line of a backend's failure only names it

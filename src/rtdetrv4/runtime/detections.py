@@ -183,7 +183,7 @@ class Detections:
         def __getattr__(self, name: str) -> Any:
             """Say what is called otherwise in other packages."""
             hint = f" Use {ELSEWHERE[name]}." if name in ELSEWHERE else ""
-            raise AttributeError(f"Detections has no {name!r}.{hint}")
+            raise AttributeError(f"Detections has no {name!r}.{hint}", name=name, obj=self)  # Python suggests more
 
     def filter(self, conf: float | Mapping[str, float]) -> Detections:
         """Return only detections of at least this confidence.

@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 EXIF_ORIENTATION = 0x0112
 UNDO = {6: 8, 8: 6}
 """The orientation that undoes another; the others undo themselves."""
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
 JPEG_MAGIC = b"\xff\xd8"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**30
@@ -41,6 +42,12 @@ MAX_SCANS = 100
 MIN_CHUNK_BYTES = 256
 """The mean size of the chunks of a PNG file, from which on they are too many: encoders write thousands of bytes."""
 MAX_SMALL_CHUNKS = 10_000
+MAX_SEGMENTS = 10_000
+"""Of a JPEG file, and blocks of a GIF file: encoders write some ten, and Pillow reads each of them by itself."""
+MIN_BLOCK_BYTES = 64
+"""The mean size of the blocks of a GIF file, from which on they are too many."""
+MAX_TILE_SHARE, USUAL_TILE = 4, 2**22
+"""The largest tile of a TIFF file, in images, and what every image may have: a whole tile is decoded for a pixel."""
 CHANNELS = {1, 3, 4}
 """Gray, RGB, RGBA."""
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
@@ -52,7 +59,30 @@ _FORMATS = (("JPEG", "PNG", "BMP", "GIF", "PPM"), ("TIFF", "WEBP", "AVIF", "HEIF
 name of a file: PostScript, for one, which it has Ghostscript execute."""
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker between the data of a JPEG: neither a byte of data nor a restart."""
-_pillow_limit = threading.Lock()
+
+
+class _PillowLimit:
+    """That on the pixels of an image, which belongs to the process: whoever needs it last puts it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_lifted = 0
+        self._usual: int | None = None
+
+    def lift(self) -> None:
+        with self._lock:
+            if self._num_lifted == 0:
+                self._usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num_lifted += 1
+
+    def put_back(self) -> None:
+        with self._lock:
+            self._num_lifted -= 1
+            if self._num_lifted == 0:
+                Image.MAX_IMAGE_PIXELS = self._usual
+
+
+_pillow_limit = _PillowLimit()
 
 
 class PixelsError(ValueError):
@@ -137,20 +167,22 @@ def check_scans(data: bytes) -> None:
         PixelsError: it has more than `MAX_SCANS`.
     """
     # Counted roughly first, because what follows the image, such as a video, may look like scans.
-    if data.startswith(JPEG_MAGIC) and data.count(b"\xff\xda") > MAX_SCANS and _num_scans(data) > MAX_SCANS:
+    if data.startswith(JPEG_MAGIC) and data.count(b"\xff\xda") > MAX_SCANS and _has_many_scans(data):
         raise PixelsError(f"has more than {MAX_SCANS} scans, as no encoder writes; save it anew")
 
 
-def _num_scans(data: bytes) -> int:
-    """The scans of a JPEG file up to the end of its first image."""
-    count, position = 0, 2
-    while marker := _AFTER_SCAN.search(data, position):
-        kind = marker[0][1]
-        if kind == 0xD9:  # the end of the image
-            break
-        count += kind == 0xDA
+def _has_many_scans(data: bytes) -> bool:
+    """Whether a JPEG file has more than `MAX_SCANS`, or segments without end, up to the end of its image."""
+    num_scans = num_segments = 0
+    position = 2
+    while num_scans <= MAX_SCANS and num_segments <= MAX_SEGMENTS:
+        marker = _AFTER_SCAN.search(data, position)
+        if marker is None or marker[0][1] == 0xD9:  # the end of the image
+            return False
+        num_segments += 1
+        num_scans += marker[0][1] == 0xDA
         position = marker.end() + max(int.from_bytes(data[marker.end() : marker.end() + 2], "big"), 2)
-    return count
+    return True
 
 
 @contextlib.contextmanager
@@ -170,6 +202,7 @@ def open_image(
             opened = _identified(file, kinds)
         with opened as image:
             check_size(image.height, image.width, num_bytes, MAX_PIXELS if max_pixels is None else max_pixels)
+            _check_tiles(image)
             yield image
     except PixelsError:
         raise
@@ -187,6 +220,7 @@ def open_image(
 def _identified(file: IO[bytes], kinds: Sequence[str] | None) -> Image.Image:
     first, others = _FORMATS
     _check_chunks(file)
+    _check_segments(file)
     if kinds is not None:
         return Image.open(file, formats=tuple(kinds))
     try:
@@ -308,12 +342,11 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 @contextlib.contextmanager
 def _any_size() -> Iterator[None]:
     """Lift Pillow's limit, meant for servers: a user's own orthophoto would be refused as a stranger's attack."""
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    _pillow_limit.lift()
+    try:
+        yield
+    finally:
+        _pillow_limit.put_back()
 
 
 def _load(image: Image.Image) -> None:
@@ -364,6 +397,68 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
             yield kind
             file.seek(length + 4, io.SEEK_CUR)
     file.seek(0)
+
+
+def _check_segments(file: IO[bytes]) -> None:
+    """Check that a JPEG or GIF file does not begin with millions of tiny segments or blocks.
+
+    Raises:
+        PixelsError: it does.
+    """
+    num_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    magic = file.read(6)
+    if magic.startswith(JPEG_MAGIC):
+        steps, limit = _jpeg_steps(file), MAX_SEGMENTS
+    elif magic in {b"GIF87a", b"GIF89a"}:
+        steps, limit = _gif_steps(file), MAX_SEGMENTS + num_bytes // MIN_BLOCK_BYTES
+    else:
+        file.seek(0)
+        return
+    if next(itertools.islice(steps, limit, None), None) is not None:
+        raise PixelsError(f"begins with more than {limit} segments, as no encoder writes; save it anew")
+    file.seek(0)
+
+
+def _jpeg_steps(file: IO[bytes]) -> Iterator[bytes]:
+    """What Pillow reads one after the other before the pixels: segments, and bytes between them."""
+    file.seek(len(JPEG_MAGIC))
+    while byte := file.read(1):
+        yield byte
+        if byte != b"\xff":
+            continue
+        while (kind := file.read(1)) == b"\xff":
+            yield kind
+        if not kind or kind in b"\xd9\xda":  # the end of the image, or the first scan
+            return
+        if kind > b"\x01" and not b"\xd0" <= kind <= b"\xd8":  # others have no length
+            file.seek(max(int.from_bytes(file.read(2), "big") - 2, 0), io.SEEK_CUR)
+
+
+def _gif_steps(file: IO[bytes]) -> Iterator[bytes]:
+    """Extensions of a GIF file, and their blocks, before its first picture."""
+    file.seek(6)
+    if len(screen := file.read(7)) == 7 and screen[4] & 0x80:
+        file.seek(3 << ((screen[4] & 7) + 1), io.SEEK_CUR)  # the palette
+    while (kind := file.read(1)) and kind not in b",;":  # a picture, or the end
+        yield kind
+        if kind == b"!":
+            file.seek(1, io.SEEK_CUR)
+            while (length := file.read(1)) not in {b"", b"\0"}:
+                yield length
+                file.seek(length[0], io.SEEK_CUR)
+
+
+def _check_tiles(image: Image.Image) -> None:
+    """Check that a TIFF file has no tile of many times the image.
+
+    Raises:
+        PixelsError: it has one.
+    """
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    width, height = (tags.get(tag, 0) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH))
+    if width * height > max(MAX_TILE_SHARE * image.width * image.height, USUAL_TILE):
+        raise PixelsError(f"has tiles of {width}×{height} pixels for {image.width}×{image.height}; save it anew")
 
 
 def _from_floats(array: np.ndarray) -> np.ndarray:

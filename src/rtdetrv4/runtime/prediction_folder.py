@@ -215,7 +215,7 @@ class PredictionFolder:
             number = self._counts[stem]
             self._counts[stem] += 1
             name = f"{stem}-{number:06d}" if number else stem
-            is_taken = self._yolo is not None and name == NAMES_STEM
+            is_taken = self._yolo is not None and name.casefold() == NAMES_STEM
             if not is_taken and not any(os.path.lexists(self.path / each.format(name)) for each in files):
                 return name
 
@@ -223,7 +223,9 @@ class PredictionFolder:
 def _stem_of(source: str | None) -> str:
     """What pictures of a source are called; short enough for what is added to it."""
     stem = os.fsencode(_whole_stem_of(source))
-    return os.fsdecode(stem) if len(stem) <= MAX_STEM_BYTES else stem[:MAX_STEM_BYTES].decode(errors="ignore")
+    return (
+        os.fsdecode(stem) if len(stem) <= MAX_STEM_BYTES else stem[:MAX_STEM_BYTES].decode(errors="ignore") or "frame"
+    )
 
 
 def _whole_stem_of(source: str | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import inspect
+import io
 import itertools
 import logging
 import os
@@ -216,12 +218,23 @@ def _unknown(source: Any) -> SourceError:
 
 
 def _content(file: Any) -> bytes:
-    """What is in an open file, from its beginning, as Pillow reads one."""
-    with contextlib.suppress(OSError):  # the answer to a request cannot go back
-        file.seek(0)
-    content = file.read(MAX_FILE_BYTES)
-    if not isinstance(content, bytes):
+    """What is in an open file, from its beginning, as Pillow reads one.
+
+    Raises:
+        SourceError: it holds text, is closed, or has to be waited for.
+    """
+    if isinstance(file, io.TextIOBase):
         raise SourceError('cannot read images from a file opened as text; open it with "rb", or give its path')
+    if inspect.iscoroutinefunction(file.read):
+        raise SourceError(f"cannot wait for a {type(file).__name__}; give its content, or the file in it (.file)")
+    try:
+        with contextlib.suppress(OSError):  # the answer to a request cannot go back
+            file.seek(0)
+        content = file.read(MAX_FILE_BYTES)
+    except ValueError as error:
+        raise SourceError(f"cannot read an image from {type(file).__name__}: {error}") from error
+    if not isinstance(content, bytes):
+        raise _unknown(file)
     return content
 
 
@@ -234,7 +247,9 @@ def _open_each(sources: Iterable[Any], reading: Reading, stop: threading.Event |
                 return
             yield from _open(source, reading, stop)
 
-    if not isinstance(sources, list | tuple) or not all(isinstance(each, str | os.PathLike | int) for each in sources):
+    if isinstance(sources, list | tuple):
+        sources = [int(each) if isinstance(each, np.integer) else each for each in sources]
+    if not isinstance(sources, list) or not all(isinstance(each, str | os.PathLike | int) for each in sources):
         return in_turn(stop)  # what makes these images may depend on what was found in the one before
     if len(sources) > 1 and any(map(_is_live, sources)):
         return _open_at_once(sources, reading)
@@ -259,7 +274,9 @@ def _open_at_once(sources: Iterable[str | os.PathLike[str] | int], reading: Read
     problems: list[str] = []
     readers: list[_Reader] = []
     for source in sources:
-        name = name_of(source if isinstance(source, int) else os.fspath(source))
+        if not isinstance(source, int):
+            source = _with_plain_scheme(os.fspath(source))
+        name = name_of(source)
         names[name] += 1
         # Two cameras may differ in what is hidden of their URLs.
         suffix = f" ({names[name]})" if names[name] > 1 else ""
@@ -336,9 +353,7 @@ def _open_name(name: str, reading: Reading, stop: threading.Event | None) -> Ite
         raise SourceError("the path of the images is empty; if it comes from a variable of the shell, that is not set")
     if name == "-":
         return _open_pipe(Pipe.stdin(), reading, stop)
-    if is_url(name):
-        scheme, _, rest = name.partition("://")
-        name = f"{scheme.lower()}://{rest}"
+    name = _with_plain_scheme(name)
     if name.startswith("file://"):
         name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
     if is_url(name):
@@ -358,15 +373,19 @@ def _open_name(name: str, reading: Reading, stop: threading.Event | None) -> Ite
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
     fixed = len(list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)))
-    files = sorted(
-        file
-        for file in matches
-        if Path(file).suffix.lower() in suffixes
-        and not any(part.startswith(HIDDEN[1:]) for part in Path(file).parts[fixed:])  # glob leaves out dots
-    )
+    matches = [  # without what systems leave; glob itself leaves out what begins with a dot
+        file for file in matches if not any(part.startswith(HIDDEN[1:]) for part in Path(file).parts[fixed:])
+    ]
+    files = sorted(file for file in matches if Path(file).suffix.lower() in suffixes)
     if not files:
         raise SourceError(f"no image or video matches {path}; {_what_is_there(str(path), matches)}")
     return _open_files(_without_own_pictures(files), reading, stop)
+
+
+def _with_plain_scheme(name: str) -> str:
+    """A URL with its scheme in lower case, as what opens it expects; other names as they are."""
+    scheme, separator, rest = name.partition("://")
+    return f"{scheme.lower()}://{rest}" if separator else name
 
 
 def _target_of(source: str | os.PathLike[str] | int) -> str | int:

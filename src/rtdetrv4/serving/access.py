@@ -21,6 +21,7 @@ OPEN_PATHS = ("/", "/health", "/ready")
 """What needs no token: the page, which holds nothing and asks for it, and what balancers ask."""
 OPEN_FOLDER = "/page/"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+HOST = re.compile(r"[\w.-]+|\[[\da-f:]+]", re.IGNORECASE)
 ORIGIN = re.compile(r"https?://[\w.-]+(:\d{1,5})?|https?://\[[\da-f:]+](:\d{1,5})?", re.IGNORECASE)
 
 HEADERS = {
@@ -54,15 +55,15 @@ class Access(NamedTuple):
         Raises:
             ConfigError: the token is too short, or an origin is none.
         """
-        if self.token is not None and (len(self.token) < MIN_TOKEN or not self.token.isascii() or " " in self.token):
+        if self.token is not None and not re.fullmatch(rf"[!-~]{{{MIN_TOKEN},}}", self.token):
             raise ConfigError(
-                f"token: expected at least {MIN_TOKEN} letters and digits; make one with: python -c "
-                '"import secrets; print(secrets.token_urlsafe(32))"'
+                f"token: expected at least {MIN_TOKEN} letters and digits, without space or line end; make one with: "
+                'python -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
         for origin in self.origins:
             if not ORIGIN.fullmatch(origin):
                 raise ConfigError(f'allow-origin: got "{origin}", expected SCHEME://HOST or SCHEME://HOST:PORT.')
-        return self
+        return self._replace(origins=tuple(map(_as_sent, self.origins)))
 
 
 def is_loopback(host: str) -> bool:
@@ -183,9 +184,23 @@ class SafeHeaders:
 
 
 def host_names(host: str, extra: Sequence[str]) -> tuple[str, ...]:
-    """The names that a browser on this machine may have for a server at `host`."""
+    """The names that a browser on this machine may have for a server at `host`.
+
+    Raises:
+        ConfigError: one of `extra` is no name.
+    """
+    for name in extra:
+        if not HOST.fullmatch(name):
+            raise ConfigError(f'allow-host: got "{name}", expected a name without scheme and port, as camera.local.')
     own: Iterable[str] = (f"[{host}]" if ":" in host else host, *LOOPBACK_NAMES, *extra)
     return tuple(dict.fromkeys(name.lower() for name in own))
+
+
+def _as_sent(origin: str) -> str:
+    """An origin as browsers write it: in lower case, without the usual port."""
+    origin = origin.lower()
+    scheme, _, _ = origin.partition(":")
+    return origin.removesuffix({"http": ":80", "https": ":443"}[scheme])
 
 
 def _without_port(host: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, TypeVar
@@ -80,6 +81,7 @@ def create_app(service: Service, access: Access | None = None, *, fetcher: Fetch
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,  # to a URL of this server, which may not be that of the balancer before it
     )
     _add_operations(app, service, access, metrics, fetcher)
     _add_page(app)
@@ -145,18 +147,38 @@ def _add_operations(app: FastAPI, service: Service, access: Access, metrics: Met
         return JSONResponse(_predictions(model, found, time.monotonic() - start))
 
     async def _detect(model: ServedModel, sources: Sequence[bytes | Url], wish: Wish, deadline: float) -> list[Found]:
-        images = await asyncio.gather(*map(_image_of, sources))
-        fetched = sum(len(image) for image, source in zip(images, sources, strict=True) if isinstance(source, Url))
-        if not held.take(fetched):
-            raise busy("too many large images have been fetched")
+        fetched = 0
+
+        async def image_of(source: bytes | Url) -> bytes:
+            nonlocal fetched
+            image = await _image_of(source)
+            if isinstance(source, Url):
+                if fetched + len(image) > limits.request_bytes:
+                    raise RefusedError(
+                        413,
+                        "request_too_large",
+                        "url: the images are too large together",
+                        expected=f"at most {limits.request_bytes} bytes",
+                    )
+                if not held.take(len(image)):
+                    raise busy("too many large images have been fetched")
+                fetched += len(image)
+            return image
+
+        fetching = [asyncio.ensure_future(image_of(source)) for source in sources]
         try:
+            images = await asyncio.wait_for(asyncio.gather(*fetching), max(deadline - time.monotonic(), 0))
             jobs = model.start(images, wish, deadline)
             try:
                 return await _all_of(jobs, deadline)
             finally:
                 for job in jobs:
                     job.abandon()
+        except asyncio.TimeoutError:  # another class than the usual one before Python 3.11
+            raise late() from None
         finally:
+            for task in fetching:
+                task.cancel()  # what has not begun is not fetched
             held.give(fetched)
 
     async def _image_of(source: bytes | Url) -> bytes:
@@ -319,8 +341,10 @@ def _reading(content: bytes, media_type: str) -> Callable[[Request], Awaitable[R
 
 def _check_repetition(request: Request) -> None:
     """Raise if an option has several values, of which only one would count."""
-    for name in request.query_params:
-        values = request.query_params.getlist(name)
+    given: defaultdict[str, list[str]] = defaultdict(list)
+    for name, value in request.query_params.multi_items():
+        given[name].append(value)
+    for name, values in given.items():
         if len(values) > 1 and name != REPEATABLE:
             raise RefusedError(
                 422,

@@ -110,7 +110,10 @@ class Fetcher:
             found = self._ask(self._target(url), deadline)
             if isinstance(found, bytes):
                 return found
-            url = urljoin(url, found)
+            try:
+                url = urljoin(url, found)
+            except ValueError:
+                raise _failed("it redirects to what is no URL") from None
         raise _failed(f"it redirects more than {MAX_REDIRECTS} times")
 
     def _target(self, url: str) -> _Target:

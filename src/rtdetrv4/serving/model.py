@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from rtdetrv4.runtime import Detections, Frame
 from rtdetrv4.runtime.detect import detect
 from rtdetrv4.runtime.detections import MAX_JPEG_SIDE
 from rtdetrv4.runtime.machine import num_cores
-from rtdetrv4.runtime.pixels import PixelsError, TooManyPixelsError, decode_image, stored_size
+from rtdetrv4.runtime.pixels import MAX_SCANS, PixelsError, TooManyPixelsError, check_scans, decode_image, stored_size
 from rtdetrv4.runtime.preprocess import fit
 from rtdetrv4.runtime.selection import NUM_LISTED, Selection, class_indices
 from rtdetrv4.runtime.slicing import Slicing, num_tiles
@@ -35,11 +34,6 @@ logger: logging.Logger = logging.getLogger(__name__)
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What strangers may send. Pillow reads more: PostScript, by starting an interpreter of it, and formats that nobody
 tries to break, because nobody uses them."""
-MAX_SCANS = 100
-"""Passes over a JPEG file; usual are 1 to 12. Each of them is a decoding of its own, and they may be tiny."""
-START_OF_JPEG, START_OF_SCAN, END_OF_JPEG = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""Of a segment of a JPEG file; the others are compressed data, and where they may be resumed."""
 JPEG_QUALITY = 90
 
 Picture = Literal["jpeg", "png"]
@@ -229,10 +223,14 @@ class ServedModel:
 
     def _check(self, data: bytes, wish: Wish) -> tuple[int, int]:
         """The size of an image as it is stored, if it may be decoded."""
-        if _has_many_scans(data):
+        try:
+            check_scans(data)
+        except PixelsError:
             raise RefusedError(
                 422, "too_many_scans", f"the image has more than {MAX_SCANS} scans; save it as a baseline JPEG"
-            )
+            ) from None
+        if _is_run_length_bmp(data):
+            raise _unreadable(PixelsError("is a BMP file with run-length coding; save it as PNG"))
         try:
             height, width = stored_size(data, kinds=_kinds(), max_pixels=self._limits.pixels)
         except TooManyPixelsError as error:
@@ -310,15 +308,9 @@ def wish_of(
         raise RefusedError(422, "invalid_option", str(error)) from None
 
 
-def _has_many_scans(data: bytes) -> bool:
-    """Whether a file is a JPEG of more than `MAX_SCANS`."""
-    if not data.startswith(START_OF_JPEG):
-        return False
-    position, count = len(START_OF_JPEG), 0
-    while count <= MAX_SCANS and (found := MARKER.search(data, position)) and found[0] != END_OF_JPEG:
-        count += found[0] == START_OF_SCAN
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return count > MAX_SCANS
+def _is_run_length_bmp(data: bytes) -> bool:
+    """Whether a file is a BMP whose rows are compressed: Pillow fills them pixel by pixel, in Python."""
+    return data.startswith(b"BM") and data[14:18] >= b"\x28" and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0")
 
 
 def _kinds() -> tuple[str, ...]:

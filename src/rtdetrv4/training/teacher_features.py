@@ -101,7 +101,7 @@ class TeacherFeatures:
         """
         done = 0
         everywhere = accelerator.process_index, accelerator.num_processes
-        here = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        here = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
         # Once among all ranks, and then what is still missing here, because other machines may have disks of their own.
         for rank, ranks in (everywhere, here) if accelerator.num_processes > 1 else (everywhere,):
             missing = [index for index in range(len(self.split.records)) if not self._is_whole(self._path(index))]

@@ -377,13 +377,14 @@ _FACTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "names": (lambda value: _is_list(value, str), "a list of class names"),
     "category_ids": (lambda value: _is_list(value, int), "a list of whole numbers"),
     "image_size": (lambda value: _is_size(value) and _is_list(value, int), f"height and width up to {MAX_SIDE}"),
+    "num_queries": (lambda value: type(value) is int and value >= 1, "a whole number from 1"),
     "training_image_size": (_is_size, f"height and width up to {MAX_SIDE}"),
     "thresholds": (_are_thresholds, "a number for each class"),
     "teacher": (lambda value: isinstance(value, Mapping), "a mapping"),
     "start": (lambda value: isinstance(value, Mapping), "a mapping"),
 }
 """Entries of metadata: what is right, in code and in words."""
-_MAY_BE_NULL = ("backbone", "resize", "training_image_size", "thresholds", "teacher", "start")
+_MAY_BE_NULL = ("backbone", "resize", "num_queries", "training_image_size", "thresholds", "teacher", "start")
 
 
 def _fetch(url: str) -> Path:

@@ -6,6 +6,7 @@ Rows of the class heads are matched by class name, so that a new detector keeps 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -126,8 +127,13 @@ def _load_part(model: DetectionModel, checkpoint: Checkpoint) -> LoadReport:
 def _known_rows(metadata: WeightsMetadata, names: Sequence[str] | None, num_classes: int) -> dict[int, int]:
     """Map each class of the model that the file has to its row there."""
     if names is not None and metadata.classes is not None:
-        place = {_plain(name): index for index, name in enumerate(metadata.classes.names)}
-        return {index: place[_plain(name)] for index, name in enumerate(names) if _plain(name) in place}
+        exact = {name: index for index, name in enumerate(metadata.classes.names)}
+        alike: defaultdict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(metadata.classes.names):
+            alike[_plain(name)].append(index)
+        # "cat" and "Cat" may both be there; then only the same spelling tells which is meant.
+        found = {index: [exact[name]] if name in exact else alike[_plain(name)] for index, name in enumerate(names)}
+        return {index: rows[0] for index, rows in found.items() if len(rows) == 1}
     if metadata.num_classes != num_classes:
         return {}
     if names is not None:

@@ -264,6 +264,13 @@ _ASSUMED: Mapping[str, Any] = {
 }
 
 
+_ENCODER_ASSUMED: Mapping[str, Any] = {
+    "batch_norm_eps": 1e-5,
+    "encoder_attention_heads": 8,
+    "eval_size": None,  # with a size for evaluation, transformers computes AIFI without positions
+    "layer_norm_eps": 1e-5,
+}
+"""The same of models with AIFI."""
 _DEIMV2_ASSUMED: Mapping[str, Any] = {
     **_ASSUMED,
     "decoder_activation_function": "silu",
@@ -598,7 +605,14 @@ def read_config(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is not a transformers config ({error}).") from error
     if (kind := config.get("model_type")) not in ("d_fine", "rt_detr_v2", "deimv2"):
         raise WeightsError(f'{path} is for a model of type "{kind}"; expected d_fine, rt_detr_v2 or deimv2.')
-    given = {"decoder_n_points": 4, "reg_scale": 4.0, **(_DEIMV2_DEFAULTS if kind == "deimv2" else _ASSUMED), **config}
+    given = {
+        "decoder_n_points": 4,
+        "reg_scale": 4.0,
+        "encode_proj_layers": [2],
+        **_ENCODER_ASSUMED,
+        **(_DEIMV2_DEFAULTS if kind == "deimv2" else _ASSUMED),
+        **config,
+    }
     for setting, assumed in _assumed_of(given).items():
         if (value := given[setting]) != assumed:
             raise WeightsError(f"{path} has {setting} {value}, which no model of this package has; expected {assumed}.")
@@ -612,20 +626,20 @@ def read_config(path: Path) -> dict[str, Any]:
 def _assumed_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["model_type"] == "deimv2":
         is_lite = config["encoder_type"] == "lite"
-        # With a size for evaluation, transformers computes AIFI without positions.
-        positions = {} if is_lite else {"eval_size": None}
         shared = {"share_bbox_head": is_lite, "use_gateway": not is_lite}
         return {
             **_DEIMV2_ASSUMED,
-            **positions,
+            **({} if is_lite else _ENCODER_ASSUMED),
             **shared,
             "decoder_n_points": [4, 2] if is_lite else [6, 6],
             "reg_scale": 4.0,
         }
+    encoder = {**_ENCODER_ASSUMED, "encode_proj_layers": [config.get("num_feature_levels", 3) - 1]}
     if config["model_type"] == "rt_detr_v2":
-        return {**_ASSUMED, "decoder_n_points": 4}
+        return {**_ASSUMED, **encoder, "decoder_n_points": 4}
     return {
         **_ASSUMED,
+        **encoder,
         "decoder_n_points": [6, 6] if config.get("num_feature_levels") == 2 else [3, 6, 3],
         "reg_scale": 8.0 if config.get("encoder_hidden_dim") == 384 else 4.0,  # of dfine-x, and of the others
     }

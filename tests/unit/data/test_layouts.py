@@ -845,7 +845,7 @@ def test_a_video_of_cvat(root: Path) -> None:
 
 def test_frames_of_many_videos_are_called_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is found by the end of its path, without a look at all the others."""
-    names = [f"seq{sequence}/img1/{frame:06d}.jpg" for sequence in range(50) for frame in range(4)]
+    names = [f"seq{sequence}/img1/{frame:06d}.jpg" for sequence in range(60) for frame in range(4)]
     for name in names:
         write_text(tmp_path / "Data" / name, "")
     tree, looked_at = Tree(tmp_path), Counter[str]()

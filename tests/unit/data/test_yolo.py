@@ -104,6 +104,8 @@ def test_an_export_in_another_reads_nothing_of_that(tmp_path: Path) -> None:
         ("nc: 3\nnames: [cat, dog]\n", '"nc" is 3, but "names" has 2 classes'),
         ("names: {cat: 0, dog: 1}\n", '"names" should list the classes as text'),
         ("nc: 2\n\tnames: [cat, dog]\n", "is not valid YAML"),
+        ("names: {0: cat, 1: dog, '1': cow}\n", '"names" should list the classes as text'),
+        (f"names: {{'{'9' * 5000}': cat}}\n", '"names" should list the classes as text'),
     ],
 )
 def test_label_files_are_not_read_without_what_a_wrong_yaml_file_says(root: Path, content: str, message: str) -> None:
@@ -113,12 +115,22 @@ def test_label_files_are_not_read_without_what_a_wrong_yaml_file_says(root: Path
             read_splits(given)
 
 
-@pytest.mark.parametrize("names", ["names: {'0': cat, '1': dog}\n", "nc: '2'\nnames: [cat, dog]\n"])
+@pytest.mark.parametrize(
+    "names", ["names: {'0': cat, '1': dog}\n", "nc: '2'\nnames: [cat, dog]\n", "nc: 2.0\nnames: [cat, dog]\n"]
+)
 def test_numbers_in_quotes_are_numbers(root: Path, names: str) -> None:
     (root / "data.yaml").write_text(f"train: images/train\nval: images/val\n{names}")
     split = read_splits(root).train
     assert split is not None
     assert split.classes.names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("entry", ["../images/train", "../images/train/"])
+def test_a_yaml_file_in_a_folder_of_its_own_names_what_lies_beside(root: Path, entry: str) -> None:
+    configs = root / "configs"
+    write_image(configs / "images" / "train" / "preview.jpg")
+    (configs / "cats.yaml").write_text(f"train: {entry}\n{NAMES}")
+    assert list(boxes(read_splits(configs / "cats.yaml").train)) == ["a.jpg", "b.jpg"]
 
 
 def test_lists_of_images_and_of_folders(root: Path) -> None:

@@ -87,6 +87,7 @@ def test_rotated_boxes_are_no_key_points(tmp_path: Path) -> None:
         along = np.array([np.cos(angle), np.sin(angle)]) * long / 2
         across = np.array([-np.sin(angle), np.cos(angle)]) * short / 2
         corners.append((center + np.stack([along + across, along - across, -along - across, across - along])).round(4))
+    corners[3][2] += 0.01  # drawn by hand
     labels = read(tmp_path, [each.ravel().tolist() for each in corners])
     for box, each in zip(labels.boxes_xywh, corners, strict=True):
         np.testing.assert_allclose(box, [*each.min(axis=0), *np.ptp(each, axis=0)], atol=1e-9)

@@ -262,6 +262,12 @@ def test_a_copy_is_not_written_into_what_a_yaml_file_elsewhere_names(tmp_path: P
     assert (tmp_path / "fixed" / "changes.txt").is_file()
 
 
+def test_a_folder_called_images_above_the_data_does_not_forbid_everything(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "images" / "cats")
+    doctor(folder, fix=tmp_path / "fixed")
+    assert (tmp_path / "fixed" / "changes.txt").is_file()
+
+
 def test_bytes_that_are_no_text_become_letters(tmp_path: Path) -> None:
     folder = write_yolo(tmp_path / "data")
     name = os.fsdecode(b"caf\xe9")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 
 from rtdetrv4.errors import ConfigError, MissingDependencyError, SourceError
 from rtdetrv4.runtime import Detections, draw_boxes
+from rtdetrv4.runtime.detections import ELSEWHERE
 from rtdetrv4.runtime.draw import color_of_class, draw_outlines, draw_text
 
 NAMES = ("cat", "dog", "细胞")
@@ -174,7 +176,9 @@ def test_names_of_other_packages_are_answered() -> None:
     assert not hasattr(found, "masks")
     for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
         assert copied.names == ("a",)
-    assert all(hasattr(found, name.partition("(")[0]) for name in ("to_json()", "to_dicts()", "save", "plot()"))
+    for hint in ELSEWHERE.values():
+        names = [word for word in re.split(r"\W+", re.sub(r"\(\w*\)", "", hint)) if word not in {"and", "or"}]
+        assert hasattr(found, names[0]), hint
 
 
 def test_without_an_image_there_is_nothing_to_draw_on() -> None:

@@ -6,7 +6,9 @@ import io
 import re
 import struct
 import subprocess
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from rtdetrv4.data.decode import decode_reduced
 from rtdetrv4.errors import SourceError
@@ -318,6 +320,16 @@ def jpeg_that_says(width: int, height: int) -> bytes:
     return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
 
 
+def tiled_tiff(side: int) -> bytes:
+    """16×16 pixels in one tile of `side` pixels a side."""
+    packed = zlib.compress(bytes(10**6))
+    entries = ((256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side))
+    tags = [*entries, (324, 8), (325, len(packed))]
+    head = b"II*\0" + struct.pack("<I", 8 + len(packed) + len(packed) % 2)
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return head + packed + bytes(len(packed) % 2) + struct.pack("<H", len(tags)) + directory + bytes(4)
+
+
 ROW = bytes(25)
 TEXT = zlib.compress(bytes(300 * 10**6))
 HOSTILE = {
@@ -341,6 +353,14 @@ HOSTILE = {
     ),
     "a text of PPM": (b"P6 " + b"9" * 10**6 + b" 8 255\n", "is damaged"),
     "zeros": (bytes(10**6), "not an image"),
+    "tiles of many times the image": (tiled_tiff(16_384), "tiles of 16384×16384 pixels for 16×16"),
+    "millions of segments": (b"\xff\xd8" + b"\xff\xe5\0\2" * 200_000, "begins with more than 10000 segments"),
+    "millions of bytes before a segment": (b"\xff\xd8\xff" + bytes(10**6), "begins with more than 10000 segments"),
+    "a million comments": (b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\1A\0" * 200_000, "begins with more than 25625 segments"),
+    "a comment of a million blocks": (
+        b"GIF89a\1\0\1\0\x80\0\0" + bytes(6) + b"!\xfe" + b"\1A" * 500_000,
+        "begins with more than 25625 segments",
+    ),
 }
 
 
@@ -378,6 +398,41 @@ def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
     assert decode_image(data + b"\xff\xda" * 1000).shape == (64, 64, 3)
     note = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
     assert decode_image(data[:2] + note + data[2:]).shape == (64, 64, 3)
+
+
+def test_tiles_and_segments_that_encoders_write() -> None:
+    picture = Image.effect_noise((100, 60), 80).convert("RGB")
+    expected = np.asarray(picture)
+    note = b"".join(b"\xff\xee" + struct.pack(">H", 102) + bytes(100) for _ in range(2000))
+    photo = saved(picture, "JPEG")
+    np.testing.assert_array_equal(decode_image(photo[:2] + b"\xff\xff" + note + photo[2:]), decode_image(photo))
+    animation = saved(picture.quantize(), "GIF", comment=b"x" * 10_000)
+    assert decode_image(animation).shape == expected.shape
+    for options in ({"compression": "tiff_lzw"}, {"tiffinfo": {322: 256, 323: 256}}, {}):
+        np.testing.assert_array_equal(decode_image(saved(picture, "TIFF", **options)), expected)
+
+
+def test_a_large_file_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's limit is lifted as long as one needs it, and nobody waits for another."""
+    usual = Image.MAX_IMAGE_PIXELS
+    is_decoding, may_end = threading.Event(), threading.Event()
+    load = TiffImagePlugin.TiffImageFile.load
+
+    def slow(image: Any) -> Any:
+        is_decoding.set()
+        assert may_end.wait(30)
+        return load(image)
+
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", slow)
+    picture = Image.new("RGB", (16, 16))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(decode_image, saved(picture, "TIFF"))
+        assert is_decoding.wait(30)
+        assert decode_image(saved(picture, "PNG")).shape == (16, 16, 3)
+        assert Image.MAX_IMAGE_PIXELS is None
+        may_end.set()
+        assert waiting.result(30).shape == (16, 16, 3)
+    assert usual == Image.MAX_IMAGE_PIXELS
 
 
 def test_kinds_of_files_that_no_one_takes_for_photos_are_not_tried() -> None:

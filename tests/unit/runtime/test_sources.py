@@ -220,8 +220,10 @@ def test_images_in_memory(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frame.image, image)
     (frame,) = read_source([io.BytesIO((tmp_path / "a.png").read_bytes())])
     np.testing.assert_array_equal(frame.image, image)
-    with (tmp_path / "a.png").open(encoding="latin-1") as text, pytest.raises(SourceError, match='open it with "rb"'):
+    with (tmp_path / "a.png").open() as text, pytest.raises(SourceError, match='open it with "rb"'):
         read_source(text)
+    with pytest.raises(SourceError, match="closed file"):
+        read_source(file)
     for batch in (np.stack([image, image]), torch.stack([channels_first, channels_first]).requires_grad_(False)):
         assert [frame.number for frame in read_source(batch)] == [0, 1]
     (frame,) = read_source((channels_first / 255).requires_grad_())

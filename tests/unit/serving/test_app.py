@@ -545,6 +545,7 @@ def test_other_names(client: Client, host: str, status: int) -> None:
     [
         (Access(token="short"), "token: expected at least 16"),
         (Access(token="sixteen letters or more"), "token: expected"),
+        (Access(token="sixteen-letters-or-more\n"), "token: expected .* without space or line end"),
         (Access(origins=("*",)), 'allow-origin: got "\\*"'),
         (Access(origins=("https://example.com/page",)), "allow-origin: got"),
     ],
@@ -552,6 +553,17 @@ def test_other_names(client: Client, host: str, status: int) -> None:
 def test_impossible_rules(access: Access, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         access.checked()
+
+
+def test_rules_as_browsers_write_them() -> None:
+    given = ("https://Example.com", "https://b.com:443", "http://c.com:80", "http://d.com:443", "https://[::1]:8443")
+    assert Access(origins=given).checked().origins == (
+        *("https://example.com", "https://b.com", "http://c.com", "http://d.com:443", "https://[::1]:8443"),
+    )
+    assert host_names("0.0.0.0", ["Cam.local", "[fd00::1]"])[-2:] == ("cam.local", "[fd00::1]")
+    for wrong in ("cam.local:8000", "http://cam.local", "cam.local/", ""):
+        with pytest.raises(ConfigError, match="allow-host: got"):
+            host_names("0.0.0.0", [wrong])
 
 
 def test_which_addresses_are_this_machine_only() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtdetrv4.serving import Network, Service
+from rtdetrv4.serving import Limits, Network, Service
 from rtdetrv4.serving.access import Access
 from rtdetrv4.serving.fetching import MAX_FETCHES, MAX_REDIRECTS, Fetcher, is_public, resolve
 from rtdetrv4.serving.refusals import RefusedError
@@ -35,6 +35,8 @@ class Elsewhere(BaseHTTPRequestHandler):
         self.seen.append((self.headers["Host"], self.path))
         if self.path.startswith("/to/"):
             self._send(302, b"", Location=self.path.removeprefix("/to/").replace("%7C", "/"))
+        elif self.path == "/astray":
+            self._send(302, b"", Location="http://[x")
         elif self.path == "/loop":
             self._send(302, b"", Location="/loop")
         elif self.path == "/missing":
@@ -53,7 +55,7 @@ class Elsewhere(BaseHTTPRequestHandler):
             self.close_connection = True
             while not self.released.is_set():
                 self.wfile.write(b"x" * 65536)
-        elif self.path == "/hold":
+        elif self.path.startswith("/hold"):
             assert self.released.wait(PATIENCE_S)
             self._send(200, CONTENT)
         elif self.path == "/trickle":
@@ -145,6 +147,8 @@ def test_redirects_are_new_urls(port: int) -> None:
         ):
             assert refusal(fetcher, f"http://a.com/to/{elsewhere}").status == 422
         assert len(Elsewhere.seen) == 5  # nothing was asked but the redirects themselves
+        Elsewhere.seen.clear()
+        assert "redirects to what is no URL" in refusal(fetcher, "http://a.com/astray").what
         Elsewhere.seen.clear()
         assert "redirects more than" in refusal(fetcher, "http://a.com/loop").what
         assert len(Elsewhere.seen) == MAX_REDIRECTS + 1
@@ -294,3 +298,26 @@ def test_urls_in_a_request(port: int, network: Network, monkeypatch: pytest.Monk
         assert (answer.status, answer.error["code"]) == (422, "unreachable_url")
         schema = client.get("/openapi.json").json
         assert "url" in str(schema["paths"]["/predict"]["post"]["requestBody"])
+
+
+def test_fetching_takes_no_longer_than_the_request_may(port: int, network: Network) -> None:
+    """Those that have not begun are then left out."""
+    service = Service({"color": network}, limits=Limits(timeout_s=0.3))
+    urls = [("url", f"http://a.com/hold?{number}".encode()) for number in range(16)]
+    with fetching(port) as fetcher, running(service, Access(allows_urls=True), fetcher=fetcher) as client:
+        body, kind = form(urls)
+        start = time.monotonic()
+        answer = client.ask("POST", "/predict", body, {"Content-Type": kind})
+        assert (answer.status, answer.error["code"]) == (504, "late")
+        assert time.monotonic() - start < 5
+        Elsewhere.released.set()
+        assert fetcher.start("http://a.com/after").result(PATIENCE_S) == CONTENT
+    assert len([path for _, path in Elsewhere.seen if path.startswith("/hold")]) <= 4
+
+
+def test_what_is_fetched_counts_as_the_request(port: int, network: Network) -> None:
+    service = Service({"color": network}, limits=Limits(request_bytes=150_000, image_bytes=150_000))
+    with fetching(port) as fetcher, running(service, Access(allows_urls=True), fetcher=fetcher) as client:
+        body, kind = form([("url", b"http://a.com/1"), ("url", b"http://a.com/2")])
+        answer = client.ask("POST", "/predict", body, {"Content-Type": kind})
+        assert (answer.status, answer.error["code"]) == (413, "request_too_large")

@@ -15,9 +15,10 @@ from PIL import Image
 
 from rtdetrv4.errors import ConfigError
 from rtdetrv4.runtime import ExportedDetector
+from rtdetrv4.runtime.pixels import MAX_SCANS
 from rtdetrv4.serving import BatchSettings, Limits, Network, Service
 from rtdetrv4.serving.budget import Budget
-from rtdetrv4.serving.model import MAX_SCANS, Found, Wish, wish_of
+from rtdetrv4.serving.model import Found, Wish, wish_of
 from rtdetrv4.serving.refusals import RefusedError
 from running_server import write_color_model
 
@@ -138,6 +139,17 @@ def test_many_at_once_are_joined(network: Network) -> None:
     assert model.batcher.num_reserved == 0
 
 
+def bmp(compression: int) -> bytes:
+    """A BMP file, perhaps with run-length coding, which Pillow decodes in Python."""
+    data = bytearray(file_of(Image.new("P", (20, 20)), "BMP"))
+    data[30:34] = compression.to_bytes(4, "little")
+    return bytes(data)
+
+
+def test_a_usual_bmp_is_served(service: Service) -> None:
+    assert len(find(service, bmp(compression=0))) == 1
+
+
 @pytest.mark.parametrize(
     ("data", "status", "code"),
     [
@@ -147,8 +159,10 @@ def test_many_at_once_are_joined(network: Network) -> None:
         (file_of(gradient(101, 200)), 413, "too_many_pixels"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", 422, "unreadable_image"),
         (b"P6 10 10 255 " + bytes(300), 422, "unreadable_image"),
+        (bmp(compression=1), 422, "unreadable_image"),
+        (bmp(compression=2), 422, "unreadable_image"),
     ],
-    ids=["empty", "text", "truncated", "large", "postscript", "ppm"],
+    ids=["empty", "text", "truncated", "large", "postscript", "ppm", "run lengths", "run lengths of 4 bits"],
 )
 def test_what_is_no_image_to_be_served_is_refused(service: Service, data: bytes, status: int, code: str) -> None:
     refused = refusal(service, data)

@@ -140,7 +140,8 @@ def test_weights_without_denoising_stay_without(tmp_path: Path) -> None:
 
 def test_transformers_and_back(tmp_path: Path) -> None:
     model = create_model("dfine-n", 3)
-    save_weights(model.state_dict(), tmp_path / "n.safetensors", {"model": "dfine-n", "names": list(ANIMALS)})
+    facts = {"model": "dfine-n", "names": list(ANIMALS), "num_queries": 120}
+    save_weights(model.state_dict(), tmp_path / "n.safetensors", facts)
     folder = tmp_path / "hf"
     convert_weights(tmp_path / "n.safetensors", folder, to="transformers")
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -148,11 +149,11 @@ def test_transformers_and_back(tmp_path: Path) -> None:
         "model.safetensors",
         "preprocessor_config.json",
     ]
-    facts = read_metadata(folder)
-    assert (facts.layout, facts.models, facts.image_size) == ("transformers", ("dfine-n",), None)
-    assert facts.classes is not None
-    assert facts.classes.names == ANIMALS
-    assert facts.facts["num_queries"] == 300
+    found = read_metadata(folder)
+    assert (found.layout, found.models, found.image_size) == ("transformers", ("dfine-n",), None)
+    assert found.classes is not None
+    assert found.classes.names == ANIMALS
+    assert found.facts["num_queries"] == 120
 
     convert_weights(folder, tmp_path / "back.safetensors")
     fresh = create_model("dfine-n", 3)
@@ -168,6 +169,11 @@ def test_transformers_and_back(tmp_path: Path) -> None:
         ({"decoder_activation_function": "gelu"}, "decoder_activation_function gelu, .* expected relu"),
         ({"decoder_n_points": 4}, r"decoder_n_points 4, .* expected \[6, 6\]"),
         ({"reg_scale": 8}, r"reg_scale 8, .* expected 4\.0"),
+        ({"eval_size": [320, 320]}, r"eval_size \[320, 320\], .* expected None"),
+        ({"encoder_attention_heads": 4}, r"encoder_attention_heads 4, .* expected 8"),
+        ({"encode_proj_layers": [0]}, r"encode_proj_layers \[0\], .* expected \[1\]"),
+        ({"layer_norm_eps": 0.1}, r"layer_norm_eps 0\.1, .* expected 1e-05"),
+        ({"batch_norm_eps": 0.1}, r"batch_norm_eps 0\.1, .* expected 1e-05"),
         ({"id2label": ["cat"]}, "not a transformers config"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))

@@ -327,3 +327,16 @@ def test_transformers_may_leave_one_of_two_names_of_a_head_out(tmp_path: Path) -
         model = create_model("dfine-n", 3)
         assert load_weights(model, tmp_path / "w.bin").trained
         assert_same(model.state_dict(), trained.state_dict())
+
+
+def test_classes_that_differ_in_case_only_keep_their_own_rows(tmp_path: Path) -> None:
+    model, path = model_of(3), tmp_path / "three.safetensors"
+    bias = "query_selection.score_head.bias"
+    state = model.state_dict() | {bias: torch.tensor([1.0, 2.0, 3.0])}
+    save_weights(state, path, {"model": "test", "names": ["Cat", "cat", "dog"]})
+    load_weights(model, path, names=("Cat", "cat", "Dog"))
+    assert model.state_dict()[bias].tolist() == [1, 2, 3]
+    fresh = model_of(3)
+    report = load_weights(fresh, path, names=("CAT", "dog", "cat"))
+    assert fresh.state_dict()[bias].tolist()[1:] == [3, 2]
+    assert "CAT" in report.newly_initialized, "which of the two is meant, nobody knows"

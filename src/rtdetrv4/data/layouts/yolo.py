@@ -26,6 +26,8 @@ from rtdetrv4.runtime.sources import IMAGE_SUFFIXES
 SPLIT_KEYS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 ENTRY_KEYS = ("path", "train", "val", "test", "names", "nc")
 """Entries of a YAML file that are read, by their usual names."""
+ROBOFLOW_ENTRY = re.compile(r"\.\./(train|valid|test)/images/?")
+"""What Roboflow writes where train/images is meant, beside the YAML file."""
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 LABEL_FOLDERS = frozenset({"labels", "label", "annotations", "annotation", "txt"})
 NAME_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "_darknet.labels", "classes.names", "labels.txt")
@@ -231,9 +233,11 @@ def _described(path: Path, base: Path, tree: Tree, split: str, entry: Any, *, fa
 def _place(path: Path, base: Path, tree: Tree, split: str, entry: str) -> Path:
     """The folder or list that an entry names, wherever it was written."""
     name = entry.replace("\\", "/")
-    # Roboflow writes ../train/images where train/images is meant; what lies above may be another export.
     inside = re.sub(r"^(\.\./)+", "", name)
-    for place in (base / inside, path.parent / inside, base / name, path.parent / name):
+    places = [base / name, base / inside, path.parent / name, path.parent / inside]
+    if ROBOFLOW_ENTRY.fullmatch(name) and base == path.parent:  # what lies above may be another export
+        places.sort(key=lambda place: ".." in place.parts)
+    for place in places:
         if is_file(place) or is_folder(place):
             return Path(os.path.normpath(place))
     parts = parts_of(name)

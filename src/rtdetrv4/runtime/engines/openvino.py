@@ -17,7 +17,8 @@ from rtdetrv4.runtime.export_metadata import METADATA_KEY, ExportMetadata, read_
 from rtdetrv4.runtime.known_bad import check_runtime
 
 MAX_COMPILED = 8
-"""Shapes for which a model is kept compiled: each size of a batch of up to so many images, as when it is not full."""
+"""Shapes for which a model is kept compiled: each size of a batch of up to so many images, as when it is not full.
+A thread that is idle may keep one more for each shape that it has seen."""
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 Shapes = tuple[tuple[int, ...], ...]
