@@ -13,7 +13,6 @@ import numpy as np
 from rtdetrv4.runtime import ExportedDetector
 from rtdetrv4.runtime.detect import Run
 from rtdetrv4.runtime.engines import Hint, Precision, chooses_precision
-from rtdetrv4.runtime.engines.openvino import MAX_COMPILED
 from rtdetrv4.runtime.machine import num_cores
 from rtdetrv4.runtime.preprocess import ResizeMode
 from rtdetrv4.serving.batching import batch_sizes
@@ -25,6 +24,8 @@ GAIN = 0.03
 """The share of the time per image that a larger batch must save to be worth the waiting."""
 TUNING_S = 5.0
 """After which no larger batch is tried."""
+MAX_SIZES = 4
+"""Batch sizes for which OpenVINO is prepared: each takes seconds at the start, and memory while the server runs."""
 
 
 class Network(NamedTuple):
@@ -95,7 +96,7 @@ class Network(NamedTuple):
         if metadata.batch is not None:  # `run` fills the batch
             sizes = tuple(range(1, metadata.batch + 1))
         elif is_openvino:  # it compiles a model for each size
-            sizes = batch_sizes(max_batch, MAX_COMPILED)
+            sizes = batch_sizes(max_batch, MAX_SIZES)
         return cls(
             architecture=metadata.model,
             runtime=detector.engine.name,
