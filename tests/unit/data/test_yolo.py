@@ -105,7 +105,7 @@ def test_an_export_in_another_reads_nothing_of_that(tmp_path: Path) -> None:
         ("names: {cat: 0, dog: 1}\n", '"names" should list the classes as text'),
         ("nc: 2\n\tnames: [cat, dog]\n", "is not valid YAML"),
         ("names: {0: cat, 1: dog, '1': cow}\n", '"names" should list the classes as text'),
-        (f"names: {{'{'9' * 5000}': cat}}\n", '"names" should list the classes as text'),
+        ("names: {'999999999999': cat}\n", '"names" should list the classes as text'),
     ],
 )
 def test_label_files_are_not_read_without_what_a_wrong_yaml_file_says(root: Path, content: str, message: str) -> None:
